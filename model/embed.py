@@ -1,0 +1,92 @@
+"""From raw tokens with positions to the encoder's width, and back out: the layers a modality owns.
+
+Shape letters: B batch, N tokens, D width, A position axes. Order: embed, add positions, pre-projection, shared encoder,
+post-projection, mean over the real tokens (the release's order; no class token).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from model.config import ModelConfig
+
+
+class PositionEmbedding(nnx.Module):
+    """One learned table an axis; the rows of a token are summed, then LayerNorm."""
+
+    def __init__(self, config: ModelConfig, *, buckets: tuple[int, ...], rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(0.02)
+        tables = [nnx.Param(init(rngs.params(), (size, config.width), jnp.float32)) for size in buckets]
+        self.tables = nnx.Dict({f"axis_{axis}": table for axis, table in enumerate(tables)})
+        self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, rngs=rngs)
+
+    def __call__(self, positions: Int[Array, "B N A"]) -> Float[Array, "B N D"]:
+        """positions: table rows, already dilated to the tables' size."""
+        rows = [table[...][positions[..., axis]] for axis, table in enumerate(self.tables.values())]
+        return self.norm(sum(rows))
+
+
+class PatchProjection(nnx.Module):
+    """One matrix from a flattened patch to the width. ``fold``: copies of the input a shorter patch stands for."""
+
+    def __init__(self, config: ModelConfig, *, patch_values: int, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), rngs=rngs)
+
+    def __call__(self, patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
+        """A patch of one frame stands for that frame shown in every frame of the tubelet: the kernel is summed over
+        time instead of tiling the pixels, which is the same sum.
+
+        Raises ValueError when the patch's size does not divide the kernel's.
+        """
+        kernel, num_values = self.linear.kernel[...], patches.shape[-1]
+        if kernel.shape[0] % num_values:
+            raise ValueError(f"patches of {num_values} values do not fit a kernel for {kernel.shape[0]} values")
+        if kernel.shape[0] != num_values:
+            kernel = kernel.reshape(-1, num_values, kernel.shape[1]).sum(0)
+        dtype = self.linear.dtype
+        return patches.astype(dtype) @ kernel.astype(dtype) + self.linear.bias[...].astype(dtype)
+
+
+class ModalityLayers(nnx.Module):
+    """Embedder, position tables, pre- and post-projection of one modality."""
+
+    def __init__(self, config: ModelConfig, *, modality: str, rngs: nnx.Rngs):
+        self.modality = modality
+        dtype = jnp.dtype(config.dtype)
+        if modality == "text":
+            init = jax.nn.initializers.normal(1.0)
+            self.table = nnx.Param(init(rngs.params(), (config.vocab_size, config.width), jnp.float32))
+        elif modality == "vision":
+            self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
+        else:
+            self.patch = PatchProjection(config, patch_values=int(np.prod(config.audio_patch)), rngs=rngs)
+        self.position = PositionEmbedding(config, buckets=config.positions(modality), rngs=rngs)
+        self.pre = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.post = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def embed(
+        self,
+        tokens: UInt8[Array, "B N P"] | Float[Array, "B N P"] | Int[Array, "B N"],
+        positions: Int[Array, "B N A"],
+    ) -> Float[Array, "B N D"]:
+        """tokens: uint8 pixels of tubelets or patches, float32 spectrogram patches, or token ids."""
+        if self.modality == "text":
+            embedded = self.table[...].astype(self.dtype)[tokens]
+        elif self.modality == "vision":
+            embedded = self.patch(tokens.astype(self.dtype) / 127.5 - 1.0)
+        else:
+            embedded = self.patch(tokens)
+        return self.pre(embedded + self.position(positions).astype(self.dtype))
+
+    def pool(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B D"]:
+        """Post-projection, then the mean over real tokens, in float32."""
+        x = self.post(x).astype(jnp.float32)
+        if token_mask is None:
+            return x.mean(1)
+        weight = token_mask.astype(jnp.float32)[..., None]
+        return (x * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)

@@ -1,0 +1,52 @@
+"""From pooled features to what a loss needs: the common space of a modality pair, and the classes of a data set."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from model.config import ModelConfig
+
+
+class CommonSpaceHead(nnx.Module):
+    """width → common_dim, GELU, → common_dim, LayerNorm."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.wi = nnx.Linear(config.width, config.common_dim, rngs=rngs)
+        self.wo = nnx.Linear(config.common_dim, config.common_dim, rngs=rngs)
+        self.norm = nnx.LayerNorm(config.common_dim, epsilon=1e-6, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
+        return self.norm(self.wo(jax.nn.gelu(self.wi(features))))
+
+
+class Pair(nnx.Module):
+    """Two heads, one each way between two modalities, and the pair's learned temperature (the temperature itself)."""
+
+    def __init__(self, config: ModelConfig, *, modalities: tuple[str, str], rngs: nnx.Rngs):
+        first, second = modalities
+        self.heads = nnx.Dict({first: CommonSpaceHead(config, rngs=rngs), second: CommonSpaceHead(config, rngs=rngs)})
+        self.tau = nnx.Param(jnp.asarray(config.temperature_init, jnp.float32))
+        self.floor = config.temperature_floor
+
+    def project(self, features: Float[Array, "B D"], modality: str) -> Float[Array, "B K"]:
+        """One modality in the space it shares with the other; the loss takes it to unit length."""
+        return self.heads[modality](features)
+
+    @property
+    def temperature(self) -> Float[Array, ""]:
+        """relu(tau) with a floor, so that logits stay bounded."""
+        return jnp.maximum(self.tau[...], self.floor)
+
+
+class Classifier(nnx.Module):
+    """One linear layer with bias from pooled features to the classes of a data set."""
+
+    def __init__(self, config: ModelConfig, *, num_classes: int, rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(0.02)
+        self.linear = nnx.Linear(config.width, num_classes, kernel_init=init, rngs=rngs)
+
+    def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
+        return self.linear(features)

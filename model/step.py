@@ -1,0 +1,103 @@
+"""One training step of one task structure: a jitted function that takes, donates and returns only its task's groups.
+
+State: {group: {"params", "mu", "nu", "count"}}, plain nested dicts. The learning rate is a function of the global
+step; only Adam's bias correction uses the group's own count of updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from model.imp import Imp, Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam without weight decay, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release)."""
+
+    peak_learning_rate: float
+    warmup_steps: int
+    num_steps: int
+    end_learning_rate: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-7
+    clip_norm: float = 1.0
+
+    def schedule(self) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=self.peak_learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay_steps=max(self.num_steps, self.warmup_steps + 1),
+            end_value=self.end_learning_rate,
+        )
+
+
+def init_state(params: dict) -> dict:
+    """Group → parameters with zero moments and a zero count."""
+    return {name: {"params": p, **_zero_moments(p)} for name, p in params.items()}
+
+
+def _zero_moments(params: dict) -> dict:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return {"mu": zeros, "nu": jax.tree.map(jnp.zeros_like, params), "count": jnp.zeros((), jnp.int32)}
+
+
+def state_shapes(imp: Imp) -> dict:
+    """The state as jax.ShapeDtypeStruct leaves."""
+    return jax.eval_shape(init_state, imp.shapes())
+
+
+def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
+    """The function (state of the structure's groups, batch, step) → (new state, metrics), not yet jitted.
+
+    step: number of updates before this one, int32. metrics: loss, grad_norm (before clipping), learning_rate, finite,
+    temperatures, moe. An update with a non-finite loss or gradient leaves the state as it was, and ``finite`` is False.
+    """
+    schedule = optimizer.schedule()
+
+    def step_fn(state: dict, batch: dict, step):
+        params = {name: group["params"] for name, group in state.items()}
+        (loss, metrics), grads = jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
+        grad_norm = optax.global_norm(grads)
+        scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        learning_rate = schedule(step)
+        new = {}
+        for name, group in state.items():
+            scaled = jax.tree.map(lambda g: g * scale, grads[name])
+            updated = _adam(group, scaled, learning_rate=learning_rate, optimizer=optimizer)
+            new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, group)
+        scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
+        return new, metrics | scalars
+
+    return step_fn
+
+
+def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig) -> dict:
+    transform = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+    moments = optax.ScaleByAdamState(count=group["count"], mu=group["mu"], nu=group["nu"])
+    updates, moments = transform.update(grads, moments)
+    params = jax.tree.map(lambda p, u: p - learning_rate * u, group["params"], updates)
+    return {"params": params, "mu": moments.mu, "nu": moments.nu, "count": moments.count}
+
+
+def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, shardings=None):
+    """The compiled step of a structure for the given shardings, ahead of its first use.
+
+    shardings: (state sharding, batch sharding, scalar sharding) as in ``sharding.step_shardings``; None: one device.
+    """
+    shapes = {name: state_shapes(imp)[name] for name in structure.groups}
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    kwargs = {}
+    if shardings is not None:
+        state_sharding, batch_sharding, scalar_sharding = shardings
+        kwargs["in_shardings"] = (state_sharding, batch_sharding, scalar_sharding)
+        kwargs["out_shardings"] = (state_sharding, scalar_sharding)
+    jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
+    return jitted.lower(shapes, structure.batch_shapes(), step).compile()

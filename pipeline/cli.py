@@ -1,0 +1,60 @@
+"""What the jobs share: arguments, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_job(job, arguments: argparse.Namespace) -> int:
+    """Runs a job and turns its ways of ending into an exit code and at most one line."""
+    try:
+        return job(arguments)
+    except RequestError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_REQUEST
+    except DataError as e:
+        print(f"failed: {e}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: Path | None = ROOT / "configs" / "demo.yaml") -> None:
+    parser.add_argument("--config", type=Path, default=default, required=default is None, help="recipe (YAML)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="change one setting of the recipe, e.g. --set train.num_steps=100; may be repeated",
+    )
+
+
+def pretrain_main(argv: list[str]) -> int:
+    started = time.time()
+    parser = argparse.ArgumentParser(
+        prog="pretrain.py", description="Pretrain one encoder on many tasks by a recipe. Rerun the same command to resume.",
+        epilog="exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--run-dir", type=Path, help="where the run is kept (default: runs/<name of the recipe>)")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    arguments = parser.parse_args(argv)
+    arguments.started = started
+    return run_job(_pretrain, arguments)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from pipeline import recipe as recipes
+
+    recipe = recipes.load(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        print(recipes.dump(recipe.to_dict()), end="")
+        return EXIT_DONE
+    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
+    from pipeline.pretrain import pretrain
+
+    finished = pretrain(recipe, run_dir, started=arguments.started)
+    return EXIT_DONE if finished else EXIT_RUN_AGAIN

@@ -1,0 +1,165 @@
+"""One batch of one task for one rank: from positions in the order to a row of arrays with their ids.
+
+A bad sample becomes a reject and is replaced by a substitute that depends only on its position.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from pipeline.data import prompts
+from pipeline.data.media.clip import Clip
+from pipeline.data.media.errors import Reject
+from pipeline.data.plan import Row, TaskPlan
+from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.data.text import Tokenizer
+from pipeline.data.tokens import drop_tokens, grid_positions, patchify, spectrogram_tokens
+from pipeline.data.variants import view_frames
+from pipeline.errors import DataError
+
+_MOST_SUBSTITUTES = 64
+
+
+class SampleMaker:
+    """Makes the arrays of single samples of one task, in training or evaluation form.
+
+    source: reads a clip by row number (``sources.MediaSource`` or ``shards.ShardSource``).
+    """
+
+    def __init__(self, task: TaskSpec, data_set: DataSetSpec, *, source, tokenizer: Tokenizer | None, tokens: TokenSpec):
+        self.task, self.data_set, self.source, self.tokenizer = task, data_set, source, tokenizer
+        self.tokens = tokens
+        self.classes = task.classes or data_set.classes
+        self.media = tuple(m for m in task.modalities if m != "text")
+
+    def arrays(self, clip: Clip, variant: Variant, *, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """The sample's arrays; rng None: the evaluation view. Raises Reject where labels or text are missing."""
+        out, start_s = {}, 0.0
+        augment = self.task.augment if rng is not None else None
+        for modality in self.task.modalities:
+            if modality in ("image", "video"):
+                frames = clip.image[None] if modality == "image" else clip.video
+                view, first = view_frames(frames, variant, augment=augment, rng=rng)
+                start_s = first / self.data_set.video.fps
+                out |= self._vision(view, variant, rng)
+            elif modality == "audio":
+                out |= self._audio(clip.audio, start_s)
+        if "text" in self.task.modalities:
+            text = self._text(clip, rng)
+            out |= self.encode_text(text)
+        if self.task.objective == "nce":
+            out["positive_ids"] = np.int32(self._positive_id(clip, out, text if "text" in self.task.modalities else ""))
+        else:
+            out["labels"] = self.multi_hot(clip)
+        return out
+
+    def _vision(self, view: np.ndarray, variant: Variant, rng) -> dict:
+        frames = self.tokens.vision_patch[0] if variant.num_frames else 1
+        patches = patchify(view, (frames, *self.tokens.vision_patch[1:]))
+        positions = grid_positions(variant.grid, self.tokens.vision_positions)
+        if rng is not None:
+            patches, positions = drop_tokens(patches, positions, drop_rate=variant.drop_rate, rng=rng)
+        return {"vision/tokens": patches, "vision/positions": positions}
+
+    def _audio(self, waveform: np.ndarray, start_s: float) -> dict:
+        spec = self.data_set.audio
+        tokens = spectrogram_tokens(waveform[int(start_s * spec.sample_rate_hz) :], spec)
+        return {"audio/tokens": tokens, "audio/positions": grid_positions(spec.grid, self.tokens.audio_positions)}
+
+    def _text(self, clip: Clip, rng) -> str:
+        if self.task.text == "labels":
+            label = " ".join(self._labels(clip))
+            templates = prompts.train_templates(self.media[0])
+            return templates[int(rng.integers(len(templates))) if rng is not None else 0].format(label)
+        texts = [t for t in clip.text if t.strip()]
+        if not texts:
+            raise Reject("no_text", "no caption with a character in it")
+        return texts[int(rng.integers(len(texts))) if rng is not None else 0]
+
+    def encode_text(self, text: str) -> dict:
+        ids = self.tokenizer.encode(text, self.task.text_length)
+        if not ids.any():
+            raise Reject("no_text", f"no tokens in {text[:40]!r}")
+        positions = np.arange(len(ids), dtype=np.int32)[:, None]
+        return {"text/tokens": ids, "text/positions": positions, "text/mask": ids != 0}
+
+    def _labels(self, clip: Clip) -> list[str]:
+        labels = [c for c in clip.labels if c in self.classes] if self.classes else list(clip.labels)
+        if not labels:
+            raise Reject("no_label", f"labels {list(clip.labels)[:5]} are none of the task's classes")
+        return labels
+
+    def multi_hot(self, clip: Clip) -> np.ndarray:
+        """(classes of the data set,) uint8."""
+        labels = self._labels(clip)
+        return np.array([c in labels for c in self.data_set.classes], np.uint8)
+
+    def _positive_id(self, clip: Clip, out: dict, text: str) -> int:
+        if self.task.positives == "instance":
+            key = clip.id
+        elif self.task.positives == "labels":
+            key = "\n".join(sorted(self._labels(clip)))
+        else:
+            key = text.strip().lower()
+        # 31 bits of a stable hash: two different keys of one batch meet about once in 10^6 batches of 64.
+        return zlib.crc32(key.encode()) & 0x7FFFFFFF
+
+
+class BatchMaker:
+    """Makes whole rows: samples of a batch in order, substitutes where one is bad.
+
+    known_bad: ids that an earlier part of the run rejected; they are not tried again, so a resume sees the same samples.
+    """
+
+    def __init__(self, plan: TaskPlan, samples: SampleMaker, *, known_bad: dict[str, dict] | None = None):
+        self.plan, self.samples = plan, samples
+        self._bad = dict(known_bad or {})
+
+    def row(self, index: int, *, rank: int, world_size: int) -> Row:
+        variant, positions = self.plan.batch(index, rank=rank, world_size=world_size)
+        ids, rejects, columns = [], [], {}
+        rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
+        for position, first, epoch in zip(positions, rows.tolist(), epochs.tolist(), strict=True):
+            sample_id, arrays = self._sample(position, first, epoch, variant, rejects)
+            ids.append(sample_id)
+            for name, value in arrays.items():
+                columns.setdefault(name, []).append(value)
+        return Row(
+            task=self.plan.task.name,
+            batch=index,
+            rank=rank,
+            variant=variant.name,
+            ids=ids,
+            rejects=rejects,
+            arrays={name: np.stack(values) for name, values in columns.items()},
+        )
+
+    def _sample(self, position: int, row: int, epoch: int, variant: Variant, rejects: list[dict]) -> tuple[str, dict]:
+        for attempt in range(_MOST_SUBSTITUTES):
+            source = self.samples.source
+            sample_id = source.id(row)
+            if sample_id in self._bad:
+                rejects.append(self._bad[sample_id])
+            else:
+                try:
+                    clip = source.clip(row)
+                    rng = self.plan.order.generator(sample_id, epoch)
+                    return sample_id, self.samples.arrays(clip, variant, rng=rng)
+                except Reject as e:
+                    reject = {
+                        "id": sample_id,
+                        "data_set": self.samples.data_set.name,
+                        "source": source.where(row),
+                        "reason": e.reason,
+                        "detail": e.detail,
+                    }
+                    self._bad[sample_id] = reject
+                    rejects.append(reject)
+            row = self.plan.order.substitute(position, attempt)
+        last = rejects[-1]
+        raise DataError(
+            f"data set {self.samples.data_set.name}: {_MOST_SUBSTITUTES} samples in a row are bad, the last "
+            f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with jobs/check.py"
+        )

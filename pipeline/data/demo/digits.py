@@ -1,0 +1,83 @@
+"""The 1,797 handwritten digits of scikit-learn as images, and the split that moving digits share.
+
+Source: `sklearn.datasets.load_digits`, the test set of the UCI "Optical Recognition of Handwritten Digits" data:
+8x8 pixels with values 0..16, light ink on a dark ground.
+
+A digit is held out if it is in the first 20 % of its class, ordered by a hash of its index: a fixed set, stratified
+over the classes. A source digit that is held out here is held out in moving digits too.
+"""
+
+import io
+from functools import cache
+from itertools import chain
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.demo.files import Plan, first_rows, stable_hash
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HELD_OUT_SHARE = 0.2
+IMAGE_SIZE = 64
+LARGEST_VALUE = 16
+
+
+@cache
+def load() -> tuple[np.ndarray, np.ndarray]:
+    """The source digits: values 0..16, (1797, 8, 8) uint8, and classes 0..9, (1797,)."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    return source.images.astype(np.uint8), source.target
+
+
+def split_by_class(classes: np.ndarray) -> dict[str, dict[int, list[int]]]:
+    """Split name to class to the source indices of that class in the split, in hash order."""
+    splits = {"train": {}, "held_out": {}}
+    for digit in range(len(NAMES)):
+        indices = sorted(np.flatnonzero(classes == digit).tolist(), key=lambda index: stable_hash("digit", index))
+        num_held_out = round(HELD_OUT_SHARE * len(indices))
+        splits["held_out"][digit] = indices[:num_held_out]
+        splits["train"][digit] = indices[num_held_out:]
+    return splits
+
+
+def split_indices(classes: np.ndarray, *, limit: int | None) -> dict[str, list[int]]:
+    """Split name to source indices in the order of the source, whose classes are mixed."""
+    shares = {"train": 1 - HELD_OUT_SHARE, "held_out": HELD_OUT_SHARE}
+    return {
+        split: first_rows(sorted(chain.from_iterable(by_class.values())), limit=limit, share=shares[split])
+        for split, by_class in split_by_class(classes).items()
+    }
+
+
+def plan(*, limit: int | None) -> Plan:
+    """Rows with an image and the label that names its digit."""
+    values, classes = load()
+    jobs, manifests = [], {}
+    for split, indices in split_indices(classes, limit=limit).items():
+        manifests[split] = [
+            {
+                "id": f"digit-{index:04d}",
+                "image": f"images/{index:04d}.png",
+                "text": [],
+                "labels": [NAMES[classes[index]]],
+                "source_digit": index,
+            }
+            for index in indices
+        ]
+        jobs += [{"path": f"digits/images/{i:04d}.png", "values": values[i].tolist()} for i in indices]
+    return Plan(name="digits", jobs=jobs, manifests=manifests)
+
+
+def upsample(values: list[list[int]], *, size: int) -> Image.Image:
+    """A source digit as a grey image of `size` x `size`, light on black, resized with a bicubic kernel."""
+    grey = np.rint(np.array(values) * (255 / LARGEST_VALUE)).astype(np.uint8)
+    return Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def render(job: dict) -> bytes:
+    """The PNG of one digit."""
+    out = io.BytesIO()
+    upsample(job["values"], size=IMAGE_SIZE).save(out, format="png", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,46 @@
+"""The process that renders media files: `python -m pipeline.data.demo.worker`, started by `pool`.
+
+Reads one JSON object a line, {"root", "set", "jobs"}, and answers each with {"done": count} or {"error": traceback}.
+It ends with its input, so it does not outlive a parent that was killed.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+from pipeline.data.demo.files import write_whole
+
+MODULES = {"digits": "digits", "emoji": "emoji", "moving_digits": "moving"}
+
+
+def handle(request: dict) -> dict:
+    """Renders and writes the files of one request."""
+    render = import_module(f"pipeline.data.demo.{MODULES[request['set']]}").render
+    for job in request["jobs"]:
+        try:
+            write_whole(Path(request["root"]) / job["path"], render(job))
+        except Exception:  # noqa: BLE001 - the parent re-raises it, with the path
+            return {"error": f"{job['path']}\n{traceback.format_exc()}"}
+    return {"done": len(request["jobs"])}
+
+
+def main() -> None:
+    # Ctrl-C goes to the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Answers get a descriptor of their own: a library that prints must not break the protocol.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        try:
+            print(json.dumps(handle(json.loads(line))), file=answers, flush=True)
+        except BrokenPipeError:
+            # The parent is gone; an ordinary exit would flush into the closed pipe and complain again.
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

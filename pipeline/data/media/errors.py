@@ -1,0 +1,25 @@
+"""Bad media is data: a reason from a fixed list and a line of detail."""
+
+from __future__ import annotations
+
+REASONS = {
+    "no_media": "the row names no file for a modality its task needs",
+    "missing_file": "the file the row names does not exist",
+    "empty_file": "the file has no bytes",
+    "not_decodable": "no decoder could read it",
+    "no_frames": "the video has no frame in the asked range",
+    "no_sound": "there is no sound track",
+    "too_large": "more pixels than the recipe's cap",
+    "no_text": "the row has no usable text",
+    "no_label": "the row has none of the classes its task asks for",
+}
+
+
+class Reject(Exception):
+    """Raised by a decoder for one sample; caught where batches are made, never passed on."""
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REASONS:
+            raise ValueError(f"unknown reject reason {reason!r}; known: {', '.join(REASONS)}")
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, " ".join(detail.split())[:300]

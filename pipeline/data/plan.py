@@ -1,0 +1,61 @@
+"""Which samples each batch of a task holds, and the row of arrays a batch becomes. numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from pipeline.data import order
+from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One (batch, rank) of a task. batch: index within the task.
+
+    arrays: this rank's samples along the leading axis, named "<modality>/<what>", e.g. "vision/tokens".
+    rejects: what was found bad on the way, as dicts of id, data_set, source, reason, detail.
+    """
+
+    task: str
+    batch: int
+    rank: int
+    variant: str
+    ids: list[str]
+    rejects: list[dict]
+    arrays: dict[str, np.ndarray]
+
+
+class TaskPlan:
+    """Which samples each batch of a task holds: arithmetic on (seed, task, number of batches).
+
+    num_rows: of the data set. num_batches: how many the run will need.
+    """
+
+    def __init__(self, task: TaskSpec, *, seed: int, num_rows: int, num_batches: int):
+        self.task, self.order = task, order.Order(seed, task.name, num_rows)
+        sizes = np.array([v.global_batch_size for v in task.variants])
+        self.variants = order.variants_at(seed, task.name, np.arange(num_batches), num_variants=len(sizes))
+        self.starts = np.concatenate([[0], np.cumsum(sizes[self.variants])])
+
+    def batch(self, index: int, *, rank: int, world_size: int) -> tuple[Variant, range]:
+        """(variant, this rank's positions) of the task's batch ``index``; ranks share a batch in equal parts."""
+        variant = self.task.variants[self.variants[index]]
+        share = variant.global_batch_size // world_size
+        start = int(self.starts[index]) + rank * share
+        return variant, range(start, start + share)
+
+
+def group_arrays(arrays: dict[str, np.ndarray]) -> dict:
+    """{"vision/tokens": ...} → {"vision": {"tokens": ...}}, the form ``model.imp.Imp.loss`` takes."""
+    out: dict = {}
+    for name, value in arrays.items():
+        *outer, last = name.split("/")
+        (out.setdefault(outer[0], {}) if outer else out)[last] = value
+    return out
+
+
+def model_modalities(task: TaskSpec) -> tuple[str, ...]:
+    """The task's modalities as the model names them."""
+    return tuple(MODEL_MODALITY[m] for m in task.modalities)

@@ -1,0 +1,24 @@
+"""Sentences around a label, in our own words: drawn at random in training, averaged in zero-shot evaluation."""
+
+from __future__ import annotations
+
+TRAIN = {
+    "generic": (
+        "{}", "this is {}", "an example of {}", "here we have {}", "it shows {}", "one more {}", "clearly {}",
+        "what you see here is {}",
+    ),
+    "image": ("a picture of {}", "an image that shows {}", "a small picture with {}"),
+    "video": ("a clip of {}", "a short film that shows {}", "moving pictures of {}"),
+    "audio": ("the sound of {}", "a recording of {}", "one can hear {}"),
+}
+
+EVAL = {
+    "image": ("{}", "this is {}", "a picture of {}", "an image that shows {}", "an example of {}", "it shows {}"),
+    "video": ("{}", "this is {}", "a clip of {}", "a short film that shows {}", "an example of {}", "it shows {}"),
+    "audio": ("{}", "this is {}", "the sound of {}", "a recording of {}", "an example of {}", "one can hear {}"),
+}
+
+
+def train_templates(media: str) -> tuple[str, ...]:
+    """All templates a label of this kind of media may be put into."""
+    return TRAIN["generic"] + TRAIN[media]

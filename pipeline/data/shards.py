@@ -1,0 +1,155 @@
+"""Preprocessed data sets: canonical clips in Arrow IPC files, memory-mapped. Everything after the clip is shared.
+
+A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (rows, files, sha256, what was decoded and how).
+Rejected rows stay in their place with their reason, so the order over a data set is the same as over its media.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.media.clip import Clip
+from pipeline.data.media.errors import Reject
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import DataSetSpec
+from pipeline.errors import DataError, RequestError
+
+MEDIA = ("image", "video", "audio")
+_TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("text", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.string())),
+        *((m, _TENSOR) for m in MEDIA),
+    ]
+)
+
+
+def open_source(data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0):
+    """Shards where the recipe names them, the media otherwise."""
+    if data_set.shards:
+        return ShardSource(data_set, modalities=modalities)
+    return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes)
+
+
+def decode_settings(data_set: DataSetSpec) -> dict:
+    """What the canonical clips depend on: shards made with other settings are refused."""
+    audio = data_set.audio
+    return {
+        "image": [data_set.image.short_side],
+        "video": [data_set.video.fps, data_set.video.short_side, data_set.video.max_frames],
+        "audio": [audio.sample_rate_hz, audio.num_samples],
+    }
+
+
+def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]:
+    """Decodes rows into a table of SCHEMA; also the rejects."""
+    columns = {name: [] for name in SCHEMA.names}
+    rejects = []
+    for row in rows:
+        record = {"id": source.id(row), "source": source.where(row), "text": [], "labels": []}
+        try:
+            clip = source.clip(row)
+            record |= {"text": list(clip.text), "labels": list(clip.labels)}
+            record |= {m: _tensor(getattr(clip, m)) for m in MEDIA}
+        except Reject as e:
+            record |= {"reason": e.reason, "detail": e.detail}
+            rejects.append({k: record[k] for k in ("id", "source", "reason", "detail")})
+        for name in columns:
+            columns[name].append(record.get(name))
+    return pa.table(columns, schema=SCHEMA), rejects
+
+
+def _tensor(array: np.ndarray | None) -> dict | None:
+    if array is None:
+        return None
+    return {"dtype": array.dtype.str, "shape": array.shape, "data": np.ascontiguousarray(array).tobytes()}
+
+
+def write_shard(table: pa.Table, path: Path) -> dict:
+    """Writes one IPC file, a record batch a row so that a reader maps single rows. Returns its index entry."""
+    temporary = path.with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    with open(temporary, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
+
+
+class ShardSource:
+    """Random access to the clips of a folder of shards, through the page cache."""
+
+    def __init__(self, data_set: DataSetSpec, *, modalities: tuple[str, ...]):
+        self.data_set, self.modalities = data_set, modalities
+        self.folder = Path(data_set.shards)
+        self.index = read_index(self.folder)
+        missing = set(modalities) - set(self.index["modalities"])
+        if missing:
+            raise RequestError(
+                f"data_sets.{data_set.name}.shards: expected {', '.join(sorted(missing))} in {self.folder}, found only "
+                f"{', '.join(self.index['modalities'])}; run jobs/preprocess.py again"
+            )
+        for modality in modalities:
+            found, asked = self.index["settings"][modality], decode_settings(data_set)[modality]
+            if found != asked:
+                raise RequestError(
+                    f"data_sets.{data_set.name}.{modality}: the shards in {self.folder} were made with {found}, the "
+                    f"recipe says {asked}; run jobs/preprocess.py again or set the recipe back"
+                )
+        counts = [entry["rows"] for entry in self.index["shards"]]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.num_rows = int(self._starts[-1])
+        self._open = functools.lru_cache(maxsize=8)(self._open_file)
+
+    def _open_file(self, number: int):
+        entry = self.index["shards"][number]
+        path = self.folder / entry["file"]
+        if not path.exists() or path.stat().st_size != entry["bytes"]:
+            raise DataError(f"shard {path}: expected {entry['bytes']} bytes, found another size; preprocess it again")
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def _record(self, row: int) -> pa.RecordBatch:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._open(number).get_batch(row - int(self._starts[number]))
+
+    def id(self, row: int) -> str:
+        return self._record(row)["id"][0].as_py()
+
+    def where(self, row: int) -> str:
+        return self._record(row)["source"][0].as_py()
+
+    def clip(self, row: int) -> Clip:
+        record = self._record(row)
+        if record["reason"][0].is_valid:
+            raise Reject(record["reason"][0].as_py(), record["detail"][0].as_py())
+        arrays = {m: self._array(record[m][0]) for m in self.modalities}
+        text, labels = (tuple(record[c][0].as_py()) for c in ("text", "labels"))
+        return Clip(id=record["id"][0].as_py(), text=text, labels=labels, **arrays)
+
+    @staticmethod
+    def _array(tensor: pa.StructScalar) -> np.ndarray:
+        dtype, shape = np.dtype(tensor["dtype"].as_py()), tensor["shape"].as_py()
+        return np.frombuffer(tensor["data"].as_buffer(), dtype).reshape(shape)
+
+
+def read_index(folder: Path) -> dict:
+    """The index of a finished preprocessing run. Raises RequestError where there is none."""
+    try:
+        return json.loads((Path(folder) / "index.json").read_text())
+    except FileNotFoundError as e:
+        raise RequestError(f"shards {folder}: expected index.json; let jobs/preprocess.py finish first") from e
+    except ValueError as e:
+        raise RequestError(f"shards {folder}: index.json cannot be read: {e}") from e

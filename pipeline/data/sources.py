@@ -1,0 +1,73 @@
+"""Clips of a data set by row number, decoded from its media. ``shards.ShardSource`` gives the same from shards."""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+
+from pipeline.data.manifest import Manifest
+from pipeline.data.media.clip import Clip, decode_media
+from pipeline.data.spec import DataSetSpec
+
+
+class DecodedCache:
+    """Decoded media of this process, least recently used first out: small data sets are decoded once, not once an epoch.
+
+    Shared by all streams of the process, so that tasks on the same files share them too.
+    """
+
+    def __init__(self, max_bytes: int = 0):
+        self.max_bytes, self._bytes = max_bytes, 0
+        self._arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+
+    def get(self, key: tuple) -> np.ndarray | None:
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+        return self._arrays.get(key)
+
+    def put(self, key: tuple, array: np.ndarray) -> None:
+        if array.nbytes > self.max_bytes or key in self._arrays:
+            return
+        self._arrays[key], self._bytes = array, self._bytes + array.nbytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+
+
+_CACHE = DecodedCache()
+
+
+class MediaSource:
+    """Decodes the media of a manifest's rows on demand. manifest: another one than the data set's training manifest."""
+
+    def __init__(
+        self, data_set: DataSetSpec, *, modalities: tuple[str, ...], manifest: str | None = None, cache_bytes: int = 0
+    ):
+        self.data_set, self.modalities = data_set, modalities
+        self.manifest = Manifest(manifest or data_set.manifest)
+        self.num_rows = self.manifest.num_rows
+        self._cache = _CACHE
+        self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
+
+    def id(self, row: int) -> str:
+        return self.manifest.row(row)["id"]
+
+    def where(self, row: int) -> str:
+        """The media files of a row, for a reader of the quarantine list."""
+        record = self.manifest.row(row)
+        return " ".join(record[c] for c in ("image", "video", "audio") if record.get(c))
+
+    def clip(self, row: int) -> Clip:
+        """Raises Reject where the row's media are bad."""
+        record = self.manifest.row(row)
+        arrays = {modality: self._media(row, record, modality) for modality in self.modalities}
+        text, labels = (tuple(record.get(c) or ()) for c in ("text", "labels"))
+        return Clip(id=record["id"], text=text, labels=labels, **arrays)
+
+    def _media(self, row: int, record: dict, modality: str) -> np.ndarray:
+        key = (self.manifest.uri, modality, getattr(self.data_set, modality), row)
+        array = self._cache.get(key)
+        if array is None:
+            array = decode_media(record, self.data_set, modality)
+            self._cache.put(key, array)
+        return array

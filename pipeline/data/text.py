@@ -1,0 +1,70 @@
+"""Text to token ids by sentencepiece. Pad id 0, no begin or end marks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.media.storage import read_bytes
+from pipeline.errors import RequestError
+
+
+class Tokenizer:
+    """A sentencepiece model from its bytes, so that it can travel to decode processes and into checkpoints."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self.model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as e:
+            raise RequestError(f"text.tokenizer: expected a sentencepiece model: {e}") from e
+        if self._processor.pad_id() != 0:
+            raise RequestError(f"text.tokenizer: expected pad id 0, found {self._processor.pad_id()}")
+
+    def __reduce__(self):
+        return Tokenizer, (self.model,)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._processor.get_piece_size()
+
+    def encode(self, text: str, length: int) -> np.ndarray:
+        """(length,) int32, cut or padded with 0."""
+        ids = self._processor.encode(text)[:length]
+        out = np.zeros(length, np.int32)
+        out[: len(ids)] = ids
+        return out
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    return Tokenizer(read_bytes(path))
+
+
+def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
+    """Trains a unigram model on the sentences and writes it to ``into``; the vocabulary shrinks where text is short."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=0.9995,
+        byte_fallback=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    into.parent.mkdir(parents=True, exist_ok=True)
+    temporary = into.with_suffix(".tmp")
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(into)
+    return Tokenizer(model.getvalue())

@@ -1,0 +1,79 @@
+"""From arrays to tokens with positions. Shape letters: T frames, H W pixels, N tokens, P values of a patch.
+
+A position is a row of the model's position tables: on an axis with n tokens and a table of b rows, token i has row
+(i b) // n, so inputs of every size spread over the whole table (dilated, integer arithmetic).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from pipeline.data.spec import AudioSpec
+
+
+def grid_positions(grid: tuple[int, ...], buckets: tuple[int, ...]) -> np.ndarray:
+    """(N, axes) int32 for a grid in row-major order. Raises ValueError where an axis has more tokens than rows."""
+    too_many = [f"{n} tokens, {b} positions" for n, b in zip(grid, buckets, strict=True) if n > b]
+    if too_many:
+        raise ValueError(f"grid {grid} does not fit the position tables {buckets}: {'; '.join(too_many)}")
+    axes = [np.arange(n) * b // n for n, b in zip(grid, buckets, strict=True)]
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=-1).astype(np.int32)
+
+
+def patchify(frames: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
+    """(T, H, W, 3) → (N, P) of the same dtype, tubelets in (time, row, column) order, values in (t, h, w, c) order."""
+    num_frames, height, width, channels = frames.shape
+    t, h, w = patch
+    if num_frames % t or height % h or width % w:
+        raise ValueError(f"{num_frames}x{height}x{width} cannot be cut into patches of {t}x{h}x{w}")
+    cut = frames.reshape(num_frames // t, t, height // h, h, width // w, w, channels)
+    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, t * h * w * channels)
+
+
+def kept_tokens(num_tokens: int, drop_rate: float) -> int:
+    """How many tokens DropToken keeps: int((1 - rate) N)."""
+    # The small addition keeps e.g. (1 - 0.9) * 10 = 0.9999999999999998 from losing a token.
+    return int((1.0 - drop_rate) * num_tokens + 1e-9)
+
+
+def drop_tokens(tokens: np.ndarray, positions: np.ndarray, *, drop_rate: float, rng: np.random.Generator):
+    """A uniform choice of tokens without replacement, in their old order, with their positions."""
+    if not drop_rate:
+        return tokens, positions
+    keep = np.sort(rng.choice(len(tokens), size=kept_tokens(len(tokens), drop_rate), replace=False))
+    return tokens[keep], positions[keep]
+
+
+@functools.cache
+def _mel_filters(spec: AudioSpec) -> np.ndarray:
+    import librosa
+
+    return librosa.filters.mel(
+        sr=spec.sample_rate_hz, n_fft=spec.frame_length, n_mels=spec.num_mels, fmin=spec.min_hz, fmax=spec.max_hz
+    ).T.astype(np.float32)
+
+
+def log_mel(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    """(num_frames, num_mels) float32: log(mel + 1e-6) of Hann-windowed magnitudes, the end padded with zeros.
+
+    The filters are librosa's; the transform is plain numpy, because librosa's own costs every decode process tens of
+    seconds of compilation at first use (equal: tests/pipeline/data/test_tokens.py).
+    """
+    needed = (spec.num_frames - 1) * spec.hop_length + spec.frame_length
+    padded = np.zeros(needed, np.float32)
+    waveform = waveform[: spec.num_samples]
+    padded[: min(len(waveform), needed)] = waveform[:needed]
+    frames = np.lib.stride_tricks.sliding_window_view(padded, spec.frame_length)[:: spec.hop_length]
+    window = np.hanning(spec.frame_length + 1)[:-1].astype(np.float32)
+    magnitude = np.abs(np.fft.rfft(frames * window, axis=-1)).astype(np.float32)
+    return np.log(magnitude @ _mel_filters(spec) + 1e-6)
+
+
+def spectrogram_tokens(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    """(N, P) float32 patches of the normalised log-mel spectrogram, in (time, frequency) order."""
+    mel = (log_mel(waveform, spec) - spec.mean) / spec.std
+    time, frequency = spec.patch
+    cut = mel.reshape(mel.shape[0] // time, time, mel.shape[1] // frequency, frequency)
+    return np.ascontiguousarray(cut.transpose(0, 2, 1, 3).reshape(-1, time * frequency), np.float32)

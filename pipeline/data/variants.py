@@ -1,0 +1,85 @@
+"""Input sizes of a task at equal vision tokens a step (paper section 3.4), and the view a variant takes of a clip."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.spec import Augment, TokenSpec, Variant
+from pipeline.data.tokens import kept_tokens
+
+
+def make_variant(
+    *, num_frames: int, size: int, drop_rate: float, budget: int | None, batch_size: int | None, spec: TokenSpec
+) -> Variant:
+    """A variant whose batch follows from the token budget, or (the base variant) from ``batch_size``.
+
+    num_frames: 0 for still images. budget: vision tokens of a step. Raises ValueError with the numbers where the grid
+    is not whole, the tables are too small, or the budget does not divide.
+    """
+    t, h, w = spec.vision_patch
+    frames_name = f"{num_frames}x" if num_frames else ""
+    name = f"{frames_name}{size}x{size}" + (f"-drop{drop_rate:g}" if drop_rate else "")
+    if num_frames % t or size % h or size % w or not size:
+        raise ValueError(f"variant {name}: frames must divide by {t} and size by {h}; found {num_frames} and {size}")
+    grid = (max(1, num_frames // t), size // h, size // w)
+    if any(n > most for n, most in zip(grid, spec.vision_positions, strict=True)):
+        raise ValueError(f"variant {name}: grid {grid} is larger than the position tables {spec.vision_positions}")
+    num_tokens = kept_tokens(int(np.prod(grid)), drop_rate)
+    if num_tokens < 1:
+        raise ValueError(f"variant {name}: drop_rate {drop_rate} leaves none of {int(np.prod(grid))} tokens")
+    if batch_size is None:
+        if budget % num_tokens:
+            raise ValueError(
+                f"variant {name}: {num_tokens} tokens a sample do not divide the task's {budget} vision tokens a step; "
+                "change its size, drop_rate or the task's batch_size"
+            )
+        batch_size = budget // num_tokens
+    return Variant(
+        name=name,
+        global_batch_size=batch_size,
+        num_frames=num_frames,
+        size=size,
+        drop_rate=drop_rate,
+        grid=grid,
+        num_vision_tokens=num_tokens,
+    )
+
+
+def view_frames(frames: np.ndarray, variant: Variant, *, augment: Augment | None, rng: np.random.Generator | None):
+    """(T, H, W, 3) of a canonical clip → (num_frames, size, size, 3) uint8.
+
+    augment: None takes the middle (evaluation); otherwise the window in time, the crop and the flip are drawn. A clip
+    with fewer frames shows its last frame again.
+    """
+    num = max(1, variant.num_frames)
+    spare = max(0, len(frames) - num)
+    start = spare // 2 if augment is None else int(rng.integers(spare + 1))
+    chosen = frames[np.minimum(np.arange(start, start + num), len(frames) - 1)]
+    box = _crop_box(chosen.shape[1:3], augment, rng)
+    flip = augment is not None and augment.flip and rng.random() < 0.5
+    out = np.stack([_resize(frame, box, variant.size) for frame in chosen])
+    return (out[:, :, ::-1] if flip else out), start
+
+
+def _crop_box(shape: tuple[int, int], augment: Augment | None, rng) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom): the central square, or a crop of random area, aspect and place."""
+    height, width = shape
+    if augment is None or (augment.area == (1.0, 1.0) and augment.aspect == (1.0, 1.0)):
+        side = min(height, width)
+        spare_w, spare_h = width - side, height - side
+        # Even without random crops a training view of a wide clip moves along its long side.
+        left, top = (spare_w / 2, spare_h / 2) if augment is None else (rng.integers(spare_w + 1), rng.integers(spare_h + 1))
+        return (left, top, left + side, top + side)
+    area = rng.uniform(*augment.area) * height * width
+    aspect = np.exp(rng.uniform(*np.log(augment.aspect)))
+    crop_w, crop_h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
+    left, top = rng.uniform(0, width - crop_w), rng.uniform(0, height - crop_h)
+    return (left, top, left + crop_w, top + crop_h)
+
+
+def _resize(frame: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    if frame.shape[:2] == (size, size) and box == (0, 0, size, size):
+        return frame
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -1,0 +1,13 @@
+"""The two ways a run ends early that are not bugs, and the exit codes of every job."""
+
+from __future__ import annotations
+
+EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN = 0, 1, 2, 75
+
+
+class RequestError(Exception):
+    """What was asked for is wrong: one line that says what was expected, what was found, what to do. Exit code 2."""
+
+
+class DataError(Exception):
+    """The data stopped the run (too many rejects, storage out of reach): the message names the source. Exit code 1."""

@@ -1,0 +1,78 @@
+"""A trained model from a run directory alone, and features of media and text through it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from model.imp import Imp
+from model.step import state_shapes
+from pipeline import recipe as recipes
+from pipeline.data.text import Tokenizer
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.run import use_compute_type
+from pipeline.train.schedule import structure_of
+
+_BATCH = 64
+
+
+class TrainedModel:
+    """Parameters of the newest checkpoint with what is needed to feed them.
+
+    Everything comes from the checkpoint: the recipe, the class lists, the tokenizer.
+    """
+
+    def __init__(self, run_dir: Path):
+        checkpoints = Checkpoints(run_dir)
+        data = checkpoints.data()
+        self.step = data["step"]
+        self.recipe = recipes.from_dict(data["config"])
+        self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()
+        tokenizer = base64.b64decode(data["tokenizer"])
+        self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
+        self.tokens = self.recipe.token_spec()
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
+        config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
+        structures = [
+            structure_of(t, v, self.data_sets[t.data_set], self.tokens)
+            for t in self.tasks.values()
+            for v in t.variants
+            if t.weight is None or t.weight > 0
+        ]
+        self.imp = Imp.for_structures(config, structures)
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(self.imp)
+        )
+        state = checkpoints.state(shapes)
+        self.params = {name: group["params"] for name, group in state.items()}
+        checkpoints.close()
+        # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
+        self._encode = jax.jit(
+            lambda params, modality, arrays: self.imp.encode(
+                params, modality, arrays["tokens"], arrays["positions"], arrays.get("mask"), group_samples=1
+            )[0],
+            static_argnums=1,
+        )
+
+    def features(self, modality: str, samples: list[dict]) -> np.ndarray:
+        """(n, width) float32 pooled features. samples: {"tokens", "positions"[, "mask"]} of one shape."""
+        out = []
+        for first in range(0, len(samples), _BATCH):
+            part = samples[first : first + _BATCH]
+            # The last batch is filled up with copies: one shape, one compile.
+            filled = part + [part[-1]] * (_BATCH - len(part))
+            arrays = {name: np.stack([s[name] for s in filled]) for name in part[0]}
+            out.append(np.asarray(self._encode(self.params, modality, arrays))[: len(part)])
+        return np.concatenate(out)
+
+    def project(self, features: np.ndarray, *, source: str, target: str) -> np.ndarray:
+        """(n, K) in the common space of a pair, before normalisation."""
+        return np.asarray(self.imp.project(self.params, features, source=source, target=target))
+
+    def logits(self, features: np.ndarray, data_set: str) -> np.ndarray:
+        """(n, classes of the data set)."""
+        return np.asarray(self.imp.module(self.params, f"classifier_{data_set}")(features))

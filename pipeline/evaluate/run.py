@@ -1,0 +1,206 @@
+"""What a run's recipe asks to measure on held-out data: zero-shot, classifier accuracy, retrieval."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import prompts
+from pipeline.data.batches import SampleMaker
+from pipeline.data.media.errors import Reject
+from pipeline.data.plan import group_arrays
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+from pipeline.errors import RequestError
+from pipeline.evaluate.metrics import classification, retrieval
+from pipeline.evaluate.model import TrainedModel
+from pipeline.recipe import EvaluationSettings
+
+
+@dataclasses.dataclass
+class HeldOut:
+    """One held-out manifest through the model. rejected: rows whose media were bad, left out of every metric."""
+
+    features: np.ndarray
+    labels: list[tuple[str, ...]]
+    texts: list[tuple[str, ...]]
+    rejected: int
+    variant: Variant
+
+
+def evaluate_run(run_dir: Path, model: TrainedModel | None = None) -> list[dict]:
+    """[{dataset, task, metrics, chance, num_examples, ...}] for every entry of the recipe's ``evaluate`` list."""
+    model = model or TrainedModel(run_dir)
+    measure = {"zero_shot": _zero_shot, "classify": _classify, "retrieval": _retrieval}
+    cache: dict = {}
+    return [_entry(model, settings, measure[settings.kind], cache) for settings in default_list(model)]
+
+
+def default_list(model: TrainedModel) -> list[EvaluationSettings]:
+    """The recipe's list; without one, what its tasks make possible on the data sets with a held-out part."""
+    if model.recipe.evaluate:
+        return model.recipe.evaluate
+    out = {}
+    for task in model.tasks.values():
+        media = [m for m in task.modalities if m != "text"]
+        if not model.data_sets[task.data_set].held_out or len(media) != 1:
+            continue
+        labelled = task.text == "labels" or not task.modalities[1:]
+        kind = "classify" if task.objective != "nce" else "zero_shot" if labelled else "retrieval"
+        entry = EvaluationSettings(data_set=task.data_set, kind=kind, modality=media[0], classes=list(task.classes))
+        if task.objective != "sigmoid":
+            out[repr(entry)] = entry
+    return list(out.values())
+
+
+def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: dict) -> dict:
+    manifests = model.data_sets[settings.data_set].held_out
+    name = settings.held_out or next(iter(manifests))
+    task = _task_for(model, settings)
+    key = (settings.data_set, name, settings.modality, _variant_for(model, settings))
+    if key not in cache:
+        cache[key] = _held_out(model, settings, manifests[name], task)
+    held_out: HeldOut = cache[key]
+    metrics, chance, count = measure(model, settings, task, held_out)
+    label = settings.data_set if len(manifests) == 1 else f"{settings.data_set}/{name}"
+    return {
+        "dataset": label,
+        "task": f"{settings.kind}_{settings.name or settings.modality}",
+        "modality": settings.modality,
+        "metrics": metrics,
+        "chance": chance,
+        "num_examples": count,
+        "num_rejected": held_out.rejected,
+        "step": model.step,
+        "input": held_out.variant.name,
+        "routing_group": "sample",
+    }
+
+
+def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
+    """A trained task with the heads that this measurement needs."""
+    want_text = settings.kind != "classify"
+    for task in model.tasks.values():
+        fits = settings.modality in task.modalities and ("text" in task.modalities) == want_text
+        if task.data_set == settings.data_set and fits and (task.objective == "nce") == want_text:
+            return task
+    raise RequestError(
+        f"evaluate: {settings.kind} of {settings.modality} on {settings.data_set} needs a task there with "
+        f"{'text' if want_text else 'a classifier'}; the recipe has none"
+    )
+
+
+def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
+    """The largest input that the tasks of this data set and kind trained on, nothing dropped (the paper's rule)."""
+    nce = settings.kind != "classify"
+    variants = [
+        v
+        for t in model.tasks.values()
+        if t.data_set == settings.data_set and settings.modality in t.modalities and (t.objective == "nce") == nce
+        for v in t.variants
+    ]
+    largest = max(variants, key=lambda v: (np.prod(v.grid), -v.drop_rate))
+    return dataclasses.replace(largest, drop_rate=0.0, name=largest.name.split("-")[0])
+
+
+def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, task: TaskSpec) -> HeldOut:
+    data_set = model.data_sets[settings.data_set]
+    source = MediaSource(data_set, modalities=(settings.modality,), manifest=manifest)
+    only = dataclasses.replace(task, modalities=(settings.modality,), objective="nce", positives="instance")
+    maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
+    variant = _variant_for(model, settings)
+    samples, labels, texts, rejected = [], [], [], 0
+    modality = MODEL_MODALITY[settings.modality]
+    for row in range(source.num_rows):
+        try:
+            clip = source.clip(row)
+            samples.append(group_arrays(maker.arrays(clip, variant, rng=None))[modality])
+        except Reject:
+            rejected += 1
+            continue
+        labels.append(clip.labels)
+        texts.append(tuple(t for t in clip.text if t.strip()))
+    if not samples:
+        raise RequestError(f"evaluate: none of the {source.num_rows} rows of {manifest} could be read")
+    return HeldOut(model.features(modality, samples), labels, texts, rejected, variant)
+
+
+def _classes(model: TrainedModel, settings: EvaluationSettings) -> list[str]:
+    return settings.classes or list(model.data_sets[settings.data_set].classes)
+
+
+def _label_indices(classes: list[str], labels: list[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows with one of the classes, index of the class). A row with several counts as its first."""
+    found = [next((classes.index(name) for name in row if name in classes), -1) for row in labels]
+    found = np.asarray(found)
+    rows = np.flatnonzero(found >= 0)
+    if not rows.size:
+        raise RequestError(f"evaluate: no held-out row has one of the classes {classes[:5]}")
+    return rows, found[rows]
+
+
+def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    classes, order = _classes(model, settings), list(model.data_sets[settings.data_set].classes)
+    rows, labels = _label_indices(classes, held_out.labels)
+    logits = model.logits(held_out.features[rows], settings.data_set)[:, [order.index(c) for c in classes]]
+    return classification(logits, labels), _chance(classes), len(rows)
+
+
+def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    """Mean over the prompts of a class before normalisation, then cosine with each sample."""
+    classes = _classes(model, settings)
+    rows, labels = _label_indices(classes, held_out.labels)
+    templates = settings.prompts or prompts.EVAL[settings.modality]
+    source = MODEL_MODALITY[settings.modality]
+    texts = [template.format(c) for c in classes for template in templates]
+    projected = _project_texts(model, task, texts, target=source)
+    anchors = _unit(projected.reshape(len(classes), len(templates), -1).mean(1))
+    media = _unit(model.project(held_out.features[rows], source=source, target="text"))
+    return classification(media @ anchors.T, labels), _chance(classes), len(rows)
+
+
+def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    source = MODEL_MODALITY[settings.modality]
+    owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
+    texts = [t for row in held_out.texts for t in row]
+    media = _unit(model.project(held_out.features, source=source, target="text"))
+    metrics = retrieval(media, _unit(_project_texts(model, task, texts, target=source)), owner)
+    count = len(media)
+    chance = {f"{side}_retrieval_recall@{k}": min(1.0, k / count) for side in ("image", "text") for k in (1, 5, 10)}
+    return metrics, chance, count
+
+
+def _project_texts(model: TrainedModel, task: TaskSpec, texts: list[str], *, target: str) -> np.ndarray:
+    data_set = model.data_sets[task.data_set]
+    maker = SampleMaker(task, data_set, source=None, tokenizer=model.tokenizer, tokens=model.tokens)
+    samples = [group_arrays(maker.encode_text(text))["text"] for text in texts]
+    return model.project(model.features("text", samples), source="text", target=target)
+
+
+def _chance(classes: list[str]) -> dict[str, float]:
+    return {"acc1": 1 / len(classes), "acc5": min(1.0, 5 / len(classes)), "mean_per_class_recall": 1 / len(classes)}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def print_table(results: list[dict]) -> None:
+    """The first metrics of each entry beside chance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held-out evaluation")
+    for column in ("data set", "task", "metric", "value", "chance", "examples"):
+        table.add_column(column, justify="right" if column in ("value", "chance", "examples") else "left")
+    for r in results:
+        shown = [m for m in ("acc1", "image_retrieval_recall@5", "text_retrieval_recall@5") if m in r["metrics"]]
+        for metric in shown:
+            chance = r["chance"].get(metric)
+            table.add_row(
+                r["dataset"], r["task"], metric, f"{r['metrics'][metric]:.1%}",
+                "" if chance is None else f"{chance:.1%}", str(r["num_examples"]),
+            )
+    Console().print(table)

@@ -1,0 +1,148 @@
+"""From a recipe to a run that can start: corpus, manifests, tokenizer and run directory checked and in place."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+from pathlib import Path
+
+import yaml
+
+from pipeline import recipe as recipes
+from pipeline.data import prompts
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import read_index
+from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.text import Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.errors import RequestError
+from pipeline.recipe import Recipe
+from pipeline.train.run import RunSpec
+
+
+def lock_run_dir(run_dir: Path):
+    """Holds the run directory for this process; the lock goes with the process, however it ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = open(run_dir / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise RequestError(f"--run-dir {run_dir}: another process is training there; wait for it or stop it") from e
+    return lock
+
+
+def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
+    """Raises RequestError when the run directory belongs to another recipe. Writes nothing."""
+    path = run_dir / "config.yaml"
+    if path.exists():
+        recipes.check_resume(yaml.safe_load(path.read_text(encoding="utf-8")), recipe.to_dict())
+    elif run_dir.exists() and any(p.name not in (".lock",) for p in run_dir.iterdir()):
+        raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
+
+
+def build_corpus(recipe: Recipe) -> None:
+    """The demo corpus, where the recipe uses it and it is not there yet."""
+    if recipes.uses_demo(recipe):
+        from pipeline.data import demo
+
+        try:
+            demo.build(demo.cache_dir())
+        except ImportError as e:
+            raise RequestError(str(e)) from e
+
+
+def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
+    """Checks the data sets against the tasks, gets the tokenizer, writes config.yaml. Raises RequestError."""
+    data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
+    used = {task.data_set for task in tasks.values()}
+    num_rows = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
+    config = recipe.to_dict()
+    (run_dir / "config.yaml").write_text(recipes.dump(config), encoding="utf-8")
+    model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
+    train, logging = recipe.train, recipe.logging
+    return RunSpec(
+        run_dir=str(run_dir.absolute()),
+        config=config,
+        tasks=tasks,
+        data_sets=data_sets,
+        tokens=recipe.token_spec(),
+        num_rows=num_rows,
+        tokenizer=tokenizer.model if tokenizer else None,
+        model=model,
+        optimizer=recipe.optimizer(),
+        seed=recipe.seed,
+        num_steps=train.num_steps,
+        checkpoint_every=train.checkpoint_every,
+        log_every=train.log_every,
+        log_samples=train.log_samples,
+        keep_checkpoints=recipe.checkpoint.keep_last,
+        progress=logging.progress,
+        progress_every_s=logging.progress_every_s,
+        compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
+    )
+
+
+def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
+    """Manifest columns a task reads → why. Sound comes from the sound track where there is no audio column."""
+    why = f"task {task.name}"
+    columns = {"id": why}
+    for modality in task.modalities:
+        if modality == "audio":
+            columns["audio" if "audio" in has or "video" not in has else "video"] = why
+        elif modality != "text":
+            columns[modality] = why
+    if "text" in task.modalities:
+        columns["labels" if task.text == "labels" else "text"] = why
+    if task.objective != "nce" or task.positives == "labels":
+        columns["labels"] = why
+    return columns
+
+
+def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> int:
+    """Rows of the training data. Raises RequestError when a column is missing or there is nothing."""
+    mine = [t for t in tasks.values() if t.data_set == data_set.name]
+    if data_set.shards:
+        index = read_index(Path(data_set.shards))
+        rows = sum(entry["rows"] for entry in index["shards"])
+        if not rows:
+            raise RequestError(f"data_sets.{data_set.name}.shards: {data_set.shards} has no rows")
+        return rows
+    manifest = Manifest(data_set.manifest)
+    for task in mine:
+        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
+    return manifest.num_rows
+
+
+def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_sets) -> Tokenizer | None:
+    """The run's own copy where there is one, the recipe's, or a new one trained on the data sets' text."""
+    if not any("text" in task.modalities for task in tasks.values()):
+        return None
+    path = run_dir / "tokenizer.model"
+    if path.exists():
+        return load_tokenizer(str(path))
+    if recipe.text.tokenizer:
+        tokenizer = load_tokenizer(str(Path(recipe.text.tokenizer).expanduser()))
+        path.write_bytes(tokenizer.model)
+        return tokenizer
+    sentences = itertools.chain.from_iterable(
+        _sentences(task, data_sets[task.data_set]) for task in tasks.values() if "text" in task.modalities
+    )
+    return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size, into=path)
+
+
+# More text than this teaches a vocabulary nothing new.
+_MOST_CAPTIONS = 1_000_000
+
+
+def _sentences(task: TaskSpec, data_set: DataSetSpec):
+    """What a tokenizer should know of one task: its captions, or its labels in every prompt."""
+    if task.text == "labels":
+        media = next(m for m in task.modalities if m != "text")
+        templates = dict.fromkeys(prompts.train_templates(media) + prompts.EVAL[media])
+        for label in task.classes or data_set.classes:
+            yield from (template.format(label) for template in templates)
+        return
+    captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
+    yield from itertools.islice((c for c in captions if c.strip()), _MOST_CAPTIONS)
+

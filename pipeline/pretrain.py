@@ -1,0 +1,156 @@
+"""The main job: prepare, train under Ray, evaluate, report."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
+from pipeline.recipe import Recipe
+
+
+def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> bool:
+    """Runs a recipe to its end in ``run_dir``, from its last checkpoint where there is one.
+
+    Returns False when it was interrupted and its state is saved. started: time.time() when the command began.
+    """
+    clock = _Clock(started)
+    check_run_dir(recipe, run_dir)
+    with contextlib.closing(lock_run_dir(run_dir)):
+        with clock("corpus_s"):
+            build_corpus(recipe)
+        with clock("prepare_s"):
+            spec = prepare(recipe, run_dir)
+            done = _steps_done(run_dir)
+        if done >= spec.num_steps and (run_dir / "report.html").exists():
+            print(f"{run_dir} is finished: {done} of {spec.num_steps} steps. Report: {run_dir / 'report.html'}")
+            return True
+        if done:
+            print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
+        summary = _train(recipe, spec, clock) if done < spec.num_steps else _old_summary(run_dir)
+        if summary["steps"] < spec.num_steps:
+            print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
+            return False
+        _finish(run_dir, summary, clock)
+    return True
+
+
+def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
+    from pipeline.train import ray_trainer
+
+    settings = recipe.cluster
+    cluster = ray_trainer.Cluster(
+        num_workers=settings.num_workers,
+        accelerator=settings.accelerator,
+        accelerators_per_worker=settings.accelerators_per_worker,
+        cpus_per_worker=settings.cpus_per_worker,
+        topology=settings.topology,
+        accelerator_type=settings.accelerator_type,
+        address=settings.address,
+        decode=ray_trainer.DecodeOptions(settings.decode, settings.block_seconds, settings.queue_blocks),
+        cache_bytes=settings.clip_cache_mb << 20,
+    )
+    with clock("start_s"):
+        ray_trainer.start_ray(cluster)
+    with _stop_on_signals() as stop:
+        summary = ray_trainer.fit(spec, cluster, should_stop=stop.is_set)
+    if summary["first_step_at"]:
+        clock.times["first_step_s"] = summary["first_step_at"] - clock.started
+    return summary
+
+
+@contextlib.contextmanager
+def _stop_on_signals():
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+
+    def handle(number, frame):
+        if stop.is_set():
+            signal.default_int_handler(number, frame)
+        print("stopping after this step, saving the state ...", file=sys.stderr, flush=True)
+        stop.set()
+
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _steps_done(run_dir: Path) -> int:
+    from pipeline.train.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run_dir)
+    try:
+        return checkpoints.latest_step or 0
+    finally:
+        checkpoints.close()
+
+
+def _old_summary(run_dir: Path) -> dict:
+    """Training had ended, what comes after it had not."""
+    import json
+
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {"steps": _steps_done(run_dir), "time": {}}
+
+
+def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
+    """Evaluation, quarantine list, report; the summary says where the time went."""
+    from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.train.quarantine_table import write_table
+    from pipeline.train.report import write_report
+    from pipeline.train.run import write_json
+
+    write_json(run_dir / "summary.json", summary)
+    write_table(run_dir)
+    with clock("evaluation_s"):
+        results = evaluate_run(run_dir)
+    write_json(run_dir / "eval.json", results)
+    summary["time"] |= {name: round(value, 3) for name, value in clock.times.items()}
+    summary["time"]["total_s"] = round(time.time() - clock.started, 3)
+    write_json(run_dir / "summary.json", summary)
+    report = write_report(run_dir)
+    print_table(results)
+    _print_times(summary)
+    print(f"report: {report}")
+
+
+def _print_times(summary: dict) -> None:
+    names = {
+        "corpus_s": "corpus", "prepare_s": "prepare", "start_s": "start Ray", "compile_wait_s": "wait for compiler",
+        "data_wait_s": "wait for data", "steps_s": "steps", "save_s": "checkpoints", "evaluation_s": "evaluation",
+    }
+    times = summary["time"]
+    parts = [f"{label} {times[key]:.0f} s" for key, label in names.items() if key in times]
+    print("where the time went: " + ", ".join(parts) + f"; total {times['total_s']:.0f} s")
+    if "first_step_s" in times:
+        print(
+            f"first step after {times['first_step_s']:.0f} s; {summary['compile_count']} compiled graphs "
+            f"for {summary['num_structures']} task structures"
+        )
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+class _Clock:
+    """Seconds of named phases since the command began."""
+
+    def __init__(self, started: float | None):
+        self.started, self.times = started or time.time(), {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str):
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - begin

@@ -1,0 +1,74 @@
+"""Compiled steps, one a structure: compiled in the background in order of first use; a step waits only for its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from model.imp import Structure
+
+log = logging.getLogger(__name__)
+
+
+class StepCompiler:
+    """compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use."""
+
+    def __init__(self, compile_fn: Callable[[Structure], Callable], budget: list[Structure]):
+        self._compile, self._budget = compile_fn, set(budget)
+        self._compiled: dict[Structure, Callable] = {}
+        self.compile_s: dict[Structure, float] = {}
+        self.alarms: list[Structure] = []
+        self._lock, self._next = threading.Lock(), list(budget)
+        self._changed, self._busy, self._failure = threading.Condition(self._lock), None, None
+        self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._next or self._failure:
+                    return
+                structure = self._next.pop(0)
+                if structure in self._compiled:
+                    continue
+                self._busy = structure
+            try:
+                self._build(structure)
+            except BaseException as e:
+                with self._changed:
+                    self._failure = e
+                    self._changed.notify_all()
+                return
+
+    def _build(self, structure: Structure) -> None:
+        start = time.perf_counter()
+        step = self._compile(structure)
+        with self._changed:
+            self._compiled[structure], self._busy = step, None
+            self.compile_s[structure] = time.perf_counter() - start
+            self._changed.notify_all()
+
+    def get(self, structure: Structure) -> Callable:
+        """The compiled step. A structure outside the budget is compiled here and now, with an alarm."""
+        with self._changed:
+            if structure not in self._budget:
+                self.alarms.append(structure)
+                self._budget.add(structure)
+                self._next.insert(0, structure)
+                log.warning("compiling a structure that was not on the list: %s", structure)
+                if not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
+                    self._thread.start()
+            elif structure in self._next:
+                self._next.remove(structure)
+                self._next.insert(0, structure)
+            self._changed.wait_for(lambda: structure in self._compiled or self._failure)
+            if structure not in self._compiled:
+                raise self._failure
+            return self._compiled[structure]
+
+    @property
+    def num_compiled(self) -> int:
+        return len(self.compile_s)

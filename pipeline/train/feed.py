@@ -1,0 +1,95 @@
+"""The feed knows the schedule ahead: it pulls from the queue of the task that the sampler chose, journals what was
+rejected, and puts the next batches on the device while the current step runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from pipeline.data.plan import Row, group_arrays
+from pipeline.errors import DataError
+from pipeline.train.quarantine import Quarantine
+from pipeline.train.schedule import Schedule, Step
+
+_DEPTH = 2
+
+
+class RowQueue(Protocol):
+    """The rows of one task in order."""
+
+    def next(self) -> Row: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One step's batch on the device. ids: this process's samples."""
+
+    step: int
+    what: Step
+    arrays: dict
+    ids: list[str]
+
+
+class Feed:
+    """Iterates over the batches of the steps start .. stop - 1, in order.
+
+    put: local arrays → global arrays on the devices.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        queues: Mapping[str, RowQueue],
+        *,
+        start: int,
+        stop: int,
+        put: Callable[[dict], dict],
+        quarantine: Quarantine,
+    ):
+        self._schedule, self._queues, self._put, self._quarantine = schedule, queues, put, quarantine
+        self._range, self._closed = range(start, stop), threading.Event()
+        self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
+        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            for step in self._range:
+                item = self._batch(step)
+                if not self._offer(item):
+                    return
+        except BaseException as e:
+            self._offer(e)
+
+    def _offer(self, item) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _batch(self, step: int) -> Batch:
+        what = self._schedule[step]
+        row = self._queues[what.task].next()
+        if (row.task, row.batch, row.variant) != (what.task, what.batch, what.variant.name):
+            raise DataError(
+                f"step {step}: expected batch {what.batch} of {what.task} as {what.variant.name}, "
+                f"found batch {row.batch} of {row.task} as {row.variant}"
+            )
+        # Order contract: rejects are on disk before their substitutes are used.
+        self._quarantine.record(row, step=step, data_set=self._schedule.tasks[what.task].data_set)
+        return Batch(step, what, self._put(group_arrays(row.arrays)), row.ids)
+
+    def next(self) -> Batch:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._closed.set()

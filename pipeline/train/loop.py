@@ -1,0 +1,141 @@
+"""The training loop: batches in, one update a step, metrics out. Knows neither Ray nor files of data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pipeline.errors import DataError
+from pipeline.train.compiler import StepCompiler
+from pipeline.train.feed import Batch, Feed
+from pipeline.train.telemetry import plain
+
+# So many non-finite updates in a row mean the run has diverged; single ones are skipped.
+_MOST_NON_FINITE = 20
+
+
+@dataclasses.dataclass
+class Hooks:
+    """What the loop calls. record: one step's metrics. save: (updates completed, state). should_stop: asked each step."""
+
+    record: Callable[[dict], None]
+    save: Callable[[int, dict], None]
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclasses.dataclass
+class Times:
+    """Where the loop's time went, in seconds."""
+
+    data_wait_s: float = 0.0
+    compile_wait_s: float = 0.0
+    steps_s: float = 0.0
+    save_s: float = 0.0
+
+
+@dataclasses.dataclass
+class _Pending:
+    """A step that runs on the device; its metrics are read once the next step has been sent off."""
+
+    batch: Batch
+    metrics: dict
+    data_wait_s: float
+    compile_wait_s: float
+
+
+class Loop:
+    """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
+
+    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete.
+    """
+
+    def __init__(
+        self, *, state: dict, feed: Feed, compiler: StepCompiler, hooks: Hooks, start_step: int, num_steps: int,
+        checkpoint_every: int, log_every: int = 1,
+    ):
+        self.state, self._feed, self._compiler, self._hooks = state, feed, compiler, hooks
+        self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
+        self.times, self._non_finite, self._ended = Times(), 0, time.perf_counter()
+
+    def run(self) -> int:
+        """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done."""
+        pending, step, saved = None, self._range[0], self._range[0]
+        self._ended = time.perf_counter()
+        while step < self._range[1] and not self._hooks.should_stop():
+            pending = self._one(step, pending)
+            step += 1
+            if step % self._checkpoint_every == 0:
+                self._finish(pending)
+                pending, saved = None, step
+                self._save(step)
+        self._finish(pending)
+        if step > saved:
+            self._save(step)
+        return step
+
+    def _one(self, step: int, pending: _Pending | None) -> _Pending:
+        started = time.perf_counter()
+        batch = self._feed.next()
+        fed = time.perf_counter()
+        compiled = self._compiler.get(batch.what.structure)
+        ready = time.perf_counter()
+        groups = batch.what.structure.groups
+        new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, jnp.int32(step))
+        self.state.update(new)
+        # The device works on this step while the host reads and writes the metrics of the one before.
+        self._finish(pending)
+        return _Pending(batch, metrics, fed - started, ready - fed)
+
+    def _finish(self, pending: _Pending | None) -> None:
+        """Waits for a step and records it."""
+        if pending is None:
+            return
+        values = plain(jax.device_get(pending.metrics))
+        now = time.perf_counter()
+        waited = pending.data_wait_s + pending.compile_wait_s
+        # From the end of the step before to the end of this one, less what was spent waiting for data and compiler.
+        step_s = max(0.0, now - self._ended - waited)
+        self._ended = now
+        self.times.data_wait_s += pending.data_wait_s
+        self.times.compile_wait_s += pending.compile_wait_s
+        self.times.steps_s += step_s
+        self._check_finite(values, pending.batch)
+        completed = pending.batch.step + 1
+        if completed % self._log_every == 0 or completed == self._range[1]:
+            self._hooks.record(self._record(pending, values, step_s))
+
+    def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
+        what = pending.batch.what
+        structure = what.structure
+        return {
+            "step": pending.batch.step + 1,
+            "task": what.task,
+            "variant": what.variant.name,
+            "loss": values.pop("loss"),
+            "examples": structure.global_batch_size,
+            "tokens": structure.global_batch_size * sum(i.num_tokens for i in structure.inputs),
+            "step_s": round(step_s, 6),
+            "data_wait_s": round(pending.data_wait_s, 6),
+            "compile_wait_s": round(pending.compile_wait_s, 6),
+            **values,
+            "ids": pending.batch.ids,
+        }
+
+    def _check_finite(self, values: dict, batch: Batch) -> None:
+        self._non_finite = 0 if values["finite"] else self._non_finite + 1
+        if self._non_finite > _MOST_NON_FINITE:
+            raise DataError(
+                f"step {batch.step + 1} ({batch.what.task}): {self._non_finite} updates in a row were not finite; "
+                "lower train.learning_rate or look at the task's data"
+            )
+
+    def _save(self, step: int) -> None:
+        started = time.perf_counter()
+        self._hooks.save(step, self.state)
+        self._ended = time.perf_counter()
+        self.times.save_s += self._ended - started
+

@@ -1,0 +1,24 @@
+"""quarantine.parquet: the journal of rejects as a table for people and tools."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.train.quarantine import read_journal
+
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "data_set", "source", "reason", "detail", "task")] + [("step", pa.int64())]
+)
+
+
+def write_table(run_dir: Path) -> Path:
+    """One row for each rejected sample, empty where there is none."""
+    path = Path(run_dir) / "quarantine.parquet"
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(read_journal(run_dir), schema=SCHEMA), temporary)
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,187 @@
+"""The sections of a report that say what was learned: evaluation, losses, the mixture, schedules, experts."""
+
+import math
+
+import numpy as np
+
+from pipeline.train import report_page as draw
+from pipeline.train.report_page import COLORS, NEUTRAL, Html, percent, table
+from pipeline.train.report_run import Run, first_and_last_tenth, mapping, number, shares
+
+SMALL_POINTS = 500  # per trace in the small charts: 25 tasks of them stay under a megabyte
+
+
+def verdict(value: float, chance: float, num_examples: float) -> Html:
+    """Above chance only where binomial noise (2 sigma of `num_examples` guesses) would not explain the difference."""
+    if math.isnan(chance) or math.isnan(value):
+        return Html("")
+    noise = 2 * math.sqrt(chance * (1 - chance) / num_examples) if 0 < chance < 1 and num_examples > 0 else 0.0
+    if value > chance + noise:
+        return Html(f'<span class="good">{f"{value / chance:.3g}× chance" if chance > 0 else "above chance"}</span>')
+    return Html(f'<span class="bad">{"below" if value < chance - noise else "at"} chance</span>')
+
+
+def at_chance(run: Run) -> list[str]:
+    """The evaluation metrics that guessing would have reached too."""
+    return [
+        f"{result.get('dataset', '–')} {name}"
+        for result in run.evaluations
+        for name, value in mapping(result.get("metrics")).items()
+        if "bad" in verdict(
+            number(value), number(mapping(result.get("chance")).get(name)), number(result.get("num_examples"))
+        )
+    ]  # fmt: skip
+
+
+def evaluation(run: Run) -> Html:
+    rows = []
+    for result in run.evaluations:
+        chances, num_examples = mapping(result.get("chance")), number(result.get("num_examples"))
+        for name, found in mapping(result.get("metrics")).items():
+            value, chance = number(found), number(chances.get(name))
+            tick = f'<b style="left:{100 * chance:.1f}%"></b>' if 0 <= chance <= 1 else ""
+            meter = Html(f'<div class="meter"><i style="width:{100 * value:.1f}%"></i>{tick}</div>')
+            shown = Html(f"<b>{draw.format_number(value)}</b>")
+            against = meter if 0 <= value <= 1 else "", chance, verdict(value, chance, num_examples)
+            data_set, task = (str(result.get(key, "–")) for key in ("dataset", "task"))
+            rows.append((data_set, name, shown, *against, task, num_examples))
+    columns = ("Data set", "Metric", "Value", "0 to 1", "Chance", "Against chance", "Task", "Examples")
+    note = "<p class='quiet'>The tick on a bar is chance. “At chance”: within two binomial sigma of it.</p>"
+    return Html(note + table(columns, rows)) if rows else Html("")
+
+
+def steps_axis(run: Run) -> dict:
+    """The same steps in every chart, so that one can be read under the other."""
+    return {"range": [0, max(1, run.metrics[-1]["step"])]}
+
+
+def loss(run: Run) -> Html:
+    if not run.metrics:
+        return Html("")
+    charts, rows = [], []
+    for name in run.tasks:
+        steps, values = run.values("loss", task=name)
+        first, last = first_and_last_tenth(values)
+        change = (last - first) / abs(first) if first else math.nan
+        objective = str(run.recipe(name).get("objective", "–"))
+        lost = int(np.sum(~np.isfinite(values)))
+        rows.append((name, first, last, percent(change), len(values), lost, objective))
+        charts.append(draw.figure(
+            draw.curve(steps, values, name=name, limit=SMALL_POINTS), height=190, bar=False, title=name,
+            note=f"{draw.format_number(first)} → {draw.format_number(last)}", xaxis=steps_axis(run),
+        ))  # fmt: skip
+    columns = ("Task", "First tenth", "Last tenth", "Change", "Logged", "Not finite", "Objective")
+    note = "<p class='quiet'>Dots: logged losses. Line: running median. Numbers: medians of first and last tenth.</p>"
+    return Html(note + draw.grid(charts) + table(columns, rows))
+
+
+def mixture(run: Run) -> Html:
+    found = shares(run)
+    if not found:
+        return Html("")
+    places, names = np.arange(len(found)), list(found)
+    expected, sigma, actual = (np.array(column) for column in zip(*found.values(), strict=True))
+    bar = {"type": "bar", "orientation": "h", "y": places, "hovertemplate": "%{x:.2%}"}
+    band = {"type": "data", "array": 2 * sigma, "color": NEUTRAL, "thickness": 2, "width": 5}
+    grey = {"color": NEUTRAL, "opacity": 0.55}
+    chart = draw.figure(
+        [
+            {**bar, "x": actual, "name": "actual", "marker": {"color": COLORS[0]}},
+            {**bar, "x": expected, "name": "expected ± 2σ", "marker": grey, "error_x": band},
+        ],
+        height=90 + 34 * len(names), barmode="group", bargap=0.3, showlegend=True, hovermode="y unified",
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
+        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        yaxis={"tickvals": places, "ticktext": [draw.label(name) for name in names], "autorange": "reversed"},
+    )  # fmt: skip
+    inside, outside = Html("inside"), Html('<span class="bad">outside</span>')
+    rows = [
+        (name, percent(share), percent(real), inside if abs(real - share) <= 2 * spread else outside,
+         number(run.task(name).get("steps")), number(run.task(name).get("examples")), run.data_set(name))
+        for name, (share, spread, real) in found.items()
+    ]  # fmt: skip
+    return Html(chart + table(("Task", "Expected", "Actual", "2σ band", "Steps", "Examples", "Data set"), rows))
+
+
+def schedules(run: Run) -> Html:
+    charts = []
+    steps, rates = draw.thin(*run.values("learning_rate"))
+    if len(steps):
+        axis = {"exponentformat": "e"}
+        line = {"type": "scatter", "mode": "lines", "x": steps, "y": rates, "line": {"color": COLORS[0], "width": 2.5}}
+        charts.append(draw.figure([line], height=230, title="Learning rate", xaxis=steps_axis(run), yaxis=axis))
+    steps, norms = run.values("grad_norm")
+    if np.isfinite(norms).any():
+        low, high = np.nanmin(norms), np.nanmax(norms)
+        scale = "log" if low > 0 else "linear"
+        axis = {"type": scale, **({"dtick": "D2"} if low > 0 and high < 1000 * low else {})}
+        traces = draw.curve(steps, norms, name="gradient norm", color=COLORS[1])
+        charts.append(
+            draw.figure(traces, height=230, title="Gradient norm", note=scale, xaxis=steps_axis(run), yaxis=axis)
+        )
+    pairs = [(pair, *draw.thin(*run.values("temperatures", pair))) for pair in run.keys("temperatures")]
+    if pairs:
+        traces = [
+            {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": draw.label(pair),
+             "line": {"color": COLORS[index % len(COLORS)], "width": 2.5}}
+            for index, (pair, x, y) in enumerate(pairs)
+        ]  # fmt: skip
+        charts.append(draw.figure(traces, height=230, title="Temperatures", showlegend=True, xaxis=steps_axis(run)))
+    return draw.grid(charts) if charts else Html("")
+
+
+def expert_load(run: Run) -> dict[str, np.ndarray]:
+    """Per modality: the mean load of each expert in the last tenth of the rows that logged it; 1 = an even share."""
+    loads = {}
+    for modality in run.keys("moe", "expert_load"):
+        found = [mapping(mapping(row.get("moe")).get("expert_load")).get(modality) for row in run.metrics]
+        rows = [[number(load) for load in row] for row in found if isinstance(row, list) and row]
+        rows = [row for row in rows if len(row) == len(rows[-1])]
+        if rows:
+            mean = np.mean(rows[-max(1, len(rows) // 10) :], axis=0)
+            loads[modality] = mean / mean.mean() if mean.mean() > 0 else np.full(len(mean), math.nan)
+    return loads
+
+
+def experts(run: Run) -> Html:
+    modalities, loads = run.keys("moe", "unrouted_fraction"), expert_load(run)
+    content, rows = [], []
+    traces = []
+    for index, modality in enumerate(modalities):
+        steps, fractions = run.values("moe", "unrouted_fraction", modality)
+        traces += draw.curve(steps, fractions, name=modality, color=COLORS[index % len(COLORS)])
+    if traces:
+        title = "Share of tokens that no expert took"
+        axis = {"tickformat": ".0%", "rangemode": "tozero"}
+        content.append(draw.figure(traces, height=280, title=title, showlegend=True, xaxis=steps_axis(run), yaxis=axis))
+    if loads:
+        content.append(load_heatmap(loads))
+    for modality in dict.fromkeys([*modalities, *loads]):
+        first, last = first_and_last_tenth(run.values("moe", "unrouted_fraction", modality)[1])
+        load = loads.get(modality, np.array([math.nan]))
+        idle = int(np.sum(load < 0.1)) if modality in loads else None
+        extremes = [draw.fixed(value, ".2f") for value in (load.max(), load.min())]
+        rows.append((modality, percent(first), percent(last), *extremes, idle))
+    columns = ("Modality", "Unrouted, first tenth", "Last tenth", "Busiest expert (× even)", "Idlest", "Below 0.1×")
+    return Html("".join(content) + table(columns, rows)) if rows else Html("")
+
+
+def load_heatmap(loads: dict[str, np.ndarray]) -> Html:
+    num_experts = max(len(load) for load in loads.values())
+    grid = np.full((len(loads), num_experts), math.nan)
+    for row, load in zip(grid, loads.values(), strict=True):
+        row[: len(load)] = load
+    heatmap = {
+        "type": "heatmap", "z": grid, "zmin": 0, "zmax": max(2.0, float(np.nanmax(np.nan_to_num(grid)))),
+        "colorscale": [[0, "#f4efe3"], [0.5, "#6fa5d8"], [1, "#17386b"]], "xgap": 2, "ygap": 2,
+        "texttemplate": "%{z:.2f}", "hovertemplate": "expert %{x}: %{z:.3f}<extra></extra>",
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickfont": {"color": NEUTRAL}},
+    }  # fmt: skip
+    return draw.figure(
+        [heatmap], height=90 + 46 * len(loads), title="Load of each expert", note="last tenth; 1 = an even share",
+        hovermode="closest", xaxis={"dtick": max(1, num_experts // 16), "showgrid": False, "title": {"text": "expert"}},
+        yaxis={
+            "tickvals": np.arange(len(loads)), "ticktext": [draw.label(name) for name in loads],
+            "showgrid": False, "autorange": "reversed",
+        },
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""What a run directory holds, as far as it can be read, and the few numbers a report derives from it.
+
+A report is also wanted of a run that died. So every file may be missing, empty, torn in its last line or hold NaN: what
+cannot be read is left out.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+
+def number(value: object) -> float:
+    """`value` if it is a finite number, else NaN."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else math.nan
+
+
+def mapping(value: object) -> dict:
+    """`value` if it is a mapping, with its keys as text, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def records(value: object) -> list[dict]:
+    return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds. `metrics` is ordered by step; `rejects` is None where the file is not readable."""
+
+    config_text: str
+    config: dict
+    metrics: list[dict]
+    summary: dict
+    evaluations: list[dict]
+    rejects: list[dict] | None
+
+    @cached_property
+    def rows(self) -> dict[str, list[dict]]:
+        """The logged rows of each task."""
+        rows: dict[str, list[dict]] = {}
+        for row in self.metrics:
+            rows.setdefault(row["task"], []).append(row)
+        return rows
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every task that any file names, in the recipe's order."""
+        named = [*mapping(self.config.get("tasks")), *mapping(self.summary.get("tasks"))]
+        return list(dict.fromkeys([*named, *self.rows]))
+
+    def task(self, name: str) -> dict:
+        return mapping(mapping(self.summary.get("tasks")).get(name))
+
+    def recipe(self, name: str) -> dict:
+        return mapping(mapping(self.config.get("tasks")).get(name))
+
+    def data_set(self, name: str) -> str:
+        return str(self.task(name).get("data_set") or self.recipe(name).get("data_set") or "–")
+
+    def values(self, *path: str, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one key (nested ones by path) where it was logged; NaN where its value is no number."""
+        found = []
+        *parents, key = path
+        for row in self.metrics if task is None else self.rows.get(task, ()):
+            inner = row
+            for parent in parents:
+                inner = mapping(inner.get(parent))
+            if key in inner:
+                found.append((row["step"], number(inner[key])))
+        pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    def keys(self, *path: str) -> list[str]:
+        """Every key that any row logged under `path`, sorted."""
+        names = {}
+        for row in self.metrics:
+            for key in path:
+                row = mapping(row.get(key))
+            names.update(row)
+        return sorted(names)
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _rejects(path: Path) -> list[dict] | None:
+    try:
+        import pyarrow.parquet as parquet  # here, because a bare machine trains without pyarrow
+
+        return parquet.read_table(path).to_pylist()
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads what can be read of `run_dir`; a line of metrics without step and task is skipped."""
+    config_text = _text(run_dir / "config.yaml")
+    try:
+        config = mapping(yaml.safe_load(config_text))
+    except yaml.YAMLError:
+        config = {}
+    rows = [mapping(_json(line)) for line in _text(run_dir / "metrics.jsonl").split("\n")]
+    rows = [row for row in rows if math.isfinite(number(row.get("step"))) and isinstance(row.get("task"), str)]
+    return Run(
+        config_text=config_text,
+        config=config,
+        metrics=sorted(rows, key=lambda row: row["step"]),
+        summary=mapping(_json(_text(run_dir / "summary.json"))),
+        evaluations=records(_json(_text(run_dir / "eval.json"))),
+        rejects=_rejects(run_dir / "quarantine.parquet"),
+    )
+
+
+def median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def first_and_last_tenth(values: np.ndarray) -> tuple[float, float]:
+    """Medians of the first and the last tenth (at least one) of all logged values: a diverged end shows as NaN."""
+    size = max(1, len(values) // 10)
+    return median(values[:size]), median(values[-size:])
+
+
+def steps_done(run: Run) -> int:
+    """The summary's count, or the last logged step where that is more: not every step need be logged."""
+    counted = np.nansum([number(run.task(name).get("steps")) for name in run.tasks])
+    logged = run.metrics[-1]["step"] if run.metrics else 0
+    return int(max(counted, logged))
+
+
+def shares(run: Run) -> dict[str, tuple[float, float, float]]:
+    """Per task: the expected share of the steps, its binomial standard deviation, and the actual share."""
+    weights = {name: number(run.task(name).get("weight", run.recipe(name).get("weight", 1.0))) for name in run.tasks}
+    steps = {name: number(run.task(name).get("steps", len(run.rows.get(name, ())))) for name in run.tasks}
+    weight_sum, step_sum = np.nansum(list(weights.values())), np.nansum(list(steps.values()))
+    if not weight_sum > 0 or not step_sum > 0:
+        return {}
+    expected = {name: weight / weight_sum for name, weight in weights.items()}
+    return {
+        name: (share, math.sqrt(max(0.0, share * (1 - share)) / step_sum), steps[name] / step_sum)
+        for name, share in expected.items()
+    }
