@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from model.config import ModelConfig
+from model.initializers import lecun_normal
 
 
 class SelfAttention(nnx.Module):
@@ -16,8 +17,9 @@ class SelfAttention(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         dtype = jnp.dtype(config.dtype)
-        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        init = lecun_normal(fan_in=config.width)
+        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
         if config.qk_norm:
             # One scale over head_dim, shared by the heads, no bias (the release's form).
             self.query_norm = nnx.LayerNorm(config.head_dim, use_bias=False, epsilon=1e-6, dtype=dtype, rngs=rngs)

@@ -13,14 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from model.config import ModelConfig
+from model.initializers import lecun_normal, normal
 
 
 class PositionEmbedding(nnx.Module):
     """One learned table an axis; the rows of a token are summed, then LayerNorm."""
 
     def __init__(self, config: ModelConfig, *, buckets: tuple[int, ...], rngs: nnx.Rngs):
-        init = jax.nn.initializers.normal(0.02)
-        tables = [nnx.Param(init(rngs.params(), (size, config.width), jnp.float32)) for size in buckets]
+        tables = [nnx.Param(normal(0.02)(rngs.params(), (size, config.width))) for size in buckets]
         self.tables = nnx.Dict({f"axis_{axis}": table for axis, table in enumerate(tables)})
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, rngs=rngs)
 
@@ -31,10 +31,11 @@ class PositionEmbedding(nnx.Module):
 
 
 class PatchProjection(nnx.Module):
-    """One matrix from a flattened patch to the width. ``fold``: copies of the input a shorter patch stands for."""
+    """One matrix from a flattened patch to the width."""
 
     def __init__(self, config: ModelConfig, *, patch_values: int, rngs: nnx.Rngs):
-        self.linear = nnx.Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), rngs=rngs)
+        init = lecun_normal(fan_in=patch_values)
+        self.linear = nnx.Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         """A patch of one frame stands for that frame shown in every frame of the tubelet: the kernel is summed over
@@ -58,15 +59,15 @@ class ModalityLayers(nnx.Module):
         self.modality = modality
         dtype = jnp.dtype(config.dtype)
         if modality == "text":
-            init = jax.nn.initializers.normal(1.0)
-            self.table = nnx.Param(init(rngs.params(), (config.vocab_size, config.width), jnp.float32))
+            self.table = nnx.Param(normal(1.0)(rngs.params(), (config.vocab_size, config.width)))
         elif modality == "vision":
             self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
         else:
             self.patch = PatchProjection(config, patch_values=int(np.prod(config.audio_patch)), rngs=rngs)
         self.position = PositionEmbedding(config, buckets=config.positions(modality), rngs=rngs)
-        self.pre = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.post = nnx.Linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        init = lecun_normal(fan_in=config.width)
+        self.pre = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.post = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.dtype = dtype
 
     def embed(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from model.attention import SelfAttention
 from model.config import ModelConfig
+from model.initializers import lecun_normal
 from model.moe import MoEFeedForward
 
 # What the backward pass keeps of a block: "full" keeps only its input (paper section 3.1.1), "none" everything.
@@ -31,8 +32,10 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
-        self.wi = nnx.Linear(config.width, config.mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.wo = nnx.Linear(config.mlp_dim, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+        width, mlp_dim = config.width, config.mlp_dim
+        common = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.wi = nnx.Linear(width, mlp_dim, kernel_init=lecun_normal(fan_in=width), **common)
+        self.wo = nnx.Linear(mlp_dim, width, kernel_init=lecun_normal(fan_in=mlp_dim), **common)
 
     def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int):
         return self.wo(jax.nn.gelu(self.wi(x))), {}
@@ -55,13 +58,9 @@ class Block(nnx.Module):
 
 def _stack(config: ModelConfig, *, depth: int, sparse: bool, rngs: nnx.Rngs) -> Block:
     """``depth`` blocks with their parameters stacked on a leading axis, each from its own key."""
-
-    @nnx.split_rngs(splits=depth)
-    @nnx.vmap(in_axes=(0,), out_axes=0)
-    def create(rngs):
-        return Block(config, sparse=sparse, rngs=rngs)
-
-    return create(rngs)
+    blocks = [Block(config, sparse=sparse, rngs=rngs) for _ in range(depth)]
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *(nnx.state(block) for block in blocks))
+    return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
 
 class Encoder(nnx.Module):

@@ -8,14 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from model.config import ModelConfig
+from model.initializers import lecun_normal, normal
 
 
 class CommonSpaceHead(nnx.Module):
     """width → common_dim, GELU, → common_dim, LayerNorm."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.wi = nnx.Linear(config.width, config.common_dim, rngs=rngs)
-        self.wo = nnx.Linear(config.common_dim, config.common_dim, rngs=rngs)
+        width, common = config.width, config.common_dim
+        self.wi = nnx.Linear(width, common, kernel_init=lecun_normal(fan_in=width), rngs=rngs)
+        self.wo = nnx.Linear(common, common, kernel_init=lecun_normal(fan_in=common), rngs=rngs)
         self.norm = nnx.LayerNorm(config.common_dim, epsilon=1e-6, rngs=rngs)
 
     def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
@@ -45,8 +47,7 @@ class Classifier(nnx.Module):
     """One linear layer with bias from pooled features to the classes of a data set."""
 
     def __init__(self, config: ModelConfig, *, num_classes: int, rngs: nnx.Rngs):
-        init = jax.nn.initializers.normal(0.02)
-        self.linear = nnx.Linear(config.width, num_classes, kernel_init=init, rngs=rngs)
+        self.linear = nnx.Linear(config.width, num_classes, kernel_init=normal(0.02), rngs=rngs)
 
     def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
         return self.linear(features)

@@ -144,8 +144,7 @@ class Imp:
 
     def _init_group(self, name: str, seed: int) -> dict:
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-        create = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._build[name](nnx.Rngs(key)))))
-        return create(key)
+        return nnx.to_pure_dict(nnx.state(self._build[name](nnx.Rngs(key))))
 
     def module(self, params: dict, group: str) -> nnx.Module:
         """The module of a group over its parameters."""

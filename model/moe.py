@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from model.config import MoEConfig, ModelConfig
+from model.config import ModelConfig, MoEConfig
+from model.initializers import lecun_normal, normal
 
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
@@ -36,7 +37,7 @@ class ExpertsChooseRouter(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.moe = config.moe
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.width, config.moe.num_experts)))
+        self.kernel = nnx.Param(normal(0.02)(rngs.params(), (config.width, config.moe.num_experts)))
 
     def __call__(self, x: Float[Array, "G S D"], token_mask: Bool[Array, "G S"] | None):
         """Returns gates (G, E, C) float32, token indices (G, E, C) and the probabilities (G, S, E).
@@ -64,9 +65,8 @@ class Experts(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         experts, width, mlp_dim = config.moe.num_experts, config.width, config.mlp_dim
-        init = jax.nn.initializers.lecun_normal(batch_axis=0)
-        self.wi = nnx.Param(init(rngs.params(), (experts, width, mlp_dim), jnp.float32))
-        self.wo = nnx.Param(init(rngs.params(), (experts, mlp_dim, width), jnp.float32))
+        self.wi = nnx.Param(lecun_normal(fan_in=width)(rngs.params(), (experts, width, mlp_dim)))
+        self.wo = nnx.Param(lecun_normal(fan_in=mlp_dim)(rngs.params(), (experts, mlp_dim, width)))
         self.dtype = jnp.dtype(config.dtype)
 
     def __call__(self, x: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:

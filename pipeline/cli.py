@@ -58,3 +58,51 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     finished = pretrain(recipe, run_dir, started=arguments.started)
     return EXIT_DONE if finished else EXIT_RUN_AGAIN
+
+
+def preprocess_main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py", description="Decode the data sets of a recipe once into Arrow shards. Rerunning goes on.",
+    )
+    add_recipe_arguments(parser, default=None)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards, one subfolder a data set")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated")
+    return run_job(_preprocess, parser.parse_args(argv))
+
+
+def _preprocess(arguments: argparse.Namespace) -> int:
+    from pipeline import recipe as recipes
+    from pipeline.preprocess import preprocess
+
+    recipe = recipes.load(arguments.config, arguments.overrides)
+    preprocess(recipe, arguments.out.absolute(), only=tuple(arguments.only))
+    return EXIT_DONE
+
+
+def evaluate_main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description="Repeat a run's evaluation from its newest checkpoint and write eval.json.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run directory")
+    parser.add_argument("--config", type=Path, help="recipe whose evaluate list and held-out sets replace the run's own")
+    return run_job(_evaluate, parser.parse_args(argv))
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from pipeline import recipe as recipes
+
+    if not (arguments.run / "checkpoints").is_dir():
+        raise RequestError(f"--run {arguments.run}: expected a run directory with checkpoints, found none")
+    from pipeline.evaluate.model import TrainedModel
+    from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.prepare import build_corpus
+    from pipeline.train.run import write_json
+
+    model = TrainedModel(arguments.run)
+    if arguments.config:
+        model.use_recipe(recipes.load(arguments.config))
+    build_corpus(model.recipe)
+    results = evaluate_run(arguments.run, model)
+    write_json(arguments.run / "eval.json", results)
+    print_table(results)
+    return EXIT_DONE

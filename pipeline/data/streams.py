@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 
@@ -17,6 +18,7 @@ import numpy as np
 import ray
 import ray.data
 from ray.data import DataContext, ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import Row, TaskPlan
@@ -103,6 +105,25 @@ class _Blocks:
         return _make_block(self.spec, [(batch, rank) for batch in batches], self.world_size)
 
 
+class Pace(ExecutionCallback):
+    """Rests between the steps of a stream's scheduling loop.
+
+    That loop spins without a pause while the stream is as far ahead as it may be: nine resting streams took a whole
+    core and the interpreter lock of the trainer beside them (ray 2.60). A stream needs a few steps a block.
+    """
+
+    rest_s = 0.1
+
+    def on_execution_step(self, executor) -> None:
+        time.sleep(self.rest_s)
+
+
+class ClusterPace(Pace):
+    """On a cluster each stream's loop has a process of its own, and blocks come faster."""
+
+    rest_s = 0.01
+
+
 class _DecodeActor:
     """The same work in a long-lived actor of its own."""
 
@@ -129,10 +150,12 @@ def build_stream(spec: StreamSpec, *, world_size: int, options: DecodeOptions) -
     # A block is one task's output as it stands: never cut, never merged.
     context.target_max_block_size = None
     context.execution_options = execution_options(ahead_bytes=options.queue_blocks * block_bytes(spec, rows))
+    actors = options.mode == "actors" or (options.mode == "auto" and _cluster_cpus() >= _ACTOR_CPUS)
+    context.custom_execution_callback_classes = [ClusterPace if actors else Pace]
     with DataContext.current(context):
         source = ray.data.range(blocks.num_blocks, override_num_blocks=blocks.num_blocks)
         common = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-        if options.mode == "actors" or (options.mode == "auto" and _cluster_cpus() >= _ACTOR_CPUS):
+        if actors:
             return source.map_batches(
                 _DecodeActor, fn_constructor_args=(blocks,), concurrency=(1, 4), num_cpus=1, max_restarts=3,
                 max_task_retries=2, **common,

@@ -12,6 +12,7 @@ from model.imp import Imp
 from model.step import state_shapes
 from pipeline import recipe as recipes
 from pipeline.data.text import Tokenizer
+from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.run import use_compute_type
 from pipeline.train.schedule import structure_of
@@ -57,6 +58,17 @@ class TrainedModel:
             )[0],
             static_argnums=1,
         )
+
+    def use_recipe(self, recipe: recipes.Recipe) -> None:
+        """Evaluates by another recipe's ``evaluate`` list and data sets; the trained tasks and classes stay.
+
+        Raises RequestError where a data set's classes differ from those the model was trained on.
+        """
+        for name, data_set in recipe.data_set_specs().items():
+            if name in self.data_sets and data_set.classes != self.data_sets[name].classes:
+                raise RequestError(f"data_sets.{name}.classes: the model was trained on another list of classes")
+            self.data_sets[name] = data_set
+        self.recipe = recipe
 
     def features(self, modality: str, samples: list[dict]) -> np.ndarray:
         """(n, width) float32 pooled features. samples: {"tokens", "positions"[, "mask"]} of one shape."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,11 +55,15 @@ def start_ray(cluster: Cluster) -> None:
     # Nothing of a run leaves the machine without being asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if cluster.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=cluster.address, logging_level="warning")
+        ray.init(address=cluster.address, logging_level="error")
         return
+    # Ray starts its processes by fork and exec at once, which is safe beside JAX's threads.
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
+    # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Decode must find CPUs beside the trainers, so the machine counts each trainer's CPUs on top of its own.
     cpus = (os.cpu_count() or 1) + round(cluster.num_workers * cluster.cpus_per_worker)
-    ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="warning")
+    ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="error")
 
 
 def _object_store_bytes() -> int:
@@ -174,6 +180,8 @@ class StreamConfig(DataConfig):
 def _train_locally(spec: RunSpec, cluster: Cluster, should_stop: Callable[[], bool]) -> dict:
     def make_queues(start: int) -> dict[str, TaskQueue]:
         queues = {}
+        # Tracing a step holds the interpreter lock for seconds; the streams' threads need it for microseconds, often.
+        sys.setswitchinterval(0.001)
         for name in _running_tasks(spec):
             wanted = stream_spec(spec, cluster, task=name, start_step=start)
             if wanted.start < wanted.stop:

@@ -1,0 +1,11 @@
+"""Evaluate a run from its newest checkpoint alone: zero-shot, classifier accuracy, retrieval."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.cli import evaluate_main
+
+if __name__ == "__main__":
+    sys.exit(evaluate_main(sys.argv[1:]))

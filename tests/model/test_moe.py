@@ -1,0 +1,273 @@
+"""Routing, dispatch and combination against numbers worked out by hand and references written as loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from model.config import MoEConfig
+from model.moe import ExpertsChooseRouter, MoEFeedForward, expert_capacity, group_samples, routing_statistics
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "capacity_factor", "expected"),
+    [
+        (8, 4, 1.0, 2),
+        (10, 4, 1.0, 2),  # 2.5 rounds to even
+        (14, 4, 1.0, 4),  # 3.5 rounds to even
+        (13, 4, 1.0, 3),  # 3.25
+        (2, 4, 1.0, 1),  # 0.5 rounds to 0: never fewer than one
+        (1, 16, 1.0, 1),
+        (10, 4, 2.0, 5),
+        (256, 16, 1.0, 16),
+        (3, 2, 8.0, 3),  # never more slots than tokens
+    ],
+)
+def test_expert_capacity(num_tokens, num_experts, capacity_factor, expected):
+    assert expert_capacity(num_tokens, MoEConfig(num_experts, 1, capacity_factor=capacity_factor)) == expected
+
+
+@pytest.mark.parametrize(
+    ("global_batch_size", "num_tokens", "expected"),
+    [
+        (64, 256, 8),
+        (256, 16, 128),
+        (96, 16, 96),  # the whole batch fits
+        (12, 256, 6),  # 8 fit, 6 divides
+        (7, 300, 1),  # 6 fit, 7 is prime
+        (4, 4096, 1),  # a sample longer than a group
+    ],
+)
+def test_samples_of_a_group(global_batch_size, num_tokens, expected):
+    sizes = {"global_batch_size": global_batch_size, "num_tokens": num_tokens}
+    assert group_samples(MoEConfig(4, 1, group="tokens", group_size=2048), **sizes) == expected
+    assert group_samples(MoEConfig(4, 1, group="sample", group_size=2048), **sizes) == 1
+
+
+def route_by_loops(x, kernel, *, num_slots, real):
+    """Gates and token indices of every group and expert, a list of (gate, token) in the order of preference."""
+    taken = []
+    for g in range(x.shape[0]):
+        probs = softmax(x[g].astype(np.float64) @ kernel.astype(np.float64))
+        for e in range(kernel.shape[1]):
+            offers = [(probs[s, e], s) for s in range(x.shape[1]) if real[g, s]]
+            taken.append(sorted(offers, reverse=True)[: num_slots[g]])
+    return taken
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_router_takes_the_top_tokens_of_each_expert(tiny, padded):
+    config = tiny(moe=MoEConfig(4, 1))
+    router = ExpertsChooseRouter(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    kernel, x = rng.normal(size=(16, 4)).astype(np.float32), rng.normal(size=(3, 12, 16)).astype(np.float32)
+    router.kernel[...] = jnp.asarray(kernel)
+    real = np.ones((3, 12), bool)
+    num_slots = [3, 3, 3]
+    if padded:
+        real[1, 7:] = False  # 7 real tokens
+        real[2, [0, 1, 3, 4, 6, 7, 9, 10, 11]] = False  # 3 real tokens, scattered
+        num_slots = [3, 2, 1]  # round(12 / 4), round(7 / 4), round(3 / 4)
+    gates, index, probs = jax.jit(router)(x, real if padded else None)
+
+    assert gates.shape == index.shape == (3, 4, 3)
+    assert gates.dtype == jnp.float32
+    expected = route_by_loops(x, kernel, num_slots=num_slots, real=real)
+    for found_gates, found_index, pairs in zip(
+        np.asarray(gates).reshape(12, 3), np.asarray(index).reshape(12, 3), expected, strict=True
+    ):
+        used = len(pairs)
+        np.testing.assert_allclose(found_gates[:used], [p for p, _ in pairs], rtol=1e-5)
+        assert found_index[:used].tolist() == [s for _, s in pairs]
+        assert found_gates[used:].tolist() == [0.0] * (3 - used)
+    np.testing.assert_allclose(probs, softmax(x.astype(np.float64) @ kernel), rtol=1e-5, atol=1e-7)
+
+
+def test_router_is_float32_in_a_bfloat16_model(tiny):
+    router = ExpertsChooseRouter(tiny(moe=MoEConfig(2, 1), dtype="bfloat16"), rngs=nnx.Rngs(0))
+    kernel = np.zeros((16, 2), np.float32)
+    kernel[0] = [1.0, 1.0 + 2**-12]
+    router.kernel[...] = jnp.asarray(kernel)
+    _, _, probs = jax.jit(router)(np.ones((1, 2, 16), jnp.bfloat16), None)
+    assert probs[0, 0, 1] > probs[0, 0, 0]  # bfloat16 holds 8 bits: the kernel's columns would be equal
+
+
+# Three tokens over three experts. With the identity as router kernel and tokens 1 + ln(weights), a token's
+# probabilities are its weights over their sum.
+WEIGHTS = np.array([[6.0, 3.0, 1.0], [5.0, 2.0, 3.0], [1.0, 1.0, 8.0]])
+TOKENS = 1 + np.log(WEIGHTS)
+FACTORS = np.array([1.0, 10.0, 100.0])
+
+
+def jitted(layer: MoEFeedForward):
+    """(x, mask, group_samples) → output and statistics; compiled once for the shapes of x."""
+    return jax.jit(lambda x, mask, group_samples=1: layer(x, mask, group_samples=group_samples), static_argnums=2)
+
+
+@pytest.fixture(scope="module")
+def by_hand(tiny):
+    """Expert e multiplies by FACTORS[e]: gelu(100 x) = 100 x for the tokens used here, then FACTORS[e] / 100."""
+    config = tiny(width=3, num_heads=1, head_dim=3, mlp_dim=3, moe=MoEConfig(3, 1))
+    layer = MoEFeedForward(config, rngs=nnx.Rngs(0))
+    identity = np.eye(3, dtype=np.float32)
+    layer.router.kernel[...] = jnp.asarray(identity)
+    layer.experts.wi[...] = jnp.asarray(np.stack([100.0 * identity] * 3))
+    layer.experts.wo[...] = jnp.asarray(np.stack([np.float32(f / 100) * identity for f in FACTORS]))
+    return jitted(layer)
+
+
+def test_combination_by_hand(by_hand):
+    out, statistics = by_hand(TOKENS[None].astype(np.float32), None)
+    # One slot an expert. Experts 0 and 1 both take token 0 (.6 and .3), expert 2 takes token 2 (.8), none takes token 1.
+    np.testing.assert_allclose(out[0, 0], (0.6 * 1 + 0.3 * 10) * TOKENS[0], rtol=1e-5)
+    assert out[0, 1].tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(out[0, 2], 0.8 * 100 * TOKENS[2], rtol=1e-5)
+    np.testing.assert_allclose(statistics["unrouted_fraction"], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(statistics["confidence"], (0.6 + 0.3 + 0.8) / 3, rtol=1e-6)
+    np.testing.assert_allclose(statistics["expert_load"], [0.4, 0.2, 0.4], rtol=1e-6)
+
+
+def test_combination_by_hand_with_padding(by_hand):
+    real = np.array([[False, True, True]])
+    out, statistics = by_hand(TOKENS[None].astype(np.float32), real)
+    # round(2 / 3) = 1 slot. Among tokens 1 and 2: experts 0 and 1 take token 1 (.5 and .2), expert 2 takes token 2.
+    assert out[0, 0].tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(out[0, 1], (0.5 * 1 + 0.2 * 10) * TOKENS[1], rtol=1e-5)
+    np.testing.assert_allclose(out[0, 2], 0.8 * 100 * TOKENS[2], rtol=1e-5)
+    assert statistics["unrouted_fraction"] == 0.0
+    np.testing.assert_allclose(statistics["confidence"], (0.5 + 0.2 + 0.8) / 3, rtol=1e-6)
+    np.testing.assert_allclose(statistics["expert_load"], [(0.5 + 0.1) / 2, (0.2 + 0.1) / 2, (0.3 + 0.8) / 2], rtol=1e-6)
+
+
+def test_statistics_by_hand():
+    """Two groups of three tokens, two experts, two slots; the last token of the second group is padding."""
+    gates = jnp.asarray([[[0.75, 0.5], [0.5, 0.25]], [[0.9, 0.0], [0.6, 0.0]]])
+    index = jnp.asarray([[[0, 1], [1, 0]], [[0, 1], [0, 2]]])
+    probs = jnp.asarray([[[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.4, 0.6], [0.0, 1.0]]])
+    real = jnp.asarray([[True, True, True], [True, True, False]])
+    found = jax.jit(routing_statistics)(gates, index, probs, real)
+    # Tokens 2 of the first group and 1 of the second are taken by none: a slot with gate zero is not used.
+    np.testing.assert_allclose(found["unrouted_fraction"], 2 / 5, rtol=1e-6)
+    np.testing.assert_allclose(found["confidence"], (0.75 + 0.5 + 0.5 + 0.25 + 0.9 + 0.6) / 6, rtol=1e-6)
+    np.testing.assert_allclose(found["expert_load"], [2.8 / 5, 2.2 / 5], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def layer(tiny):
+    layer = MoEFeedForward(tiny(moe=MoEConfig(2, 1)), rngs=nnx.Rngs(3))
+    layer.router.kernel[...] = jnp.asarray(tokens(16, 2, seed=4))
+    return layer
+
+
+@pytest.fixture(scope="module")
+def forward(layer):
+    return jitted(layer)
+
+
+def tokens(*shape: int, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_layer_against_numpy(layer, forward):
+    x = tokens(4, 7, 16)
+    kernel, wi, wo = (np.asarray(p[...], np.float64) for p in (layer.router.kernel, layer.experts.wi, layer.experts.wo))
+    expected = np.zeros((4, 7, 16))
+    taken = route_by_loops(x, kernel, num_slots=[4] * 4, real=np.ones((4, 7), bool))  # round(3.5) = 4
+    for (sample, expert), pairs in zip(np.ndindex(4, 2), taken, strict=True):
+        for gate, token in pairs:
+            expected[sample, token] += gate * gelu(x[sample, token] @ wi[expert]) @ wo[expert]
+    out, _ = forward(x, None)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_index_dispatch_equal_one_hot_dispatch(layer):
+    graph, params = nnx.split(layer)
+
+    def by_index(params, x):
+        return jnp.sin(nnx.merge(graph, params)(x, None, group_samples=1)[0]).sum()
+
+    def by_one_hot(params, x):
+        layer = nnx.merge(graph, params)
+        gates, index, _ = layer.router(x, None)
+        mask = jax.nn.one_hot(index, x.shape[1])  # (G, E, C, S)
+        out = layer.experts(jnp.einsum("gsd,gecs->gecd", x, mask))
+        return jnp.sin(jnp.einsum("gecd,gecs,gec->gsd", out, mask, gates)).sum()
+
+    both = jax.jit(lambda *args: [jax.grad(f, argnums=(0, 1))(*args) for f in (by_index, by_one_hot)])
+    found, expected = both(params, tokens(4, 7, 16))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(b).max() > 1e-3
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_no_real_token(forward):
+    x = tokens(4, 7, 16)
+    real = np.arange(7) < np.array([[7], [5], [3], [1]])
+    short, short_statistics = forward(x, real)
+    padded = np.concatenate([x, 100 * tokens(4, 6, 16, seed=6)], axis=1)
+    more = np.concatenate([real, np.zeros((4, 6), bool)], axis=1)
+    long, long_statistics = forward(padded, more)
+    np.testing.assert_allclose(long[:, :7], short, rtol=1e-5, atol=1e-6)
+    assert not np.asarray(long)[~more].any()
+    assert not np.asarray(short)[~real].any()
+    for name, value in short_statistics.items():
+        np.testing.assert_allclose(long_statistics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_mask_without_padding_equals_no_mask(forward):
+    x = tokens(4, 7, 16)
+    masked, plain = (forward(x, mask)[0] for mask in (np.ones((4, 7), bool), None))
+    np.testing.assert_allclose(masked, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_slots_follow_the_real_tokens(layer):
+    num_real = np.array([12, 5, 3, 1, 0])
+    real = np.arange(12) < num_real[:, None]
+    gates, index, _ = jax.jit(layer.router)(tokens(5, 12, 16), real)
+    # round(n / 2): 6, round(2.5) = 2, round(1.5) = 2, at least one slot, and nothing to take in an empty sample.
+    assert (np.asarray(gates) > 0).sum(-1).tolist() == [[6, 6], [2, 2], [2, 2], [1, 1], [0, 0]]
+    assert (np.asarray(index)[1, :, :2] < 5).all()
+
+
+def test_a_result_does_not_depend_on_the_rest_of_the_batch(forward):
+    x = tokens(4, 7, 16)
+    out = np.asarray(forward(x, None)[0])
+    order = [2, 0, 3, 1]
+    permuted, _ = forward(x[order], None)
+    np.testing.assert_allclose(permuted, out[order], rtol=1e-6, atol=1e-7)
+    others = tokens(4, 7, 16, seed=8)
+    others[1] = x[1]
+    among_others, _ = forward(others, None)
+    np.testing.assert_allclose(among_others[1], out[1], rtol=1e-6, atol=1e-7)
+
+
+def test_samples_of_a_group_compete(by_hand):
+    """Tokens 0 and 2 in one sample, token 1 twice in the next; one group of four tokens, one slot an expert."""
+    x = TOKENS[[[0, 2], [1, 1]]].astype(np.float32)
+    out, _ = by_hand(x, None, 2)
+    np.testing.assert_allclose(out[0, 0], (0.6 * 1 + 0.3 * 10) * TOKENS[0], rtol=1e-5)
+    np.testing.assert_allclose(out[0, 1], 0.8 * 100 * TOKENS[2], rtol=1e-5)
+    assert not np.asarray(out[1]).any()
+    separate, _ = by_hand(x, None, 1)
+    assert np.asarray(separate[1]).any()
+
+
+def test_experts_start_different(layer):
+    wi = np.asarray(layer.experts.wi[...])
+    assert wi.shape == (2, 16, 32)
+    assert not np.array_equal(wi[0], wi[1])
+
+
+def test_a_batch_that_groups_do_not_divide_raises(layer):
+    with pytest.raises(ValueError, match=r"batch of 5 samples .* groups of 2 samples"):
+        layer(jnp.zeros((5, 3, 16)), None, group_samples=2)

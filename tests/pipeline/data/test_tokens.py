@@ -1,0 +1,173 @@
+"""Tokens and positions against arrays written out by hand, spectrograms against librosa."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.spec import AudioSpec, TokenSpec
+from pipeline.data.tokens import drop_tokens, grid_positions, kept_tokens, log_mel, patchify, spectrogram_tokens
+
+VISION = TokenSpec().vision_positions
+AUDIO = TokenSpec().audio_positions
+
+
+def test_patches_come_in_time_row_column_order():
+    # 2 frames of 2 x 4 pixels, pixel value = 100 frame + 10 row + column, colour c adds 0.c as an integer: 10 x + c.
+    t, y, x, c = np.meshgrid(range(2), range(2), range(4), range(3), indexing="ij")
+    frames = 1000 * t + 100 * y + 10 * x + c
+    patches = patchify(frames, (1, 1, 2))
+    expected = [
+        [0, 1, 2, 10, 11, 12],
+        [20, 21, 22, 30, 31, 32],
+        [100, 101, 102, 110, 111, 112],
+        [120, 121, 122, 130, 131, 132],
+        [1000, 1001, 1002, 1010, 1011, 1012],
+        [1020, 1021, 1022, 1030, 1031, 1032],
+        [1100, 1101, 1102, 1110, 1111, 1112],
+        [1120, 1121, 1122, 1130, 1131, 1132],
+    ]
+    assert patches.tolist() == expected
+
+
+def test_values_of_a_tubelet_come_in_time_row_column_colour_order():
+    frames = np.arange(2 * 2 * 4 * 3).reshape(2, 2, 4, 3)
+    left, right = patchify(frames, (2, 2, 2))
+    assert left.tolist() == [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17, 24, 25, 26, 27, 28, 29, 36, 37, 38, 39, 40, 41]
+    assert (right - left == 6).all()
+
+
+def test_sizes_of_the_paper():
+    video = np.zeros((16, 256, 256, 3), np.uint8)
+    assert patchify(video, (4, 16, 16)).shape == (1024, 3072) and patchify(video, (4, 16, 16)).dtype == np.uint8
+    assert patchify(video[:1], (1, 16, 16)).shape == (256, 768)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16, 3), (4, 17, 16, 3), (4, 16, 15, 3)])
+def test_what_cannot_be_cut_is_refused(shape):
+    with pytest.raises(ValueError, match=f"{shape[0]}x{shape[1]}x{shape[2]} cannot be cut into patches of 4x16x16"):
+        patchify(np.zeros(shape), (4, 16, 16))
+
+
+def axis_ids(grid: tuple[int, ...], buckets: tuple[int, ...], axis: int) -> list[int]:
+    return sorted(set(grid_positions(grid, buckets)[:, axis].tolist()))
+
+
+def test_positions_are_spread_over_the_tables():
+    assert axis_ids((4, 16, 8), VISION, 0) == [0, 4, 8, 12]
+    assert axis_ids((4, 16, 8), VISION, 1) == list(range(0, 32, 2))
+    assert axis_ids((4, 16, 8), VISION, 2) == [0, 4, 8, 12, 16, 20, 24, 28]
+    assert axis_ids((4, 32, 32), VISION, 1) == list(range(32))
+    assert axis_ids((1, 16, 16), VISION, 0) == [0]
+    # 14 columns at 224 pixels, where floating point would round: floor(32 i / 14).
+    assert axis_ids((1, 14, 14), VISION, 2) == [0, 2, 4, 6, 9, 11, 13, 16, 18, 20, 22, 25, 27, 29]
+    assert axis_ids((8, 8), AUDIO, 0) == list(range(0, 64, 8)) and axis_ids((8, 8), AUDIO, 1) == list(range(8))
+
+
+def test_positions_come_in_the_order_of_patches():
+    positions = grid_positions((2, 1, 3), (16, 32, 32))
+    assert positions.dtype == np.int32
+    assert positions.tolist() == [[0, 0, 0], [0, 0, 10], [0, 0, 21], [8, 0, 0], [8, 0, 10], [8, 0, 21]]
+
+
+def test_a_grid_larger_than_its_tables_is_refused():
+    with pytest.raises(ValueError, match="33 tokens, 32 positions"):
+        grid_positions((4, 33, 32), VISION)
+
+
+@given(data=st.data(), buckets=st.integers(1, 64))
+@settings(max_examples=50, deadline=None)
+def test_positions_are_distinct_and_inside_the_table(data, buckets):
+    count = data.draw(st.integers(1, buckets))
+    ids = grid_positions((count,), (buckets,))[:, 0]
+    assert ids[0] == 0 and ids[-1] < buckets and (np.diff(ids) > 0).all()
+
+
+def test_drop_keeps_the_floor_of_the_rate():
+    assert [kept_tokens(256, rate) for rate in (0, 0.25, 0.5, 0.75)] == [256, 192, 128, 64]
+    # 0.25 x 25 = 6.25; (1 - 0.9) x 10 is 0.9999999999999998 in floating point and means 1.
+    assert kept_tokens(25, 0.75) == 6 and kept_tokens(10, 0.9) == 1 and kept_tokens(3, 0.7) == 0
+
+
+@given(
+    num=st.integers(1, 100), rate=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.9]), seed=st.integers(0, 1000)
+)
+@settings(max_examples=50, deadline=None)
+def test_drop_keeps_tokens_with_their_positions_in_order(num, rate, seed):
+    positions = grid_positions((num, 1), (128, 4))
+    tokens = np.arange(num)[:, None] * np.array([1, 1000])
+    kept, kept_positions = drop_tokens(tokens, positions, drop_rate=rate, rng=np.random.default_rng(seed))
+    assert len(kept) == len(kept_positions) == kept_tokens(num, rate)
+    assert (np.diff(kept[:, 0]) > 0).all()
+    assert (positions[kept[:, 0]] == kept_positions).all() and (kept[:, 1] == 1000 * kept[:, 0]).all()
+
+
+def test_drop_is_uniform():
+    rng, counts = np.random.default_rng(0), np.zeros(16)
+    for _ in range(2000):
+        kept, _ = drop_tokens(np.arange(16), np.arange(16), drop_rate=0.75, rng=rng)
+        counts[kept] += 1
+    # Each token stays in a quarter of 2000 draws: 500, standard deviation 19.4.
+    assert np.abs(counts - 500).max() < 5 * 19.4
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [AudioSpec(), AudioSpec(frame_length=400, hop_length=160, num_frames=96, num_mels=64, min_hz=20, max_hz=8000)],
+)
+def test_log_mel_equals_librosa(spec):
+    """The documented transform: magnitudes (power 1), Hann, no centring, Slaney mel; librosa compiles for a while."""
+    import librosa
+
+    rng = np.random.default_rng(0)
+    seconds = np.arange(spec.num_samples) / spec.sample_rate_hz
+    waveform = np.sin(2 * np.pi * 440 * seconds) + 0.1 * rng.standard_normal(len(seconds))
+    waveform = waveform.astype(np.float32)
+    padded = np.pad(waveform, (0, spec.frame_length))
+    expected = librosa.feature.melspectrogram(
+        y=padded, sr=spec.sample_rate_hz, n_fft=spec.frame_length, hop_length=spec.hop_length, center=False, power=1.0,
+        n_mels=spec.num_mels, fmin=spec.min_hz, fmax=spec.max_hz,
+    )
+    expected = np.log(expected.T[: spec.num_frames] + 1e-6)
+    found = log_mel(waveform, spec)
+    assert found.dtype == np.float32 and found.shape == (spec.num_frames, spec.num_mels)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_defaults_are_the_release():
+    spec = AudioSpec()
+    assert spec.num_samples == 131_072 and spec.grid == (8, 8)
+    assert spectrogram_tokens(np.zeros(spec.num_samples, np.float32), spec).shape == (64, 256)
+
+
+def test_a_tone_is_in_its_mel_band_and_silence_at_the_floor():
+    spec = AudioSpec(num_frames=16)
+    silence = log_mel(np.zeros(0, np.float32), spec)
+    np.testing.assert_allclose(silence, np.log(1e-6), atol=1e-5)
+    seconds = np.arange(spec.num_samples) / spec.sample_rate_hz
+    low, high = (log_mel(np.sin(2 * np.pi * hz * seconds).astype(np.float32), spec)[4].argmax() for hz in (500, 4000))
+    # Slaney mel: linear to 1000 Hz at 200/3 Hz a mel, then 27 mels for each factor of 6.4.
+    mels = {80: 1.2, 500: 7.5, 4000: 15 + 27 * np.log(4) / np.log(6.4), 7600: 15 + 27 * np.log(7.6) / np.log(6.4)}
+    band = {hz: (mels[hz] - mels[80]) / (mels[7600] - mels[80]) * (spec.num_mels + 1) - 1 for hz in (500, 4000)}
+    assert abs(low - band[500]) <= 1 and abs(high - band[4000]) <= 1
+
+
+def test_a_short_sound_is_padded_with_silence_at_its_end():
+    spec = AudioSpec(num_frames=16)
+    wave = np.random.default_rng(0).standard_normal(4 * spec.hop_length).astype(np.float32)
+    mel = log_mel(wave, spec)
+    np.testing.assert_allclose(mel[4:], np.log(1e-6), atol=1e-5)
+    assert mel[:4].min() > -8
+    assert (mel == log_mel(np.pad(wave, (0, spec.num_samples)), spec)).all()
+
+
+def test_spectrogram_patches_come_in_time_frequency_order():
+    spec = AudioSpec(num_frames=32, num_mels=32, mean=-3.0, std=2.0)
+    wave = np.random.default_rng(1).standard_normal(spec.num_samples).astype(np.float32)
+    mel = (log_mel(wave, spec) + 3.0) / 2.0
+    tokens = spectrogram_tokens(wave, spec)
+    assert tokens.shape == (4, 256) and tokens.dtype == np.float32 and tokens.flags["C_CONTIGUOUS"]
+    for number, (time, frequency) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
+        np.testing.assert_allclose(
+            tokens[number].reshape(16, 16), mel[time : time + 16, frequency : frequency + 16], atol=1e-5
+        )
