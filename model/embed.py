@@ -6,7 +6,6 @@ post-projection, mean over the real tokens (the release's order; no class token)
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx

@@ -1,4 +1,6 @@
-"""Experts-choose Mixture-of-Experts layer (Zhou et al. 2022; paper section 4.1: capacity factor 1, no jitter, no auxiliary loss).
+"""Experts-choose Mixture-of-Experts layer (Zhou et al. 2022).
+
+As in the paper (section 4.1): capacity factor 1, no jitter, no auxiliary loss.
 
 Shape letters: B batch, N tokens, D width, G groups, S tokens of a group, E experts, C capacity, F mlp_dim.
 A group is the set of tokens that compete for the experts' slots.

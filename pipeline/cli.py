@@ -24,10 +24,16 @@ def run_job(job, arguments: argparse.Namespace) -> int:
         return EXIT_FAILED
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: Path | None = ROOT / "configs" / "demo.yaml") -> None:
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser, *, default: Path | None = ROOT / "configs" / "demo.yaml"
+) -> None:
     parser.add_argument("--config", type=Path, default=default, required=default is None, help="recipe (YAML)")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
         help="change one setting of the recipe, e.g. --set train.num_steps=100; may be repeated",
     )
 
@@ -35,7 +41,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: Path | Non
 def pretrain_main(argv: list[str]) -> int:
     started = time.time()
     parser = argparse.ArgumentParser(
-        prog="pretrain.py", description="Pretrain one encoder on many tasks by a recipe. Rerun the same command to resume.",
+        prog="pretrain.py",
+        description="Pretrain one encoder on many tasks by a recipe. Rerun the same command to resume.",
         epilog="exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again",
     )
     add_recipe_arguments(parser)
@@ -62,11 +69,14 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 def preprocess_main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="preprocess.py", description="Decode the data sets of a recipe once into Arrow shards. Rerunning goes on.",
+        prog="preprocess.py",
+        description="Decode the data sets of a recipe once into Arrow shards. Rerunning goes on.",
     )
     add_recipe_arguments(parser, default=None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards, one subfolder a data set")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated"
+    )
     return run_job(_preprocess, parser.parse_args(argv))
 
 
@@ -81,10 +91,13 @@ def _preprocess(arguments: argparse.Namespace) -> int:
 
 def evaluate_main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="evaluate.py", description="Repeat a run's evaluation from its newest checkpoint and write eval.json.",
+        prog="evaluate.py",
+        description="Repeat a run's evaluation from its newest checkpoint and write eval.json.",
     )
     parser.add_argument("--run", type=Path, required=True, help="run directory")
-    parser.add_argument("--config", type=Path, help="recipe whose evaluate list and held-out sets replace the run's own")
+    parser.add_argument(
+        "--config", type=Path, help="recipe whose evaluate list and held-out sets replace the run's own"
+    )
     return run_job(_evaluate, parser.parse_args(argv))
 
 

@@ -145,4 +145,3 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
         return
     captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
     yield from itertools.islice((c for c in captions if c.strip()), _MOST_CAPTIONS)
-

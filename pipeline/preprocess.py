@@ -1,4 +1,4 @@
-"""The offline job: decode the data sets of a recipe once, into Arrow shards that training reads instead of the media."""
+"""The offline job: decode the data sets of a recipe once, into Arrow shards that training can read instead."""
 
 from __future__ import annotations
 
@@ -143,7 +143,9 @@ def _print_progress(job: _Job, rows: int, kept: int, began: float) -> None:
     rate = (rows - kept) / max(time.monotonic() - began, 1e-6)
     left = (job.num_rows - rows) / rate if rate else 0.0
     line = f"{job.data_set.name}: {rows}/{job.num_rows} rows, {rate:.0f} rows/s, {left:.0f} s left"
-    print(("\r" + line if sys.stdout.isatty() else line), end="" if sys.stdout.isatty() and rows < job.num_rows else "\n")
+    print(
+        ("\r" + line if sys.stdout.isatty() else line), end="" if sys.stdout.isatty() and rows < job.num_rows else "\n"
+    )
     sys.stdout.flush()
 
 

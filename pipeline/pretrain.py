@@ -124,8 +124,14 @@ def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
 
 def _print_times(summary: dict) -> None:
     names = {
-        "corpus_s": "corpus", "prepare_s": "prepare", "start_s": "start Ray", "compile_wait_s": "wait for compiler",
-        "data_wait_s": "wait for data", "steps_s": "steps", "save_s": "checkpoints", "evaluation_s": "evaluation",
+        "corpus_s": "corpus",
+        "prepare_s": "prepare",
+        "start_s": "start Ray",
+        "compile_wait_s": "wait for compiler",
+        "data_wait_s": "wait for data",
+        "steps_s": "steps",
+        "save_s": "checkpoints",
+        "evaluation_s": "evaluation",
     }
     times = summary["time"]
     parts = [f"{label} {times[key]:.0f} s" for key, label in names.items() if key in times]

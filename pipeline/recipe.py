@@ -231,7 +231,8 @@ class Recipe(_Strict):
             name=name,
             modalities=tuple(t.modalities),
             classes=tuple(t.classes),
-            positives=t.positives or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
+            positives=t.positives
+            or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
             augment=spec.Augment(**t.augment.model_dump()),
             variants=self._variants(name, t),
             **fields,
@@ -386,7 +387,9 @@ def _check_references(recipe: Recipe) -> None:
         _known(e.data_set, recipe.data_sets, f"{where}.data_set")
         data_set = recipe.data_sets[e.data_set]
         if not data_set.held_out:
-            raise RequestError(f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on")
+            raise RequestError(
+                f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on"
+            )
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
@@ -397,12 +400,16 @@ def _check_references(recipe: Recipe) -> None:
 def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
     modalities = task.modalities
     if len(set(modalities)) != len(modalities) or {"image", "video"} <= set(modalities):
-        raise RequestError(f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}")
+        raise RequestError(
+            f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
+        )
     if task.objective == "nce" and len(modalities) < 2:
         raise RequestError(f"{where}.modalities: nce needs two or three, found {modalities}")
     if task.objective != "nce":
         if len(modalities) != 1 or modalities == ["text"]:
-            raise RequestError(f"{where}.modalities: {task.objective} needs one of image, video, audio; found {modalities}")
+            raise RequestError(
+                f"{where}.modalities: {task.objective} needs one of image, video, audio; found {modalities}"
+            )
         if not data_set.classes:
             raise RequestError(f"{where}: {task.objective} needs data_sets.{task.data_set}.classes, found none")
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
@@ -447,7 +454,7 @@ _FREE_PREFIXES = ("cluster.", "logging.", "checkpoint.")
 
 
 def check_resume(old: dict, new: dict) -> None:
-    """Raises RequestError for a difference that a resume may not make: all but cluster, logging, checkpoint, more steps."""
+    """Raises RequestError for a difference a resume may not make: any but cluster, logging, checkpoint, more steps."""
     for key, a, b in differences(old, new):
         if key.startswith(_FREE_PREFIXES) or (key == "train.num_steps" and b > a):
             continue

@@ -28,7 +28,9 @@ class SampleMaker:
     source: reads a clip by row number (``sources.MediaSource`` or ``shards.ShardSource``).
     """
 
-    def __init__(self, task: TaskSpec, data_set: DataSetSpec, *, source, tokenizer: Tokenizer | None, tokens: TokenSpec):
+    def __init__(
+        self, task: TaskSpec, data_set: DataSetSpec, *, source, tokenizer: Tokenizer | None, tokens: TokenSpec
+    ):
         self.task, self.data_set, self.source, self.tokenizer = task, data_set, source, tokenizer
         self.tokens = tokens
         self.classes = task.classes or data_set.classes
@@ -110,7 +112,7 @@ class SampleMaker:
 class BatchMaker:
     """Makes whole rows: samples of a batch in order, substitutes where one is bad.
 
-    known_bad: ids that an earlier part of the run rejected; they are not tried again, so a resume sees the same samples.
+    known_bad: ids that an earlier part of the run rejected; never tried again, so a resume sees the same samples.
     """
 
     def __init__(self, plan: TaskPlan, samples: SampleMaker, *, known_bad: dict[str, dict] | None = None):

@@ -120,7 +120,9 @@ class Order:
 
     def substitute(self, position: int, attempt: int) -> int:
         """The row that stands in for a bad one: depends on the position and the attempt alone."""
-        return int(mix(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt)[0] % np.uint64(self.num_rows))
+        return int(
+            mix(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt)[0] % np.uint64(self.num_rows)
+        )
 
     def generator(self, sample_id: str, epoch: int) -> np.random.Generator:
         """The random numbers of one visit of one sample: crops, prompts, drops."""

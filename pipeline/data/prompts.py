@@ -4,7 +4,13 @@ from __future__ import annotations
 
 TRAIN = {
     "generic": (
-        "{}", "this is {}", "an example of {}", "here we have {}", "it shows {}", "one more {}", "clearly {}",
+        "{}",
+        "this is {}",
+        "an example of {}",
+        "here we have {}",
+        "it shows {}",
+        "one more {}",
+        "clearly {}",
         "what you see here is {}",
     ),
     "image": ("a picture of {}", "an image that shows {}", "a small picture with {}"),

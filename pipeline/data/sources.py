@@ -12,7 +12,7 @@ from pipeline.data.spec import DataSetSpec
 
 
 class DecodedCache:
-    """Decoded media of this process, least recently used first out: small data sets are decoded once, not once an epoch.
+    """Decoded media of this process, least recently used first out: a small data set is decoded once a process.
 
     Shared by all streams of the process, so that tasks on the same files share them too.
     """

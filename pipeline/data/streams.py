@@ -157,8 +157,13 @@ def build_stream(spec: StreamSpec, *, world_size: int, options: DecodeOptions) -
         common = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
         if actors:
             return source.map_batches(
-                _DecodeActor, fn_constructor_args=(blocks,), concurrency=(1, 4), num_cpus=1, max_restarts=3,
-                max_task_retries=2, **common,
+                _DecodeActor,
+                fn_constructor_args=(blocks,),
+                concurrency=(1, 4),
+                num_cpus=1,
+                max_restarts=3,
+                max_task_retries=2,
+                **common,
             )
         return source.map_batches(blocks, concurrency=1, num_cpus=1, **common)
 

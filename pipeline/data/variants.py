@@ -69,7 +69,9 @@ def _crop_box(shape: tuple[int, int], augment: Augment | None, rng) -> tuple[flo
         side = min(height, width)
         spare_w, spare_h = width - side, height - side
         # Even without random crops a training view of a wide clip moves along its long side.
-        left, top = (spare_w / 2, spare_h / 2) if augment is None else (rng.integers(spare_w + 1), rng.integers(spare_h + 1))
+        left, top = (
+            (spare_w / 2, spare_h / 2) if augment is None else (rng.integers(spare_w + 1), rng.integers(spare_h + 1))
+        )
         return (left, top, left + side, top + side)
     area = rng.uniform(*augment.area) * height * width
     aspect = np.exp(rng.uniform(*np.log(augment.aspect)))

@@ -27,7 +27,7 @@ def retrieval(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[
     image_rank = (similarity >= own[:, None]).sum(1)
     best = np.full(len(images), -np.inf)
     np.maximum.at(best, owner, own)
-    text_rank = (similarity.T >= best[:, None]).sum(1)
+    text_rank = (best[:, None] <= similarity.T).sum(1)
     out = {}
     for k in (1, 5, 10):
         out[f"image_retrieval_recall@{k}"] = float((image_rank <= k).mean())

@@ -200,7 +200,11 @@ def print_table(results: list[dict]) -> None:
         for metric in shown:
             chance = r["chance"].get(metric)
             table.add_row(
-                r["dataset"], r["task"], metric, f"{r['metrics'][metric]:.1%}",
-                "" if chance is None else f"{chance:.1%}", str(r["num_examples"]),
+                r["dataset"],
+                r["task"],
+                metric,
+                f"{r['metrics'][metric]:.1%}",
+                "" if chance is None else f"{chance:.1%}",
+                str(r["num_examples"]),
             )
     Console().print(table)

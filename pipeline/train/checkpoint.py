@@ -35,7 +35,7 @@ class Checkpoints:
             self._checkpointer.delete(old.step)
 
     def data(self, step: int | None = None) -> dict:
-        """What is stored beside the arrays. Raises RequestError where there is no checkpoint, or one of another format."""
+        """What is stored beside the arrays. Raises RequestError without a checkpoint, or for another format."""
         step = self.latest_step if step is None else step
         if step is None:
             raise RequestError("no finished checkpoint in this run directory; train first")

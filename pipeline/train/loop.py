@@ -20,7 +20,7 @@ _MOST_NON_FINITE = 20
 
 @dataclasses.dataclass
 class Hooks:
-    """What the loop calls. record: one step's metrics. save: (updates completed, state). should_stop: asked each step."""
+    """What the loop calls. record: a step's metrics. save: (updates completed, state). should_stop: before each step."""
 
     record: Callable[[dict], None]
     save: Callable[[int, dict], None]
@@ -54,8 +54,16 @@ class Loop:
     """
 
     def __init__(
-        self, *, state: dict, feed: Feed, compiler: StepCompiler, hooks: Hooks, start_step: int, num_steps: int,
-        checkpoint_every: int, log_every: int = 1,
+        self,
+        *,
+        state: dict,
+        feed: Feed,
+        compiler: StepCompiler,
+        hooks: Hooks,
+        start_step: int,
+        num_steps: int,
+        checkpoint_every: int,
+        log_every: int = 1,
     ):
         self.state, self._feed, self._compiler, self._hooks = state, feed, compiler, hooks
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
@@ -138,4 +146,3 @@ class Loop:
         self._hooks.save(step, self.state)
         self._ended = time.perf_counter()
         self.times.save_s += self._ended - started
-

@@ -43,7 +43,7 @@ class Cluster:
     topology: str | None = None
     accelerator_type: str | None = None
     address: str | None = None
-    decode: DecodeOptions = DecodeOptions()
+    decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
     cache_bytes: int = 0
 
 
@@ -88,7 +88,7 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
         dataset_config=StreamConfig(spec, cluster),
-        datasets={name: _placeholder for name in _running_tasks(spec)},
+        datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
         run_config=_run_config(spec, cluster),
     )
     return trainer.fit().return_value

@@ -102,14 +102,23 @@ def train(
         run_dir, rank=rank, limits={name: d.max_reject_fraction for name, d in spec.data_sets.items()}
     )
     feed = Feed(
-        schedule, queues, start=start, stop=spec.num_steps, quarantine=quarantine,
+        schedule,
+        queues,
+        start=start,
+        stop=spec.num_steps,
+        quarantine=quarantine,
         put=lambda arrays: sharding.put_batch(arrays, mesh),
     )
     state = _start_state(imp, checkpoints, start, seed=spec.seed, mesh=mesh)
     writer = _Writer(spec, schedule, checkpoints, rank=rank, start=start)
     loop = Loop(
-        state=state, feed=feed, compiler=compiler, start_step=start, num_steps=spec.num_steps,
-        checkpoint_every=spec.checkpoint_every, log_every=spec.log_every,
+        state=state,
+        feed=feed,
+        compiler=compiler,
+        start_step=start,
+        num_steps=spec.num_steps,
+        checkpoint_every=spec.checkpoint_every,
+        log_every=spec.log_every,
         hooks=Hooks(record=writer.record, save=writer.save, should_stop=should_stop),
     )
     try:
@@ -135,9 +144,7 @@ def _start_state(imp: Imp, checkpoints: Checkpoints, start: int, *, seed: int, m
     if not start:
         return sharding.put_replicated(init_state(imp.init(seed)), mesh)
     replicated = sharding.replicated(mesh)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state_shapes(imp)
-    )
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state_shapes(imp))
     return checkpoints.state(abstract, step=start)
 
 

@@ -108,7 +108,10 @@ class _RichLine:
         from rich.progress import Progress as RichProgress
 
         self._progress = RichProgress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
             console=Console(stderr=True),
         )
         self._progress.start()

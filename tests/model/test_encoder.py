@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from model.attention import SelfAttention
 from model.config import MoEConfig
@@ -26,10 +27,8 @@ def randomise(module: nnx.Module, seed: int) -> nnx.Module:
 
 def flat(module: nnx.Module) -> dict[str, np.ndarray]:
     """Dotted path → float64 parameter."""
-    return {
-        ".".join(map(str, path)): np.asarray(leaf, np.float64)
-        for path, leaf in nnx.to_flat_state(nnx.to_pure_dict(nnx.state(module)))
-    }
+    leaves = flatten_dict(nnx.to_pure_dict(nnx.state(module)), sep=".")
+    return {path: np.asarray(leaf, np.float64) for path, leaf in leaves.items()}
 
 
 def layer_norm(x, scale, bias=0.0):
@@ -146,7 +145,7 @@ def with_policy(tiny):
     """Remat policy → (params, x) → loss of the same encoder."""
 
     def make(policy: str):
-        config = dataclasses.replace(tiny(depth=3, moe=MoEConfig(2, 1)), remat=policy)
+        config = dataclasses.replace(tiny(depth=2, moe=MoEConfig(2, 2)), remat=policy)
         graph, params = nnx.split(Encoder(config, rngs=nnx.Rngs(5)))
         return (lambda params, x: (nnx.merge(graph, params)(x)[0] ** 3).sum()), params
 

@@ -23,7 +23,7 @@ def handle(request: dict) -> dict:
     for job in request["jobs"]:
         try:
             write_whole(Path(request["root"]) / job["path"], render(job))
-        except Exception:  # noqa: BLE001 - the parent re-raises it, with the path
+        except Exception:
             return {"error": f"{job['path']}\n{traceback.format_exc()}"}
     return {"done": len(request["jobs"])}
 

@@ -13,7 +13,7 @@ from pipeline.data.spec import Variant
 NUM_BATCHES = 40
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_plan(make_task):
     def make(*sizes: int, seed: int = 0, num_rows: int = 103, num_batches: int = NUM_BATCHES) -> TaskPlan:
         variants = tuple(Variant(name=f"v{i}", global_batch_size=size) for i, size in enumerate(sizes))

@@ -1,0 +1,64 @@
+"""Shared by all tests: a small demo corpus and a recipe of four tasks over it."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports ray or jax: no network features, no accelerators, the machine's normal priority for decode.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="session")
+def toy_corpus(tmp_path_factory):
+    """The demo corpus cut to a few dozen rows a set."""
+    from pipeline.data import demo
+
+    return demo.build(tmp_path_factory.mktemp("corpus"), limit=48, progress=False)
+
+
+@pytest.fixture
+def toy_recipe(toy_corpus):
+    """A recipe as a plain dict: image classification with two variants, image-text, video-audio; tiny batches."""
+    image = {"short_side": 32}
+    moving = toy_corpus / "moving_digits"
+    return {
+        "seed": 3,
+        "model": {"variant": "imp-tiny-moe"},
+        "text": {"vocab_size": 60},
+        "data_sets": {
+            "digits": {
+                "manifest": str(toy_corpus / "digits/train.parquet"),
+                "held_out": str(toy_corpus / "digits/held_out.parquet"),
+                "classes": DIGITS,
+                "image": image,
+            },
+            "moving": {
+                "manifest": str(moving / "train.parquet"),
+                "held_out": str(moving / "held_out.parquet"),
+                "classes": [*DIGITS, "left", "right", "up", "down"],
+                "video": {"fps": 8.0, "short_side": 32, "max_frames": 8},
+                "audio": {"frame_length": 1024, "hop_length": 512, "num_frames": 32, "num_mels": 32},
+            },
+        },
+        "tasks": {
+            "classes": {
+                "data_set": "digits", "objective": "softmax", "modalities": ["image"], "batch_size": 8,
+                "variants": [{"size": 16}, {"size": 32}],
+            },
+            "image_text": {
+                "data_set": "digits", "objective": "nce", "modalities": ["image", "text"], "batch_size": 8,
+                "text": "labels", "text_length": 6, "positives": "labels", "variants": [{"size": 32}],
+            },
+            "video_audio": {
+                "data_set": "moving", "objective": "nce", "modalities": ["video", "audio"], "batch_size": 4,
+                "variants": [{"size": 32, "frames": 8, "drop_rate": 0.5}],
+            },
+        },
+        "train": {"num_steps": 14, "checkpoint_every": 5, "log_samples": True},
+        "logging": {"progress": "plain", "progress_every_s": 1.0},
+    }

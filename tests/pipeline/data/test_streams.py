@@ -1,0 +1,94 @@
+"""Streams on a real Ray: rows arrive in order at every rank, whole, and equal to those made without Ray."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray forks its processes beside whatever this test session has imported, and opens files it closes at exit.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    from pipeline.train.ray_trainer import Cluster, start_ray
+
+    start_ray(Cluster())
+    import ray
+
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def wanted(toy_recipe):
+    """A stream of 11 batches of the video-audio task, starting at batch 2."""
+    from pipeline import recipe as recipes
+    from pipeline.data.manifest import Manifest
+    from pipeline.data.streams import StreamSpec
+
+    recipe = recipes.from_dict(toy_recipe)
+    data_set = recipe.data_set_specs()["moving"]
+    return StreamSpec(
+        task=recipe.task_specs()["video_audio"], data_set=data_set, tokens=recipe.token_spec(), tokenizer=None,
+        seed=recipe.seed, num_rows=Manifest(data_set.manifest).num_rows, start=2, stop=13, known_bad={}, cache_bytes=0,
+    )
+
+
+def test_blocks_hold_every_batch_of_every_rank_once(wanted):
+    from pipeline.data.streams import _Blocks
+
+    blocks = _Blocks(wanted, world_size=2, rows_per_block=4)
+    # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
+    assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
+    assert blocks.num_blocks == 8
+
+
+def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
+    from pipeline.data.streams import DecodeOptions, build_stream, checked_rows, iterate
+
+    stream = build_stream(wanted, world_size=1, options=DecodeOptions())
+    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+    assert [r.batch for r in rows] == list(range(2, 13))
+    maker = wanted.maker()
+    for row in rows:
+        bare = maker.row(row.batch, rank=0, world_size=1)
+        assert row.ids == bare.ids
+        for name, array in bare.arrays.items():
+            np.testing.assert_array_equal(row.arrays[name], array)
+
+
+def test_two_ranks_share_each_batch(ray_session, wanted):
+    import threading
+
+    from pipeline.data.streams import DecodeOptions, build_stream, checked_rows, iterate
+
+    splits = build_stream(wanted, world_size=2, options=DecodeOptions()).streaming_split(2, equal=True)
+    got: dict[int, list] = {}
+
+    def pull(rank: int) -> None:
+        got[rank] = list(checked_rows(iterate(splits[rank]), task="video_audio", start=2, rank=rank))
+
+    threads = [threading.Thread(target=pull, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    whole = wanted.maker()
+    for k, (first, second) in enumerate(zip(got[0], got[1], strict=True)):
+        assert first.ids + second.ids == whole.row(2 + k, rank=0, world_size=1).ids
+
+
+def test_rows_out_of_order_stop_the_run(wanted):
+    from pipeline.data.streams import checked_rows
+    from pipeline.errors import DataError
+
+    maker = wanted.maker()
+    rows = [maker.row(k, rank=0, world_size=1) for k in (2, 4)]
+    checked = checked_rows(iter(rows), task="video_audio", start=2, rank=0)
+    assert next(checked).batch == 2
+    with pytest.raises(DataError, match="expected batch 3"):
+        next(checked)

@@ -1,0 +1,52 @@
+"""Runs a recipe without Ray: the queues are filled in this process. Used by tests that kill it.
+
+python bare_run.py RECIPE RUN_DIR
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline import recipe as recipes
+from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.plan import TaskPlan
+from pipeline.data.shards import open_source
+from pipeline.data.text import Tokenizer
+from pipeline.prepare import check_run_dir, prepare
+from pipeline.train.quarantine import known_bad
+from pipeline.train.run import train
+
+
+class DirectQueue:
+    """Makes each row when it is asked for, through the same code as a stream's process."""
+
+    def __init__(self, spec, task, *, start, stop):
+        data_set = spec.data_sets[task.data_set]
+        media = tuple(m for m in task.modalities if m != "text")
+        samples = SampleMaker(
+            task, data_set, source=open_source(data_set, modalities=media),
+            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None, tokens=spec.tokens,
+        )
+        plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
+        bad = known_bad(Path(spec.run_dir)).get(task.data_set, {})
+        self._maker, self._next = BatchMaker(plan, samples, known_bad=bad), start
+
+    def next(self):
+        row = self._maker.row(self._next, rank=0, world_size=1)
+        self._next += 1
+        return row
+
+
+def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
+    check_run_dir(recipe, run_dir)
+    spec = prepare(recipe, run_dir)
+    schedule = spec.schedule()
+
+    def make_queues(start):
+        begins, ends = schedule.batches_before(start), schedule.batches_before(spec.num_steps)
+        return {n: DirectQueue(spec, t, start=begins[n], stop=ends[n]) for n, t in spec.tasks.items()}
+
+    return train(spec, make_queues, should_stop=should_stop)
+
+
+if __name__ == "__main__":
+    run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]))

@@ -1,0 +1,235 @@
+"""The jobs as a user runs them: real processes, real Ray, real kills. Each run starts Ray, which costs seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+EXACT = ("step", "task", "variant", "loss", "grad_norm", "temperatures")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def command(job: str, *arguments) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / job), *map(str, arguments)]
+
+
+def run_job(job: str, *arguments, expect: int = 0) -> str:
+    done = subprocess.run(
+        command(job, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def exact(run_dir: Path) -> list[list]:
+    return [[r[k] for k in EXACT] for r in metrics(run_dir)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture
+def recipe_file(toy_recipe, tmp_path, cache):
+    """The toy recipe over a copy of the digits with one corrupt and one missing image."""
+    source = Path(toy_recipe["data_sets"]["digits"]["manifest"]).parent
+    copy = tmp_path / "digits"
+    shutil.copytree(source, copy)
+    rows = pq.read_table(copy / "train.parquet").to_pylist()
+    (copy / rows[3]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
+    (copy / rows[5]["image"]).unlink()
+    toy_recipe["data_sets"]["digits"]["manifest"] = str(copy / "train.parquet")
+    toy_recipe["max_reject_fraction"] = 0.5
+    toy_recipe["cluster"] = {"compile_cache": cache}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    return path, {rows[3]["id"]: "not_decodable", rows[5]["id"]: "missing_file"}
+
+
+def test_run_kill_resume_and_finish(recipe_file, tmp_path):
+    path, bad = recipe_file
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output = run_job("pretrain.py", "--config", path, "--run-dir", whole)
+    assert "where the time went" in output
+    assert "Traceback" not in output
+
+    # What a run leaves behind.
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "eval.json", "summary.json", "report.html"):
+        assert (whole / name).stat().st_size, name
+    quarantine = pq.read_table(whole / "quarantine.parquet").to_pylist()
+    assert {r["id"]: r["reason"] for r in quarantine} == bad
+    results = json.loads((whole / "eval.json").read_text())
+    assert {(r["dataset"], r["task"]) for r in results} == {
+        ("digits", "classify_image"), ("digits", "zero_shot_image"),
+    }
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["compile_count"] == len({(r["task"], r["variant"]) for r in metrics(whole)})
+
+    # A finished run says so and changes nothing.
+    before = (whole / "metrics.jsonl").stat().st_mtime_ns
+    assert "is finished" in run_job("pretrain.py", "--config", path, "--run-dir", whole)
+    assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
+
+    # kill -9 after a checkpoint, then again: the same losses and samples as the run that was left alone.
+    process = subprocess.Popen(
+        command("pretrain.py", "--config", path, "--run-dir", killed), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while (not metrics(killed) or metrics(killed)[-1]["step"] < 7) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run_job("pretrain.py", "--config", path, "--run-dir", killed)
+    assert exact(killed) == exact(whole)
+    assert (killed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+    # The evaluation again, from the checkpoint alone.
+    (killed / "eval.json").unlink()
+    run_job("evaluate.py", "--run", killed)
+    assert json.loads((killed / "eval.json").read_text()) == results
+
+
+def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
+    path, _ = recipe_file
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        command("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "train.num_steps=400"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not metrics(run_dir) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "state saved" in output
+    last = metrics(run_dir)[-1]["step"]
+    assert (run_dir / "checkpoints" / str(last)).is_dir()
+    # No process of the run outlives it for long.
+    deadline = time.monotonic() + 120
+    while _processes_naming(str(run_dir)) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not _processes_naming(str(run_dir))
+
+
+def _processes_naming(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if text in line and "pytest" not in line:
+                found.append(line)
+    return found
+
+
+def test_shards_give_the_same_losses_as_media(toy_recipe, tmp_path, cache):
+    toy_recipe["cluster"] = {"compile_cache": cache}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    run_job("preprocess.py", "--config", path, "--out", tmp_path / "shards")
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "digits").glob("*.arrow")}
+    # Rerunning keeps what is finished.
+    run_job("preprocess.py", "--config", path, "--out", tmp_path / "shards", "--only", "digits")
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "digits").glob("*.arrow")} == kept
+    media, shards = tmp_path / "media", tmp_path / "from_shards"
+    run_job("pretrain.py", "--config", path, "--run-dir", media)
+    run_job(
+        "pretrain.py", "--config", path, "--run-dir", shards,
+        "--set", f"data_sets.digits.shards={tmp_path}/shards/digits",
+        "--set", f"data_sets.moving.shards={tmp_path}/shards/moving",
+    )
+    assert exact(shards) == exact(media)
+
+
+def test_two_workers_see_the_same_samples_and_losses(toy_recipe, tmp_path, cache):
+    toy_recipe["cluster"] = {"compile_cache": cache}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_job("pretrain.py", "--config", path, "--run-dir", one, "--set", "train.num_steps=8")
+    run_job(
+        "pretrain.py", "--config", path, "--run-dir", two, "--set", "train.num_steps=8",
+        "--set", "cluster.num_workers=2",
+    )
+    assert json.loads((two / "summary.json").read_text())["world_size"] == 2
+    a, b = metrics(one), metrics(two)
+    assert [(r["step"], r["task"], r["variant"]) for r in a] == [(r["step"], r["task"], r["variant"]) for r in b]
+    for x, y in zip(a, b, strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=2e-4)
+    whole = [json.loads(line)["ids"] for line in (one / "samples.jsonl").read_text().splitlines()]
+    halves = [
+        [json.loads(line)["ids"] for line in (two / name).read_text().splitlines()]
+        for name in ("samples.jsonl", "samples-rank-1.jsonl")
+    ]
+    assert [first + second for first, second in zip(*halves, strict=True)] == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.num_stepz=3"], "did you mean 'train.num_steps'"),
+        (["data_sets.digits.manifest=/nowhere/train.parquet"], "found nothing there"),
+        (["tasks.classes.batch_size=7"], "do not divide"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_exit_2(toy_recipe, tmp_path, overrides, message):
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    arguments = [x for override in overrides for x in ("--set", override)]
+    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", *arguments, expect=2)
+    assert message in output
+    assert len(output.strip().splitlines()) == 1, output
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_manifests_that_cannot_work_exit_2(toy_recipe, tmp_path):
+    path = tmp_path / "toy.yaml"
+    broken = tmp_path / "broken.parquet"
+    toy_recipe["data_sets"]["digits"]["manifest"] = str(broken)
+    path.write_text(yaml.safe_dump(toy_recipe))
+    pq.write_table(pa.table({"id": ["a"], "image": ["a.png"]}), broken)
+    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", expect=2)
+    assert "expected column 'labels'" in output
+    pq.write_table(pa.table({"id": pa.array([], pa.string())}), broken)
+    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", expect=2)
+    assert "expected rows, found none" in output
+
+
+def test_another_recipe_in_the_same_run_directory_exits_2(toy_recipe, tmp_path):
+    path, run_dir = tmp_path / "toy.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    run_dir.mkdir()
+    from pipeline import recipe as recipes
+
+    stored = recipes.dump(recipes.load(path).to_dict())
+    (run_dir / "config.yaml").write_text(stored)
+    output = run_job("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "seed=99", expect=2)
+    assert "seed = 3" in output
+    assert "99" in output
+    assert (run_dir / "config.yaml").read_text() == stored
