@@ -56,23 +56,23 @@ def attention_by_loops(x, params, *, real, qk_norm, num_heads=2, head_dim=8):
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_against_numpy(tiny, qk_norm):
+def test_attention_against_numpy(tiny, jit, qk_norm):
     attention = randomise(SelfAttention(tiny(qk_norm=qk_norm), rngs=nnx.Rngs(0)), seed=1)
     params = flat(attention)
     assert set(params) == {"qkv.kernel", "out.kernel"} | ({"query_norm.scale", "key_norm.scale"} if qk_norm else set())
     x, everything = tokens(2, 5, 16), np.ones((2, 5), bool)
     real = np.array([[True] * 5, [True, False, True, True, False]])
-    forward = jax.jit(attention)
+    forward = jit(attention)
     for mask, used in ((None, everything), (real, real)):
         expected = attention_by_loops(x.astype(np.float64), params, real=used, qk_norm=qk_norm)
         np.testing.assert_allclose(forward(x, mask), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dense_encoder_against_numpy(tiny):
+def test_dense_encoder_against_numpy(tiny, jit):
     encoder = randomise(Encoder(tiny(depth=2), rngs=nnx.Rngs(0)), seed=1)
     params, x = flat(encoder), tokens(2, 5, 16)
     real = np.array([[True] * 5, [True, True, True, False, False]])
-    out, statistics = jax.jit(encoder)(x, real)
+    out, statistics = jit(encoder)(x, real)
     assert statistics == {}
 
     expected = x.astype(np.float64)
@@ -105,10 +105,10 @@ def by_loop(encoder: Encoder, x, mask, *, order):
     return encoder.norm(x), layers
 
 
-def test_scan_equals_a_loop_over_layers(mixed):
+def test_scan_equals_a_loop_over_layers(mixed, jit):
     x, mask = tokens(2, 6, 16, seed=4), np.array([[True] * 6, [True] * 4 + [False] * 2])
 
-    @jax.jit
+    @jit
     def both(x, mask):
         dense_first = by_loop(mixed, x, mask, order=("dense", "sparse"))
         return mixed(x, mask), dense_first, by_loop(mixed, x, mask, order=("sparse", "dense"))[0]
@@ -152,11 +152,11 @@ def with_policy(tiny):
     return make
 
 
-def test_remat_changes_no_gradient(with_policy):
+def test_remat_changes_no_gradient(with_policy, jit):
     x, gradients = tokens(2, 6, 16), {}
     for policy in ("none", "full", "dots"):
         loss, params = with_policy(policy)
-        gradients[policy] = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x))
+        gradients[policy] = jax.tree.leaves(jit(jax.grad(loss, argnums=(0, 1)))(params, x))
     assert all(np.abs(g).max() > 1e-4 for g in gradients["none"])
     for policy in ("full", "dots"):
         for found, expected in zip(gradients[policy], gradients["none"], strict=True):
@@ -174,11 +174,11 @@ def test_remat_keeps_less(with_policy):
     assert kept("full") < kept("dots") < kept("none")
 
 
-def test_padding_changes_no_pooled_text(tiny):
+def test_padding_changes_no_pooled_text(tiny, jit):
     config = tiny(depth=2, moe=MoEConfig(2, 1), qk_norm=True)
     imp = Imp(config, modalities=("text",), pairs=(), classifiers={})
     params, rng = imp.init(0), np.random.default_rng(6)
-    encode = jax.jit(lambda tokens, positions, mask: imp.encode(params, "text", tokens, positions, mask))
+    encode = jit(lambda tokens, positions, mask: imp.encode(params, "text", tokens, positions, mask))
 
     def features(length: int, *, fill: int):
         """Three texts of 7, 4 and 1 tokens in arrays of ``length``; the rest is ``fill``."""

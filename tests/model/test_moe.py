@@ -66,7 +66,7 @@ def route_by_loops(x, kernel, *, num_slots, real):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_router_takes_the_top_tokens_of_each_expert(tiny, padded):
+def test_router_takes_the_top_tokens_of_each_expert(tiny, jit, padded):
     config = tiny(moe=MoEConfig(4, 1))
     router = ExpertsChooseRouter(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
@@ -78,7 +78,7 @@ def test_router_takes_the_top_tokens_of_each_expert(tiny, padded):
         real[1, 7:] = False  # 7 real tokens
         real[2, [0, 1, 3, 4, 6, 7, 9, 10, 11]] = False  # 3 real tokens, scattered
         num_slots = [3, 2, 1]  # round(12 / 4), round(7 / 4), round(3 / 4)
-    gates, index, probs = jax.jit(router)(x, real if padded else None)
+    gates, index, probs = jit(router)(x, real if padded else None)
 
     assert gates.shape == index.shape == (3, 4, 3)
     assert gates.dtype == jnp.float32
@@ -93,12 +93,12 @@ def test_router_takes_the_top_tokens_of_each_expert(tiny, padded):
     np.testing.assert_allclose(probs, softmax(x.astype(np.float64) @ kernel), rtol=1e-5, atol=1e-7)
 
 
-def test_router_is_float32_in_a_bfloat16_model(tiny):
+def test_router_is_float32_in_a_bfloat16_model(tiny, jit):
     router = ExpertsChooseRouter(tiny(moe=MoEConfig(2, 1), dtype="bfloat16"), rngs=nnx.Rngs(0))
     kernel = np.zeros((16, 2), np.float32)
     kernel[0] = [1.0, 1.0 + 2**-12]
     router.kernel[...] = jnp.asarray(kernel)
-    _, _, probs = jax.jit(router)(np.ones((1, 2, 16), jnp.bfloat16), None)
+    _, _, probs = jit(router)(np.ones((1, 2, 16), jnp.bfloat16), None)
     assert probs[0, 0, 1] > probs[0, 0, 0]  # bfloat16 holds 8 bits: the kernel's columns would be equal
 
 
@@ -109,13 +109,13 @@ TOKENS = 1 + np.log(WEIGHTS)
 FACTORS = np.array([1.0, 10.0, 100.0])
 
 
-def jitted(layer: MoEFeedForward):
+def jitted(jit, layer: MoEFeedForward):
     """(x, mask, group_samples) → output and statistics; compiled once for the shapes of x."""
-    return jax.jit(lambda x, mask, group_samples=1: layer(x, mask, group_samples=group_samples), static_argnums=2)
+    return jit(lambda x, mask, group_samples=1: layer(x, mask, group_samples=group_samples), static_argnums=2)
 
 
 @pytest.fixture(scope="module")
-def by_hand(tiny):
+def by_hand(tiny, jit):
     """Expert e multiplies by FACTORS[e]: gelu(100 x) = 100 x for the tokens used here, then FACTORS[e] / 100."""
     config = tiny(width=3, num_heads=1, head_dim=3, mlp_dim=3, moe=MoEConfig(3, 1))
     layer = MoEFeedForward(config, rngs=nnx.Rngs(0))
@@ -123,7 +123,7 @@ def by_hand(tiny):
     layer.router.kernel[...] = jnp.asarray(identity)
     layer.experts.wi[...] = jnp.asarray(np.stack([100.0 * identity] * 3))
     layer.experts.wo[...] = jnp.asarray(np.stack([np.float32(f / 100) * identity for f in FACTORS]))
-    return jitted(layer)
+    return jitted(jit, layer)
 
 
 def test_combination_by_hand(by_hand):
@@ -146,16 +146,18 @@ def test_combination_by_hand_with_padding(by_hand):
     np.testing.assert_allclose(out[0, 2], 0.8 * 100 * TOKENS[2], rtol=1e-5)
     assert statistics["unrouted_fraction"] == 0.0
     np.testing.assert_allclose(statistics["confidence"], (0.5 + 0.2 + 0.8) / 3, rtol=1e-6)
-    np.testing.assert_allclose(statistics["expert_load"], [(0.5 + 0.1) / 2, (0.2 + 0.1) / 2, (0.3 + 0.8) / 2], rtol=1e-6)
+    np.testing.assert_allclose(
+        statistics["expert_load"], [(0.5 + 0.1) / 2, (0.2 + 0.1) / 2, (0.3 + 0.8) / 2], rtol=1e-6
+    )
 
 
-def test_statistics_by_hand():
+def test_statistics_by_hand(jit):
     """Two groups of three tokens, two experts, two slots; the last token of the second group is padding."""
     gates = jnp.asarray([[[0.75, 0.5], [0.5, 0.25]], [[0.9, 0.0], [0.6, 0.0]]])
     index = jnp.asarray([[[0, 1], [1, 0]], [[0, 1], [0, 2]]])
     probs = jnp.asarray([[[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.4, 0.6], [0.0, 1.0]]])
     real = jnp.asarray([[True, True, True], [True, True, False]])
-    found = jax.jit(routing_statistics)(gates, index, probs, real)
+    found = jit(routing_statistics)(gates, index, probs, real)
     # Tokens 2 of the first group and 1 of the second are taken by none: a slot with gate zero is not used.
     np.testing.assert_allclose(found["unrouted_fraction"], 2 / 5, rtol=1e-6)
     np.testing.assert_allclose(found["confidence"], (0.75 + 0.5 + 0.5 + 0.25 + 0.9 + 0.6) / 6, rtol=1e-6)
@@ -170,8 +172,8 @@ def layer(tiny):
 
 
 @pytest.fixture(scope="module")
-def forward(layer):
-    return jitted(layer)
+def forward(layer, jit):
+    return jitted(jit, layer)
 
 
 def tokens(*shape: int, seed: int = 5) -> np.ndarray:
@@ -190,7 +192,7 @@ def test_layer_against_numpy(layer, forward):
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_index_dispatch_equal_one_hot_dispatch(layer):
+def test_gradients_of_index_dispatch_equal_one_hot_dispatch(layer, jit):
     graph, params = nnx.split(layer)
 
     def by_index(params, x):
@@ -203,7 +205,7 @@ def test_gradients_of_index_dispatch_equal_one_hot_dispatch(layer):
         out = layer.experts(jnp.einsum("gsd,gecs->gecd", x, mask))
         return jnp.sin(jnp.einsum("gecd,gecs,gec->gsd", out, mask, gates)).sum()
 
-    both = jax.jit(lambda *args: [jax.grad(f, argnums=(0, 1))(*args) for f in (by_index, by_one_hot)])
+    both = jit(lambda *args: [jax.grad(f, argnums=(0, 1))(*args) for f in (by_index, by_one_hot)])
     found, expected = both(params, tokens(4, 7, 16))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert np.abs(b).max() > 1e-3
@@ -230,10 +232,10 @@ def test_mask_without_padding_equals_no_mask(forward):
     np.testing.assert_allclose(masked, plain, rtol=1e-6, atol=1e-7)
 
 
-def test_slots_follow_the_real_tokens(layer):
+def test_slots_follow_the_real_tokens(layer, jit):
     num_real = np.array([12, 5, 3, 1, 0])
     real = np.arange(12) < num_real[:, None]
-    gates, index, _ = jax.jit(layer.router)(tokens(5, 12, 16), real)
+    gates, index, _ = jit(layer.router)(tokens(5, 12, 16), real)
     # round(n / 2): 6, round(2.5) = 2, round(1.5) = 2, at least one slot, and nothing to take in an empty sample.
     assert (np.asarray(gates) > 0).sum(-1).tolist() == [[6, 6], [2, 2], [2, 2], [1, 1], [0, 0]]
     assert (np.asarray(index)[1, :, :2] < 5).all()

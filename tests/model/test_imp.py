@@ -1,0 +1,244 @@
+"""Structures, parameter groups and their independence, and the loss of a structure against float64 numpy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.config import MoEConfig
+from model.imp import Imp, Inputs, Structure, pair_group
+
+VISION = Inputs("vision", num_tokens=4, num_values=12, num_axes=3)
+AUDIO = Inputs("audio", num_tokens=3, num_values=4, num_axes=2)
+TEXT = Inputs("text", num_tokens=5, num_values=0, num_axes=1)
+TRIPLET = Structure("nce", 4, (VISION, AUDIO, TEXT))
+CAPTIONS = Structure("nce", 4, (VISION, TEXT))
+DIGITS = Structure("softmax", 4, (VISION,), classifier="digits", num_classes=5, classes=(0, 2, 3))
+SOUNDS = Structure("sigmoid", 4, (AUDIO,), classifier="sounds", num_classes=3, classes=(0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"objective": "ncs"}, "unknown objective 'ncs'; known: nce, softmax, sigmoid"),
+        (
+            {"inputs": (VISION, dataclasses.replace(TEXT, modality="smell"))},
+            r"unknown modalities \['smell'\]; known: vision, audio, text",
+        ),
+        ({"inputs": (VISION,)}, r"nce needs two modalities or more, found \['vision'\]"),
+        ({"objective": "softmax", "classifier": "digits"}, "softmax needs one modality and a classifier"),
+        ({"objective": "sigmoid", "inputs": (AUDIO,)}, "sigmoid needs one modality and a classifier"),
+        ({"objective": "softmax", "inputs": (), "classifier": "digits"}, "softmax needs one modality and a classifier"),
+    ],
+)
+def test_structures_that_make_no_sense_raise(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Structure(**({"objective": "nce", "global_batch_size": 4, "inputs": (VISION, TEXT)} | fields))
+
+
+def test_groups_of_structures():
+    assert CAPTIONS.groups == ("encoder", "embed_vision", "embed_text", "pair_text_vision")
+    assert DIGITS.groups == ("encoder", "embed_vision", "classifier_digits")
+    assert TRIPLET.pairs == (("audio", "text"), ("audio", "vision"), ("text", "vision"))
+    assert set(TRIPLET.groups) == {
+        "encoder",
+        *("embed_vision", "embed_audio", "embed_text"),
+        *("pair_audio_text", "pair_audio_vision", "pair_text_vision"),
+    }
+    assert DIGITS.pairs == ()
+    assert pair_group("vision", "text") == pair_group("text", "vision") == "pair_text_vision"
+
+
+def test_equal_structures_are_one_key():
+    assert len({CAPTIONS, Structure("nce", 4, (VISION, TEXT)), Structure("nce", 8, (VISION, TEXT))}) == 2
+
+
+def test_batch_shapes():
+    found = jax.tree.map(lambda s: (s.shape, s.dtype.name), TRIPLET.batch_shapes())
+    assert found == {
+        "vision": {"tokens": ((4, 4, 12), "uint8"), "positions": ((4, 4, 3), "int32")},
+        "audio": {"tokens": ((4, 3, 4), "float32"), "positions": ((4, 3, 2), "int32")},
+        "text": {"tokens": ((4, 5), "int32"), "positions": ((4, 5, 1), "int32"), "mask": ((4, 5), "bool")},
+        "positive_ids": ((4,), "int32"),
+    }
+    found = jax.tree.map(lambda s: (s.shape, s.dtype.name), DIGITS.batch_shapes())
+    assert found == {
+        "vision": {"tokens": ((4, 4, 12), "uint8"), "positions": ((4, 4, 3), "int32")},
+        "labels": ((4, 5), "uint8"),
+    }
+
+
+def test_groups_of_a_run_have_a_fixed_order(tiny):
+    expected = (
+        "encoder",
+        *("embed_audio", "embed_text", "embed_vision"),
+        "pair_text_vision",
+        *("classifier_digits", "classifier_sounds"),
+    )
+    assert Imp.for_structures(tiny(), [SOUNDS, CAPTIONS, DIGITS]).groups == expected
+    assert Imp.for_structures(tiny(), [DIGITS, CAPTIONS, SOUNDS, CAPTIONS]).groups == expected
+
+
+def test_another_task_changes_no_initial_value(tiny):
+    alone = Imp.for_structures(tiny(), [CAPTIONS]).init(3)
+    more = Imp.for_structures(tiny(), [DIGITS, TRIPLET, CAPTIONS, SOUNDS]).init(3)
+    assert set(alone) < set(more)
+    for group, params in alone.items():
+        for found, expected in zip(jax.tree.leaves(more[group]), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_initial_values(tiny):
+    imp = Imp.for_structures(tiny(depth=2, moe=MoEConfig(2, 1), temperature_init=0.7), [TRIPLET, DIGITS])
+    params = imp.init(0)
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == jax.tree.map(
+        lambda p: (p.shape, p.dtype), imp.shapes()
+    )
+    assert {p.dtype for p in jax.tree.leaves(params)} == {np.dtype("float32")}
+    encoder, text, pair = params["encoder"], params["embed_text"], params["pair_audio_text"]
+    for leaf, std in [
+        (encoder["dense"]["attention"]["qkv"]["kernel"], 16**-0.5),
+        (encoder["dense"]["mlp"]["wo"]["kernel"], 32**-0.5),
+        (encoder["sparse"]["mlp"]["experts"]["wi"], 16**-0.5),
+        (encoder["sparse"]["mlp"]["experts"]["wo"], 32**-0.5),
+        (text["table"], 1.0),
+        (text["position"]["tables"]["axis_0"], 0.02),
+        (params["embed_vision"]["patch"]["linear"]["kernel"], 48**-0.5),
+        (pair["heads"]["text"]["wi"]["kernel"], 16**-0.5),
+    ]:
+        np.testing.assert_allclose(np.std(leaf), std, rtol=0.15)
+    np.testing.assert_allclose(np.std(encoder["sparse"]["mlp"]["router"]["kernel"]), 0.02, rtol=0.4)  # 32 values
+    assert pair["tau"] == np.float32(0.7)
+    heads = [
+        params[g]["heads"][m]["wi"]["kernel"] for g, m in (("pair_audio_text", "text"), ("pair_text_vision", "text"))
+    ]
+    assert not np.array_equal(*heads)
+    assert not np.array_equal(
+        encoder["dense"]["mlp"]["wi"]["kernel"], imp.init(1)["encoder"]["dense"]["mlp"]["wi"]["kernel"]
+    )
+
+
+def test_unknown_group_names_the_known(tiny):
+    imp = Imp.for_structures(tiny(), [DIGITS])
+    with pytest.raises(ValueError, match="'pair_text_vision'; known: encoder, embed_vision, classifier_digits"):
+        imp.module({}, "pair_text_vision")
+
+
+@pytest.mark.parametrize(("tau", "expected"), [(0.3, 0.3), (0.001, 0.01), (-2.0, 0.01)])
+def test_temperature_has_a_floor(tiny, tau, expected):
+    imp = Imp.for_structures(tiny(), [CAPTIONS])
+    pair = imp.module(
+        {"pair_text_vision": {**imp.init(0)["pair_text_vision"], "tau": jnp.float32(tau)}}, "pair_text_vision"
+    )
+    np.testing.assert_allclose(pair.temperature, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, jit, batch):
+    """A model, its parameters (no bias at zero) and the pooled features of a batch, as float64."""
+    imp = Imp.for_structures(tiny(), [TRIPLET, DIGITS])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), imp.init(0))
+    for tau, pair in zip((0.1, 0.3, 0.5), TRIPLET.pairs, strict=True):
+        params[pair_group(*pair)]["tau"] = np.float32(tau)
+    arrays = batch(TRIPLET)
+
+    @jit
+    def encode(params, batch):
+        return {m: imp.encode(params, m, **batch[m])[0] for m in ("vision", "audio", "text")}
+
+    features = jax.tree.map(
+        lambda f: np.asarray(f, np.float64),
+        encode(params, {m: arrays[m] for m in arrays if m in ("vision", "audio", "text")}),
+    )
+    return imp, params, arrays, features
+
+
+def head(params, x):
+    hidden = x @ params["wi"]["kernel"] + params["wi"]["bias"]
+    hidden = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    out = hidden @ params["wo"]["kernel"] + params["wo"]["bias"]
+    out = (out - out.mean(-1, keepdims=True)) / np.sqrt(out.var(-1, keepdims=True) + 1e-6)
+    return out * params["norm"]["scale"] + params["norm"]["bias"]
+
+
+def test_triplet_is_the_mean_of_three_pairs(run, jit):
+    imp, params, arrays, features = run
+    loss, metrics = jit(lambda params, batch: imp.loss(params, batch, TRIPLET))(params, arrays)
+    expected = []
+    for (a, b), tau in zip(TRIPLET.pairs, (0.1, 0.3, 0.5), strict=True):
+        heads = params[f"pair_{a}_{b}"]["heads"]
+        first, second = head(heads[a], features[a]), head(heads[b], features[b])
+        cosine = first @ second.T / np.linalg.norm(first, axis=1)[:, None] / np.linalg.norm(second, axis=1)
+        weight = np.exp(cosine / tau)
+        own = np.diag(weight)
+        expected.append(-0.5 * (np.log(own / weight.sum(1)) + np.log(own / weight.sum(0))).mean())
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
+    assert metrics["moe"] == {}
+    temperatures = {name: float(value) for name, value in metrics["temperatures"].items()}
+    assert temperatures == pytest.approx({"audio_text": 0.1, "audio_vision": 0.3, "text_vision": 0.5})
+
+
+def test_projection_uses_the_head_of_its_source(run):
+    imp, params, _, features = run
+    for source, target in (("vision", "text"), ("text", "vision")):
+        found = imp.project(params, jnp.asarray(features[source], jnp.float32), source=source, target=target)
+        np.testing.assert_allclose(
+            found, head(params["pair_text_vision"]["heads"][source], features[source]), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_classification_looks_at_its_classes_only(run, jit):
+    """Columns 0, 2 and 3 of five; the first sample has two labels among them, the last has only others."""
+    imp, params, arrays, features = run
+    labels = np.array([[1, 1, 0, 1, 0], [0, 0, 1, 0, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 1]], np.uint8)
+
+    def loss(classifier, batch):
+        return imp.loss({**params, "classifier_digits": classifier}, batch, DIGITS)[0]
+
+    value, gradient = jit(jax.value_and_grad(loss))(
+        params["classifier_digits"], {"vision": arrays["vision"], "labels": labels}
+    )
+    linear = params["classifier_digits"]["linear"]
+    logits = (features["vision"] @ linear["kernel"] + linear["bias"])[:, [0, 2, 3]]
+    target = np.array([[0.5, 0, 0.5], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(value, -(target * log_probs).sum(1).mean(), rtol=1e-4)
+    bias = (np.exp(log_probs) * target.sum(1, keepdims=True) - target).mean(0)
+    expected = np.zeros(5)
+    expected[[0, 2, 3]] = bias
+    np.testing.assert_allclose(gradient["linear"]["bias"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_routing_statistics_of_a_loss(tiny, jit, batch):
+    imp = Imp.for_structures(tiny(depth=2, moe=MoEConfig(4, 2)), [CAPTIONS])
+    _, metrics = jit(lambda params, batch: imp.loss(params, batch, CAPTIONS))(imp.init(0), batch(CAPTIONS))
+    assert set(metrics["moe"]) == {"vision", "text"}
+    for statistics in metrics["moe"].values():
+        assert statistics["expert_load"].shape == (4,)
+        np.testing.assert_allclose(statistics["expert_load"].sum(), 1.0, rtol=1e-5)
+        assert 0 <= statistics["unrouted_fraction"] < 1
+        np.testing.assert_allclose(statistics["confidence"], 0.25, atol=0.1)  # near-uniform at the start
+
+
+def test_samples_of_a_token_group_enter_one_routing(tiny, jit, batch):
+    """Groups of up to 12 tokens: three samples of 4 tokens fit, two divide the batch of four."""
+    config = tiny(moe=MoEConfig(2, 1, group="tokens", group_size=12))
+    imp, arrays = Imp.for_structures(config, [DIGITS]), batch(DIGITS)
+    other = {**arrays, "vision": jax.tree.map(np.copy, arrays["vision"])}
+    other["vision"]["tokens"][1] ^= 255
+    params = imp.init(0)
+    params["encoder"]["sparse"]["mlp"]["router"]["kernel"] *= 100
+    seen = []
+    encode = imp.encode
+
+    def spy(*args, group_samples):
+        seen.append(group_samples)
+        return encode(*args, group_samples=group_samples)
+
+    imp.encode = spy
+    jax.eval_shape(lambda params, batch: imp.loss(params, batch, DIGITS), params, arrays)
+    assert seen == [2]

@@ -1,0 +1,179 @@
+"""One compiled step: Adam against float64 numpy, clipping, the schedule, non-finite losses, untouched groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from model.imp import Imp, Inputs, Structure
+from model.step import OptimizerConfig, compile_step, init_state, make_step, state_shapes
+
+AUDIO, TEXT = Inputs("audio", 3, 4, 2), Inputs("text", 5, 0, 1)
+SOUNDS = Structure("softmax", 6, (AUDIO,), classifier="sounds", num_classes=3, classes=(0, 1, 2))
+TOPICS = Structure("softmax", 6, (TEXT,), classifier="topics", num_classes=2, classes=(0, 1))
+PAIRS = Structure("nce", 6, (AUDIO, TEXT))
+ADAM = OptimizerConfig(1e-2, warmup_steps=4, num_steps=64, end_learning_rate=1e-3, b1=0.8, b2=0.9, clip_norm=0.1)
+
+
+@pytest.fixture(scope="module")
+def imp(tiny) -> Imp:
+    return Imp.for_structures(tiny(), [SOUNDS])
+
+
+@pytest.fixture(scope="module")
+def step(imp):
+    return compile_step(imp, SOUNDS, ADAM)
+
+
+@pytest.fixture(scope="module")
+def gradients(imp, jit):
+    return jit(jax.grad(lambda params, batch: imp.loss(params, batch, SOUNDS)[0]))
+
+
+def on_host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def adam_by_numpy(state, grads, *, scale: float, learning_rate: float):
+    """One update of one group in float64."""
+    count = int(state["count"]) + 1
+    new = {"mu": [], "nu": [], "params": []}
+    leaves = (jax.tree.leaves(t) for t in (state["params"], state["mu"], state["nu"], grads))
+    for param, mu, nu, grad in zip(*leaves, strict=True):
+        param, mu, nu, grad = (np.asarray(x, np.float64) for x in (param, mu, nu, grad))
+        mu = 0.8 * mu + 0.2 * scale * grad
+        nu = 0.9 * nu + 0.1 * (scale * grad) ** 2
+        update = mu / (1 - 0.8**count) / (np.sqrt(nu / (1 - 0.9**count)) + 1e-7)
+        for name, value in (("mu", mu), ("nu", nu), ("params", param - learning_rate * update)):
+            new[name].append(value)
+    return new, count
+
+
+def check_one_step(step, gradients, state, batch, *, at: int, learning_rate: float) -> dict:
+    """Runs a step, compares the whole new state with numpy, and returns the metrics."""
+    state = on_host(state)
+    grads = on_host(gradients({name: group["params"] for name, group in state.items()}, batch))
+    norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(grads)))
+    new, metrics = step(state, batch, jnp.int32(at))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["learning_rate"], learning_rate, rtol=1e-5)
+    assert metrics["finite"]
+    for name, group in state.items():
+        scale = min(1.0, 0.1 / norm)
+        expected, count = adam_by_numpy(group, grads[name], scale=scale, learning_rate=learning_rate)
+        assert new[name]["count"] == count
+        for part, tolerance in (("mu", 1e-6), ("nu", 1e-7), ("params", 1e-2 * learning_rate)):
+            for found, value in zip(jax.tree.leaves(new[name][part]), expected[part], strict=True):
+                np.testing.assert_allclose(found, value, rtol=1e-3, atol=tolerance, err_msg=f"{name} {part}")
+    return metrics
+
+
+def test_a_step_is_adam_with_clipping(imp, step, gradients, batch):
+    """The encoder has seen five updates of other tasks, the rest none; the run is at step 7."""
+    state, rng = init_state(imp.init(0)), np.random.default_rng(1)
+    encoder = state["encoder"]
+    encoder["count"] = jnp.int32(5)
+    encoder["mu"] = jax.tree.map(lambda p: 1e-2 * rng.normal(size=p.shape).astype(np.float32), encoder["mu"])
+    encoder["nu"] = jax.tree.map(lambda p: 1e-4 * rng.uniform(size=p.shape).astype(np.float32), encoder["nu"])
+    cosine = 1e-3 + 9e-3 * 0.5 * (1 + np.cos(np.pi * (7 - 4) / (64 - 4)))
+    metrics = check_one_step(step, gradients, state, batch(SOUNDS), at=7, learning_rate=cosine)
+    assert metrics["grad_norm"] > 0.2  # so that clipping at 0.1 did something
+
+
+@pytest.fixture(scope="module")
+def trained(imp, step, batch):
+    """The state after 40 steps on one batch, and the loss of each."""
+    state, arrays, losses = init_state(imp.init(0)), batch(SOUNDS), []
+    for at in range(40):
+        state, metrics = step(state, arrays, jnp.int32(at))
+        losses.append(float(metrics["loss"]))
+    return on_host(state), losses
+
+
+def test_the_loss_of_one_batch_falls(trained):
+    _, losses = trained
+    np.testing.assert_allclose(losses[0], np.log(3), atol=0.2)  # three classes, a classifier near zero
+    assert losses[1] == losses[0]  # the learning rate of step 0 is 0
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_small_gradient_is_not_clipped(step, gradients, trained, batch):
+    state, _ = trained
+    cosine = 1e-3 + 9e-3 * 0.5 * (1 + np.cos(np.pi * (40 - 4) / (64 - 4)))
+    metrics = check_one_step(step, gradients, state, batch(SOUNDS), at=40, learning_rate=cosine)
+    assert metrics["grad_norm"] < 0.1
+    assert {int(group["count"]) for group in state.values()} == {40}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(step, trained, batch, bad):
+    state, _ = trained
+    arrays = batch(SOUNDS)
+    arrays["audio"]["tokens"][2, 1, 0] = bad
+    new, metrics = step(on_host(state), arrays, jnp.int32(40))
+    assert not metrics["finite"]
+    assert not np.isfinite(metrics["loss"])
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+    for found, expected in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_first_state(imp):
+    state = init_state(imp.init(0))
+    assert set(state) == {"encoder", "embed_audio", "classifier_sounds"}
+    for group in state.values():
+        assert group["count"] == 0
+        assert group["count"].dtype == np.int32
+        for part in ("mu", "nu"):
+            assert jax.tree.structure(group[part]) == jax.tree.structure(group["params"])
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(group[part]))
+    shapes = jax.tree.map(lambda s: (s.shape, s.dtype), state_shapes(imp))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+
+
+def test_a_step_takes_and_returns_its_own_groups(imp, step, trained, batch):
+    state, _ = trained
+    num_leaves = {name: len(jax.tree.leaves(params)) for name, params in imp.shapes().items()}
+    expected = sum(3 * num + 1 for num in num_leaves.values()) + 3 + 1  # moments and counts, the batch, the step
+    assert len(jax.tree.leaves(step.args_info)) == expected
+    new, _ = step(on_host(state), batch(SOUNDS), jnp.int32(0))
+    assert set(new) == set(SOUNDS.groups)
+    with pytest.raises(TypeError, match="classifier_topics"):
+        step(on_host(state) | {"classifier_topics": state["classifier_sounds"]}, batch(SOUNDS), jnp.int32(0))
+
+
+def test_another_task_changes_no_graph(tiny, imp):
+    def graph(imp: Imp) -> str:
+        shapes = {name: state_shapes(imp)[name] for name in SOUNDS.groups}
+        lowered = jax.jit(make_step(imp, SOUNDS, ADAM))
+        return lowered.lower(shapes, SOUNDS.batch_shapes(), jax.ShapeDtypeStruct((), jnp.int32)).as_text()
+
+    more = Imp.for_structures(tiny(), [PAIRS, TOPICS, SOUNDS])
+    assert len(more.groups) == 6
+    assert graph(more) == graph(imp)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.0),
+        (50, 5e-4),  # half of the warmup
+        (100, 1e-3),
+        (600, (1e-3 + 1e-5) / 2),  # half of the cosine
+        (1100, 1e-5),
+        (5000, 1e-5),
+    ],
+)
+def test_learning_rate(step, expected):
+    schedule = OptimizerConfig(1e-3, warmup_steps=100, num_steps=1100, end_learning_rate=1e-5).schedule()
+    np.testing.assert_allclose(schedule(step), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_learning_rate_without_warmup_starts_at_its_peak():
+    schedule = OptimizerConfig(1e-3, warmup_steps=0, num_steps=10).schedule()
+    np.testing.assert_allclose([schedule(0), schedule(5), schedule(10)], [1e-3, 5e-4, 0.0], atol=1e-9)
+
+
+def test_a_run_shorter_than_its_warmup_keeps_warming_up():
+    schedule = OptimizerConfig(1e-3, warmup_steps=100, num_steps=10).schedule()
+    np.testing.assert_allclose(schedule(10), 1e-4, rtol=1e-5)

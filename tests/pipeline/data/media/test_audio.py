@@ -1,0 +1,107 @@
+"""Sound files: rate, channels, cuts, and reasons."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.data.media.audio import decode_audio, to_mono
+from pipeline.data.media.errors import Reject
+from pipeline.data.spec import AudioSpec
+
+SPEC = AudioSpec()
+
+
+def reject(path, **cut) -> Reject:
+    with pytest.raises(Reject) as caught:
+        decode_audio(str(path), SPEC, **cut)
+    return caught.value
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100, 48_000, 8_000])
+def test_any_rate_becomes_16_khz(tmp_path, write_wav, peak_hz, rate_hz):
+    wave = decode_audio(write_wav(tmp_path / "a.wav", hz=(1000,), rate_hz=rate_hz), SPEC)
+    assert wave.dtype == np.float32 and wave.shape == (16_000,)
+    assert abs(peak_hz(wave, 16_000) - 1000) <= 1
+    assert abs(np.abs(wave[1000:-1000]).max() - 0.5) < 0.02
+
+
+def test_stereo_is_the_mean_of_its_channels(tmp_path, write_wav, peak_hz):
+    left = decode_audio(write_wav(tmp_path / "l.wav", hz=(500,)), SPEC)
+    right = decode_audio(write_wav(tmp_path / "r.wav", hz=(3000,)), SPEC)
+    both = decode_audio(write_wav(tmp_path / "b.wav", hz=(500, 3000)), SPEC)
+    assert both.ndim == 1
+    np.testing.assert_allclose(both, (left + right) / 2, atol=1e-3)
+
+
+def test_at_the_wanted_rate_samples_pass_as_they_are(tmp_path):
+    samples = np.random.default_rng(0).uniform(-1, 1, 5000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    assert (decode_audio(str(tmp_path / "a.wav"), SPEC) == samples).all()
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3"])
+def test_other_formats(tmp_path, peak_hz, name):
+    seconds = np.arange(44_100) / 44_100
+    soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * 700 * seconds), 44_100)
+    assert abs(peak_hz(decode_audio(str(tmp_path / name), SPEC), 16_000) - 700) <= 2
+
+
+def test_cuts(tmp_path):
+    ramp = np.linspace(0, 1, 16_000 * 20, dtype=np.float32)
+    soundfile.write(tmp_path / "a.wav", ramp, 16_000, subtype="FLOAT")
+    path = str(tmp_path / "a.wav")
+    assert (decode_audio(path, SPEC, start_s=1.5, end_s=2.25) == ramp[24_000:36_000]).all()
+    assert (decode_audio(path, SPEC, start_s=19.5) == ramp[312_000:]).all()
+    # At most one spectrogram: 128 x 1024 samples.
+    assert (decode_audio(path, SPEC) == ramp[:131_072]).all()
+    assert (decode_audio(path, SPEC, start_s=1.0, end_s=100.0) == ramp[16_000 : 16_000 + 131_072]).all()
+
+
+def test_nothing_in_the_cut(tmp_path, write_wav):
+    path = write_wav(tmp_path / "a.wav", hz=(500,))
+    late = reject(path, start_s=2.0)
+    assert late.reason == "no_sound" and late.detail == "1.00 s of sound, asked from 2.00 s"
+    assert reject(path, start_s=0.5, end_s=0.5).reason == "no_sound"
+    assert reject(path, start_s=0.5, end_s=0.2).reason == "no_sound"
+
+
+@pytest.mark.parametrize("start_s", [float("nan"), -1.0])
+def test_a_start_that_is_no_time_is_rejected(tmp_path, write_wav, start_s):
+    """A manifest can hold anything; whatever it holds, a row is read from its place or rejected, never an error."""
+    reject(write_wav(tmp_path / "a.wav", hz=(500,), seconds=3.0), start_s=start_s)
+
+
+def test_files_that_are_no_sound(tmp_path, write_wav):
+    assert reject(tmp_path / "missing.wav").reason == "missing_file"
+    (tmp_path / "empty.wav").touch()
+    assert reject(tmp_path / "empty.wav").reason == "empty_file"
+    (tmp_path / "text.wav").write_bytes(b"no sound at all")
+    assert reject(tmp_path / "text.wav").reason == "not_decodable"
+    (tmp_path / "half.flac").write_bytes(b"fLaC" + bytes(100))
+    assert reject(tmp_path / "half.flac").reason == "not_decodable"
+    soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), 16_000)
+    assert reject(tmp_path / "none.wav").reason == "no_sound"
+
+
+def test_a_truncated_wav_gives_what_is_there_or_a_reason(tmp_path, write_wav):
+    content = (tmp_path / "a.wav").parent.joinpath("a.wav")
+    write_wav(content, hz=(500,), rate_hz=16_000)
+    whole, data = decode_audio(str(content), SPEC), content.read_bytes()
+    content.write_bytes(data[: len(data) // 2])
+    half = decode_audio(str(content), SPEC)
+    assert 0 < len(half) < len(whole) and (half == whole[: len(half)]).all()
+    content.write_bytes(data[:30])
+    assert reject(content).reason == "not_decodable"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_rejected(tmp_path, value):
+    samples = np.zeros(1000, np.float32)
+    samples[500] = value
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    assert reject(tmp_path / "a.wav").reason == "not_decodable"
+
+
+def test_a_cut_before_resampling_keeps_its_length():
+    samples = np.zeros((48_000 * 3, 2), np.float32)
+    assert to_mono(samples, rate=48_000, spec=SPEC, start_s=0.5, end_s=1.5).shape == (16_000,)

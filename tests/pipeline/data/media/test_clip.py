@@ -1,0 +1,44 @@
+"""Which file and which cut a manifest row means."""
+
+import numpy as np
+import pytest
+
+from pipeline.data.media.clip import decode_media
+from pipeline.data.media.errors import Reject
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory, write_video, write_wav) -> dict:
+    folder = tmp_path_factory.mktemp("clip")
+    return {
+        "video": write_video(folder / "a.mp4", sound_hz=1000),
+        "audio": write_wav(folder / "a.wav", hz=(3000,)),
+    }
+
+
+def test_sound_comes_from_the_sound_file_where_there_is_one(row, make_data_set, peak_hz):
+    data_set = make_data_set()
+    rate = data_set.audio.sample_rate_hz
+    assert abs(peak_hz(decode_media(row, data_set, "audio"), rate) - 3000) <= 5
+    for empty in (None, ""):
+        assert abs(peak_hz(decode_media(row | {"audio": empty}, data_set, "audio"), rate) - 1000) <= 5
+
+
+def test_start_and_end_hold_for_video_and_sound(row, make_data_set, frame_numbers):
+    data_set, cut = make_data_set(), row | {"start_s": 0.25, "end_s": 0.5}
+    assert frame_numbers(decode_media(cut, data_set, "video")) == [6, 9]
+    assert len(decode_media(cut, data_set, "audio")) == 4000
+    whole = decode_media(row | {"start_s": None, "end_s": None}, data_set, "video")
+    assert (whole == decode_media(row, data_set, "video")).all() and len(whole) == 8
+
+
+def test_frames_that_are_resized_stay_uint8(row, make_data_set):
+    frames = decode_media(row, make_data_set(), "video")
+    assert frames.shape[1:] == (32, 32, 3) and frames.dtype == np.uint8
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+@pytest.mark.parametrize("empty", [{}, {"image": None, "video": None, "audio": None}])
+def test_a_row_without_its_media(make_data_set, modality, empty):
+    with pytest.raises(Reject, match="no_media"):
+        decode_media(empty, make_data_set(), modality)

@@ -1,0 +1,254 @@
+"""Videos whose every frame tells its number: which frames a clip takes, sound tracks, and damaged files."""
+
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.data.media import video
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.video import decode_sound_track, decode_video
+from pipeline.data.spec import AudioSpec, VideoSpec
+
+AUDIO = AudioSpec()
+
+
+def spec(fps: float = 8.0, *, max_frames: int = 16, short_side: int = 64) -> VideoSpec:
+    return VideoSpec(fps=fps, short_side=short_side, max_frames=max_frames)
+
+
+def reject(decode, path, *arguments, **cut) -> Reject:
+    with pytest.raises(Reject) as caught:
+        decode(str(path), *arguments, **cut)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, write_video) -> str:
+    """One second: 24 frames, a tone of 1 kHz."""
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", sound_hz=1000)
+
+
+# --- frames ---
+
+
+@pytest.mark.parametrize(
+    ("fps", "cut", "expected"),
+    [
+        (8.0, {}, [0, 3, 6, 9, 12, 15, 18, 21]),
+        (12.0, {}, list(range(0, 24, 2))),
+        # Frame n is shown from n / 24 s: at i / 10 s the last shown is floor(2.4 i).
+        (10.0, {}, [0, 2, 4, 7, 9, 12, 14, 16, 19, 21]),
+        # More pictures than the video has: each shown twice, at most 16 in all.
+        (48.0, {}, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]),
+        (8.0, {"start_s": 0.5}, [12, 15, 18, 21]),
+        (8.0, {"end_s": 0.5}, [0, 3, 6, 9]),
+        (8.0, {"start_s": 0.25, "end_s": 0.75}, [6, 9, 12, 15]),
+        (8.0, {"start_s": 0.05, "end_s": 0.55}, [1, 4, 7, 10]),
+        (8.0, {"start_s": 0.5, "end_s": 99.0}, [12, 15, 18, 21]),
+    ],
+)
+def test_frames_at_the_asked_times(clip, frame_numbers, fps, cut, expected):
+    assert frame_numbers(decode_video(clip, spec(fps), **cut)) == expected
+
+
+@pytest.mark.parametrize("read", [video._read_decord, video._read_pyav])
+def test_both_decoders_agree(clip, frame_numbers, read):
+    assert frame_numbers(read(clip, spec(10.0), 0.25, 0.75)) == [6, 8, 10, 13, 15]
+
+
+def test_at_most_so_many_frames(clip, frame_numbers):
+    assert frame_numbers(decode_video(clip, spec(max_frames=3))) == [0, 3, 6]
+    assert frame_numbers(decode_video(clip, spec(max_frames=3), start_s=0.5)) == [12, 15, 18]
+
+
+def test_the_short_side_is_resized(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", height=64, width=128)
+    assert decode_video(path, spec(short_side=32)).shape == (8, 32, 64, 3)
+    assert decode_video(path, spec(short_side=64)).shape == (8, 64, 128, 3)
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 48, 96, 144])
+def test_widths_that_one_decoder_cannot_read(tmp_path, write_video, frame_numbers, width):
+    path = write_video(tmp_path / "a.mp4", width=width, num_frames=12)
+    frames = decode_video(path, spec(short_side=min(width, 64)))
+    assert frames.shape[1:] == (64, width, 3) and frame_numbers(frames) == [0, 3, 6, 9]
+
+
+def test_bytes_from_another_file_system(clip, frame_numbers, peak_hz):
+    import fsspec
+
+    with fsspec.open("memory://media/clip.mp4", "wb") as f:
+        f.write(Path(clip).read_bytes())
+    assert frame_numbers(decode_video("memory://media/clip.mp4", spec())) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert abs(peak_hz(decode_sound_track("memory://media/clip.mp4", AUDIO), 16_000) - 1000) <= 2
+
+
+def test_times_of_a_variable_frame_rate():
+    shown_s = np.array([0.0, 0.1, 0.5, 0.6, 1.0])
+    # The last frame lasts as long as the median: (0.1 + 0.4) / 2 = 0.25 s, so 1.25 s in all.
+    assert video._times_to_indices(shown_s, spec(4.0), 0.0, None).tolist() == [0, 1, 2, 3, 4]
+    assert video._times_to_indices(shown_s, spec(10.0), 0.0, 0.8).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
+    assert video._times_to_indices(shown_s, spec(4.0), 0.75, None).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("cut", [{"start_s": 1.5}, {"start_s": 0.5, "end_s": 0.5}, {"start_s": 0.5, "end_s": 0.25}])
+def test_nothing_in_the_cut(clip, cut):
+    assert reject(decode_video, clip, spec(), **cut).reason == "no_frames"
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+def test_the_shortest_videos_show_their_first_frame(tmp_path, write_video, frame_numbers, num_frames):
+    """At 8 frames a second the first is due at 0 s, however soon the video ends."""
+    path = write_video(tmp_path / "a.mp4", num_frames=num_frames, fps=25)
+    assert frame_numbers(decode_video(path, spec())) == [0]
+
+
+class CountingContainer:
+    """An open file that counts the frames it decodes."""
+
+    def __init__(self, container):
+        self.container, self.streams, self.decoded = container, container.streams, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.container.close()
+
+    def decode(self, **streams):
+        for frame in self.container.decode(**streams):
+            self.decoded += 1
+            yield frame
+
+
+def test_a_long_video_costs_no_more_than_its_clip(tmp_path, write_video, frame_numbers, monkeypatch):
+    """The second decoder keeps what it decodes, so it must stop at the clip's end: a film does not fit in memory."""
+    container = CountingContainer(av.open(write_video(tmp_path / "a.mp4", num_frames=240)))
+    monkeypatch.setattr(av, "open", lambda source: container)
+    assert frame_numbers(video._read_pyav("a.mp4", spec(max_frames=4), 0.0, None)) == [0, 3, 6, 9]
+    # The clip ends with frame 9; a second and a half more is 36.
+    assert container.decoded <= 46
+
+
+# --- sound tracks ---
+
+
+def test_sound_track(clip, peak_hz):
+    wave = decode_sound_track(clip, AUDIO)
+    assert wave.dtype == np.float32 and wave.ndim == 1
+    # AAC packets of 1024 samples at 48 kHz are 341 at 16 kHz.
+    assert abs(len(wave) - 16_000) <= 342
+    assert abs(peak_hz(wave, 16_000) - 1000) <= 2 and abs(np.abs(wave[4000:12000]).max() - 0.5) < 0.05
+
+
+def test_sound_track_cuts(clip, peak_hz):
+    wave = decode_sound_track(clip, AUDIO, start_s=0.25, end_s=0.75)
+    assert len(wave) == 8000 and abs(peak_hz(wave, 16_000) - 1000) <= 2
+    assert (wave == decode_sound_track(clip, AUDIO)[4000:12000]).all()
+    assert len(decode_sound_track(clip, AudioSpec(num_frames=4, hop_length=512))) == 2048
+    assert reject(decode_sound_track, clip, AUDIO, start_s=3.0).reason == "no_sound"
+
+
+def test_no_sound_track(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    assert reject(decode_sound_track, path, AUDIO).reason == "no_sound"
+    assert len(decode_video(path, spec())) == 8
+
+
+def test_a_sound_file_has_no_frames(tmp_path, write_wav):
+    path = write_wav(tmp_path / "a.wav", hz=(500,))
+    assert reject(decode_video, path, spec()).reason in ("no_frames", "not_decodable")
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize(("decode", "wanted"), [(decode_video, spec()), (decode_sound_track, AUDIO)])
+def test_paths_that_hold_nothing(tmp_path, decode, wanted):
+    assert reject(decode, tmp_path / "missing.mp4", wanted).reason == "missing_file"
+    (tmp_path / "empty.mp4").touch()
+    assert reject(decode, tmp_path / "empty.mp4", wanted).reason == "empty_file"
+
+
+@pytest.mark.parametrize(("decode", "wanted"), [(decode_video, spec()), (decode_sound_track, AUDIO)])
+def test_a_path_through_a_file_is_missing(tmp_path, decode, wanted):
+    (tmp_path / "file.mp4").write_bytes(b"x")
+    assert reject(decode, tmp_path / "file.mp4" / "below.mp4", wanted).reason == "missing_file"
+
+
+@pytest.mark.parametrize("content", [b"not a video", bytes(5000), b"\0\0\0\x20ftypisom" + bytes(100)])
+def test_other_bytes_are_rejected(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    assert reject(decode_video, tmp_path / "a.mp4", spec()).reason in ("not_decodable", "no_frames")
+    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason == "no_sound"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_video_without_its_index_is_rejected(tmp_path, clip, share):
+    content = Path(clip).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(content[: int(share * len(content))])
+    assert reject(decode_video, tmp_path / "a.mp4", spec()).reason == "not_decodable"
+    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason == "no_sound"
+
+
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory, write_video):
+    """Videos with their index at the start, cut off at shares of their length."""
+    folder = tmp_path_factory.mktemp("cut")
+    content = Path(write_video(folder / "whole.mp4", num_frames=48, sound_hz=1000, moov_first=True)).read_bytes()
+    paths = {}
+    for percent in (30, 50, 70, 80, 90):
+        paths[percent] = folder / f"{percent}.mp4"
+        paths[percent].write_bytes(content[: percent * len(content) // 100])
+    return paths
+
+
+@pytest.mark.parametrize("percent", [30, 50, 70, 80, 90])
+def test_a_video_cut_short_gives_its_first_frames_or_a_reason(cut_short, frame_numbers, percent):
+    try:
+        numbers = frame_numbers(decode_video(str(cut_short[percent]), spec()))
+    except Reject as e:
+        assert e.reason == "not_decodable"
+    else:
+        assert numbers == [3 * i % 28 for i in range(len(numbers))]
+
+
+@pytest.mark.parametrize("decode", [lambda p: decode_video(p, spec()), lambda p: decode_sound_track(p, AUDIO)])
+def test_details_of_a_reject_do_not_tell_the_time(tmp_path, clip, decode):
+    damaged = bytearray(Path(clip).read_bytes())
+    damaged[200:2000] = np.random.default_rng(0).bytes(1800)
+    (tmp_path / "a.mp4").write_bytes(damaged)
+    with pytest.raises(Reject) as caught:
+        decode(str(tmp_path / "a.mp4"))
+    assert not re.search(r"\d\d:\d\d:\d\d|0x[0-9a-f]{6}", caught.value.detail)
+
+
+def outcome(path: Path) -> str:
+    try:
+        return f"{len(decode_video(str(path), spec()))} frames"
+    except Reject as e:
+        return e.reason
+
+
+def test_damage_is_judged_the_same_every_time(cut_short):
+    """A run that resumes must meet the same rejects: the order of its samples depends on them."""
+    # Cut inside a frame: whether the decoder's threads notice in time is a matter of luck.
+    for percent in (70, 90):
+        assert len({outcome(cut_short[percent]) for _ in range(60)}) == 1
+
+
+def test_a_damaged_frame_never_crashes(tmp_path, clip):
+    content, rng = np.frombuffer(Path(clip).read_bytes(), np.uint8), np.random.default_rng(0)
+    for start in range(200, len(content) - 400, 1500):
+        damaged = content.copy()
+        damaged[start : start + 200] = rng.integers(0, 256, 200)
+        (tmp_path / "a.mp4").write_bytes(damaged.tobytes())
+        for decode, wanted in ((decode_video, spec()), (decode_sound_track, AUDIO)):
+            try:
+                found = decode(str(tmp_path / "a.mp4"), wanted)
+            except Reject:
+                continue
+            assert found.size and np.isfinite(found).all()

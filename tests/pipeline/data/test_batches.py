@@ -1,0 +1,375 @@
+"""From positions to rows: ids, substitutes, labels, positives, and the same samples whatever the number of ranks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import prompts
+from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.media.clip import Clip
+from pipeline.data.media.errors import Reject
+from pipeline.data.plan import Row, TaskPlan
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import AudioSpec, TokenSpec, Variant, VideoSpec
+from pipeline.data.tokens import spectrogram_tokens
+from pipeline.errors import DataError
+from pipeline.train.quarantine import Quarantine, known_bad
+
+NUM_ROWS, NUM_BATCHES = 12, 6
+BAD = {4, 9}
+CLASSES = ("red", "green", "blue")
+VIDEO_VARIANT = Variant(name="8x32x32", global_batch_size=4, num_frames=8, size=32, grid=(2, 2, 2), num_vision_tokens=8)
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return (20 * number, 255 - 20 * number, 7)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, write_manifest, make_data_set):
+    """Twelve images of one colour each, two of them damaged."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for number in range(NUM_ROWS):
+        Image.new("RGB", (32, 32), colour(number)).save(folder / f"{number}.png")
+        if number in BAD:
+            (folder / f"{number}.png").write_bytes(b"damaged")
+        text = [f"a {CLASSES[number % 3]} cat", "the dog"]
+        rows.append({"id": f"id-{number}", "image": f"{number}.png", "text": text, "labels": [CLASSES[number % 3]]})
+    return make_data_set(write_manifest(folder / "m.parquet", rows), classes=CLASSES)
+
+
+class SpyingSource:
+    """A source that remembers which rows it was asked to decode."""
+
+    def __init__(self, inner):
+        self.inner, self.num_rows, self.decoded = inner, inner.num_rows, []
+
+    def id(self, row: int) -> str:
+        return self.inner.id(row)
+
+    def where(self, row: int) -> str:
+        return self.inner.where(row)
+
+    def clip(self, row: int) -> Clip:
+        self.decoded.append(row)
+        return self.inner.clip(row)
+
+
+def make_batches(data_set, task, *, tokenizer=None, bad: dict | None = None, seed: int = 3) -> BatchMaker:
+    media = tuple(m for m in task.modalities if m != "text")
+    source = SpyingSource(MediaSource(data_set, modalities=media))
+    plan = TaskPlan(task, seed=seed, num_rows=source.num_rows, num_batches=NUM_BATCHES)
+    samples = SampleMaker(task, data_set, source=source, tokenizer=tokenizer, tokens=TokenSpec())
+    return BatchMaker(plan, samples, known_bad=bad)
+
+
+def make_samples(data_set, task, *, tokenizer=None) -> SampleMaker:
+    return SampleMaker(task, data_set, source=None, tokenizer=tokenizer, tokens=TokenSpec())
+
+
+def expected_samples(plan: TaskPlan, index: int, bad: set[int]) -> tuple[list[int], list[int]]:
+    """(rows of a batch, bad rows met on the way) by the rule: position, then its substitutes in turn."""
+    kept, met = [], []
+    for position in plan.batch(index, rank=0, world_size=1)[1]:
+        row, attempt = int(plan.order.rows(np.array([position]))[0][0]), 0
+        while row in bad:
+            met.append(row)
+            row = plan.order.substitute(position, attempt)
+            attempt += 1
+        kept.append(row)
+    return kept, met
+
+
+def reasons(rows: list[Row]) -> list[tuple]:
+    return [(r["id"], r["source"], r["reason"]) for row in rows for r in row.rejects]
+
+
+def assert_equal_rows(found: Row, wanted: Row) -> None:
+    assert (found.ids, list(found.arrays)) == (wanted.ids, list(wanted.arrays))
+    assert reasons([found]) == reasons([wanted])
+    for name, array in wanted.arrays.items():
+        assert found.arrays[name].dtype == array.dtype and (found.arrays[name] == array).all(), name
+
+
+# --- rows ---
+
+
+def test_a_row_holds_the_samples_of_its_positions(images, make_task):
+    maker = make_batches(images, make_task())
+    met_any = False
+    for index in range(NUM_BATCHES):
+        row = maker.row(index, rank=0, world_size=1)
+        kept, met = expected_samples(maker.plan, index, BAD)
+        assert row.ids == [f"id-{i}" for i in kept] and [r["id"] for r in row.rejects] == [f"id-{i}" for i in met]
+        assert (row.task, row.batch, row.rank, row.variant) == ("toy_task", index, 0, "32x32")
+        tokens = row.arrays["vision/tokens"]
+        assert tokens.shape == (4, 4, 768) and tokens.dtype == np.uint8
+        assert (tokens.reshape(4, -1, 3) == np.array([colour(i) for i in kept])[:, None]).all()
+        assert row.arrays["vision/positions"][0].tolist() == [[0, 0, 0], [0, 0, 16], [0, 16, 0], [0, 16, 16]]
+        assert row.arrays["labels"].tolist() == [[int(i % 3 == c) for c in range(3)] for i in kept]
+        met_any |= bool(met)
+    assert met_any
+
+
+def test_a_reject_says_what_where_and_why(images, make_task):
+    maker = make_batches(images, make_task())
+    rejects = [r for index in range(NUM_BATCHES) for r in maker.row(index, rank=0, world_size=1).rejects]
+    for reject in rejects:
+        number = reject["id"].removeprefix("id-")
+        assert reject["source"].endswith(f"/{number}.png") and reject["data_set"] == "toy"
+        assert reject["reason"] == "not_decodable" and "UnidentifiedImageError" in reject["detail"]
+        assert set(reject) == {"id", "data_set", "source", "reason", "detail"}
+    assert {r["id"] for r in rejects} == {"id-4", "id-9"}
+
+
+def test_rejects_read_the_same_in_every_process(images, make_task):
+    """The details too: they are written to a list that two runs of one recipe should share."""
+    one, other = ([make_batches(images, make_task()).row(i, rank=0, world_size=1) for i in range(6)] for _ in range(2))
+    assert [row.rejects for row in one] == [row.rejects for row in other]
+
+
+def test_a_row_does_not_depend_on_what_was_made_before(images, make_task):
+    task = make_task(augment=dataclasses.replace(make_task().augment, area=(0.3, 1.0), flip=True))
+    in_turn = make_batches(images, task)
+    rows = [in_turn.row(index, rank=0, world_size=1) for index in range(NUM_BATCHES)]
+    for index in reversed(range(NUM_BATCHES)):
+        assert_equal_rows(make_batches(images, task).row(index, rank=0, world_size=1), rows[index])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_hold_the_same_batch(images, make_task, tokenizer, world_size):
+    task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
+    for index in range(NUM_BATCHES):
+        whole = make_batches(images, task, tokenizer=tokenizer).row(index, rank=0, world_size=1)
+        maker = make_batches(images, task, tokenizer=tokenizer)
+        parts = [maker.row(index, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert [i for part in parts for i in part.ids] == whole.ids
+        assert reasons(parts) == reasons([whole])
+        for name, array in whole.arrays.items():
+            assert (np.concatenate([part.arrays[name] for part in parts]) == array).all()
+
+
+def test_known_bad_ids_are_not_tried_again(images, make_task):
+    first = make_batches(images, make_task())
+    rows = [first.row(index, rank=0, world_size=1) for index in range(NUM_BATCHES)]
+    bad = {r["id"]: r for row in rows for r in row.rejects}
+    again = make_batches(images, make_task(), bad=bad)
+    for index, row in enumerate(rows):
+        assert_equal_rows(again.row(index, rank=0, world_size=1), row)
+    assert set(again.samples.source.decoded).isdisjoint(BAD)
+    assert sorted(i for i in first.samples.source.decoded if i in BAD) == sorted(BAD)
+
+
+def test_known_bad_ids_get_their_substitutes_even_where_the_file_is_good(images, make_task):
+    reject = {"id": "id-0", "data_set": "toy", "source": "s", "reason": "not_decodable", "detail": "d"}
+    maker = make_batches(images, make_task(), bad={"id-0": reject})
+    for index in range(NUM_BATCHES):
+        row = maker.row(index, rank=0, world_size=1)
+        assert row.ids == [f"id-{i}" for i in expected_samples(maker.plan, index, BAD | {0})[0]]
+        assert all(r == reject for r in row.rejects if r["id"] == "id-0")
+
+
+def test_nothing_but_bad_samples_stop_the_run(tmp_path, write_manifest, make_data_set, make_task):
+    manifest = write_manifest(
+        tmp_path / "m.parquet", [{"id": f"id-{i}", "image": "none.png", "labels": ["red"]} for i in range(5)]
+    )
+    maker = make_batches(make_data_set(manifest, classes=CLASSES), make_task())
+    with pytest.raises(DataError, match=r"data set toy: 64 samples in a row are bad, the last 'id-\d' \(missing_file"):
+        maker.row(0, rank=0, world_size=1)
+
+
+def test_dropped_tokens_do_not_travel(images, make_task):
+    variant = Variant("64x64-drop0.75", 4, size=64, drop_rate=0.75, grid=(1, 4, 4), num_vision_tokens=4)
+    row = make_batches(images, make_task(variants=(variant,))).row(0, rank=0, world_size=1)
+    positions = row.arrays["vision/positions"]
+    assert row.arrays["vision/tokens"].shape == (4, 4, 768) and positions.shape == (4, 4, 3)
+    # Every sample has its own choice, in order.
+    flat = positions[..., 1] // 8 * 4 + positions[..., 2] // 8
+    assert (np.diff(flat, axis=1) > 0).all() and len({tuple(f) for f in flat.tolist()}) > 1
+
+
+# --- samples ---
+
+
+def clip(**fields) -> Clip:
+    image = np.zeros((32, 32, 3), np.uint8)
+    return Clip(**{"id": "x", "image": image, "text": ("a red cat",), "labels": ("red",)} | fields)
+
+
+def test_evaluation_takes_everything_and_draws_nothing(make_data_set, make_task, tokenizer):
+    variant = Variant("64x64-drop0.75", 4, size=64, drop_rate=0.75, grid=(1, 4, 4), num_vision_tokens=4)
+    task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
+    maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
+    arrays = maker.arrays(clip(text=("", "a cat", "the dog")), variant, rng=None)
+    assert arrays["vision/tokens"].shape == (16, 768)
+    assert (arrays["text/tokens"] == tokenizer.encode("a cat", 16)).all()
+
+
+def test_text_arrays(make_data_set, make_task, tokenizer):
+    task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
+    arrays = make_samples(make_data_set(), task, tokenizer=tokenizer).encode_text("a cat")
+    length = int((tokenizer.encode("a cat", 16) != 0).sum())
+    assert arrays["text/mask"].tolist() == [True] * length + [False] * (16 - length)
+    assert arrays["text/positions"].tolist() == [[i] for i in range(16)]
+    assert arrays["text/tokens"].dtype == arrays["text/positions"].dtype == np.int32
+
+
+def test_labels_are_multi_hot_over_the_classes_of_the_data_set(make_data_set, make_task):
+    data_set = make_data_set(classes=CLASSES)
+    maker = make_samples(data_set, make_task(objective="sigmoid"))
+    arrays = maker.arrays(clip(labels=("blue", "red", "unknown")), make_task().variants[0], rng=None)
+    assert arrays["labels"].tolist() == [1, 0, 1] and arrays["labels"].dtype == np.uint8
+    some = make_samples(data_set, make_task(classes=("green", "blue")))
+    assert some.multi_hot(clip(labels=("blue", "red"))).tolist() == [0, 0, 1]
+    with pytest.raises(Reject, match=r"no_label: labels \['red'\] are none of the task's classes"):
+        some.multi_hot(clip(labels=("red",)))
+
+
+@pytest.mark.parametrize("text", [(), ("", "  \n")])
+def test_a_row_without_text_is_rejected(make_data_set, make_task, tokenizer, text):
+    maker = make_samples(make_data_set(), make_task(objective="nce", modalities=("image", "text")), tokenizer=tokenizer)
+    with pytest.raises(Reject, match="no_text"):
+        maker.arrays(clip(text=text), make_task().variants[0], rng=None)
+
+
+def test_captions_and_prompts_are_drawn(make_data_set, make_task, tokenizer):
+    def texts(task, sample) -> set[bytes]:
+        maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
+        rngs = (np.random.default_rng(seed) for seed in range(200))
+        return {maker.arrays(sample, task.variants[0], rng=rng)["text/tokens"].tobytes() for rng in rngs}
+
+    def encoded(sentences) -> set[bytes]:
+        return {tokenizer.encode(sentence, 64).tobytes() for sentence in sentences}
+
+    nce = make_task(objective="nce", modalities=("image", "text"))
+    assert texts(nce, clip(text=("a cat", "the dog"))) == encoded(["a cat", "the dog"])
+    labelled = dataclasses.replace(nce, text="labels")
+    assert texts(labelled, clip()) == encoded(t.format("red") for t in prompts.train_templates("image"))
+
+
+def positive_ids(maker: SampleMaker, *samples: Clip) -> list[int]:
+    variant = maker.task.variants[0]
+    return [int(maker.arrays(s, variant, rng=np.random.default_rng(0))["positive_ids"]) for s in samples]
+
+
+def test_equal_labels_are_positives(make_data_set, make_task, tokenizer):
+    task = make_task(objective="nce", modalities=("image", "text"), text="labels", positives="labels")
+    maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
+    one, same, both, other, swapped = positive_ids(
+        maker, clip(), clip(id="y", labels=("red", "unknown")), clip(labels=("red", "blue")), clip(labels=("green",)),
+        clip(labels=("blue", "red")),
+    )
+    assert one == same and both == swapped and len({one, both, other}) == 3
+
+
+def test_equal_captions_are_positives(make_data_set, make_task, tokenizer):
+    maker = make_samples(make_data_set(), make_task(objective="nce", modalities=("image", "text")), tokenizer=tokenizer)
+    one, same, other = positive_ids(
+        maker, clip(text=("a cat",)), clip(id="y", text=(" A Cat ",)), clip(text=("the dog",))
+    )
+    assert one == same != other
+
+
+def test_instances_are_positives_of_themselves_only(make_data_set, make_task, tokenizer):
+    task = make_task(objective="nce", modalities=("image", "text"), positives="instance")
+    maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
+    one, same, other = positive_ids(maker, clip(), clip(text=("the dog",)), clip(id="y"))
+    assert one == same != other
+    arrays = maker.arrays(clip(), task.variants[0], rng=np.random.default_rng(0))
+    assert arrays["positive_ids"].dtype == np.int32 and arrays["positive_ids"] >= 0
+
+
+def test_whether_a_row_has_text_does_not_depend_on_the_draw(make_data_set, make_task, tokenizer):
+    """A zero-width space is no text. Rejects are remembered, by one process and not by another, so a row that is bad
+    in one visit must be bad in all."""
+    maker = make_samples(make_data_set(), make_task(objective="nce", modalities=("image", "text")), tokenizer=tokenizer)
+    assert not tokenizer.encode("\u200b", 8).any()
+    outcomes = set()
+    for seed in range(20):
+        try:
+            maker.arrays(clip(text=("a cat", "\u200b")), make_task().variants[0], rng=np.random.default_rng(seed))
+            outcomes.add("good")
+        except Reject as e:
+            outcomes.add(e.reason)
+    assert len(outcomes) == 1
+
+
+# --- video with sound ---
+
+
+def sounding_clip(make_data_set) -> tuple:
+    """Sixteen frames and two seconds of noise."""
+    data_set = make_data_set(video=VideoSpec(fps=8.0, short_side=32, max_frames=16))
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+    return data_set, clip(image=None, video=video, audio=rng.standard_normal(32_000).astype(np.float32))
+
+
+def test_sound_starts_with_the_window_of_the_video(make_data_set, make_task):
+    data_set, sample = sounding_clip(make_data_set)
+    task = make_task(objective="nce", modalities=("video", "audio"), variants=(VIDEO_VARIANT,), positives="instance")
+    arrays = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None)
+    # The middle 8 of 16 frames start at frame 4: 0.5 s, 8000 samples.
+    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.audio[8000:], data_set.audio)).all()
+    assert arrays["vision/tokens"].shape == (8, 3072)
+    assert sorted(set(arrays["vision/positions"][:, 0].tolist())) == [0, 8]
+    assert arrays["audio/positions"].tolist() == [[0, 0], [0, 4], [32, 0], [32, 4]]
+
+
+def test_the_order_of_modalities_changes_nothing(make_data_set, make_task):
+    data_set, sample = sounding_clip(make_data_set)
+    found = []
+    for modalities in (("video", "audio"), ("audio", "video")):
+        task = make_task(objective="nce", modalities=modalities, variants=(VIDEO_VARIANT,), positives="instance")
+        found.append(make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=np.random.default_rng(1)))
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        assert (found[0][name] == found[1][name]).all(), name
+
+
+def test_a_later_window_has_its_sound_too(tmp_path, write_video, write_manifest, make_data_set, make_task):
+    """Two seconds of video and sound, one second a view: the sound must reach to the end of every view."""
+    write_video(tmp_path / "a.mp4", num_frames=48, sound_hz=1000)
+    one_second = AudioSpec(frame_length=1024, hop_length=500, num_frames=32, num_mels=32)
+    data_set = make_data_set(
+        write_manifest(tmp_path / "m.parquet", [{"id": "x", "video": "a.mp4"}]), audio=one_second,
+        video=VideoSpec(fps=8.0, short_side=32, max_frames=16),
+    )
+    task = make_task(objective="nce", modalities=("video", "audio"), variants=(VIDEO_VARIANT,), positives="instance")
+    sample = MediaSource(data_set, modalities=("video", "audio")).clip(0)
+    tokens = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None)["audio/tokens"]
+    # Two patches of 16 frames in time, two in frequency; silence is log(1e-6) = -13.8.
+    assert tokens.reshape(2, 2, 16, 16).max(axis=(1, 3)).min() > -8
+
+
+# --- rejects of one task ---
+
+
+def bad_for(run_dir, task) -> dict[str, dict]:
+    """What a resume tells the streams of a task."""
+    return known_bad(run_dir).get(task.data_set, {})
+
+
+def test_what_one_task_rejects_stays_good_for_another_after_a_resume(
+    tmp_path, write_video, write_manifest, make_data_set, make_task
+):
+    """A video without sound is bad for a task on sound and good for one on frames, before and after a resume."""
+    rows = [{"id": f"id-{i}", "video": f"{i}.mp4", "labels": ["red"]} for i in range(4)]
+    for number in range(4):
+        write_video(tmp_path / f"{number}.mp4", num_frames=24, sound_hz=500 if number else None)
+    data_set = make_data_set(write_manifest(tmp_path / "m.parquet", rows), classes=CLASSES)
+    frames = make_task(name="frames", modalities=("video",), variants=(VIDEO_VARIANT,))
+    sound = make_task(name="sound", modalities=("audio",), variants=(Variant("all", 4),))
+
+    journal = Quarantine(tmp_path / "run", rank=0, limits={"toy": 1.0})
+    for index in range(NUM_BATCHES):
+        journal.record(make_batches(data_set, sound).row(index, rank=0, world_size=1), step=index, data_set="toy")
+    assert "id-0" in bad_for(tmp_path / "run", sound)
+
+    before = make_batches(data_set, frames)
+    after = make_batches(data_set, frames, bad=bad_for(tmp_path / "run", frames))
+    for index in range(NUM_BATCHES):
+        assert_equal_rows(after.row(index, rank=0, world_size=1), before.row(index, rank=0, world_size=1))

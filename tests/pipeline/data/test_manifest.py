@@ -1,0 +1,122 @@
+"""Manifests: rows over files and row groups, relative paths, and errors that say what is missing."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.manifest import Manifest
+from pipeline.errors import RequestError
+
+
+def rows(start: int, stop: int) -> list[dict]:
+    return [{"id": f"row-{i}", "image": f"images/{i}.png", "text": [f"text {i}", "more"]} for i in range(start, stop)]
+
+
+def test_one_file(tmp_path, write_manifest):
+    manifest = Manifest(write_manifest(tmp_path / "m.parquet", rows(0, 3)))
+    assert manifest.num_rows == 3 and manifest.schema.names == ["id", "image", "text"]
+    assert manifest.row(1) == {"id": "row-1", "image": f"{tmp_path}/images/1.png", "text": ["text 1", "more"]}
+
+
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(any), group=st.integers(1, 4), data=st.data()
+)
+@settings(max_examples=25, deadline=None)
+def test_rows_over_files_and_row_groups(tmp_path_factory, write_manifest, sizes, group, data):
+    folder, start = tmp_path_factory.mktemp("manifest"), 0
+    for number, size in enumerate(sizes):
+        name = folder / f"part-{number}.parquet"
+        write_manifest(name, rows(start, start + size), row_group_size=group, columns=["id", "image", "text"])
+        start += size
+    manifest = Manifest(str(folder))
+    assert manifest.num_rows == start
+    for index in data.draw(st.lists(st.integers(0, start - 1), max_size=20)):
+        assert manifest.row(index)["id"] == f"row-{index}"
+        assert manifest.row(index)["image"] == f"{folder}/images/{index}.png"
+    assert list(manifest.iter_column("id")) == [f"row-{i}" for i in range(start)]
+
+
+def test_files_are_sorted_by_name_and_others_left_out(tmp_path, write_manifest):
+    for number in (10, 2, 1):
+        write_manifest(tmp_path / f"part-{number:02d}.parquet", rows(number, number + 1))
+    (tmp_path / "_SUCCESS").touch()
+    write_manifest(tmp_path / "deeper" / "part-00.parquet", rows(50, 51))
+    assert list(Manifest(str(tmp_path)).iter_column("id")) == ["row-1", "row-2", "row-10"]
+
+
+@pytest.mark.parametrize("index", [-1, 3, 100])
+def test_rows_that_are_not_there(tmp_path, write_manifest, index):
+    manifest = Manifest(write_manifest(tmp_path / "m.parquet", rows(0, 3)))
+    with pytest.raises(IndexError, match=f"row {index} of 3"):
+        manifest.row(index)
+
+
+def test_paths_are_relative_to_the_manifest(tmp_path, write_manifest, monkeypatch):
+    names = ["a.png", "sub/b.png", "/abs/c.png", "s3://bucket/d.png", None]
+    table = [{"id": str(i), "image": name, "video": name} for i, name in enumerate(names)]
+    write_manifest(tmp_path / "set" / "m.parquet", table)
+    full = [f"{tmp_path}/set/a.png", f"{tmp_path}/set/sub/b.png", "/abs/c.png", "s3://bucket/d.png", None]
+    for uri in (f"{tmp_path}/set/m.parquet", f"{tmp_path}/set"):
+        assert [Manifest(uri).row(i)["image"] for i in range(5)] == full
+        assert [Manifest(uri).row(i)["video"] for i in range(5)] == full
+    monkeypatch.chdir(tmp_path / "set")
+    assert Manifest("m.parquet").row(1)["image"] in ("./sub/b.png", "sub/b.png")
+
+
+def test_paths_of_a_manifest_elsewhere(tmp_path, write_manifest):
+    import fsspec
+
+    path = write_manifest(tmp_path / "m.parquet", rows(0, 1))
+    assert Manifest(f"file://{path}").row(0)["image"] == f"file://{tmp_path}/images/0.png"
+    with fsspec.open("memory://sets/m.parquet", "wb") as f:
+        f.write((tmp_path / "m.parquet").read_bytes())
+    resolved = Manifest("memory://sets/m.parquet").row(0)["image"]
+    with fsspec.open("memory://sets/images/0.png", "wb") as f:
+        f.write(b"pixels")
+    assert resolved.startswith("memory://") and fsspec.open(resolved).open().read() == b"pixels"
+
+
+def test_a_file_of_another_name_has_the_same_folder(tmp_path, write_manifest):
+    """A file counts as a manifest whatever its name is, so its paths must be found too."""
+    manifest = Manifest(write_manifest(tmp_path / "train.pq", rows(0, 1)))
+    assert manifest.row(0)["image"] == f"{tmp_path}/images/0.png"
+
+
+def test_nothing_there(tmp_path):
+    for path in (tmp_path / "none.parquet", tmp_path):
+        with pytest.raises(RequestError, match="expected a Parquet file or a folder of them, found nothing there"):
+            Manifest(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"id,image\n1,a.png\n", b"PAR1" + bytes(100)])
+def test_not_a_parquet_file(tmp_path, content):
+    (tmp_path / "m.parquet").write_bytes(content)
+    with pytest.raises(RequestError, match=r"m\.parquet: expected a Parquet file: .+") as caught:
+        Manifest(str(tmp_path / "m.parquet"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file(tmp_path, write_manifest):
+    path = write_manifest(tmp_path / "m.parquet", rows(0, 50))
+    (tmp_path / "m.parquet").write_bytes((tmp_path / "m.parquet").read_bytes()[:-20])
+    with pytest.raises(RequestError, match="expected a Parquet file"):
+        Manifest(path)
+
+
+def test_no_rows(tmp_path):
+    pq.write_table(pa.table({"id": pa.array([], pa.string())}), tmp_path / "m.parquet")
+    with pytest.raises(RequestError, match=r"m\.parquet: expected rows, found none; remove the data set or fill it"):
+        Manifest(str(tmp_path / "m.parquet"))
+
+
+def test_missing_columns_are_named_with_their_tasks(tmp_path, write_manifest):
+    manifest = Manifest(write_manifest(tmp_path / "m.parquet", rows(0, 1)))
+    manifest.require({"id": "task a", "text": "task a"})
+    with pytest.raises(RequestError) as caught:
+        manifest.require({"id": "task a", "labels": "task a", "video": "task b"})
+    assert str(caught.value) == (
+        f"manifest {tmp_path}/m.parquet: expected column 'labels' (needed by task a); 'video' (needed by task b); "
+        "found id, image, text. Add the column or change the task"
+    )

@@ -1,0 +1,186 @@
+"""Preprocessed shards give the same clips as the media they were made from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.data.media.clip import Clip
+from pipeline.data.media.errors import Reject
+from pipeline.data.shards import ShardSource, decode_settings, encode_rows, open_source, read_index, write_shard
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.errors import DataError, RequestError
+
+NUM_ROWS, BAD = 7, (2, 6)
+
+
+def preprocess(data_set: DataSetSpec, folder: Path, *, modalities: tuple[str, ...], rows_per_shard: int = 3):
+    """A folder of shards as ``ShardSource`` reads it; returns the data set that reads it, and the rejects."""
+    folder.mkdir()
+    source = MediaSource(data_set, modalities=modalities)
+    entries, rejects = [], []
+    for number, start in enumerate(range(0, source.num_rows, rows_per_shard)):
+        table, bad = encode_rows(source, range(start, min(start + rows_per_shard, source.num_rows)))
+        entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow"))
+        rejects += bad
+    index = {"modalities": list(modalities), "settings": decode_settings(data_set), "shards": entries}
+    (folder / "index.json").write_text(json.dumps(index))
+    return dataclasses.replace(data_set, shards=str(folder)), rejects
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, write_manifest, make_data_set) -> DataSetSpec:
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for number in range(NUM_ROWS):
+        Image.new("RGB", (32 + number, 40), (30 * number, 1, 2)).save(folder / f"{number}.png")
+        if number in BAD:
+            (folder / f"{number}.png").write_bytes(b"damaged")
+        rows.append({"id": f"id-{number}", "image": f"{number}.png", "text": [f"text {number}"] * (number % 3)})
+        rows[-1]["labels"] = ["ü", "b"] if number % 2 else None
+    return make_data_set(write_manifest(folder / "m.parquet", rows))
+
+
+@pytest.fixture(scope="module")
+def image_shards(tmp_path_factory, images) -> DataSetSpec:
+    return preprocess(images, tmp_path_factory.mktemp("shards") / "images", modalities=("image",))[0]
+
+
+def outcome(source, row: int) -> Clip | str:
+    try:
+        return source.clip(row)
+    except Reject as e:
+        return e.reason
+
+
+def assert_equal_sources(found, wanted) -> None:
+    assert found.num_rows == wanted.num_rows
+    for row in range(wanted.num_rows):
+        assert found.id(row) == wanted.id(row) and found.where(row) == wanted.where(row)
+        one, other = outcome(found, row), outcome(wanted, row)
+        if isinstance(one, str) or isinstance(other, str):
+            assert one == other
+            continue
+        assert (one.id, one.text, one.labels) == (other.id, other.text, other.labels)
+        for modality in ("image", "video", "audio"):
+            a, b = getattr(one, modality), getattr(other, modality)
+            assert (a is None) == (b is None)
+            assert a is None or (a.dtype == b.dtype and a.shape == b.shape and (a == b).all())
+
+
+def test_clips_and_rejects_equal_those_of_the_media(images, image_shards):
+    source = open_source(image_shards, modalities=("image",))
+    assert isinstance(source, ShardSource) and isinstance(open_source(images, modalities=("image",)), MediaSource)
+    assert_equal_sources(source, MediaSource(images, modalities=("image",)))
+    for row in BAD:
+        with pytest.raises(Reject, match="not_decodable"):
+            source.clip(row)
+        assert source.id(row) == f"id-{row}"
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 7, 100])
+def test_the_size_of_shards_changes_nothing(tmp_path, images, rows_per_shard):
+    data_set, rejects = preprocess(images, tmp_path / "s", modalities=("image",), rows_per_shard=rows_per_shard)
+    assert_equal_sources(ShardSource(data_set, modalities=("image",)), MediaSource(images, modalities=("image",)))
+    assert [r["id"] for r in rejects] == ["id-2", "id-6"]
+    assert set(rejects[0]) == {"id", "source", "reason", "detail"}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, write_manifest, write_video, make_data_set) -> DataSetSpec:
+    """Three videos, the second without a sound track."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number, sound_hz in enumerate((500, None, 2000)):
+        write_video(folder / f"{number}.mp4", sound_hz=sound_hz, num_frames=18)
+    return make_data_set(
+        write_manifest(folder / "m.parquet", [{"id": f"id-{i}", "video": f"{i}.mp4"} for i in range(3)])
+    )
+
+
+@pytest.fixture(scope="module")
+def video_shards(tmp_path_factory, videos) -> DataSetSpec:
+    return preprocess(videos, tmp_path_factory.mktemp("shards") / "videos", modalities=("video", "audio"))[0]
+
+
+def test_video_and_sound(videos, video_shards):
+    both = ("video", "audio")
+    assert_equal_sources(ShardSource(video_shards, modalities=both), MediaSource(videos, modalities=both))
+
+
+def test_a_task_on_frames_sees_the_videos_without_sound(videos, video_shards):
+    """The shards hold frames and sound for other tasks too; a task on frames alone has the same samples as over media."""
+    only = ("video",)
+    assert_equal_sources(ShardSource(video_shards, modalities=only), MediaSource(videos, modalities=only))
+
+
+def test_arrays_are_mapped_not_copied(image_shards):
+    image = ShardSource(image_shards, modalities=("image",)).clip(0).image
+    assert not image.flags.owndata and isinstance(image.base.base, pa.Buffer)
+
+
+def test_decode_settings_name_what_clips_depend_on(make_data_set):
+    assert decode_settings(make_data_set(audio=AudioSpec())) == {
+        "image": [32],
+        "video": [8.0, 32, 8],
+        "audio": [16_000, 131_072],
+    }
+
+
+@pytest.mark.parametrize(
+    ("modality", "change"),
+    [
+        ("image", {"image": ImageSpec(short_side=48)}),
+        ("video", {"video": VideoSpec(fps=12.0, short_side=32, max_frames=8)}),
+        ("audio", {"audio": AudioSpec(num_frames=64)}),
+    ],
+)
+def test_other_settings_are_refused(image_shards, video_shards, modality, change):
+    shards = image_shards if modality == "image" else video_shards
+    changed = dataclasses.replace(shards, **change)
+    with pytest.raises(RequestError, match=rf"data_sets\.toy\.{modality}: the shards in .+ were made with \[.+says \["):
+        ShardSource(changed, modalities=(modality,))
+
+
+def test_settings_that_clips_do_not_depend_on_may_change(video_shards):
+    audio = dataclasses.replace(video_shards.audio, mean=-4.0, std=2.0, num_mels=16)
+    changed = dataclasses.replace(video_shards, image=ImageSpec(short_side=99), audio=audio)
+    assert ShardSource(changed, modalities=("video", "audio")).num_rows == 3
+
+
+def test_a_modality_that_was_not_preprocessed(image_shards):
+    with pytest.raises(RequestError, match=r"expected audio, video in .+, found only image; run jobs/preprocess\.py"):
+        ShardSource(image_shards, modalities=("image", "video", "audio"))
+
+
+def test_preprocessing_that_did_not_finish(tmp_path):
+    with pytest.raises(RequestError, match=r"expected index\.json; let jobs/preprocess\.py finish first"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"shards": [')
+    with pytest.raises(RequestError, match=r"index\.json cannot be read"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_shard_stops_the_run(tmp_path, images, damage):
+    data_set, _ = preprocess(images, tmp_path / "s", modalities=("image",))
+    path = tmp_path / "s" / "shard-00001.arrow"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    source = ShardSource(data_set, modalities=("image",))
+    assert source.clip(0).id == "id-0"
+    with pytest.raises(DataError, match=r"shard-00001\.arrow: expected \d+ bytes, found another size"):
+        source.clip(3)
+
+
+def test_a_shard_is_whole_or_absent(tmp_path, images):
+    table, _ = encode_rows(MediaSource(images, modalities=("image",)), range(3))
+    entry = write_shard(table, tmp_path / "shard-00000.arrow")
+    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.arrow"]
+    assert entry["rows"] == 3 and entry["bytes"] == (tmp_path / "shard-00000.arrow").stat().st_size
+    assert len(entry["sha256"]) == 64 and write_shard(table, tmp_path / "again.arrow")["sha256"] == entry["sha256"]
