@@ -77,14 +77,15 @@ def _sparse(num_experts: int, num_layers: int) -> dict:
     return {"moe": MoEConfig(num_experts, num_layers), "qk_norm": True, "temperature_init": 1.0}
 
 
-_TINY = {"width": 128, "depth": 4, "num_heads": 2, "mlp_dim": 512, "common_dim": 128, "text_positions": (512,)}
+_TINY = {"width": 128, "depth": 3, "num_heads": 2, "mlp_dim": 512, "common_dim": 128, "text_positions": (512,)}
 _S = {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
 _B = {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
 _L = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
 
 VARIANTS: dict[str, dict] = {
     "imp-tiny": _TINY,
-    "imp-tiny-moe": _TINY | _sparse(4, 2),
+    # All layers sparse: one stack compiles in three quarters of the time of two, and the demo compiles 13 graphs.
+    "imp-tiny-moe": _TINY | _sparse(4, 3),
     "imp-s": _S,
     "imp-s-moe": _S | _sparse(4, 6),
     "imp-b": _B,

@@ -59,8 +59,8 @@ def start_ray(cluster: Cluster) -> None:
         return
     # Ray starts its processes by fork and exec at once, which is safe beside JAX's threads.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-    # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles.
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
+    os.environ.setdefault("RAY_worker_niceness", "5")
     # Decode must find CPUs beside the trainers, so the machine counts each trainer's CPUs on top of its own.
     cpus = (os.cpu_count() or 1) + round(cluster.num_workers * cluster.cpus_per_worker)
     ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="error")

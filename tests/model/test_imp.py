@@ -137,23 +137,21 @@ def test_temperature_has_a_floor(tiny, tau, expected):
 
 @pytest.fixture(scope="module")
 def run(tiny, jit, batch):
-    """A model, its parameters (no bias at zero) and the pooled features of a batch, as float64."""
+    """A model, its parameters (no bias at zero), a batch, its pooled features as float64, its loss and metrics."""
     imp = Imp.for_structures(tiny(), [TRIPLET, DIGITS])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), imp.init(0))
     for tau, pair in zip((0.1, 0.3, 0.5), TRIPLET.pairs, strict=True):
         params[pair_group(*pair)]["tau"] = np.float32(tau)
-    arrays = batch(TRIPLET)
 
     @jit
-    def encode(params, batch):
-        return {m: imp.encode(params, m, **batch[m])[0] for m in ("vision", "audio", "text")}
+    def features_and_loss(params, batch):
+        features = {m: imp.encode(params, m, **batch[m])[0] for m in ("vision", "audio", "text")}
+        return features, imp.loss(params, batch, TRIPLET)
 
-    features = jax.tree.map(
-        lambda f: np.asarray(f, np.float64),
-        encode(params, {m: arrays[m] for m in arrays if m in ("vision", "audio", "text")}),
-    )
-    return imp, params, arrays, features
+    arrays = batch(TRIPLET)
+    features, loss = features_and_loss(params, arrays)
+    return imp, params, arrays, jax.tree.map(lambda f: np.asarray(f, np.float64), features), loss
 
 
 def head(params, x):
@@ -164,9 +162,8 @@ def head(params, x):
     return out * params["norm"]["scale"] + params["norm"]["bias"]
 
 
-def test_triplet_is_the_mean_of_three_pairs(run, jit):
-    imp, params, arrays, features = run
-    loss, metrics = jit(lambda params, batch: imp.loss(params, batch, TRIPLET))(params, arrays)
+def test_triplet_is_the_mean_of_three_pairs(run):
+    _, params, _, features, (loss, metrics) = run
     expected = []
     for (a, b), tau in zip(TRIPLET.pairs, (0.1, 0.3, 0.5), strict=True):
         heads = params[f"pair_{a}_{b}"]["heads"]
@@ -183,7 +180,7 @@ def test_triplet_is_the_mean_of_three_pairs(run, jit):
 
 
 def test_projection_uses_the_head_of_its_source(run):
-    imp, params, _, features = run
+    imp, params, _, features, _ = run
     for source, target in (("vision", "text"), ("text", "vision")):
         found = imp.project(params, jnp.asarray(features[source], jnp.float32), source=source, target=target)
         np.testing.assert_allclose(
@@ -193,15 +190,14 @@ def test_projection_uses_the_head_of_its_source(run):
 
 def test_classification_looks_at_its_classes_only(run, jit):
     """Columns 0, 2 and 3 of five; the first sample has two labels among them, the last has only others."""
-    imp, params, arrays, features = run
+    imp, params, arrays, features, _ = run
     labels = np.array([[1, 1, 0, 1, 0], [0, 0, 1, 0, 1], [1, 0, 0, 0, 0], [0, 1, 0, 0, 1]], np.uint8)
 
-    def loss(classifier, batch):
+    def loss(classifier, params, batch):
         return imp.loss({**params, "classifier_digits": classifier}, batch, DIGITS)[0]
 
-    value, gradient = jit(jax.value_and_grad(loss))(
-        params["classifier_digits"], {"vision": arrays["vision"], "labels": labels}
-    )
+    digits = {"vision": arrays["vision"], "labels": labels}
+    value, gradient = jit(jax.value_and_grad(loss))(params["classifier_digits"], params, digits)
     linear = params["classifier_digits"]["linear"]
     logits = (features["vision"] @ linear["kernel"] + linear["bias"])[:, [0, 2, 3]]
     target = np.array([[0.5, 0, 0.5], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
@@ -214,31 +210,27 @@ def test_classification_looks_at_its_classes_only(run, jit):
 
 
 def test_routing_statistics_of_a_loss(tiny, jit, batch):
-    imp = Imp.for_structures(tiny(depth=2, moe=MoEConfig(4, 2)), [CAPTIONS])
-    _, metrics = jit(lambda params, batch: imp.loss(params, batch, CAPTIONS))(imp.init(0), batch(CAPTIONS))
-    assert set(metrics["moe"]) == {"vision", "text"}
-    for statistics in metrics["moe"].values():
-        assert statistics["expert_load"].shape == (4,)
-        np.testing.assert_allclose(statistics["expert_load"].sum(), 1.0, rtol=1e-5)
-        assert 0 <= statistics["unrouted_fraction"] < 1
-        np.testing.assert_allclose(statistics["confidence"], 0.25, atol=0.1)  # near-uniform at the start
+    """The mean over layers of each modality."""
+    imp = Imp.for_structures(tiny(depth=2, moe=MoEConfig(4, 2)), [DIGITS])
+    _, metrics = jit(lambda params, batch: imp.loss(params, batch, DIGITS))(imp.init(0), batch(DIGITS))
+    assert set(metrics["moe"]) == {"vision"}
+    statistics = metrics["moe"]["vision"]
+    assert statistics["expert_load"].shape == (4,)
+    np.testing.assert_allclose(statistics["expert_load"].sum(), 1.0, rtol=1e-5)
+    assert 0 <= statistics["unrouted_fraction"] < 1
+    np.testing.assert_allclose(statistics["confidence"], 0.25, atol=0.1)  # near-uniform at the start
 
 
-def test_samples_of_a_token_group_enter_one_routing(tiny, jit, batch):
+@pytest.mark.parametrize(("group", "expected"), [("tokens", [2]), ("sample", [1])])
+def test_a_loss_routes_in_the_groups_of_its_structure(tiny, batch, group, expected):
     """Groups of up to 12 tokens: three samples of 4 tokens fit, two divide the batch of four."""
-    config = tiny(moe=MoEConfig(2, 1, group="tokens", group_size=12))
-    imp, arrays = Imp.for_structures(config, [DIGITS]), batch(DIGITS)
-    other = {**arrays, "vision": jax.tree.map(np.copy, arrays["vision"])}
-    other["vision"]["tokens"][1] ^= 255
-    params = imp.init(0)
-    params["encoder"]["sparse"]["mlp"]["router"]["kernel"] *= 100
-    seen = []
-    encode = imp.encode
+    imp = Imp.for_structures(tiny(moe=MoEConfig(2, 1, group=group, group_size=12)), [DIGITS])
+    seen, encode = [], imp.encode
 
     def spy(*args, group_samples):
         seen.append(group_samples)
         return encode(*args, group_samples=group_samples)
 
     imp.encode = spy
-    jax.eval_shape(lambda params, batch: imp.loss(params, batch, DIGITS), params, arrays)
-    assert seen == [2]
+    jax.eval_shape(lambda params, batch: imp.loss(params, batch, DIGITS), imp.shapes(), batch(DIGITS))
+    assert seen == expected

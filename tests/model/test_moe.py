@@ -128,7 +128,7 @@ def by_hand(tiny, jit):
 
 def test_combination_by_hand(by_hand):
     out, statistics = by_hand(TOKENS[None].astype(np.float32), None)
-    # One slot an expert. Experts 0 and 1 both take token 0 (.6 and .3), expert 2 takes token 2 (.8), none takes token 1.
+    # One slot an expert. Experts 0 and 1 both take token 0 (.6 and .3), expert 2 token 2 (.8), none token 1.
     np.testing.assert_allclose(out[0, 0], (0.6 * 1 + 0.3 * 10) * TOKENS[0], rtol=1e-5)
     assert out[0, 1].tolist() == [0.0, 0.0, 0.0]
     np.testing.assert_allclose(out[0, 2], 0.8 * 100 * TOKENS[2], rtol=1e-5)

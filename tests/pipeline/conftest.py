@@ -58,8 +58,15 @@ def write_video():
     """Writes an H.264 mp4 whose frame n is all grey of ``grey_level(n)``, with an AAC tone where sound_hz is given."""
 
     def write(
-        path: Path, *, num_frames: int = 24, fps: int = 24, height: int = 64, width: int = 64,
-        sound_hz: float | None = None, sound_s: float | None = None, moov_first: bool = False,
+        path: Path,
+        *,
+        num_frames: int = 24,
+        fps: int = 24,
+        height: int = 64,
+        width: int = 64,
+        sound_hz: float | None = None,
+        sound_s: float | None = None,
+        moov_first: bool = False,
     ) -> str:
         container_options = {"movflags": "faststart"} if moov_first else {}
         with av.open(str(path), "w", format="mp4", options=container_options) as container:
@@ -167,6 +174,6 @@ def make_task():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Tokenizer:
     """A tiny sentencepiece model that knows the alphabet."""
-    sentences = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog", "one blue cat"]
+    sentences = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog", "blue cat"]
     into = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train_tokenizer(sentences, vocab_size=64, into=into)

@@ -259,7 +259,11 @@ def test_equal_labels_are_positives(make_data_set, make_task, tokenizer):
     task = make_task(objective="nce", modalities=("image", "text"), text="labels", positives="labels")
     maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
     one, same, both, other, swapped = positive_ids(
-        maker, clip(), clip(id="y", labels=("red", "unknown")), clip(labels=("red", "blue")), clip(labels=("green",)),
+        maker,
+        clip(),
+        clip(id="y", labels=("red", "unknown")),
+        clip(labels=("red", "blue")),
+        clip(labels=("green",)),
         clip(labels=("blue", "red")),
     )
     assert one == same and both == swapped and len({one, both, other}) == 3
@@ -335,7 +339,8 @@ def test_a_later_window_has_its_sound_too(tmp_path, write_video, write_manifest,
     write_video(tmp_path / "a.mp4", num_frames=48, sound_hz=1000)
     one_second = AudioSpec(frame_length=1024, hop_length=500, num_frames=32, num_mels=32)
     data_set = make_data_set(
-        write_manifest(tmp_path / "m.parquet", [{"id": "x", "video": "a.mp4"}]), audio=one_second,
+        write_manifest(tmp_path / "m.parquet", [{"id": "x", "video": "a.mp4"}]),
+        audio=one_second,
         video=VideoSpec(fps=8.0, short_side=32, max_frames=16),
     )
     task = make_task(objective="nce", modalities=("video", "audio"), variants=(VIDEO_VARIANT,), positives="instance")

@@ -20,9 +20,7 @@ def test_one_file(tmp_path, write_manifest):
     assert manifest.row(1) == {"id": "row-1", "image": f"{tmp_path}/images/1.png", "text": ["text 1", "more"]}
 
 
-@given(
-    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(any), group=st.integers(1, 4), data=st.data()
-)
+@given(sizes=st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(any), group=st.integers(1, 4), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_rows_over_files_and_row_groups(tmp_path_factory, write_manifest, sizes, group, data):
     folder, start = tmp_path_factory.mktemp("manifest"), 0

@@ -170,11 +170,11 @@ def test_ten_billion_rows_cost_no_more_than_few():
 
 def test_substitute_depends_on_position_and_attempt_only():
     order = Order(0, "t", 1000)
-    table = np.array([[order.substitute(p, a) for a in range(4)] for p in range(500)])
-    assert (table == [[Order(0, "t", 1000, 10).substitute(p, a) for a in range(4)] for p in range(500)]).all()
+    table = np.array([[order.substitute(p, a) for a in range(4)] for p in range(200)])
+    assert (table == [[Order(0, "t", 1000, 10).substitute(p, a) for a in range(4)] for p in range(200)]).all()
     assert table.min() >= 0 and table.max() < 1000
     # Neighbouring positions and attempts do not share their substitutes.
-    assert len(np.unique(table)) > 800
+    assert len(np.unique(table)) > 500
     assert order.substitute(3, 0) != Order(1, "t", 1000).substitute(3, 0)
 
 
@@ -232,6 +232,7 @@ def test_golden_values():
     assert Order(17, "golden", 10**10).rows(np.array([5, 9_999_999_999]))[0].tolist() == [2651764524, 8603581218]
     assert [order.substitute(p, a) for p, a in ((0, 0), (0, 1), (9, 0))] == [833, 672, 903]
     assert order.generator("an id", 2).bit_generator.random_raw(2).tolist() == [70262023053905964, 677615486760819406]
-    assert tasks_at(17, np.arange(12), probabilities=np.array([5, 3, 2])).tolist() == [0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0]
+    tasks = tasks_at(17, np.arange(12), probabilities=np.array([5, 3, 2]))
+    assert tasks.tolist() == [0, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0]
     assert variants_at(17, "golden", np.arange(12), num_variants=3).tolist() == [1, 0, 1, 2, 0, 0, 0, 1, 2, 2, 0, 2]
     assert name_key("golden") == 5434833403847302432

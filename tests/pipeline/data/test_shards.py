@@ -112,7 +112,7 @@ def test_video_and_sound(videos, video_shards):
 
 
 def test_a_task_on_frames_sees_the_videos_without_sound(videos, video_shards):
-    """The shards hold frames and sound for other tasks too; a task on frames alone has the same samples as over media."""
+    """The shards hold frames and sound for other tasks too; a task on frames alone has the same samples."""
     only = ("video",)
     assert_equal_sources(ShardSource(video_shards, modalities=only), MediaSource(videos, modalities=only))
 

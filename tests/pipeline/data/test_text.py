@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from pipeline.data import prompts
-from pipeline.data.text import Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.data.text import load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog"] * 3
@@ -82,7 +82,10 @@ def test_a_tokenizer_that_is_not_there_is_a_wrong_request(tmp_path, exists):
 
 def test_a_model_with_another_pad_id_is_refused(tmp_path):
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES), model_prefix=str(tmp_path / "t"), vocab_size=40, hard_vocab_limit=False,
+        sentence_iterator=iter(SENTENCES),
+        model_prefix=str(tmp_path / "t"),
+        vocab_size=40,
+        hard_vocab_limit=False,
         minloglevel=2,
     )
     with pytest.raises(RequestError, match="expected pad id 0, found -1"):

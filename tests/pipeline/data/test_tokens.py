@@ -89,9 +89,7 @@ def test_drop_keeps_the_floor_of_the_rate():
     assert kept_tokens(25, 0.75) == 6 and kept_tokens(10, 0.9) == 1 and kept_tokens(3, 0.7) == 0
 
 
-@given(
-    num=st.integers(1, 100), rate=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.9]), seed=st.integers(0, 1000)
-)
+@given(num=st.integers(1, 100), rate=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.9]), seed=st.integers(0, 1000))
 @settings(max_examples=50, deadline=None)
 def test_drop_keeps_tokens_with_their_positions_in_order(num, rate, seed):
     positions = grid_positions((num, 1), (128, 4))
@@ -125,8 +123,15 @@ def test_log_mel_equals_librosa(spec):
     waveform = waveform.astype(np.float32)
     padded = np.pad(waveform, (0, spec.frame_length))
     expected = librosa.feature.melspectrogram(
-        y=padded, sr=spec.sample_rate_hz, n_fft=spec.frame_length, hop_length=spec.hop_length, center=False, power=1.0,
-        n_mels=spec.num_mels, fmin=spec.min_hz, fmax=spec.max_hz,
+        y=padded,
+        sr=spec.sample_rate_hz,
+        n_fft=spec.frame_length,
+        hop_length=spec.hop_length,
+        center=False,
+        power=1.0,
+        n_mels=spec.num_mels,
+        fmin=spec.min_hz,
+        fmax=spec.max_hz,
     )
     expected = np.log(expected.T[: spec.num_frames] + 1e-6)
     found = log_mel(waveform, spec)

@@ -169,7 +169,9 @@ def test_evaluation_never_flips_or_crops_at_random():
 
 
 @given(
-    height=st.integers(16, 90), width=st.integers(16, 90), seed=st.integers(0, 10**6),
+    height=st.integers(16, 90),
+    width=st.integers(16, 90),
+    seed=st.integers(0, 10**6),
     area=st.tuples(st.floats(0.05, 1.0), st.floats(0.05, 1.0)).map(sorted),
     aspect=st.tuples(st.floats(0.3, 3.0), st.floats(0.3, 3.0)).map(sorted),
 )

@@ -1,0 +1,202 @@
+"""From a recipe to a run that can start: manifests checked, tokenizer there, the run directory its own."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import recipe as recipes
+from pipeline.data.text import train_tokenizer
+from pipeline.errors import RequestError
+from pipeline.prepare import check_run_dir, lock_run_dir, needed_columns, prepare
+
+ROWS = [
+    {"id": f"id-{i}", "image": f"{i}.png", "text": [f"a cat number {i}", "one dog"], "labels": ["cat"]}
+    for i in range(30)
+]
+TASK = {
+    "data_set": "pets",
+    "objective": "nce",
+    "modalities": ["image", "text"],
+    "batch_size": 8,
+    "variants": [{"size": 64}],
+    "text_length": 16,
+}
+
+
+@pytest.fixture
+def make_recipe(tmp_path, write_manifest):
+    """A recipe over a manifest of thirty rows; nothing is decoded, so there are no images."""
+    manifest = write_manifest(tmp_path / "data" / "m.parquet", ROWS)
+
+    def make(*, rows: str = manifest, task: dict = TASK, **parts) -> recipes.Recipe:
+        raw = {
+            "data_sets": {"pets": {"manifest": rows, "classes": ["cat", "dog"]}},
+            "tasks": {"pet_text": task},
+            "train": {"num_steps": 10},
+            "text": {"vocab_size": 60},
+        }
+        return recipes.from_dict(raw | parts)
+
+    return make
+
+
+def test_prepare_fills_the_run_directory(tmp_path, make_recipe):
+    run_dir, recipe = tmp_path / "run", make_recipe(seed=5)
+    spec = prepare(recipe, run_dir)
+    assert sorted(p.name for p in run_dir.iterdir()) == ["config.yaml", "tokenizer.model"]
+    assert yaml.safe_load((run_dir / "config.yaml").read_text()) == recipe.to_dict() == spec.config
+    assert spec.tokenizer == (run_dir / "tokenizer.model").read_bytes()
+    assert spec.num_rows == {"pets": 30} and (spec.seed, spec.num_steps) == (5, 10) and spec.run_dir == str(run_dir)
+    assert list(spec.tasks) == ["pet_text"] and spec.model.vocab_size > 16
+    assert spec.schedule().batches_before(10) == {"pet_text": 10}
+
+
+def test_preparing_again_changes_nothing(tmp_path, make_recipe):
+    run_dir = tmp_path / "run"
+    first = prepare(make_recipe(), run_dir)
+    check_run_dir(make_recipe(), run_dir)
+    assert prepare(make_recipe(), run_dir) == first
+
+
+def test_the_run_keeps_its_own_tokenizer(tmp_path, make_recipe):
+    own = train_tokenizer(["some other words altogether"] * 5, vocab_size=40, into=tmp_path / "other.model")
+    recipe = make_recipe(text={"tokenizer": str(tmp_path / "other.model")})
+    assert prepare(recipe, tmp_path / "run").tokenizer == own.model
+    (tmp_path / "other.model").unlink()
+    assert prepare(recipe, tmp_path / "run").tokenizer == own.model
+
+
+def test_the_tokenizer_is_the_same_in_every_run(tmp_path, make_recipe):
+    assert prepare(make_recipe(), tmp_path / "a").tokenizer == prepare(make_recipe(), tmp_path / "b").tokenizer
+
+
+def test_a_tokenizer_of_labels_knows_them_in_their_prompts(tmp_path, make_recipe):
+    from pipeline.data.text import Tokenizer
+
+    spec = prepare(make_recipe(task=TASK | {"text": "labels"}, text={"vocab_size": 200}), tmp_path / "run")
+    ids = Tokenizer(spec.tokenizer).encode("a small picture with dog", 32)
+    assert ids.any() and 1 not in ids
+
+
+def test_without_text_there_is_no_tokenizer(tmp_path, make_recipe):
+    task = {k: v for k, v in TASK.items() if k != "text_length"} | {"objective": "softmax", "modalities": ["image"]}
+    spec = prepare(make_recipe(task=task), tmp_path / "run")
+    assert spec.tokenizer is None and not (tmp_path / "run" / "tokenizer.model").exists()
+
+
+# --- manifests against tasks ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "has", "columns"),
+    [
+        ({"modalities": ("image",), "objective": "softmax"}, set(), {"id", "image", "labels"}),
+        ({"modalities": ("image", "text"), "objective": "nce"}, set(), {"id", "image", "text"}),
+        ({"modalities": ("image", "text"), "objective": "nce", "text": "labels"}, set(), {"id", "image", "labels"}),
+        (
+            {"modalities": ("image", "text"), "objective": "nce", "positives": "labels"},
+            set(),
+            {"id", "image", "text", "labels"},
+        ),
+        ({"modalities": ("video", "audio"), "objective": "nce"}, {"video"}, {"id", "video"}),
+        ({"modalities": ("video", "audio"), "objective": "nce"}, {"video", "audio"}, {"id", "video", "audio"}),
+        ({"modalities": ("audio",), "objective": "sigmoid"}, {"video"}, {"id", "video", "labels"}),
+        ({"modalities": ("audio",), "objective": "sigmoid"}, set(), {"id", "audio", "labels"}),
+    ],
+)
+def test_columns_a_task_reads(make_task, fields, has, columns):
+    found = needed_columns(make_task(**fields), has=has)
+    assert set(found) == columns and set(found.values()) == {"task toy_task"}
+
+
+def test_a_missing_column_is_named(tmp_path, make_recipe, write_manifest):
+    rows = write_manifest(tmp_path / "few.parquet", ROWS, columns=["id", "image"])
+    with pytest.raises(RequestError, match=r"expected column 'text' \(needed by task pet_text\); found id, image"):
+        prepare(make_recipe(rows=rows), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("text", [f"a cat number {i}" for i in range(30)]), ("labels", ["cat"] * 30), ("id", list(range(30)))],
+)
+def test_a_column_of_another_type_is_a_wrong_request(tmp_path, make_recipe, column, values):
+    """One string is not a list of strings: taken as one, a caption would be its letters."""
+    table = {name: [row[name] for row in ROWS] for name in ROWS[0]} | {column: values}
+    pq.write_table(pa.table(table), tmp_path / "typed.parquet")
+    task = TASK | {"positives": "labels"}
+    with pytest.raises(RequestError, match=column):
+        prepare(make_recipe(rows=str(tmp_path / "typed.parquet"), task=task), tmp_path / "run")
+
+
+def test_rows_of_shards_are_counted(tmp_path, make_recipe):
+    (tmp_path / "shards").mkdir()
+    index = {"modalities": ["image"], "settings": {}, "shards": [{"rows": 3}, {"rows": 4}]}
+    (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
+    sets = {"pets": make_recipe().to_dict()["data_sets"]["pets"] | {"shards": str(tmp_path / "shards")}}
+    assert prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows == {"pets": 7}
+    (tmp_path / "shards" / "index.json").write_text(json.dumps(index | {"shards": []}))
+    with pytest.raises(RequestError, match=r"data_sets\.pets\.shards: .* has no rows"):
+        prepare(make_recipe(data_sets=sets), tmp_path / "run")
+
+
+def test_data_sets_that_no_task_uses_are_not_opened(tmp_path, make_recipe):
+    sets = make_recipe().to_dict()["data_sets"] | {"other": {"manifest": "/none/there.parquet"}}
+    assert set(prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows) == {"pets"}
+
+
+# --- run directories ---
+
+
+def test_a_run_directory_may_be_absent_or_empty(tmp_path, make_recipe):
+    check_run_dir(make_recipe(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    check_run_dir(make_recipe(), tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, make_recipe):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RequestError, match="expected a run directory or an empty one, found other files"):
+        check_run_dir(make_recipe(), tmp_path)
+
+
+def test_a_run_of_another_recipe_is_refused(tmp_path, make_recipe):
+    prepare(make_recipe(), tmp_path / "run")
+    check_run_dir(make_recipe(train={"num_steps": 20}), tmp_path / "run")
+    with pytest.raises(RequestError, match="made with seed = 0, the recipe now says 1"):
+        check_run_dir(make_recipe(seed=1), tmp_path / "run")
+
+
+def test_a_refused_model_leaves_the_run_directory_free(tmp_path, make_recipe):
+    """The user mends the recipe and runs the same command again."""
+    with pytest.raises(RequestError, match="dense"):
+        prepare(make_recipe(model={"variant": "imp-s", "moe": {"num_experts": 4}}), tmp_path / "run")
+    check_run_dir(make_recipe(), tmp_path / "run")
+    prepare(make_recipe(), tmp_path / "run")
+
+
+def test_a_kill_before_the_config_is_written_leaves_the_run_directory_free(tmp_path, make_recipe):
+    """A first start may die at any moment; what it has left is no other files."""
+    prepare(make_recipe(), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()
+    check_run_dir(make_recipe(), tmp_path / "run")
+
+
+def test_a_config_that_was_not_written_to_its_end_is_one_clear_line(tmp_path, make_recipe):
+    prepare(make_recipe(), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    with pytest.raises(RequestError):
+        check_run_dir(make_recipe(), tmp_path / "run")
+
+
+def test_two_processes_cannot_share_a_run_directory(tmp_path):
+    lock = lock_run_dir(tmp_path / "run")
+    with pytest.raises(RequestError, match="another process is training there"):
+        lock_run_dir(tmp_path / "run")
+    lock.close()
+    lock_run_dir(tmp_path / "run").close()

@@ -1,0 +1,529 @@
+"""Recipes: what is refused and how it is said, overrides, resolved values, and what a resume may change."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.config import from_variant
+from pipeline import recipe as recipes
+from pipeline.data.spec import AudioSpec, Augment
+from pipeline.errors import RequestError
+
+DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+DELETE = object()
+BASE = {
+    "data_sets": {
+        "photos": {
+            "manifest": "/data/photos.parquet",
+            "held_out": "/data/photos_test.parquet",
+            "classes": ["cat", "dog"],
+        },
+        "films": {"manifest": "/data/films.parquet", "held_out": {"short": "/data/short.parquet", "long": "s3://b/l"}},
+    },
+    "tasks": {
+        "photo_classes": {
+            "data_set": "photos",
+            "objective": "softmax",
+            "modalities": ["image"],
+            "batch_size": 64,
+            "variants": [{"size": 256}, {"size": 512}, {"size": 512, "drop_rate": 0.75}],
+        },
+        "film_text": {
+            "data_set": "films",
+            "objective": "nce",
+            "modalities": ["video", "text"],
+            "batch_size": 64,
+            "variants": [{"size": 128}, {"size": 256}],
+        },
+        "film_sound": {
+            "data_set": "films",
+            "objective": "nce",
+            "modalities": ["video", "audio"],
+            "batch_size": 32,
+            "variants": [{"size": 256, "drop_rate": 0.75}],
+        },
+    },
+    "train": {"num_steps": 100},
+}
+
+
+def changed(*changes: tuple[str, object]) -> dict:
+    """BASE with values set at dotted paths; DELETE takes a key away."""
+    raw = copy.deepcopy(BASE)
+    for path, value in changes:
+        *outer, last = path.split(".")
+        node = raw
+        for part in outer:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        last = int(last) if isinstance(node, list) else last
+        if value is DELETE:
+            del node[last]
+        else:
+            node[last] = value
+    return raw
+
+
+def refused(*changes: tuple[str, object]) -> str:
+    with pytest.raises(RequestError) as caught:
+        recipes.from_dict(changed(*changes))
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
+def task(name: str = "photo_classes", **fields) -> list[tuple[str, object]]:
+    return [(f"tasks.{name}.{key}", value) for key, value in fields.items()]
+
+
+# --- keys and values ---
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("seeed", "unknown key 'seeed'; did you mean 'seed'?"),
+        ("train.num_stepz", "unknown key 'train.num_stepz'; did you mean 'train.num_steps'?"),
+        ("model.moe.capacity", "unknown key 'model.moe.capacity'; did you mean 'model.moe.capacity_factor'?"),
+        ("data_sets.photos.clases", "unknown key 'data_sets.photos.clases'; did you mean 'data_sets.photos.classes'?"),
+        ("data_sets.photos.audio.hop_len", "did you mean 'data_sets.photos.audio.hop_length'?"),
+        ("tasks.film_text.modality", "did you mean 'tasks.film_text.modalities'?"),
+        ("tasks.film_text.augment.areas", "did you mean 'tasks.film_text.augment.area'?"),
+        ("tasks.film_text.variants.0.droprate", "did you mean 'tasks.film_text.variants.0.drop_rate'?"),
+        ("cluster.xyz", "unknown key 'cluster.xyz'; known: num_workers, accelerator, accelerators_per_worker"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(path, message):
+    assert message in refused((path, 1))
+
+
+def test_an_unknown_key_of_an_evaluation():
+    entry = {"data_set": "photos", "kind": "classify", "modality": "image", "promts": []}
+    assert "did you mean 'evaluate.0.prompts'?" in refused(("evaluate", [entry]))
+
+
+@pytest.mark.parametrize("path", ["train", "data_sets", "tasks", "train.num_steps", "tasks.film_text.batch_size"])
+def test_a_missing_key_is_named(path):
+    assert refused((path, DELETE)) == f"missing key {path!r}"
+
+
+def test_further_errors_are_counted():
+    assert refused(("seeed", 1), ("train.num_steps", 0)).endswith("(and 1 more)")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("seed", "0"),
+        ("seed", 1.5),
+        ("train.num_steps", 0),
+        ("train.num_steps", True),
+        ("train.learning_rate", 0),
+        ("train.learning_rate", "1e-3"),
+        ("train.warmup_fraction", 1.0),
+        ("max_reject_fraction", 1.5),
+        ("tasks.film_text.batch_size", 0),
+        ("tasks.film_text.weight", -1),
+        ("tasks.film_text.objective", "mse"),
+        ("tasks.film_text.modalities", []),
+        ("tasks.film_text.modalities.1", "smell"),
+        ("tasks.film_text.variants.0.drop_rate", 1.0),
+        ("data_sets.films.video.fps", 0.0),
+        ("tasks", {}),
+        ("cluster.num_workers", -1),
+        ("text.vocab_size", 8),
+        ("logging.progress", "loud"),
+        ("train", None),
+        ("tasks.photo_classes.augment.area", 0.5),
+        ("data_sets.photos.manifest", None),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_what_was_found(path, value):
+    message = refused((path, value))
+    assert message.startswith(path) and f"found {value!r}"[:20] in message
+
+
+def test_whole_numbers_are_numbers():
+    recipe = recipes.from_dict(changed(("data_sets.films.video.fps", 8), ("train.learning_rate", 1), *task(weight=2)))
+    assert recipe.data_sets["films"].video.fps == 8.0 and recipe.tasks["photo_classes"].weight == 2.0
+
+
+# --- what one part says of another ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (task(data_set="photo"), "tasks.photo_classes.data_set: unknown name 'photo'; did you mean 'photos'?"),
+        (task(data_set="xyz"), "unknown name 'xyz'; known: photos, films"),
+        (task("film_text", modalities=["video", "video"]), "expected different ones, and image or video, not both"),
+        (task("film_text", modalities=["video", "image"]), "expected different ones, and image or video, not both"),
+        (task("film_text", modalities=["text"]), "tasks.film_text.modalities: nce needs two or three, found ['text']"),
+        (task(modalities=["image", "text"]), "softmax needs one of image, video, audio; found ['image', 'text']"),
+        (task(modalities=["text"]), "softmax needs one of image, video, audio; found ['text']"),
+        (task(objective="sigmoid", modalities=["text"]), "sigmoid needs one of image, video, audio"),
+        (
+            task(data_set="films", modalities=["video"]),
+            "tasks.photo_classes: softmax needs data_sets.films.classes, found none",
+        ),
+        (
+            task(classes=["cat", "cow"]),
+            "tasks.photo_classes.classes: ['cow'] are not among the 2 classes of data_sets.photos",
+        ),
+        (
+            [("data_sets.films.video", {"max_frames": 8})],
+            "tasks.film_text.variants: 16 frames, but data_sets.films.video.max_frames is 8; raise it",
+        ),
+        (
+            [("data_sets.films.audio", {"num_frames": 100})],
+            "data_sets.films.audio.num_frames: must divide by the patch of 16",
+        ),
+        (
+            [("data_sets.films.audio", {"num_mels": 40})],
+            "data_sets.films.audio.num_mels: must divide by the patch of 16",
+        ),
+        (
+            [(f"tasks.{name}.weight", 0) for name in BASE["tasks"]],
+            "tasks: every weight is 0, so no task would ever run; give one a positive weight",
+        ),
+        (task(variants=[]), "tasks.photo_classes.variants: expected at least one {size: ...} for images or video"),
+        (
+            task(variants=[{"size": 250}]),
+            "tasks.photo_classes.variants: variant 250x250: frames must divide by 4 and size by 16",
+        ),
+        (
+            task(variants=[{"size": 256}, {"size": 224}]),
+            "variant 224x224: 196 tokens a sample do not divide the task's 16384 vision tokens a step",
+        ),
+        (task(variants=[{"size": 1024}]), "grid (1, 64, 64) is larger than the position tables (16, 32, 32)"),
+        (task("film_text", variants=[{"size": 128, "frames": 6}]), "found 6 and 128"),
+    ],
+)
+def test_references_and_tasks(changes, message):
+    assert message in refused(*changes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"data_set": "photo"}, "evaluate.0.data_set: unknown name 'photo'; did you mean 'photos'?"),
+        ({"held_out": "short"}, "evaluate.0.held_out: 'short' is none of data_sets.photos.held_out"),
+        (
+            {"data_set": "films", "held_out": "middle"},
+            "evaluate.0.held_out: 'middle' is none of data_sets.films.held_out",
+        ),
+        ({"classes": ["cow"]}, "evaluate.0.classes: ['cow'] are not among the 2 classes of data_sets.photos"),
+    ],
+)
+def test_evaluations(entry, message):
+    base = {"data_set": "photos", "kind": "classify", "modality": "image"}
+    assert message in refused(("evaluate", [base | entry]))
+    recipes.from_dict(changed(("evaluate", [base, base | {"data_set": "films", "held_out": "long"}])))
+
+
+def test_an_evaluation_needs_a_held_out_part():
+    entry = {"data_set": "photos", "kind": "classify", "modality": "image"}
+    message = refused(("evaluate", [entry]), ("data_sets.photos.held_out", DELETE))
+    assert message == "evaluate.0: data_sets.photos.held_out is not set, so there is nothing to measure on"
+
+
+def test_an_evaluation_that_no_task_can_serve_is_refused_before_training():
+    """No task here trains a text side for photos; a run must not find that out after its last step."""
+    entry = {"data_set": "photos", "kind": "zero_shot", "modality": "image"}
+    assert "zero_shot" in refused(("evaluate", [entry]))
+
+
+def test_an_unknown_model_variant_is_refused_before_anything_starts():
+    assert "imp-tiny" in refused(("model.variant", "imp-tinny"))
+
+
+def test_experts_of_a_dense_model_are_refused_before_anything_starts():
+    assert "dense" in refused(("model.variant", "imp-s"), ("model.moe.num_experts", 4))
+
+
+def test_text_longer_than_the_position_table_is_refused():
+    """imp-tiny-moe has 512 text positions."""
+    recipes.from_dict(changed(*task("film_text", text_length=512)))
+    assert "text_length" in refused(*task("film_text", text_length=513))
+
+
+@pytest.mark.parametrize("audio", [{"num_frames": 1040}, {"num_mels": 144}])
+def test_spectrograms_larger_than_the_position_tables_are_refused(audio):
+    """65 time patches for 64 rows, 9 frequency patches for 8."""
+    assert "audio" in refused(("data_sets.films.audio", audio))
+
+
+def test_captions_cannot_tell_positives_where_there_is_no_text():
+    """Every sample would have the empty caption, and so be a positive of every other."""
+    assert "positives" in refused(*task("film_sound", positives="text"))
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [{"area": [1.0, 0.5]}, {"area": [0.0, 1.0]}, {"area": [-1.0, 1.0]}, {"area": [0.5, 2.0]}, {"aspect": [0.0, 1.0]}],
+)
+def test_impossible_crops_are_refused(augment):
+    assert "augment" in refused(*task(augment=augment))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("tasks.film_text.weight", float("inf")), ("train.learning_rate", float("inf"))]
+)
+def test_infinite_values_are_refused(path, value):
+    assert refused((path, value)).startswith(path)
+
+
+def test_a_class_named_twice_is_refused():
+    assert "cat" in refused(("data_sets.photos.classes", ["cat", "dog", "cat"]))
+
+
+# --- files and overrides ---
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return path
+
+
+def test_a_file_is_read(recipe_file):
+    assert recipes.load(recipe_file) == recipes.from_dict(BASE)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1", "expected YAML"),
+        (b"\xff\xfe\xff", "expected YAML"),
+        (b"- 1\n- 2\n", "expected a mapping of settings, found list"),
+        (b"", "found NoneType"),
+        (b"train: !!python/object/apply:os.getcwd []", "expected YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(recipe_file, content, message):
+    recipe_file.write_bytes(content)
+    with pytest.raises(RequestError, match=message) as caught:
+        recipes.load(recipe_file)
+    assert "\n" not in str(caught.value) and str(recipe_file) in str(caught.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(RequestError, match=r"--config .*none\.yaml: no such file"):
+        recipes.load(tmp_path / "none.yaml")
+    with pytest.raises(RequestError, match="--config"):
+        recipes.load(tmp_path)
+
+
+def test_overrides(recipe_file):
+    texts = [
+        "train.num_steps=7",
+        "model.moe.num_experts=2",
+        "tasks.film_text.weight=0.5",
+        "seed=-3",
+        "data_sets.photos.classes=[cat, dog, cow]",
+        "train.log_samples=true",
+        "cluster.address=null",
+        "train.num_steps=9",
+    ]
+    recipe = recipes.load(recipe_file, texts)
+    assert recipe.train.num_steps == 9 and recipe.train.log_samples is True and recipe.seed == -3
+    assert recipe.model.moe.num_experts == 2 and recipe.tasks["film_text"].weight == 0.5
+    assert recipe.data_sets["photos"].classes == ["cat", "dog", "cow"] and recipe.cluster.address is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.num_steps", "--set train.num_steps: expected KEY=VALUE, e.g. --set train.num_steps=100"),
+        ("train.num_steps=[", "--set train.num_steps=[: the value is not YAML"),
+        ("seed.x=1", "seed: Input should be a valid integer; found {'x': 1}"),
+        ("train.num_steps.x=1", "--set train.num_steps.x=1: 'num_steps' is not a mapping in this recipe"),
+        ("tasks.film_text.variants.0.size=64", "'variants' is not a mapping in this recipe"),
+        ("train.num_step=1", "unknown key 'train.num_step'; did you mean 'train.num_steps'?"),
+        ("train.num_steps=ten", "train.num_steps: "),
+        ("=1", "unknown key ''"),
+    ],
+)
+def test_overrides_that_are_wrong(recipe_file, text, message):
+    with pytest.raises(RequestError) as caught:
+        recipes.load(recipe_file, [text])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_classes_from_a_file(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\n\n  grey dog \nüber\n", encoding="utf-8")
+    recipe = recipes.from_dict(changed(("data_sets.photos.classes", str(tmp_path / "classes.txt"))))
+    assert recipe.data_sets["photos"].classes == ["cat", "grey dog", "über"]
+    assert recipe.to_dict()["data_sets"]["photos"]["classes"] == ["cat", "grey dog", "über"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary"])
+def test_a_class_file_that_cannot_be_read(tmp_path, kind):
+    path = tmp_path / "classes"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    assert refused(("data_sets.photos.classes", str(path))).startswith(
+        f"data_sets.photos.classes: {path} cannot be read"
+    )
+
+
+# --- what comes out ---
+
+
+def test_data_sets_come_out_resolved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = [("data_sets.photos.manifest", "sub/m.parquet"), ("data_sets.photos.max_reject_fraction", 0.5)]
+    specs = recipes.from_dict(changed(*changes, ("data_sets.films.audio", {"hop_length": 512}))).data_set_specs()
+    photos, films = specs["photos"], specs["films"]
+    assert photos.manifest == f"{tmp_path}/sub/m.parquet" and photos.held_out == {
+        "held_out": "/data/photos_test.parquet"
+    }
+    assert films.held_out == {"short": "/data/short.parquet", "long": "s3://b/l"}
+    assert (photos.max_reject_fraction, films.max_reject_fraction) == (0.5, 0.05)
+    assert photos.classes == ("cat", "dog") and films.audio == AudioSpec(hop_length=512) and films.shards is None
+
+
+def test_tasks_come_out_resolved():
+    changes = task(augment={"area": [0.5, 1], "flip": True}, classes=["dog"])
+    specs = recipes.from_dict(changed(*changes)).task_specs()
+    photo = specs["photo_classes"]
+    assert [(v.name, v.global_batch_size) for v in photo.variants] == [
+        ("256x256", 64),
+        ("512x512", 16),
+        ("512x512-drop0.75", 64),
+    ]
+    assert photo.augment == Augment(area=(0.5, 1.0), flip=True) and photo.classes == ("dog",) and photo.weight is None
+    # Half resolution first: 256 tokens a clip, then 1024.
+    assert [(v.name, v.global_batch_size) for v in specs["film_text"].variants] == [
+        ("16x128x128", 64),
+        ("16x256x256", 16),
+    ]
+    assert specs["film_sound"].variants[0].num_vision_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "positives"),
+    [
+        ("film_text", {}, "text"),
+        ("film_sound", {}, "instance"),
+        ("film_text", {"positives": "labels"}, "labels"),
+        ("film_text", {"text": "labels"}, "labels"),
+        ("film_text", {"positives": "instance"}, "instance"),
+    ],
+)
+def test_positives_follow_from_the_text(name, fields, positives):
+    assert recipes.from_dict(changed(*task(name, **fields))).task_specs()[name].positives == positives
+
+
+def test_audio_has_one_variant():
+    changes = task("sound", data_set="photos", objective="softmax", modalities=["audio"], batch_size=24)
+    (variant,) = recipes.from_dict(changed(*changes)).task_specs()["sound"].variants
+    assert (variant.name, variant.global_batch_size, variant.num_vision_tokens) == ("all", 24, 0)
+
+
+def test_optimizer_and_model():
+    recipe = recipes.from_dict(
+        changed(("train.warmup_fraction", 0.1), ("model.moe.num_experts", 8), ("model.remat", "none"))
+    )
+    optimizer = recipe.optimizer()
+    assert (optimizer.warmup_steps, optimizer.num_steps, optimizer.peak_learning_rate) == (10, 100, 1e-3)
+    assert recipes.from_dict(changed(("train.num_steps", 1))).optimizer().warmup_steps == 1
+    model = recipe.model_config_for(vocab_size=77)
+    tiny = from_variant("imp-tiny-moe")
+    experts = dataclasses.replace(tiny.moe, num_experts=8)
+    assert model == dataclasses.replace(tiny, vocab_size=77, moe=experts, remat="none", dtype="auto")
+
+
+def test_demo_paths_lie_in_the_cache(monkeypatch, tmp_path):
+    from pipeline.data import demo
+
+    assert recipes.locate("demo:digits/train.parquet") == str(demo.cache_dir() / "digits/train.parquet")
+    assert recipes.locate("s3://bucket/x") == "s3://bucket/x" and recipes.locate("/abs") == "/abs"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert recipes.locate("~/x.parquet") == f"{tmp_path}/x.parquet"
+    assert recipes.uses_demo(recipes.load(DEMO)) and not recipes.uses_demo(recipes.from_dict(BASE))
+
+
+def test_the_demo_recipe_resolves():
+    recipe = recipes.load(DEMO)
+    tasks, data_sets = recipe.task_specs(), recipe.data_set_specs()
+    assert set(data_sets) == {"digits", "emoji", "moving"} and len(tasks) == 9
+    assert recipe.model_config_for(vocab_size=1000).moe is not None
+    for one in tasks.values():
+        budgets = {v.global_batch_size * v.num_vision_tokens for v in one.variants}
+        assert len(budgets) == 1, one.name
+
+
+@pytest.mark.parametrize("source", ["demo", "base"])
+def test_dump_and_load_give_the_same_recipe(tmp_path, source):
+    recipe = recipes.load(DEMO) if source == "demo" else recipes.from_dict(changed(*task(augment={"area": [0.1, 1.0]})))
+    path = tmp_path / "config.yaml"
+    path.write_text(recipes.dump(recipe.to_dict()), encoding="utf-8")
+    again = recipes.load(path)
+    assert again == recipe and again.to_dict() == recipe.to_dict() == yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipes.check_resume(yaml.safe_load(path.read_text(encoding="utf-8")), recipe.to_dict())
+
+
+def test_small_numbers_survive_the_dump():
+    recipe = recipes.from_dict(changed(("train.learning_rate", 1e-5)))
+    assert yaml.safe_load(recipes.dump(recipe.to_dict()))["train"]["learning_rate"] == 1e-5
+
+
+# --- resume ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("cluster.num_workers", 4),
+        ("cluster.address", "auto"),
+        ("logging.progress", "none"),
+        ("checkpoint.keep_last", 9),
+        ("train.num_steps", 101),
+    ],
+)
+def test_a_resume_may_change(change):
+    recipes.check_resume(recipes.from_dict(BASE).to_dict(), recipes.from_dict(changed(change)).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "old", "new"),
+    [
+        (("train.num_steps", 99), "train.num_steps", 100, 99),
+        (("seed", 1), "seed", 0, 1),
+        (("train.checkpoint_every", 10), "train.checkpoint_every", 1000, 10),
+        (("model.moe.num_experts", 8), "model.moe.num_experts", None, 8),
+        (("tasks.film_text.weight", 2.0), "tasks.film_text.weight", None, 2.0),
+        (
+            ("data_sets.photos.classes", ["cat", "dog", "cow"]),
+            "data_sets.photos.classes",
+            ["cat", "dog"],
+            ["cat", "dog", "cow"],
+        ),
+        (("data_sets.films.manifest", "/x"), "data_sets.films.manifest", "/data/films.parquet", "/x"),
+    ],
+)
+def test_a_resume_may_not_change(change, key, old, new):
+    with pytest.raises(RequestError) as caught:
+        recipes.check_resume(recipes.from_dict(BASE).to_dict(), recipes.from_dict(changed(change)).to_dict())
+    assert str(caught.value) == (
+        f"this run directory was made with {key} = {old!r}, the recipe now says {new!r}; "
+        "use another --run-dir, or set it back"
+    )
+
+
+def test_a_resume_may_not_add_or_drop_a_task():
+    old, new = recipes.from_dict(BASE).to_dict(), recipes.from_dict(changed(("tasks.film_sound", DELETE))).to_dict()
+    for a, b in ((old, new), (new, old)):
+        with pytest.raises(RequestError, match=r"made with tasks\.film_sound = "):
+            recipes.check_resume(a, b)
+
+
+def test_differences_are_listed_by_key():
+    old = {"a": 1, "b": {"c": 2, "d": [1]}, "e": None}
+    assert recipes.differences(old, {"a": 1, "b": {"c": 3, "d": [1]}, "f": 4}) == [("b.c", 2, 3), ("f", None, 4)]
