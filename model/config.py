@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 
 MODALITIES = ("vision", "audio", "text")
+REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ModelConfig:
 
     positions: buckets of each learned position table at the largest input (vision T, H, W; audio T, F; text T).
     dtype: of the computation; parameters are float32 always.
-    remat: a key of ``encoder.REMAT_POLICIES``.
+    remat: one of REMAT; what they keep is in ``encoder.REMAT_POLICIES``.
     """
 
     width: int
@@ -63,6 +64,13 @@ class ModelConfig:
             )
         if self.moe and not 0 < self.moe.num_layers <= self.depth:
             raise ValueError(f"moe.num_layers {self.moe.num_layers} must be between 1 and depth {self.depth}")
+        if self.moe and (self.moe.num_experts < 1 or self.moe.capacity_factor <= 0):
+            raise ValueError(
+                f"moe needs experts and capacity, found num_experts {self.moe.num_experts}, "
+                f"capacity_factor {self.moe.capacity_factor}"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"unknown remat policy {self.remat!r}; known: {', '.join(REMAT)}")
         if self.moe and self.moe.group not in ("sample", "tokens"):
             raise ValueError(f"moe.group is {self.moe.group!r}; known: sample, tokens")
 
@@ -109,6 +117,9 @@ def from_variant(name: str, *, moe: dict | None = None, **overrides) -> ModelCon
     if moe:
         if "moe" not in fields:
             raise ValueError(f"model variant {name!r} is dense; moe settings {sorted(moe)} need a -moe variant")
+        unknown = set(moe) - {f.name for f in dataclasses.fields(MoEConfig)}
+        if unknown:
+            raise ValueError(f"unknown moe settings {sorted(unknown)}")
         fields["moe"] = dataclasses.replace(fields["moe"], **moe)
     unknown = set(overrides) - {f.name for f in dataclasses.fields(ModelConfig)}
     if unknown:

@@ -53,10 +53,16 @@ class Structure:
         unknown = {i.modality for i in self.inputs} - set(MODALITIES)
         if unknown:
             raise ValueError(f"unknown modalities {sorted(unknown)}; known: {', '.join(MODALITIES)}")
-        if self.objective == "nce" and len(self.inputs) < 2:
-            raise ValueError(f"nce needs two modalities or more, found {[i.modality for i in self.inputs]}")
+        names = [i.modality for i in self.inputs]
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected each modality once, found {names}")
+        if self.objective == "nce" and len(names) < 2:
+            raise ValueError(f"nce needs two modalities or more, found {names}")
         if self.objective != "nce" and (len(self.inputs) != 1 or not self.classifier):
             raise ValueError(f"{self.objective} needs one modality and a classifier")
+        wrong = [c for c in self.classes if not 0 <= c < self.num_classes]
+        if self.objective != "nce" and (wrong or not self.classes):
+            raise ValueError(f"expected class columns from 0 to {self.num_classes - 1}, found {wrong or 'none'}")
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -139,7 +145,10 @@ class Imp:
         return self._shapes
 
     def init(self, seed: int) -> dict:
-        """Group → parameters. Each group has a key of its own (seed, name): a new group changes no other."""
+        """Group → parameters. Each group has a key of its own (seed, name): a new group changes no other.
+
+        seed: a concrete integer; values are drawn by numpy, so this cannot be traced.
+        """
         return {name: self._init_group(name, seed) for name in self._build}
 
     def _init_group(self, name: str, seed: int) -> dict:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -56,8 +57,9 @@ class ExpertsChooseRouter(nnx.Module):
             gates, index = jax.lax.top_k(scores, capacity)
             return gates, index, probs
         gates, index = jax.lax.top_k(jnp.where(token_mask[:, None, :], scores, -jnp.inf), capacity)
-        num_real = token_mask.sum(-1).astype(jnp.float32)
-        num_slots = jnp.maximum(jnp.round(self.moe.capacity_factor * num_real / self.moe.num_experts), 1)
+        # A table, so that the rounding is that of expert_capacity to the last bit.
+        slots = np.array([expert_capacity(n, self.moe) for n in range(x.shape[1] + 1)])
+        num_slots = jnp.asarray(slots)[token_mask.sum(-1)]
         keep = jnp.arange(capacity) < num_slots[:, None, None]
         return jnp.where(keep & jnp.isfinite(gates), gates, 0.0), index, probs
 

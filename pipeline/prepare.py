@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import os
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,9 @@ from pipeline.data.text import Tokenizer, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.recipe import Recipe
 from pipeline.train.run import RunSpec
+
+# What a run directory may hold before its recipe is written: a kill in between leaves it usable.
+_BEFORE_CONFIG = (".lock", "tokenizer.model", "tokenizer.tmp", "config.tmp")
 
 
 def lock_run_dir(run_dir: Path):
@@ -34,8 +38,16 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
     """Raises RequestError when the run directory belongs to another recipe. Writes nothing."""
     path = run_dir / "config.yaml"
     if path.exists():
-        recipes.check_resume(yaml.safe_load(path.read_text(encoding="utf-8")), recipe.to_dict())
-    elif run_dir.exists() and any(p.name not in (".lock",) for p in run_dir.iterdir()):
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise RequestError(f"{path}: expected the run's recipe, found {' '.join(str(e).split())[:120]}") from e
+        if not isinstance(stored, dict):
+            raise RequestError(
+                f"{path}: expected the run's recipe, found {type(stored).__name__}; use another --run-dir"
+            )
+        recipes.check_resume(stored, recipe.to_dict())
+    elif run_dir.exists() and any(p.name not in _BEFORE_CONFIG for p in run_dir.iterdir()):
         raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
 
 
@@ -57,9 +69,9 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     num_rows = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
-    config = recipe.to_dict()
-    (run_dir / "config.yaml").write_text(recipes.dump(config), encoding="utf-8")
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
+    config = recipe.to_dict()
+    _write_text(run_dir / "config.yaml", recipes.dump(config))
     train, logging = recipe.train, recipe.logging
     return RunSpec(
         run_dir=str(run_dir.absolute()),
@@ -81,6 +93,15 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         progress_every_s=logging.progress_every_s,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
 
 
 def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
@@ -119,7 +140,8 @@ def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_s
     if not any("text" in task.modalities for task in tasks.values()):
         return None
     path = run_dir / "tokenizer.model"
-    if path.exists():
+    # Without a recipe beside it, the file is left from a start that failed and may belong to another recipe.
+    if path.exists() and (run_dir / "config.yaml").exists():
         return load_tokenizer(str(path))
     if recipe.text.tokenizer:
         tokenizer = load_tokenizer(str(Path(recipe.text.tokenizer).expanduser()))

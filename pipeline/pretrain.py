@@ -55,6 +55,7 @@ def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
         decode=ray_trainer.DecodeOptions(settings.decode, settings.block_seconds, settings.queue_blocks),
         cache_bytes=settings.clip_cache_mb << 20,
     )
+    ray_trainer.check_world(spec, cluster.num_workers)
     with clock("start_s"):
         ray_trainer.start_ray(cluster)
     with _stop_on_signals() as stop:

@@ -20,7 +20,7 @@ from pipeline.errors import RequestError
 
 
 class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class MoESettings(_Strict):
@@ -321,6 +321,7 @@ def from_dict(raw: dict) -> Recipe:
         raise RequestError(_message(e)) from e
     _check_references(recipe)
     recipe.task_specs()
+    _check_model(recipe)
     return recipe
 
 
@@ -335,8 +336,9 @@ def _with_class_files(raw: dict) -> dict:
             path = Path(settings["classes"]).expanduser()
             try:
                 lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            except OSError as e:
-                raise RequestError(f"data_sets.{name}.classes: {path} cannot be read: {e.strerror}") from e
+            except (OSError, UnicodeDecodeError) as e:
+                reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
+                raise RequestError(f"data_sets.{name}.classes: {path} cannot be read: {reason}") from e
             settings = settings | {"classes": [line for line in lines if line]}
         out[name] = settings
     return raw | {"data_sets": out}
@@ -378,6 +380,10 @@ def _known_keys(path: list[str]) -> list[str]:
 
 def _check_references(recipe: Recipe) -> None:
     """What one part of the recipe says of another."""
+    for name, data_set in recipe.data_sets.items():
+        twice = sorted({c for c in data_set.classes if data_set.classes.count(c) > 1})
+        if twice:
+            raise RequestError(f"data_sets.{name}.classes: {twice[:3]} stand there more than once")
     for name, task in recipe.tasks.items():
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
@@ -393,8 +399,40 @@ def _check_references(recipe: Recipe) -> None:
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
+        _check_evaluation(where, e, recipe)
     if not any(t.weight is None or t.weight > 0 for t in recipe.tasks.values()):
         raise RequestError("tasks: every weight is 0, so no task would ever run; give one a positive weight")
+
+
+def _check_model(recipe: Recipe) -> None:
+    """What the model's tables can hold."""
+    model = recipe.model_config_for(vocab_size=16)
+    for name, task in recipe.tasks.items():
+        if "text" in task.modalities and task.text_length > model.text_positions[0]:
+            raise RequestError(
+                f"tasks.{name}.text_length: {task.text_length} tokens, but {recipe.model.variant} has "
+                f"{model.text_positions[0]} text positions"
+            )
+    for name, data_set in recipe.data_set_specs().items():
+        heard = any("audio" in t.modalities for t in recipe.tasks.values() if t.data_set == name)
+        if heard and any(n > most for n, most in zip(data_set.audio.grid, model.audio_positions, strict=True)):
+            raise RequestError(
+                f"data_sets.{name}.audio: a grid of {data_set.audio.grid} patches is larger than the position tables "
+                f"{model.audio_positions}; lower num_frames or num_mels"
+            )
+
+
+def _check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
+    """There must be a trained task with the heads that the measurement needs."""
+    want_text = e.kind != "classify"
+    for task in recipe.tasks.values():
+        fits = e.modality in task.modalities and ("text" in task.modalities) == want_text
+        if task.data_set == e.data_set and fits and (task.objective == "nce") == want_text and task.weight != 0:
+            return
+    raise RequestError(
+        f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with "
+        f"{'text (nce)' if want_text else 'a classifier'}; the recipe has none"
+    )
 
 
 def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
@@ -412,6 +450,15 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
             )
         if not data_set.classes:
             raise RequestError(f"{where}: {task.objective} needs data_sets.{task.data_set}.classes, found none")
+    if task.positives == "text" and "text" not in modalities:
+        raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
+    for key, low in (("area", 1.0), ("aspect", None)):
+        first, last = getattr(task.augment, key)
+        if not 0 < first <= last or (low and last > low):
+            limit = " and at most 1" if low else ""
+            raise RequestError(
+                f"{where}.augment.{key}: expected [low, high], rising, above 0{limit}; found {[first, last]}"
+            )
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
         most = max((v.frames for v in task.variants), default=0)

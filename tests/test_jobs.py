@@ -80,7 +80,8 @@ def test_run_kill_resume_and_finish(recipe_file, tmp_path):
     assert {r["id"]: r["reason"] for r in quarantine} == bad
     results = json.loads((whole / "eval.json").read_text())
     assert {(r["dataset"], r["task"]) for r in results} == {
-        ("digits", "classify_image"), ("digits", "zero_shot_image"),
+        ("digits", "classify_image"),
+        ("digits", "zero_shot_image"),
     }
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["compile_count"] == len({(r["task"], r["variant"]) for r in metrics(whole)})
@@ -92,8 +93,10 @@ def test_run_kill_resume_and_finish(recipe_file, tmp_path):
 
     # kill -9 after a checkpoint, then again: the same losses and samples as the run that was left alone.
     process = subprocess.Popen(
-        command("pretrain.py", "--config", path, "--run-dir", killed), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        command("pretrain.py", "--config", path, "--run-dir", killed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while (not metrics(killed) or metrics(killed)[-1]["step"] < 7) and time.monotonic() < deadline:
@@ -116,7 +119,10 @@ def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
         command("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "train.num_steps=400"),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while not metrics(run_dir) and time.monotonic() < deadline:
@@ -160,9 +166,15 @@ def test_shards_give_the_same_losses_as_media(toy_recipe, tmp_path, cache):
     media, shards = tmp_path / "media", tmp_path / "from_shards"
     run_job("pretrain.py", "--config", path, "--run-dir", media)
     run_job(
-        "pretrain.py", "--config", path, "--run-dir", shards,
-        "--set", f"data_sets.digits.shards={tmp_path}/shards/digits",
-        "--set", f"data_sets.moving.shards={tmp_path}/shards/moving",
+        "pretrain.py",
+        "--config",
+        path,
+        "--run-dir",
+        shards,
+        "--set",
+        f"data_sets.digits.shards={tmp_path}/shards/digits",
+        "--set",
+        f"data_sets.moving.shards={tmp_path}/shards/moving",
     )
     assert exact(shards) == exact(media)
 
@@ -174,8 +186,15 @@ def test_two_workers_see_the_same_samples_and_losses(toy_recipe, tmp_path, cache
     one, two = tmp_path / "one", tmp_path / "two"
     run_job("pretrain.py", "--config", path, "--run-dir", one, "--set", "train.num_steps=8")
     run_job(
-        "pretrain.py", "--config", path, "--run-dir", two, "--set", "train.num_steps=8",
-        "--set", "cluster.num_workers=2",
+        "pretrain.py",
+        "--config",
+        path,
+        "--run-dir",
+        two,
+        "--set",
+        "train.num_steps=8",
+        "--set",
+        "cluster.num_workers=2",
     )
     assert json.loads((two / "summary.json").read_text())["world_size"] == 2
     a, b = metrics(one), metrics(two)

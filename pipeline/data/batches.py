@@ -40,7 +40,8 @@ class SampleMaker:
         """The sample's arrays; rng None: the evaluation view. Raises Reject where labels or text are missing."""
         out, start_s = {}, 0.0
         augment = self.task.augment if rng is not None else None
-        for modality in self.task.modalities:
+        # Sound last: it starts where the frames do.
+        for modality in sorted(self.task.modalities, key=lambda m: m == "audio"):
             if modality in ("image", "video"):
                 frames = clip.image[None] if modality == "image" else clip.video
                 view, first = view_frames(frames, variant, augment=augment, rng=rng)
@@ -75,9 +76,10 @@ class SampleMaker:
             label = " ".join(self._labels(clip))
             templates = prompts.train_templates(self.media[0])
             return templates[int(rng.integers(len(templates))) if rng is not None else 0].format(label)
-        texts = [t for t in clip.text if t.strip()]
+        # Whether a row has text must not depend on which text is drawn.
+        texts = [t for t in clip.text if self.tokenizer.encode(t, self.task.text_length).any()]
         if not texts:
-            raise Reject("no_text", "no caption with a character in it")
+            raise Reject("no_text", "no caption with a token in it")
         return texts[int(rng.integers(len(texts))) if rng is not None else 0]
 
     def encode_text(self, text: str) -> dict:

@@ -16,6 +16,21 @@ MEDIA_COLUMNS = ("image", "video", "audio")
 _CACHED_ROW_GROUPS = 4
 
 
+def _is_string(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    return pa.types.is_string(found) or pa.types.is_large_string(found)
+
+
+def _is_strings(found: pa.DataType) -> bool:
+    return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_string(found.value_type)
+
+
+_TYPES = dict.fromkeys(("id", *MEDIA_COLUMNS), ("a string", _is_string)) | dict.fromkeys(
+    ("text", "labels"), ("a list of strings", _is_strings)
+)
+
+
 def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """(filesystem, path) of a local path or of a URI that pyarrow or fsspec knows."""
     if "://" not in uri:
@@ -39,7 +54,7 @@ class Manifest:
         self.uri = uri
         self.filesystem, path = resolve_filesystem(uri)
         self._files = self._list(path)
-        self.folder = str(PurePosixPath(path).parent) if path.endswith(".parquet") else path
+        self.folder = str(PurePosixPath(path).parent) if self._files == [path] else path
         self._groups, self._starts, self.num_rows = [], [], 0
         for file in self._files:
             metadata = self._metadata(file)
@@ -107,3 +122,7 @@ class Manifest:
                 f"manifest {self.uri}: expected column {what}; found {', '.join(self.schema.names)}. "
                 "Add the column or change the task"
             )
+        for column in columns:
+            found, wanted = self.schema.field(column).type, _TYPES[column]
+            if not wanted[1](found):
+                raise RequestError(f"manifest {self.uri}: column {column!r}: expected {wanted[0]}, found {found}")

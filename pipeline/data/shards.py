@@ -1,7 +1,8 @@
 """Preprocessed data sets: canonical clips in Arrow IPC files, memory-mapped. Everything after the clip is shared.
 
 A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (rows, files, sha256, what was decoded and how).
-Rejected rows stay in their place with their reason, so the order over a data set is the same as over its media.
+Rejected rows stay in their place with a reason for each bad modality, so that the order over a data set, and what each
+task rejects, is the same as over its media.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.media.clip import Clip
+from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.errors import Reject
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
@@ -23,12 +24,12 @@ from pipeline.errors import DataError, RequestError
 
 MEDIA = ("image", "video", "audio")
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
+_REJECT = pa.struct([("modality", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
+        ("rejects", pa.list_(_REJECT)),
         ("text", pa.list_(pa.string())),
         ("labels", pa.list_(pa.string())),
         *((m, _TENSOR) for m in MEDIA),
@@ -49,23 +50,23 @@ def decode_settings(data_set: DataSetSpec) -> dict:
     return {
         "image": [data_set.image.short_side],
         "video": [data_set.video.fps, data_set.video.short_side, data_set.video.max_frames],
-        "audio": [audio.sample_rate_hz, audio.num_samples],
+        "audio": [audio.sample_rate_hz, num_samples(data_set)],
     }
 
 
 def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]:
-    """Decodes rows into a table of SCHEMA; also the rejects."""
+    """Decodes rows into a table of SCHEMA; also the rejects, one for each bad modality of a row."""
     columns = {name: [] for name in SCHEMA.names}
     rejects = []
     for row in rows:
-        record = {"id": source.id(row), "source": source.where(row), "text": [], "labels": []}
-        try:
-            clip = source.clip(row)
-            record |= {"text": list(clip.text), "labels": list(clip.labels)}
-            record |= {m: _tensor(getattr(clip, m)) for m in MEDIA}
-        except Reject as e:
-            record |= {"reason": e.reason, "detail": e.detail}
-            rejects.append({k: record[k] for k in ("id", "source", "reason", "detail")})
+        text, labels = source.words(row)
+        record = {"id": source.id(row), "source": source.where(row), "text": text, "labels": labels, "rejects": []}
+        for modality in source.modalities:
+            try:
+                record[modality] = _tensor(source.media(row, modality))
+            except Reject as e:
+                record["rejects"].append({"modality": modality, "reason": e.reason, "detail": e.detail})
+                rejects.append({"id": record["id"], "source": record["source"], "reason": e.reason, "detail": e.detail})
         for name in columns:
             columns[name].append(record.get(name))
     return pa.table(columns, schema=SCHEMA), rejects
@@ -132,10 +133,14 @@ class ShardSource:
         return self._record(row)["source"][0].as_py()
 
     def clip(self, row: int) -> Clip:
+        """Raises Reject where one of this task's modalities is bad, as decoding it would."""
         record = self._record(row)
-        if record["reason"][0].is_valid:
-            raise Reject(record["reason"][0].as_py(), record["detail"][0].as_py())
-        arrays = {m: self._array(record[m][0]) for m in self.modalities}
+        rejects = {r["modality"]: r for r in record["rejects"][0].as_py()}
+        arrays = {}
+        for modality in self.modalities:
+            if modality in rejects:
+                raise Reject(rejects[modality]["reason"], rejects[modality]["detail"])
+            arrays[modality] = self._array(record[modality][0])
         text, labels = (tuple(record[c][0].as_py()) for c in ("text", "labels"))
         return Clip(id=record["id"][0].as_py(), text=text, labels=labels, **arrays)
 

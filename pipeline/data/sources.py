@@ -7,7 +7,7 @@ import collections
 import numpy as np
 
 from pipeline.data.manifest import Manifest
-from pipeline.data.media.clip import Clip, decode_media
+from pipeline.data.media.clip import Clip, decode_media, num_samples
 from pipeline.data.spec import DataSetSpec
 
 
@@ -57,17 +57,22 @@ class MediaSource:
         record = self.manifest.row(row)
         return " ".join(record[c] for c in ("image", "video", "audio") if record.get(c))
 
+    def words(self, row: int) -> tuple[list[str], list[str]]:
+        """(text, labels) of a row."""
+        record = self.manifest.row(row)
+        return list(record.get("text") or ()), list(record.get("labels") or ())
+
     def clip(self, row: int) -> Clip:
         """Raises Reject where the row's media are bad."""
-        record = self.manifest.row(row)
-        arrays = {modality: self._media(row, record, modality) for modality in self.modalities}
-        text, labels = (tuple(record.get(c) or ()) for c in ("text", "labels"))
-        return Clip(id=record["id"], text=text, labels=labels, **arrays)
+        arrays = {modality: self.media(row, modality) for modality in self.modalities}
+        text, labels = self.words(row)
+        return Clip(id=self.id(row), text=tuple(text), labels=tuple(labels), **arrays)
 
-    def _media(self, row: int, record: dict, modality: str) -> np.ndarray:
-        key = (self.manifest.uri, modality, getattr(self.data_set, modality), row)
+    def media(self, row: int, modality: str) -> np.ndarray:
+        """One modality of a row's clip, from the cache where it is there."""
+        key = (self.manifest.uri, modality, getattr(self.data_set, modality), num_samples(self.data_set), row)
         array = self._cache.get(key)
         if array is None:
-            array = decode_media(record, self.data_set, modality)
+            array = decode_media(self.manifest.row(row), self.data_set, modality)
             self._cache.put(key, array)
         return array

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.media.errors import REASONS, Reject
 from pipeline.data.media.storage import read_bytes
 from pipeline.errors import RequestError
 
@@ -41,14 +42,37 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
-    return Tokenizer(read_bytes(path))
+    """Raises RequestError where there is no sentencepiece model."""
+    try:
+        return Tokenizer(read_bytes(path))
+    except Reject as e:
+        raise RequestError(f"text.tokenizer: expected a sentencepiece model at {path}: {REASONS[e.reason]}") from e
 
 
 def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
-    """Trains a unigram model on the sentences and writes it to ``into``; the vocabulary shrinks where text is short."""
+    """Trains a unigram model on the sentences and writes it to ``into``; the vocabulary shrinks where text is short.
+
+    Raises RequestError where the text has no characters or more kinds of them than the vocabulary.
+    """
+    model = io.BytesIO()
+    try:
+        _train(sentences, model, vocab_size)
+    except RuntimeError as e:
+        # sentencepiece names the limit at the end of a message that starts with its own source line.
+        reason = " ".join(str(e).split())[-160:]
+        raise RequestError(
+            f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
+        ) from e
+    into.parent.mkdir(parents=True, exist_ok=True)
+    temporary = into.with_suffix(".tmp")
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(into)
+    return Tokenizer(model.getvalue())
+
+
+def _train(sentences, model: io.BytesIO, vocab_size: int) -> None:
     import sentencepiece
 
-    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences),
         model_writer=model,
@@ -63,8 +87,3 @@ def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
         num_threads=1,
         minloglevel=2,
     )
-    into.parent.mkdir(parents=True, exist_ok=True)
-    temporary = into.with_suffix(".tmp")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(into)
-    return Tokenizer(model.getvalue())

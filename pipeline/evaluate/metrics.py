@@ -23,11 +23,14 @@ def retrieval(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[
     images with one of their texts among the k nearest. Ties count against: a constant model gets no more than chance.
     """
     similarity = texts @ images.T
-    own = similarity[np.arange(len(texts)), owner]
-    image_rank = (similarity >= own[:, None]).sum(1)
-    best = np.full(len(images), -np.inf)
-    np.maximum.at(best, owner, own)
-    text_rank = (best[:, None] <= similarity.T).sum(1)
+    own = owner[:, None] == np.arange(len(images))[None, :]
+    # What is not finite is the worst for its own pair and the best for every other.
+    mine = np.where(np.isfinite(similarity), similarity, -np.inf)
+    others = np.where(own, -np.inf, np.where(np.isfinite(similarity), similarity, np.inf))
+    own_score = mine[np.arange(len(texts)), owner]
+    image_rank = 1 + (others >= own_score[:, None]).sum(1) - np.isneginf(own_score)
+    best = np.where(own, mine, -np.inf).max(0)
+    text_rank = 1 + (others >= best[None, :]).sum(0) - own.sum(0) * np.isneginf(best)
     out = {}
     for k in (1, 5, 10):
         out[f"image_retrieval_recall@{k}"] = float((image_rank <= k).mean())

@@ -22,7 +22,7 @@ class Quarantine:
     def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]):
         self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
         self._limits, self._file = limits, None
-        self._known = {(r["data_set"], r["id"]) for r in read_journal(run_dir)}
+        self._known = {(r["task"], r["id"]) for r in read_journal(run_dir)}
         self.counts = {name: {"drawn": 0, "rejected": 0} for name in limits}
 
     def record(self, row: Row, *, step: int, data_set: str) -> None:
@@ -30,17 +30,20 @@ class Quarantine:
         count = self.counts[data_set]
         count["drawn"] += len(row.ids) + len(row.rejects)
         count["rejected"] += len(row.rejects)
-        new = [r for r in row.rejects if (r["data_set"], r["id"]) not in self._known]
+        new = {r["id"]: r for r in row.rejects if (row.task, r["id"]) not in self._known}
         if new:
-            self._append([{**r, "task": row.task, "step": step} for r in new])
-            self._known |= {(r["data_set"], r["id"]) for r in new}
+            self._append([{**r, "task": row.task, "step": step} for r in new.values()])
+            self._known |= {(row.task, name) for name in new}
         if count["drawn"] >= _FEWEST_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
             self._stop(data_set, count, row)
 
     def _append(self, records: list[dict]) -> None:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
             self._file = open(self._path, "a", encoding="utf-8")
+            if torn:
+                self._file.write("\n")  # a kill in the middle of a line: the next one starts afresh
         for record in records:
             self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -68,9 +71,9 @@ def read_journal(run_dir: Path) -> list[dict]:
 
 
 def known_bad(run_dir: Path) -> dict[str, dict[str, dict]]:
-    """Data set → id → reject, as the streams take it."""
+    """Task → id → reject, as the streams take it: what is bad for one task (a video without sound) may serve another."""
     out: dict[str, dict[str, dict]] = {}
     for record in read_journal(run_dir):
         reject = {k: record[k] for k in ("id", "data_set", "source", "reason", "detail")}
-        out.setdefault(record["data_set"], {})[record["id"]] = reject
+        out.setdefault(record["task"], {})[record["id"]] = reject
     return out

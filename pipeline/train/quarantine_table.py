@@ -16,9 +16,12 @@ SCHEMA = pa.schema(
 
 
 def write_table(run_dir: Path) -> Path:
-    """One row for each rejected sample, empty where there is none."""
+    """One row for each rejected sample and reason, the first time it was met; empty where there is none."""
     path = Path(run_dir) / "quarantine.parquet"
+    first = {}
+    for record in sorted(read_journal(run_dir), key=lambda r: r["step"]):
+        first.setdefault((record["data_set"], record["id"], record["reason"]), record)
     temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(read_journal(run_dir), schema=SCHEMA), temporary)
+    pq.write_table(pa.Table.from_pylist(list(first.values()), schema=SCHEMA), temporary)
     os.replace(temporary, path)
     return path

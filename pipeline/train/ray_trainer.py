@@ -24,7 +24,7 @@ from pipeline.data.streams import (
     iterate,
     quiet_ray_data,
 )
-from pipeline.errors import DataError
+from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import RunSpec, train
@@ -81,7 +81,6 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
             run_config=_run_config(spec),
         )
         return trainer.fit().return_value
-    _check_world(spec, cluster.num_workers)
     trainer = JaxTrainer(
         train_loop_per_worker=_train_worker,
         train_loop_config={"spec": spec},
@@ -94,11 +93,12 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
     return trainer.fit().return_value
 
 
-def _check_world(spec: RunSpec, num_workers: int) -> None:
+def check_world(spec: RunSpec, num_workers: int) -> None:
+    """Raises RequestError where the workers cannot share a batch in equal parts."""
     for task in spec.tasks.values():
         for variant in task.variants:
-            if variant.global_batch_size % num_workers:
-                raise DataError(
+            if num_workers and variant.global_batch_size % num_workers:
+                raise RequestError(
                     f"cluster.num_workers = {num_workers} does not divide the batch of {variant.global_batch_size} of "
                     f"task {task.name} ({variant.name}); change one of them"
                 )
@@ -147,7 +147,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) 
         num_rows=spec.num_rows[data_set.name],
         start=schedule.batches_before(start_step)[task],
         stop=schedule.batches_before(spec.num_steps)[task],
-        known_bad=known_bad(Path(spec.run_dir)).get(data_set.name, {}),
+        known_bad=known_bad(Path(spec.run_dir)).get(task, {}),
         cache_bytes=cluster.cache_bytes,
     )
 

@@ -241,6 +241,22 @@ def test_slots_follow_the_real_tokens(layer, jit):
     assert (np.asarray(index)[1, :, :2] < 5).all()
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "capacity_factor", "expected"),
+    # round(22.5); then c n / E = 31.5, which float32 and float64 meet from different sides.
+    [(45, 1.0, {22}), (45, 1.4, {31, 32}), (60, 1.05, {31, 32})],
+)
+def test_slots_are_the_same_however_much_padding(tiny, jit, num_tokens, capacity_factor, expected):
+    router = ExpertsChooseRouter(tiny(moe=MoEConfig(2, 1, capacity_factor=capacity_factor)), rngs=nnx.Rngs(0))
+    x, found = tokens(1, num_tokens + 10, 16), []
+    for mask_length in (0, num_tokens, num_tokens + 10):
+        mask = np.arange(mask_length)[None] < num_tokens if mask_length else None
+        gates, _, _ = jit(router)(x[:, : mask_length or num_tokens], mask)
+        found += (np.asarray(gates) > 0).sum(-1).ravel().tolist()  # of both experts
+    assert len(set(found)) == 1, found
+    assert found[0] in expected
+
+
 def test_a_result_does_not_depend_on_the_rest_of_the_batch(forward):
     x = tokens(4, 7, 16)
     out = np.asarray(forward(x, None)[0])

@@ -37,7 +37,14 @@ def decode_media(row: dict, data_set: DataSetSpec, modality: str) -> np.ndarray:
     if modality == "video":
         return decode_video(_path(row, "video"), data_set.video, start_s=start_s, end_s=end_s)
     decode = decode_audio if row.get("audio") else decode_sound_track
-    return decode(row.get("audio") or _path(row, "video"), data_set.audio, start_s=start_s, end_s=end_s)
+    path = row.get("audio") or _path(row, "video")
+    return decode(path, data_set.audio, start_s=start_s, end_s=end_s, num_samples=num_samples(data_set))
+
+
+def num_samples(data_set: DataSetSpec) -> int:
+    """Samples of a canonical waveform: a spectrogram may start with any frame of the clip beside it."""
+    clip_s = data_set.video.max_frames / data_set.video.fps
+    return data_set.audio.num_samples + round(clip_s * data_set.audio.sample_rate_hz)
 
 
 def _path(row: dict, column: str) -> str:

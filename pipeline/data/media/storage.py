@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 import pyarrow.fs
@@ -38,9 +39,13 @@ def local_path_or_bytes(path: str) -> str | bytes:
     if "://" in path:
         return read_bytes(path)
     try:
-        size = os.stat(path).st_size
-    except FileNotFoundError as e:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise Reject("missing_file", path) from e
-    if not size:
+    except OSError:
+        return read_bytes(path)  # storage out of reach: retried, never a reject
+    if not stat.S_ISREG(status.st_mode):
+        raise Reject("missing_file", path)
+    if not status.st_size:
         raise Reject("empty_file", path)
     return path

@@ -126,7 +126,8 @@ def test_decode_settings_name_what_clips_depend_on(make_data_set):
     assert decode_settings(make_data_set(audio=AudioSpec())) == {
         "image": [32],
         "video": [8.0, 32, 8],
-        "audio": [16_000, 131_072],
+        # One spectrogram, starting with any frame of a second of video.
+        "audio": [16_000, 131_072 + 16_000],
     }
 
 

@@ -33,8 +33,16 @@ def wanted(toy_recipe):
     recipe = recipes.from_dict(toy_recipe)
     data_set = recipe.data_set_specs()["moving"]
     return StreamSpec(
-        task=recipe.task_specs()["video_audio"], data_set=data_set, tokens=recipe.token_spec(), tokenizer=None,
-        seed=recipe.seed, num_rows=Manifest(data_set.manifest).num_rows, start=2, stop=13, known_bad={}, cache_bytes=0,
+        task=recipe.task_specs()["video_audio"],
+        data_set=data_set,
+        tokens=recipe.token_spec(),
+        tokenizer=None,
+        seed=recipe.seed,
+        num_rows=Manifest(data_set.manifest).num_rows,
+        start=2,
+        stop=13,
+        known_bad={},
+        cache_bytes=0,
     )
 
 

@@ -23,11 +23,14 @@ class DirectQueue:
         data_set = spec.data_sets[task.data_set]
         media = tuple(m for m in task.modalities if m != "text")
         samples = SampleMaker(
-            task, data_set, source=open_source(data_set, modalities=media),
-            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None, tokens=spec.tokens,
+            task,
+            data_set,
+            source=open_source(data_set, modalities=media),
+            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
+            tokens=spec.tokens,
         )
         plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
-        bad = known_bad(Path(spec.run_dir)).get(task.data_set, {})
+        bad = known_bad(Path(spec.run_dir)).get(task.name, {})
         self._maker, self._next = BatchMaker(plan, samples, known_bad=bad), start
 
     def next(self):

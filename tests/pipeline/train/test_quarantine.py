@@ -1,5 +1,6 @@
 """The journal of rejects: written before it is used, read after a kill, and the limit that stops a run."""
 
+import dataclasses
 import json
 import os
 
@@ -58,17 +59,18 @@ def test_a_reject_met_twice_in_one_row_is_listed_once(tmp_path):
     assert len(lines(tmp_path)) == 1
 
 
-def test_equal_ids_of_two_data_sets_are_two_rejects(tmp_path):
+def test_equal_ids_of_two_tasks_are_two_rejects(tmp_path):
+    """What is bad for one task may serve another, also on the same data set."""
     both = journal(tmp_path, pets=0.5, cars=0.5)
     both.record(row(reject("a")), step=1, data_set="pets")
-    both.record(row(reject("a", "cars")), step=2, data_set="cars")
-    assert known_bad(tmp_path) == {"pets": {"a": reject("a")}, "cars": {"a": reject("a", "cars")}}
+    both.record(dataclasses.replace(row(reject("a", "cars")), task="car_text"), step=2, data_set="cars")
+    assert known_bad(tmp_path) == {"pet_text": {"a": reject("a")}, "car_text": {"a": reject("a", "cars")}}
 
 
 def test_known_bad_is_what_the_streams_had_found(tmp_path):
     rejects = [reject("a", detail="'quotes' ü \u2028 \n end"), reject("b", reason="missing_file")]
     journal(tmp_path).record(row(*rejects), step=1, data_set="pets")
-    assert known_bad(tmp_path) == {"pets": {r["id"]: r for r in rejects}}
+    assert known_bad(tmp_path) == {"pet_text": {r["id"]: r for r in rejects}}
 
 
 def test_journals_of_all_ranks_are_read(tmp_path):
@@ -89,12 +91,12 @@ def torn(tmp_path):
 
 
 def test_a_torn_last_line_is_ignored(torn):
-    assert [r["id"] for r in read_journal(torn)] == ["a"] and set(known_bad(torn)["pets"]) == {"a"}
+    assert [r["id"] for r in read_journal(torn)] == ["a"] and set(known_bad(torn)["pet_text"]) == {"a"}
 
 
 def test_what_follows_a_torn_line_is_not_lost(torn):
     journal(torn).record(row(reject("b"), reject("c")), step=2, data_set="pets")
-    assert set(known_bad(torn)["pets"]) == {"a", "b", "c"}
+    assert set(known_bad(torn)["pet_text"]) == {"a", "b", "c"}
 
 
 # --- the limit ---
