@@ -64,6 +64,9 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
     def step_fn(state: dict, batch: dict, step):
         params = {name: group["params"] for name, group in state.items()}
         (loss, metrics), grads = jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
+        # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) moves the norm's reductions to where gradient buffers are
+        # already reused: the norm then differs from run to run (tests/model/test_step.py).
+        grads = jax.lax.optimization_barrier(grads)
         grad_norm = optax.global_norm(grads)
         scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -20,7 +20,7 @@ _MOST_NON_FINITE = 20
 
 @dataclasses.dataclass
 class Hooks:
-    """What the loop calls. record: a step's metrics. save: (updates completed, state). should_stop: before each step."""
+    """What the loop calls. record: a step's metrics. save: (updates done, state). should_stop: before each step."""
 
     record: Callable[[dict], None]
     save: Callable[[int, dict], None]

@@ -71,7 +71,7 @@ def read_journal(run_dir: Path) -> list[dict]:
 
 
 def known_bad(run_dir: Path) -> dict[str, dict[str, dict]]:
-    """Task → id → reject, as the streams take it: what is bad for one task (a video without sound) may serve another."""
+    """Task → id → reject, as the streams take it: a video without sound is bad for one task and serves another."""
     out: dict[str, dict[str, dict]] = {}
     for record in read_journal(run_dir):
         reject = {k: record[k] for k in ("id", "data_set", "source", "reason", "detail")}
