@@ -64,7 +64,7 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
     def step_fn(state: dict, batch: dict, step):
         params = {name: group["params"] for name, group in state.items()}
         (loss, metrics), grads = jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
-        # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) moves the norm's reductions to where gradient buffers are
+        # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
         # already reused: the norm then differs from run to run (tests/model/test_step.py).
         grads = jax.lax.optimization_barrier(grads)
         grad_norm = optax.global_norm(grads)
