@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from orbax.checkpoint import v1 as ocp
 
 from pipeline.errors import RequestError
+
+# Orbax warns at each save about a merge of files that a single JSON value does not need.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 # Bumped when the layout of what is stored changes.
 FORMAT = 1

@@ -69,6 +69,12 @@ class StepCompiler:
                 raise self._failure
             return self._compiled[structure]
 
+    def close(self) -> None:
+        """Drops what is still to come and waits for the compile in progress: exiting in the middle of one aborts."""
+        with self._changed:
+            self._next.clear()
+        self._thread.join()
+
     @property
     def num_compiled(self) -> int:
         return len(self.compile_s)

@@ -126,6 +126,7 @@ def train(
     finally:
         feed.close()
         writer.close()
+        compiler.close()
     checkpoints.close()
     return _summary(spec, schedule, loop, compiler, quarantine, imp=imp, start=start, done=done, began=began) | {
         "first_step_at": writer.first_step_at
