@@ -168,6 +168,12 @@ class EvaluationSettings(_Strict):
     prompts: list[str] = []
     name: str | None = None
 
+    def served_by(self, task: TaskSettings | spec.TaskSpec) -> bool:
+        """Whether a task trains the heads that this measurement needs."""
+        want_text = self.kind != "classify"
+        fits = self.modality in task.modalities and ("text" in task.modalities) == want_text
+        return task.data_set == self.data_set and fits and (task.objective == "nce") == want_text and task.weight != 0
+
 
 class Recipe(_Strict):
     seed: int = 0
@@ -424,14 +430,11 @@ def _check_model(recipe: Recipe) -> None:
 
 def _check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
     """There must be a trained task with the heads that the measurement needs."""
-    want_text = e.kind != "classify"
-    for task in recipe.tasks.values():
-        fits = e.modality in task.modalities and ("text" in task.modalities) == want_text
-        if task.data_set == e.data_set and fits and (task.objective == "nce") == want_text and task.weight != 0:
-            return
+    if any(e.served_by(task) for task in recipe.tasks.values()):
+        return
     raise RequestError(
         f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with "
-        f"{'text (nce)' if want_text else 'a classifier'}; the recipe has none"
+        f"{'a classifier' if e.kind == 'classify' else 'text (nce)'}; the recipe has none"
     )
 
 

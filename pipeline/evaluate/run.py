@@ -81,14 +81,12 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: di
 
 def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
     """A trained task with the heads that this measurement needs."""
-    want_text = settings.kind != "classify"
     for task in model.tasks.values():
-        fits = settings.modality in task.modalities and ("text" in task.modalities) == want_text
-        if task.data_set == settings.data_set and fits and (task.objective == "nce") == want_text:
+        if settings.served_by(task):
             return task
     raise RequestError(
         f"evaluate: {settings.kind} of {settings.modality} on {settings.data_set} needs a task there with "
-        f"{'text' if want_text else 'a classifier'}; the recipe has none"
+        f"{'a classifier' if settings.kind == 'classify' else 'text'}; the recipe has none"
     )
 
 
