@@ -34,6 +34,8 @@ class ModelConfig:
 
     positions: buckets of each learned position table at the largest input (vision T, H, W; audio T, F; text T).
     dtype: of the computation; parameters are float32 always.
+    position_scale: initial scale of the LayerNorm over the summed position rows (1 in the release). Smaller, the pooled
+      features of two samples differ more at the start, and contrastive losses leave log(batch) sooner.
     remat: one of REMAT; what they keep is in ``encoder.REMAT_POLICIES``.
     """
 
@@ -53,6 +55,7 @@ class ModelConfig:
     text_positions: tuple[int] = (4096,)
     temperature_init: float = 0.2
     temperature_floor: float = 0.01
+    position_scale: float = 1.0
     remat: str = "full"
     dtype: str = "float32"
 
@@ -85,7 +88,8 @@ def _sparse(num_experts: int, num_layers: int) -> dict:
     return {"moe": MoEConfig(num_experts, num_layers), "qk_norm": True, "temperature_init": 1.0}
 
 
-_TINY = {"width": 128, "depth": 3, "num_heads": 2, "mlp_dim": 512, "common_dim": 128, "text_positions": (512,)}
+_TINY = {"width": 128, "depth": 3, "num_heads": 2, "mlp_dim": 512, "common_dim": 128}
+_TINY |= {"text_positions": (512,), "position_scale": 0.3}
 _S = {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
 _B = {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
 _L = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}

@@ -21,7 +21,8 @@ class PositionEmbedding(nnx.Module):
     def __init__(self, config: ModelConfig, *, buckets: tuple[int, ...], rngs: nnx.Rngs):
         tables = [nnx.Param(normal(0.02)(rngs.params(), (size, config.width))) for size in buckets]
         self.tables = nnx.Dict({f"axis_{axis}": table for axis, table in enumerate(tables)})
-        self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, rngs=rngs)
+        scale = nnx.initializers.constant(config.position_scale)
+        self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, scale_init=scale, rngs=rngs)
 
     def __call__(self, positions: Int[Array, "B N A"]) -> Float[Array, "B N D"]:
         """positions: table rows, already dilated to the tables' size."""

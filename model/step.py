@@ -17,7 +17,12 @@ from model.imp import Imp, Structure
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam without weight decay, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release)."""
+    """Adam without weight decay, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
+
+    patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
+      far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
+      common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
+    """
 
     peak_learning_rate: float
     warmup_steps: int
@@ -27,6 +32,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-7
     clip_norm: float = 1.0
+    patch_scale: float = 1.0
 
     def schedule(self) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(
@@ -86,6 +92,8 @@ def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig
     transform = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     moments = optax.ScaleByAdamState(count=group["count"], mu=group["mu"], nu=group["nu"])
     updates, moments = transform.update(grads, moments)
+    if "patch" in updates:
+        updates["patch"] = jax.tree.map(lambda u: u * optimizer.patch_scale, updates["patch"])
     params = jax.tree.map(lambda p, u: p - learning_rate * u, group["params"], updates)
     return {"params": params, "mu": moments.mu, "nu": moments.nu, "count": moments.count}
 

@@ -6,6 +6,7 @@ Unknown keys are errors that name the nearest known one; every value is checked 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,20 @@ from model.step import OptimizerConfig
 from pipeline.data import spec
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-4 as text, YAML 1.2 and people as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+def read_yaml(text: str):
+    """The value of a YAML document. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
 class _Strict(pydantic.BaseModel):
@@ -39,6 +54,7 @@ class ModelSettings(_Strict):
     common_dim: int | None = pydantic.Field(None, ge=1)
     temperature_init: float | None = pydantic.Field(None, gt=0)
     temperature_floor: float | None = pydantic.Field(None, gt=0)
+    position_scale: float | None = pydantic.Field(None, gt=0)
     remat: Literal["none", "full", "dots"] | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -122,6 +138,7 @@ class TrainSettings(_Strict):
     warmup_fraction: float = pydantic.Field(0.05, ge=0, lt=1)
     end_learning_rate: float = pydantic.Field(0.0, ge=0)
     clip_norm: float = pydantic.Field(1.0, gt=0)
+    patch_learning_rate_scale: float = pydantic.Field(1.0, ge=0)
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
     log_samples: bool = False
@@ -200,6 +217,7 @@ class Recipe(_Strict):
             num_steps=t.num_steps,
             end_learning_rate=t.end_learning_rate,
             clip_norm=t.clip_norm,
+            patch_scale=t.patch_learning_rate_scale,
         )
 
     def model_config_for(self, *, vocab_size: int) -> ModelConfig:
@@ -290,7 +308,7 @@ def uses_demo(recipe: Recipe) -> bool:
 def load(path: Path, overrides: list[str] = ()) -> Recipe:
     """Reads a recipe and applies KEY=VALUE overrides (VALUE is YAML). Raises RequestError with one clear line."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = read_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise RequestError(f"--config {path}: no such file") from e
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
@@ -307,7 +325,7 @@ def _override(raw: dict, text: str) -> None:
     if not equals:
         raise RequestError(f"--set {text}: expected KEY=VALUE, e.g. --set train.num_steps=100")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = read_yaml(value)
     except yaml.YAMLError as e:
         raise RequestError(f"--set {text}: the value is not YAML: {' '.join(str(e).split())}") from e
     *outer, last = key.split(".")

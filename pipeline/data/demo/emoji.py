@@ -25,6 +25,8 @@ from pathlib import Path
 from pipeline.data.demo.files import Plan, first_rows, stable_hash
 
 IMAGE_SIZE = 128
+# Between the dark outlines and the light fillings, so that both stand out.
+BACKGROUND = "#a0a0a0"
 NUM_UNSEEN = 250
 LIMIT_SHARES = {"train": 0.8, "held_out_siblings": 0.1, "held_out_unseen": 0.1}
 VARIATION_SELECTOR = "\ufe0f"
@@ -140,9 +142,9 @@ def plan(*, limit: int | None) -> Plan:
 
 
 def render(job: dict) -> bytes:
-    """The PNG of one drawing on white; OpenMoji draws text as outlines, so no fonts are loaded."""
+    """The PNG of one drawing on grey; OpenMoji draws text as outlines, so no fonts are loaded."""
     import resvg_py
 
     return resvg_py.svg_to_bytes(
-        svg_path=job["svg"], width=IMAGE_SIZE, height=IMAGE_SIZE, background="white", skip_system_fonts=True
+        svg_path=job["svg"], width=IMAGE_SIZE, height=IMAGE_SIZE, background=BACKGROUND, skip_system_fonts=True
     )

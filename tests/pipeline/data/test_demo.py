@@ -87,19 +87,19 @@ def test_digits_and_moving_digits_share_a_split_by_source_digit(corpus):
     assert sources["digits"]["train"].isdisjoint(sources["digits"]["held_out"])
 
 
-def test_digit_images_are_light_on_dark(corpus):
+def test_digit_images_are_light_on_their_ground(corpus):
     for row in all_rows(corpus, "digits"):
         image = np.asarray(Image.open(corpus / "digits" / row["image"]))
         assert image.shape == (64, 64) and image.dtype == np.uint8
-        assert np.median(image[:, [0, -1]]) < 64 and image.max() > 200
+        assert (image[:12] == digits.BACKGROUND).all() and image.max() > 200
         assert row["text"] == [] and row["labels"][0] in digits.NAMES
 
 
-def test_emoji_images_are_drawings_on_white(corpus):
+def test_emoji_images_are_drawings_on_grey(corpus):
     for row in all_rows(corpus, "emoji"):
         image = np.asarray(Image.open(corpus / "emoji" / row["image"]).convert("RGB"))
         assert image.shape == (128, 128, 3)
-        assert (image[0, 0] == 255).all() and image.min() < 128
+        assert (image[0, 0] == 160).all() and image.min() < 128
         assert row["labels"] == [] and row["text"]
 
 
@@ -127,8 +127,11 @@ def test_digit_moves_in_its_labelled_direction(corpus, place):
     best = correlation.reshape(33, -1).argmax(1)
     shifts = (np.stack(np.unravel_index(best, (64, 64)), 1) + 32) % 64 - 32
     along = shifts @ np.array(moving.DIRECTIONS[row["labels"][1]])
-    assert 2 <= along.mean() <= 4 and along.min() >= 1
-    assert np.abs(shifts).sum() == along.sum(), "no movement across the direction"
+    restarts = along < 0
+    assert 1.5 <= along[~restarts].mean() <= 2.6 and along[~restarts].min() >= 1
+    # A whole way of 24 pixels, less the step of that frame; 34 frames hold two to four ways.
+    assert 1 <= restarts.sum() <= 4 and (np.abs(along[restarts] + 22) <= 1).all()
+    assert np.abs(shifts).sum() == np.abs(along).sum(), "no movement across the direction"
 
 
 def test_captions_name_digit_and_direction(corpus):

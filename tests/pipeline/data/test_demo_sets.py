@@ -47,7 +47,7 @@ def test_emoji_splits_hold_out_one_sibling_a_look_and_whole_families():
 def test_decoded_media_match_what_was_drawn():
     job = moving.plan(limit=1).jobs[0]
     rng = np.random.Generator(np.random.PCG64(3))
-    drawn = moving.draw(np.asarray(digits.upsample(job["values"], size=28)), rng, direction="up")
+    drawn = moving.draw(digits.draw(job["values"]), rng, direction="up")
     wave = sound.tone(5, rng, num_samples=moving.NUM_SAMPLES)
     with av.open(io.BytesIO(moving.encode(drawn, wave))) as container:
         packets = [frame for packet in container.demux() for frame in packet.decode()]
