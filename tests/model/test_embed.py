@@ -113,6 +113,13 @@ def test_positions_are_summed_over_axes_then_normalised(tiny, buckets):
     np.testing.assert_allclose(embedding(jnp.asarray(positions)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_positions_start_at_their_scale(tiny):
+    embedding = PositionEmbedding(tiny(position_scale=0.25), buckets=(8, 4), rngs=nnx.Rngs(0))
+    rows = np.asarray(embedding(jnp.asarray([[[0, 0], [7, 3], [2, 1]]], jnp.int32)))
+    # A LayerNorm's output has a variance of 1 - epsilon / variance before its scale; tables start at 0.02.
+    np.testing.assert_allclose(rows.std(-1), 0.25, rtol=0.01)
+
+
 def test_text_is_looked_up_placed_and_projected(tiny):
     module = ModalityLayers(tiny(), modality="text", rngs=nnx.Rngs(0))
     ids, positions = np.array([[3, 39, 0, 3]], np.int32), np.array([[[0], [1], [2], [31]]], np.int32)

@@ -1,5 +1,7 @@
 """One compiled step: Adam against float64 numpy, clipping, the schedule, non-finite losses, untouched groups."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,21 @@ def test_a_step_is_adam_with_clipping(imp, step, gradients, batch):
     cosine = 1e-3 + 9e-3 * 0.5 * (1 + np.cos(np.pi * (7 - 4) / (64 - 4)))
     metrics = check_one_step(step, gradients, state, batch(SOUNDS), at=7, learning_rate=cosine)
     assert metrics["grad_norm"] > 0.2  # so that clipping at 0.1 did something
+
+
+def test_patch_projections_can_step_less(imp, jit, batch):
+    def changes(optimizer):
+        state, arrays = init_state(imp.init(0)), batch(SOUNDS)
+        new, _ = jit(make_step(imp, SOUNDS, optimizer))(state, arrays, jnp.int32(7))
+        return {n: jax.tree.map(lambda a, b: np.asarray(a - b), new[n]["params"], state[n]["params"]) for n in state}
+
+    whole, less = changes(ADAM), changes(dataclasses.replace(ADAM, patch_scale=0.25))
+    patch = whole["embed_audio"].pop("patch")
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(patch))
+    for found, full in zip(jax.tree.leaves(less["embed_audio"].pop("patch")), jax.tree.leaves(patch), strict=True):
+        np.testing.assert_allclose(found, 0.25 * full, rtol=1e-3, atol=1e-6)
+    for found, full in zip(jax.tree.leaves(less), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, full, rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -327,11 +327,13 @@ def test_overrides(recipe_file):
         "data_sets.photos.classes=[cat, dog, cow]",
         "train.log_samples=true",
         "cluster.address=null",
+        "train.learning_rate=5e-4",
         "train.num_steps=9",
     ]
     recipe = recipes.load(recipe_file, texts)
     assert recipe.train.num_steps == 9 and recipe.train.log_samples is True and recipe.seed == -3
     assert recipe.model.moe.num_experts == 2 and recipe.tasks["film_text"].weight == 0.5
+    assert recipe.train.learning_rate == 5e-4
     assert recipe.data_sets["photos"].classes == ["cat", "dog", "cow"] and recipe.cluster.address is None
 
 
