@@ -88,8 +88,15 @@ def _sparse(num_experts: int, num_layers: int) -> dict:
     return {"moe": MoEConfig(num_experts, num_layers), "qk_norm": True, "temperature_init": 1.0}
 
 
-_TINY = {"width": 128, "depth": 3, "num_heads": 2, "mlp_dim": 256, "common_dim": 128}
-_TINY |= {"text_positions": (512,), "position_scale": 0.3}
+_TINY = {
+    "width": 128,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_dim": 256,
+    "common_dim": 128,
+    "text_positions": (512,),
+    "position_scale": 0.3,
+}
 _S = {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
 _B = {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
 _L = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}

@@ -39,7 +39,7 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
     path = run_dir / "config.yaml"
     if path.exists():
         try:
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+            stored = recipes.read_yaml(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise RequestError(f"{path}: expected the run's recipe, found {' '.join(str(e).split())[:120]}") from e
         if not isinstance(stored, dict):

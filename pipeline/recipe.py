@@ -24,9 +24,14 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 5e-4 as text, YAML 1.2 and people as a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that ``_Loader`` would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+    )
 
 
 def read_yaml(text: str):
@@ -533,4 +538,4 @@ def check_resume(old: dict, new: dict) -> None:
 
 
 def dump(recipe: dict) -> str:
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -477,6 +477,13 @@ def test_small_numbers_survive_the_dump():
     assert yaml.safe_load(recipes.dump(recipe.to_dict()))["train"]["learning_rate"] == 1e-5
 
 
+def test_text_that_looks_like_a_number_survives_the_dump(tmp_path):
+    recipe = recipes.from_dict(changed(("data_sets.photos.classes", ["1e3", "5e-4", "cat"])))
+    path = tmp_path / "config.yaml"
+    path.write_text(recipes.dump(recipe.to_dict()), encoding="utf-8")
+    assert recipes.load(path) == recipe
+
+
 # --- resume ---
 
 
