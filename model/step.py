@@ -112,6 +112,6 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
         kwargs["out_shardings"] = (state_sharding, scalar_sharding)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
     # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and
-    # give no faster steps (benchmarks/compile_options.py).
+    # give no faster steps (benchmarks/cpu_step.py).
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
     return jitted.lower(shapes, structure.batch_shapes(), step).compile(compiler_options=options)

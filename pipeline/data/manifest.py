@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from pipeline.errors import RequestError
 
 MEDIA_COLUMNS = ("image", "video", "audio")
-_CACHED_ROW_GROUPS = 4
+# Two windows of an order (``order.Order.window``): a window is read in random order, so its groups must all stay.
+_CACHED_ROWS = 16_384
 
 
 def _is_string(found: pa.DataType) -> bool:
@@ -65,7 +66,8 @@ class Manifest:
         if not self.num_rows:
             raise RequestError(f"manifest {uri}: expected rows, found none; remove the data set or fill it")
         self.schema = pq.read_schema(self._files[0], filesystem=self.filesystem)
-        self._read = functools.lru_cache(maxsize=_CACHED_ROW_GROUPS)(self._read_group)
+        groups = -(-_CACHED_ROWS * len(self._groups) // self.num_rows)
+        self._read = functools.lru_cache(maxsize=max(2, groups))(self._read_group)
 
     def _list(self, path: str) -> list[str]:
         info = self.filesystem.get_file_info(path)

@@ -13,6 +13,7 @@ import numpy as np
 
 _ROUNDS = 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
 _SALT_TASK, _SALT_VARIANT, _SALT_WINDOWS, _SALT_WITHIN, _SALT_SUBSTITUTE, _SALT_SAMPLE = range(1, 7)
 
 
@@ -29,8 +30,19 @@ def mix(*words) -> np.ndarray:
     state = np.uint64(0)
     for word in words:
         if isinstance(word, int):
-            word = np.uint64(word & 0xFFFFFFFFFFFFFFFF)
+            word = np.uint64(word & _MASK)
         state = _splitmix(np.atleast_1d(np.asarray(word)).astype(np.uint64) ^ state)
+    return state
+
+
+def mix_int(*words: int) -> int:
+    """``mix`` of single integers: the same value without the cost of arrays."""
+    state = 0
+    for word in words:
+        state = (((word ^ state) & _MASK) + int(_GOLDEN)) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
     return state
 
 
@@ -66,7 +78,8 @@ def permute(positions: np.ndarray, *, size: int | np.ndarray, key, inverse: bool
     size = np.broadcast_to(np.asarray(size, np.uint64), value.shape)
     key = np.broadcast_to(mix(key), value.shape)
     half = np.ceil(np.log2(np.maximum(size, 4).astype(np.float64)) / 2).astype(np.uint64)
-    out, active = value.copy(), np.ones(value.shape, bool)
+    # The only value of a size of 1 is where it belongs.
+    out, active = value.copy(), size > 1
     while active.any():
         out[active] = _feistel(out[active], half=half[active], key=key[active], inverse=inverse)
         active = out >= size
@@ -120,11 +133,9 @@ class Order:
 
     def substitute(self, position: int, attempt: int) -> int:
         """The row that stands in for a bad one: depends on the position and the attempt alone."""
-        return int(
-            mix(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt)[0] % np.uint64(self.num_rows)
-        )
+        return mix_int(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt) % self.num_rows
 
     def generator(self, sample_id: str, epoch: int) -> np.random.Generator:
         """The random numbers of one visit of one sample: crops, prompts, drops."""
-        key = mix(self.seed, _SALT_SAMPLE, name_key(self.task), name_key(sample_id), epoch)
-        return np.random.Generator(np.random.Philox(key=int(key[0])))
+        key = mix_int(self.seed, _SALT_SAMPLE, name_key(self.task), name_key(sample_id), epoch)
+        return np.random.Generator(np.random.Philox(key=key))

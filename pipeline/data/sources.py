@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 
 import numpy as np
 
@@ -46,20 +47,22 @@ class MediaSource:
         self.data_set, self.modalities = data_set, modalities
         self.manifest = Manifest(manifest or data_set.manifest)
         self.num_rows = self.manifest.num_rows
+        # A sample asks for its row several times: id, media, words.
+        self._record = functools.lru_cache(maxsize=16)(self.manifest.row)
         self._cache = _CACHE
         self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
 
     def id(self, row: int) -> str:
-        return self.manifest.row(row)["id"]
+        return self._record(row)["id"]
 
     def where(self, row: int) -> str:
         """The media files of a row, for a reader of the quarantine list."""
-        record = self.manifest.row(row)
+        record = self._record(row)
         return " ".join(record[c] for c in ("image", "video", "audio") if record.get(c))
 
     def words(self, row: int) -> tuple[list[str], list[str]]:
         """(text, labels) of a row."""
-        record = self.manifest.row(row)
+        record = self._record(row)
         return list(record.get("text") or ()), list(record.get("labels") or ())
 
     def clip(self, row: int) -> Clip:
@@ -73,6 +76,6 @@ class MediaSource:
         key = (self.manifest.uri, modality, getattr(self.data_set, modality), num_samples(self.data_set), row)
         array = self._cache.get(key)
         if array is None:
-            array = decode_media(self.manifest.row(row), self.data_set, modality)
+            array = decode_media(self._record(row), self.data_set, modality)
             self._cache.put(key, array)
         return array

@@ -9,17 +9,24 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import scipy.fft
 
 from pipeline.data.spec import AudioSpec
 
 
+@functools.lru_cache(maxsize=64)
 def grid_positions(grid: tuple[int, ...], buckets: tuple[int, ...]) -> np.ndarray:
-    """(N, axes) int32 for a grid in row-major order. Raises ValueError where an axis has more tokens than rows."""
+    """(N, axes) int32, read-only, for a grid in row-major order.
+
+    Raises ValueError where an axis has more tokens than rows.
+    """
     too_many = [f"{n} tokens, {b} positions" for n, b in zip(grid, buckets, strict=True) if n > b]
     if too_many:
         raise ValueError(f"grid {grid} does not fit the position tables {buckets}: {'; '.join(too_many)}")
     axes = [np.arange(n) * b // n for n, b in zip(grid, buckets, strict=True)]
-    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=-1).astype(np.int32)
+    positions = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=-1).astype(np.int32)
+    positions.flags.writeable = False
+    return positions
 
 
 def patchify(frames: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
@@ -58,7 +65,7 @@ def _mel_filters(spec: AudioSpec) -> np.ndarray:
 def log_mel(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
     """(num_frames, num_mels) float32: log(mel + 1e-6) of Hann-windowed magnitudes, the end padded with zeros.
 
-    The filters are librosa's; the transform is plain numpy, because librosa's own costs every decode process tens of
+    The filters are librosa's; the transform is scipy's, because librosa's own costs every decode process tens of
     seconds of compilation at first use (equal: tests/pipeline/data/test_tokens.py).
     """
     needed = (spec.num_frames - 1) * spec.hop_length + spec.frame_length
@@ -67,7 +74,7 @@ def log_mel(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
     padded[: min(len(waveform), needed)] = waveform[:needed]
     frames = np.lib.stride_tricks.sliding_window_view(padded, spec.frame_length)[:: spec.hop_length]
     window = np.hanning(spec.frame_length + 1)[:-1].astype(np.float32)
-    magnitude = np.abs(np.fft.rfft(frames * window, axis=-1)).astype(np.float32)
+    magnitude = np.abs(scipy.fft.rfft(frames * window, axis=-1))
     return np.log(magnitude @ _mel_filters(spec) + 1e-6)
 
 

@@ -50,6 +50,11 @@ class StepCompiler:
             self.compile_s[structure] = time.perf_counter() - start
             self._changed.notify_all()
 
+    def ready(self, structure: Structure) -> Callable | None:
+        """The compiled step if it is there already."""
+        with self._lock:
+            return self._compiled.get(structure)
+
     def get(self, structure: Structure) -> Callable:
         """The compiled step. A structure outside the budget is compiled here and now, with an alarm."""
         with self._changed:

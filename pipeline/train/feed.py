@@ -85,8 +85,12 @@ class Feed:
         self._quarantine.record(row, step=step, data_set=self._schedule.tasks[what.task].data_set)
         return Batch(step, what, self._put(group_arrays(row.arrays)), row.ids)
 
-    def next(self) -> Batch:
-        item = self._ready.get()
+    def next(self, *, wait: bool = True) -> Batch | None:
+        """The next batch. wait False: None where it is not there yet. Raises what its making raised."""
+        try:
+            item = self._ready.get(block=wait)
+        except queue.Empty:
+            return None
         if isinstance(item, BaseException):
             raise item
         return item

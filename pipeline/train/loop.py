@@ -86,17 +86,25 @@ class Loop:
         return step
 
     def _one(self, step: int, pending: _Pending | None) -> _Pending:
-        started = time.perf_counter()
-        batch = self._feed.next()
-        fed = time.perf_counter()
-        compiled = self._compiler.get(batch.what.structure)
-        ready = time.perf_counter()
+        batch, data_wait_s = self._feed.next(wait=False), 0.0
+        if batch is None:
+            pending, batch, data_wait_s = self._wait(pending, self._feed.next)
+        compiled, compile_wait_s = self._compiler.ready(batch.what.structure), 0.0
+        if compiled is None:
+            pending, compiled, compile_wait_s = self._wait(pending, lambda: self._compiler.get(batch.what.structure))
         groups = batch.what.structure.groups
         new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, jnp.int32(step))
         self.state.update(new)
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish(pending)
-        return _Pending(batch, metrics, fed - started, ready - fed)
+        return _Pending(batch, metrics, data_wait_s, compile_wait_s)
+
+    def _wait(self, pending: _Pending | None, get: Callable):
+        """(None, what ``get`` returns, seconds it took). The step before ends first: the device then waits too."""
+        self._finish(pending)
+        started = time.perf_counter()
+        value = get()
+        return None, value, time.perf_counter() - started
 
     def _finish(self, pending: _Pending | None) -> None:
         """Waits for a step and records it."""
@@ -105,7 +113,7 @@ class Loop:
         values = plain(jax.device_get(pending.metrics))
         now = time.perf_counter()
         waited = pending.data_wait_s + pending.compile_wait_s
-        # From the end of the step before to the end of this one, less what was spent waiting for data and compiler.
+        # From the end of the step before to the end of this one, less what the device waited for.
         step_s = max(0.0, now - self._ended - waited)
         self._ended = now
         self.times.data_wait_s += pending.data_wait_s

@@ -21,6 +21,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Feed, RowQueue
+from pipeline.train.host_memory import keep_freed_memory
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.schedule import Schedule
@@ -91,6 +92,8 @@ def train(
     schedule = spec.schedule()
     queues = make_queues(start)
     _use_compile_cache(spec.compile_cache)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     mesh = sharding.make_mesh()
     imp = Imp.for_structures(use_compute_type(spec.model), list(schedule.structures.values()))
     shardings = sharding.step_shardings(mesh)

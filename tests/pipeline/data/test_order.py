@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import Order, mix, name_key, permute, tasks_at, uniform, variants_at
+from pipeline.data.order import Order, mix, mix_int, name_key, permute, tasks_at, uniform, variants_at
 
 MASK = (1 << 64) - 1
 EXAMPLES = settings(max_examples=25, deadline=None)
@@ -49,6 +49,7 @@ def test_words_are_chained(words):
     for word in words:
         state = splitmix(word ^ state)
     assert int(mix(*words)[0]) == state
+    assert mix_int(*words) == state
 
 
 def test_arrays_are_broadcast_and_equal_single_values():

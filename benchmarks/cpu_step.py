@@ -1,0 +1,69 @@
+"""One contrastive structure of the demo on CPUs, as JSON: what XLA's optimisation level and keeping freed memory do.
+
+python benchmarks/cpu_step.py
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.config import from_variant
+from model.imp import Imp, Inputs, Structure
+from model.step import OptimizerConfig, init_state, make_step, state_shapes
+from pipeline.train.host_memory import keep_freed_memory
+
+LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
+# As glibc starts: blocks from 128 kB on are mapped and given back one by one.
+KEEP_BYTES = {"given back": 128 << 10, "kept": 1 << 30}
+REPEATS = 20
+
+
+def main() -> None:
+    structure = Structure("nce", 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
+    imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
+    optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
+    shapes = {g: state_shapes(imp)[g] for g in structure.groups}
+    lowered = jax.jit(make_step(imp, structure, optimizer)).lower(
+        shapes, structure.batch_shapes(), jax.ShapeDtypeStruct((), jnp.int32)
+    )
+    state = {g: s for g, s in init_state(imp.init(0)).items() if g in structure.groups}
+    batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), structure.batch_shapes())
+    steps, compile_cpu_s = {}, {}
+    for name, options in LEVELS.items():
+        cpu = time.process_time()
+        steps[name] = lowered.compile(compiler_options=options)
+        compile_cpu_s[name] = time.process_time() - cpu
+    times = {(level, memory): [] for level in steps for memory in KEEP_BYTES}
+    for _ in range(REPEATS):
+        for memory, kept in KEEP_BYTES.items():
+            keep_freed_memory(kept)
+            for level, step in steps.items():
+                jax.block_until_ready(step(state, batch, jnp.int32(1)))
+                began = time.perf_counter()
+                jax.block_until_ready(step(state, batch, jnp.int32(1)))
+                times[level, memory].append(time.perf_counter() - began)
+    step_s = {" / ".join(key): statistics.median(values) for key, values in times.items()}
+    print(
+        json.dumps(
+            {
+                "compile_cpu_s": compile_cpu_s,
+                "step_s": step_s,
+                "compile, level 1 over default": compile_cpu_s["level 1"] / compile_cpu_s["default"],
+                "step, level 1 over default": step_s["level 1 / given back"] / step_s["default / given back"],
+                "step, kept over given back": step_s["level 1 / kept"] / step_s["level 1 / given back"],
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

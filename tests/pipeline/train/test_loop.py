@@ -1,0 +1,106 @@
+import time
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pipeline.train.loop import Hooks, Loop
+
+STEP_S, WAIT_S = 0.05, 0.3
+
+
+class LateMetric:
+    """A scalar of a step on a device that takes STEP_S for each and runs one at a time."""
+
+    def __init__(self, value, device):
+        self.value, self.ready_at = value, max(time.perf_counter(), device.free_at) + STEP_S
+        device.free_at = self.ready_at
+
+    def __array__(self, dtype=None, copy=None):
+        time.sleep(max(0.0, self.ready_at - time.perf_counter()))
+        return np.asarray(self.value, dtype)
+
+
+class FakeFeed:
+    """Batches of two structures in turn. late: steps whose batch is not there when it is first asked for."""
+
+    def __init__(self, num_steps, late=()):
+        self.late = set(late)
+        self.batches = [self._batch(step) for step in range(num_steps)]
+
+    def _batch(self, step):
+        structure = types.SimpleNamespace(groups=("a", "b"), global_batch_size=4, inputs=(), name=f"s{step % 2}")
+        variant = types.SimpleNamespace(name="all")
+        what = types.SimpleNamespace(task="t", variant=variant, structure=structure)
+        return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)])
+
+    def next(self, *, wait=True):
+        if self.batches[0].step in self.late:
+            if not wait:
+                return None
+            time.sleep(WAIT_S)
+        return self.batches.pop(0)
+
+
+class FakeCompiler:
+    """The first use of each structure takes WAIT_S."""
+
+    def __init__(self, events):
+        self.done, self.events, self.free_at = set(), events, 0.0
+
+    def ready(self, structure):
+        return self.step if structure.name in self.done else None
+
+    def get(self, structure):
+        self.events.append(f"compile {structure.name}")
+        time.sleep(WAIT_S)
+        self.done.add(structure.name)
+        return self.step
+
+    def step(self, state, arrays, step):
+        new = {name: value + 1 for name, value in state.items()}
+        return new, {"loss": LateMetric(float(step), self), "finite": True}
+
+
+def run(monkeypatch, *, num_steps, late=()):
+    monkeypatch.setattr("jax.device_get", lambda m: {k: np.asarray(v) for k, v in m.items()})
+    events, records, saved = [], [], []
+
+    def record(r):
+        events.append(f"record {r['step']}")
+        records.append(r)
+
+    loop = Loop(
+        state={"a": 0, "b": 0, "c": 0},
+        feed=FakeFeed(num_steps, late),
+        compiler=FakeCompiler(events),
+        hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
+        start_step=0,
+        num_steps=num_steps,
+        checkpoint_every=100,
+    )
+    jnp.int32(0)  # JAX's own start is not the loop's
+    began = time.perf_counter()
+    assert loop.run() == num_steps
+    return loop, events, records, saved, time.perf_counter() - began
+
+
+def test_waits_are_charged_to_the_step_that_waited_and_all_times_add_up(monkeypatch):
+    loop, _, records, _, wall_s = run(monkeypatch, num_steps=6, late=[4])
+    assert [r["compile_wait_s"] > 0.9 * WAIT_S for r in records] == [True, True, False, False, False, False]
+    assert [r["data_wait_s"] > 0.9 * WAIT_S for r in records] == [False, False, False, False, True, False]
+    assert [r["step_s"] for r in records] == pytest.approx([STEP_S] * 6, abs=0.6 * STEP_S)
+    times = loop.times
+    assert times.compile_wait_s + times.data_wait_s + times.steps_s == pytest.approx(wall_s, rel=0.05)
+
+
+def test_a_step_is_recorded_before_the_host_waits_for_the_next_ones_compiler(monkeypatch):
+    _, events, _, _, _ = run(monkeypatch, num_steps=3)
+    assert events == ["compile s0", "record 1", "compile s1", "record 2", "record 3"]
+
+
+def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monkeypatch):
+    loop, _, _, saved, _ = run(monkeypatch, num_steps=3)
+    assert loop.state == {"a": 3, "b": 3, "c": 0}
+    assert saved == [(3, loop.state)]
