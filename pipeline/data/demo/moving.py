@@ -27,15 +27,16 @@ NOISE = 3
 SEED = 1
 # (rows, columns): rows grow downwards.
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+# Short: a caption that a task's text length cuts would lose its direction.
 CAPTIONS = (
     "the digit {digit} moving {direction}",
     "the number {digit} slides {direction}",
-    "a handwritten {digit} going {direction}",
-    "you can see and hear a {digit} that moves {direction}",
-    "{digit} drifts {direction} over a dark background",
-    "a video of the digit {digit} as it moves {direction}",
-    "the {digit} travels {direction} at a steady speed",
-    "a small bright {digit} gliding {direction}",
+    "a {digit} going {direction}",
+    "{digit} drifts {direction}",
+    "the {digit} moves {direction}",
+    "{direction} goes the {digit}",
+    "handwritten {digit} gliding {direction}",
+    "a {digit} that travels {direction}",
 )
 
 
