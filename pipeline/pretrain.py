@@ -52,7 +52,7 @@ def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
         topology=settings.topology,
         accelerator_type=settings.accelerator_type,
         address=settings.address,
-        decode=ray_trainer.DecodeOptions(settings.decode, settings.block_seconds, settings.queue_blocks),
+        decode=ray_trainer.DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
         cache_bytes=settings.clip_cache_mb << 20,
     )
     ray_trainer.check_world(spec, cluster.num_workers)

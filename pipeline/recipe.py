@@ -157,6 +157,7 @@ class ClusterSettings(_Strict):
     """num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices.
 
     decode: "tasks" (pooled Ray tasks), "actors" (a pool of actors a task), or "auto" (actors from 8 CPUs on).
+    block_steps: a block of a stream lasts for about so many steps of the run. queue_blocks: how many it may be ahead.
     compile_cache: folder of compiled steps; null: below the user's cache folder.
     """
 
@@ -168,7 +169,7 @@ class ClusterSettings(_Strict):
     accelerator_type: str | None = None
     address: str | None = None
     decode: Literal["auto", "tasks", "actors"] = "auto"
-    block_seconds: float = pydantic.Field(0.25, gt=0)
+    block_steps: int = pydantic.Field(16, ge=1)
     queue_blocks: int = pydantic.Field(2, ge=1)
     clip_cache_mb: int = pydantic.Field(0, ge=0)
     compile_cache: str | None = None

@@ -28,9 +28,7 @@ from pipeline.data.text import Tokenizer
 from pipeline.data.wire import from_arrow, to_arrow
 from pipeline.errors import DataError
 
-# Seconds to decode one sample on one core, to size blocks: measured on small H.264 clips, PNGs and AAC tracks.
-_DECODE_SECONDS = {"image": 0.002, "video": 0.01, "audio": 0.015, "text": 0.0}
-_MOST_ROWS_PER_BLOCK = 16
+_MOST_BLOCK_BYTES = 64 << 20
 _ACTOR_CPUS = 8
 
 
@@ -38,7 +36,8 @@ _ACTOR_CPUS = 8
 class StreamSpec:
     """All a decode process needs to make the batches of one task. Travels by Ray's own serialisation.
 
-    start, stop: the task's batches to make. known_bad: rejects of an earlier part of the run, by id.
+    start, stop: the task's batches to make. share: of the run's steps, the part that is this task's.
+    known_bad: rejects of an earlier part of the run, by id.
     """
 
     task: TaskSpec
@@ -49,6 +48,7 @@ class StreamSpec:
     num_rows: int
     start: int
     stop: int
+    share: float
     known_bad: dict[str, dict]
     cache_bytes: int
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -64,10 +64,10 @@ class StreamSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """How decode runs: "tasks", "actors" or "auto"; seconds of decode a block; blocks a stream may be ahead."""
+    """How decode runs: "tasks", "actors" or "auto"; steps of the run a block is for; blocks a stream may be ahead."""
 
     mode: str = "auto"
-    block_seconds: float = 0.25
+    block_steps: int = 16
     queue_blocks: int = 1
 
 
@@ -134,16 +134,17 @@ class _DecodeActor:
         return self.blocks(batch)
 
 
-def rows_per_block(task: TaskSpec, *, world_size: int, block_seconds: float) -> int:
-    """Batches a block: at least ``block_seconds`` of decode, because Ray's own cost is a few tens of ms a block."""
-    smallest = min(v.global_batch_size for v in task.variants) / world_size
-    seconds = smallest * sum(_DECODE_SECONDS[m] for m in task.modalities)
-    return max(1, min(_MOST_ROWS_PER_BLOCK, round(block_seconds / max(seconds, 1e-4))))
+def rows_per_block(spec: StreamSpec, *, block_steps: int) -> int:
+    """Batches a block: as many as ``block_steps`` steps of the run use of this task, below a bound in bytes.
+
+    Ray serves the streams in turn, one block each, so blocks that last equally long give each stream its due.
+    """
+    return max(1, min(round(spec.share * block_steps), _MOST_BLOCK_BYTES // block_bytes(spec, 1)))
 
 
 def build_stream(spec: StreamSpec, *, world_size: int, options: DecodeOptions) -> ray.data.Dataset:
     """The lazily executed stream of one task for ``world_size`` ranks."""
-    rows = rows_per_block(spec.task, world_size=world_size, block_seconds=options.block_seconds)
+    rows = rows_per_block(spec, block_steps=options.block_steps)
     blocks = _Blocks(spec, world_size=world_size, rows_per_block=rows)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False

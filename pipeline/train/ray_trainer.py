@@ -61,8 +61,8 @@ def start_ray(cluster: Cluster) -> None:
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
     os.environ.setdefault("RAY_worker_niceness", "5")
-    # Decode must find CPUs beside the trainers, so the machine counts each trainer's CPUs on top of its own.
-    cpus = (os.cpu_count() or 1) + round(cluster.num_workers * cluster.cpus_per_worker)
+    # The driver's own work takes a CPU. Decode must find CPUs beside the trainers, so theirs are counted on top.
+    cpus = max(1, (os.cpu_count() or 1) - 1) + round(cluster.num_workers * cluster.cpus_per_worker)
     ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="error")
 
 
@@ -137,6 +137,7 @@ def _run_config(spec: RunSpec, cluster: Cluster | None = None) -> RunConfig:
 def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) -> StreamSpec:
     """The stream of one task from a step on, to the end of the run."""
     schedule = spec.schedule()
+    start, stop = (schedule.batches_before(step)[task] for step in (start_step, spec.num_steps))
     data_set = spec.data_sets[spec.tasks[task].data_set]
     return StreamSpec(
         task=spec.tasks[task],
@@ -145,8 +146,9 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) 
         tokenizer=spec.tokenizer,
         seed=spec.seed,
         num_rows=spec.num_rows[data_set.name],
-        start=schedule.batches_before(start_step)[task],
-        stop=schedule.batches_before(spec.num_steps)[task],
+        start=start,
+        stop=stop,
+        share=(stop - start) / max(1, spec.num_steps - start_step),
         known_bad=known_bad(Path(spec.run_dir)).get(task, {}),
         cache_bytes=cluster.cache_bytes,
     )

@@ -41,6 +41,7 @@ def wanted(toy_recipe):
         num_rows=Manifest(data_set.manifest).num_rows,
         start=2,
         stop=13,
+        share=0.5,
         known_bad={},
         cache_bytes=0,
     )
