@@ -32,7 +32,7 @@ def main() -> None:
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
     shapes = {g: state_shapes(imp)[g] for g in structure.groups}
     lowered = jax.jit(make_step(imp, structure, optimizer)).lower(
-        shapes, structure.batch_shapes(), jax.ShapeDtypeStruct((), jnp.int32)
+        shapes, structure.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)
     )
     state = {g: s for g, s in init_state(imp.init(0)).items() if g in structure.groups}
     batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), structure.batch_shapes())
@@ -46,9 +46,9 @@ def main() -> None:
         for memory, kept in KEEP_BYTES.items():
             keep_freed_memory(kept)
             for level, step in steps.items():
-                jax.block_until_ready(step(state, batch, jnp.int32(1)))
+                jax.block_until_ready(step(state, batch, jnp.float32(1e-3)))
                 began = time.perf_counter()
-                jax.block_until_ready(step(state, batch, jnp.int32(1)))
+                jax.block_until_ready(step(state, batch, jnp.float32(1e-3)))
                 times[level, memory].append(time.perf_counter() - began)
     step_s = {" / ".join(key): statistics.median(values) for key, values in times.items()}
     print(

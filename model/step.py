@@ -1,7 +1,8 @@
 """One training step of one task structure: a jitted function that takes, donates and returns only its task's groups.
 
 State: {group: {"params", "mu", "nu", "count"}}, plain nested dicts. The learning rate is a function of the global
-step; only Adam's bias correction uses the group's own count of updates.
+step and an argument of the compiled step, so that another schedule needs no other graph; only Adam's bias correction
+uses the group's own count of updates.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from model.imp import Imp, Structure
@@ -43,6 +45,10 @@ class OptimizerConfig:
             end_value=self.end_learning_rate,
         )
 
+    def learning_rates(self) -> np.ndarray:
+        """The schedule at every step of the run, (num_steps,) float32."""
+        return np.asarray(self.schedule()(jnp.arange(self.num_steps)), np.float32)
+
 
 def init_state(params: dict) -> dict:
     """Group → parameters with zero moments and a zero count."""
@@ -60,14 +66,13 @@ def state_shapes(imp: Imp) -> dict:
 
 
 def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
-    """The function (state of the structure's groups, batch, step) → (new state, metrics), not yet jitted.
+    """The function (state of the structure's groups, batch, learning rate) → (new state, metrics), not yet jitted.
 
-    step: number of updates before this one, int32. metrics: loss, grad_norm (before clipping), learning_rate, finite,
+    learning_rate: float32 scalar. metrics: loss, grad_norm (before clipping), learning_rate, finite,
     temperatures, moe. An update with a non-finite loss or gradient leaves the state as it was, and ``finite`` is False.
     """
-    schedule = optimizer.schedule()
 
-    def step_fn(state: dict, batch: dict, step):
+    def step_fn(state: dict, batch: dict, learning_rate):
         params = {name: group["params"] for name, group in state.items()}
         (loss, metrics), grads = jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
         # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
@@ -76,7 +81,6 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
         grad_norm = optax.global_norm(grads)
         scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        learning_rate = schedule(step)
         new = {}
         for name, group in state.items():
             scaled = jax.tree.map(lambda g: g * scale, grads[name])
@@ -104,7 +108,7 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
     shardings: (state sharding, batch sharding, scalar sharding) as in ``sharding.step_shardings``; None: one device.
     """
     shapes = {name: state_shapes(imp)[name] for name in structure.groups}
-    step = jax.ShapeDtypeStruct((), jnp.int32)
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     kwargs = {}
     if shardings is not None:
         state_sharding, batch_sharding, scalar_sharding = shardings
@@ -114,4 +118,4 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
     # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and
     # give no faster steps (benchmarks/cpu_step.py).
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return jitted.lower(shapes, structure.batch_shapes(), step).compile(compiler_options=options)
+    return jitted.lower(shapes, structure.batch_shapes(), learning_rate).compile(compiler_options=options)

@@ -112,7 +112,7 @@ class Pace(ExecutionCallback):
     core and the interpreter lock of the trainer beside them (ray 2.60). A stream needs a few steps a block.
     """
 
-    rest_s = 0.1
+    rest_s = 0.2
 
     def on_execution_step(self, executor) -> None:
         time.sleep(self.rest_s)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
@@ -50,7 +50,8 @@ class _Pending:
 class Loop:
     """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
 
-    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete.
+    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. learning_rates: of every step of
+    the run, float32.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Loop:
         hooks: Hooks,
         start_step: int,
         num_steps: int,
+        learning_rates: np.ndarray,
         checkpoint_every: int,
         log_every: int = 1,
     ):
         self.state, self._feed, self._compiler, self._hooks = state, feed, compiler, hooks
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
+        self._learning_rates = learning_rates
         self.times, self._non_finite, self._ended = Times(), 0, time.perf_counter()
 
     def run(self) -> int:
@@ -93,7 +96,7 @@ class Loop:
         if compiled is None:
             pending, compiled, compile_wait_s = self._wait(pending, lambda: self._compiler.get(batch.what.structure))
         groups = batch.what.structure.groups
-        new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, jnp.int32(step))
+        new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, self._learning_rates[step])
         self.state.update(new)
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish(pending)

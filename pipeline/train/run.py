@@ -120,6 +120,7 @@ def train(
         compiler=compiler,
         start_step=start,
         num_steps=spec.num_steps,
+        learning_rates=spec.optimizer.learning_rates(),
         checkpoint_every=spec.checkpoint_every,
         log_every=spec.log_every,
         hooks=Hooks(record=writer.record, save=writer.save, should_stop=should_stop),

@@ -48,9 +48,9 @@ batch = {
 def train(mesh):
     step = compile_step(imp, structure, optimizer, shardings=step_shardings(mesh))
     state = put_replicated(init_state(imp.init(0)), mesh)
-    arrays, losses = put_batch(batch, mesh), []
+    arrays, losses, rates = put_batch(batch, mesh), [], optimizer.learning_rates()
     for at in range(3):
-        state, metrics = step(state, arrays, put_replicated(np.int32(at), mesh))
+        state, metrics = step(state, arrays, put_replicated(rates[at], mesh))
         losses.append(float(metrics["loss"]))
     tokens, kernel = arrays["vision"]["tokens"], state["encoder"]["params"]["sparse"]["mlp"]["router"]["kernel"]
     return {

@@ -33,6 +33,11 @@ def gradients(imp, jit):
     return jit(jax.grad(lambda params, batch: imp.loss(params, batch, SOUNDS)[0]))
 
 
+def rate(at: int) -> np.float32:
+    """ADAM's learning rate at a step."""
+    return ADAM.learning_rates()[at]
+
+
 def on_host(tree):
     return jax.tree.map(np.array, tree)
 
@@ -57,7 +62,7 @@ def check_one_step(step, gradients, state, batch, *, at: int, learning_rate: flo
     state = on_host(state)
     grads = on_host(gradients({name: group["params"] for name, group in state.items()}, batch))
     norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(grads)))
-    new, metrics = step(state, batch, jnp.int32(at))
+    new, metrics = step(state, batch, rate(at))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     np.testing.assert_allclose(metrics["learning_rate"], learning_rate, rtol=1e-5)
     assert metrics["finite"]
@@ -86,7 +91,7 @@ def test_a_step_is_adam_with_clipping(imp, step, gradients, batch):
 def test_patch_projections_can_step_less(imp, jit, batch):
     def changes(optimizer):
         state, arrays = init_state(imp.init(0)), batch(SOUNDS)
-        new, _ = jit(make_step(imp, SOUNDS, optimizer))(state, arrays, jnp.int32(7))
+        new, _ = jit(make_step(imp, SOUNDS, optimizer))(state, arrays, rate(7))
         return {n: jax.tree.map(lambda a, b: np.asarray(a - b), new[n]["params"], state[n]["params"]) for n in state}
 
     whole, less = changes(ADAM), changes(dataclasses.replace(ADAM, patch_scale=0.25))
@@ -103,7 +108,7 @@ def trained(imp, step, batch):
     """The state after 40 steps on one batch, and the loss of each."""
     state, arrays, losses = init_state(imp.init(0)), batch(SOUNDS), []
     for at in range(40):
-        state, metrics = step(state, arrays, jnp.int32(at))
+        state, metrics = step(state, arrays, rate(at))
         losses.append(float(metrics["loss"]))
     return on_host(state), losses
 
@@ -128,7 +133,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(step, trained, bat
     state, _ = trained
     arrays = batch(SOUNDS)
     arrays["audio"]["tokens"][2, 1, 0] = bad
-    new, metrics = step(on_host(state), arrays, jnp.int32(40))
+    new, metrics = step(on_host(state), arrays, rate(40))
     assert not metrics["finite"]
     assert not np.isfinite(metrics["loss"])
     assert jax.tree.structure(new) == jax.tree.structure(state)
@@ -152,19 +157,21 @@ def test_first_state(imp):
 def test_a_step_takes_and_returns_its_own_groups(imp, step, trained, batch):
     state, _ = trained
     num_leaves = {name: len(jax.tree.leaves(params)) for name, params in imp.shapes().items()}
-    expected = sum(3 * num + 1 for num in num_leaves.values()) + 3 + 1  # moments and counts, the batch, the step
+    expected = (
+        sum(3 * num + 1 for num in num_leaves.values()) + 3 + 1
+    )  # moments and counts, the batch, the learning rate
     assert len(jax.tree.leaves(step.args_info)) == expected
-    new, _ = step(on_host(state), batch(SOUNDS), jnp.int32(0))
+    new, _ = step(on_host(state), batch(SOUNDS), rate(0))
     assert set(new) == set(SOUNDS.groups)
     with pytest.raises(TypeError, match="classifier_topics"):
-        step(on_host(state) | {"classifier_topics": state["classifier_sounds"]}, batch(SOUNDS), jnp.int32(0))
+        step(on_host(state) | {"classifier_topics": state["classifier_sounds"]}, batch(SOUNDS), rate(0))
 
 
 def test_another_task_changes_no_graph(tiny, imp):
     def graph(imp: Imp) -> str:
         shapes = {name: state_shapes(imp)[name] for name in SOUNDS.groups}
         lowered = jax.jit(make_step(imp, SOUNDS, ADAM))
-        return lowered.lower(shapes, SOUNDS.batch_shapes(), jax.ShapeDtypeStruct((), jnp.int32)).as_text()
+        return lowered.lower(shapes, SOUNDS.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)).as_text()
 
     more = Imp.for_structures(tiny(), [PAIRS, TOPICS, SOUNDS])
     assert len(more.groups) == 6
@@ -185,6 +192,22 @@ def test_another_task_changes_no_graph(tiny, imp):
 def test_learning_rate(step, expected):
     schedule = OptimizerConfig(1e-3, warmup_steps=100, num_steps=1100, end_learning_rate=1e-5).schedule()
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_learning_rates_are_the_schedule_at_every_step():
+    optimizer = OptimizerConfig(1e-3, warmup_steps=10, num_steps=50)
+    expected = [1e-4 * t if t < 10 else 5e-4 * (1 + np.cos(np.pi * (t - 10) / 40)) for t in range(50)]
+    rates = optimizer.learning_rates()
+    assert rates.dtype == np.float32
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_another_schedule_is_the_same_graph(imp):
+    def graph(optimizer):
+        shapes, rate = state_shapes(imp), jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.jit(make_step(imp, SOUNDS, optimizer)).lower(shapes, SOUNDS.batch_shapes(), rate).as_text()
+
+    assert graph(dataclasses.replace(ADAM, num_steps=999, peak_learning_rate=3.0, warmup_steps=9)) == graph(ADAM)
 
 
 def test_learning_rate_without_warmup_starts_at_its_peak():
@@ -208,7 +231,7 @@ def test_the_norm_is_the_same_every_time_and_right(batch):
     norms = set()
     for _ in range(25):
         # b1 = .9 and one update: the first moment is a tenth of the clipped gradient.
-        new, metrics = step({g: jax.tree.map(jnp.copy, state[g]) for g in structure.groups}, arrays, jnp.int32(3))
+        new, metrics = step({g: jax.tree.map(jnp.copy, state[g]) for g in structure.groups}, arrays, np.float32(1e-3))
         norms.add(float(metrics["grad_norm"]))
         moments = jax.tree.leaves({name: group["mu"] for name, group in new.items()})
         clipped = np.sqrt(sum((np.asarray(m, np.float64) ** 2).sum() for m in moments)) * 10

@@ -1,7 +1,6 @@
 import time
 import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -58,9 +57,9 @@ class FakeCompiler:
         self.done.add(structure.name)
         return self.step
 
-    def step(self, state, arrays, step):
+    def step(self, state, arrays, learning_rate):
         new = {name: value + 1 for name, value in state.items()}
-        return new, {"loss": LateMetric(float(step), self), "finite": True}
+        return new, {"loss": LateMetric(float(learning_rate), self), "finite": True}
 
 
 def run(monkeypatch, *, num_steps, late=()):
@@ -78,9 +77,9 @@ def run(monkeypatch, *, num_steps, late=()):
         hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
         start_step=0,
         num_steps=num_steps,
+        learning_rates=np.arange(num_steps, dtype=np.float32),
         checkpoint_every=100,
     )
-    jnp.int32(0)  # JAX's own start is not the loop's
     began = time.perf_counter()
     assert loop.run() == num_steps
     return loop, events, records, saved, time.perf_counter() - began
@@ -101,6 +100,7 @@ def test_a_step_is_recorded_before_the_host_waits_for_the_next_ones_compiler(mon
 
 
 def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monkeypatch):
-    loop, _, _, saved, _ = run(monkeypatch, num_steps=3)
+    loop, _, records, saved, _ = run(monkeypatch, num_steps=3)
     assert loop.state == {"a": 3, "b": 3, "c": 0}
+    assert [r["loss"] for r in records] == [0.0, 1.0, 2.0]  # each step got its own learning rate
     assert saved == [(3, loop.state)]
