@@ -108,8 +108,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise RequestError(f"--run {arguments.run}: expected a run directory with checkpoints, found none")
     from pipeline.evaluate.model import TrainedModel
     from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.files import write_json
     from pipeline.prepare import build_corpus
-    from pipeline.train.run import write_json
 
     model = TrainedModel(arguments.run)
     if arguments.config:

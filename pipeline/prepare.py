@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import os
 from pathlib import Path
 
 import yaml
@@ -16,11 +15,12 @@ from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
+from pipeline.files import TEMPORARY_SUFFIX, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train.run import RunSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
-_BEFORE_CONFIG = (".lock", "tokenizer.model", "tokenizer.tmp", "config.tmp")
+_BEFORE_CONFIG = (".lock", "tokenizer.model")
 
 
 def lock_run_dir(run_dir: Path):
@@ -47,8 +47,12 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
                 f"{path}: expected the run's recipe, found {type(stored).__name__}; use another --run-dir"
             )
         recipes.check_resume(stored, recipe.to_dict())
-    elif run_dir.exists() and any(p.name not in _BEFORE_CONFIG for p in run_dir.iterdir()):
+    elif run_dir.exists() and not all(_may_precede_config(p.name) for p in run_dir.iterdir()):
         raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
+
+
+def _may_precede_config(name: str) -> bool:
+    return name in _BEFORE_CONFIG or name.endswith(TEMPORARY_SUFFIX)
 
 
 def build_corpus(recipe: Recipe) -> None:
@@ -71,7 +75,7 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
     config = recipe.to_dict()
-    _write_text(run_dir / "config.yaml", recipes.dump(config))
+    write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     train, logging = recipe.train, recipe.logging
     return RunSpec(
         run_dir=str(run_dir.absolute()),
@@ -93,15 +97,6 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         progress_every_s=logging.progress_every_s,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from pipeline.data.shards import MEDIA, decode_settings, encode_rows, write_shar
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import DataError, RequestError
+from pipeline.files import write_json
 from pipeline.prepare import build_corpus, needed_columns
-from pipeline.train.run import write_json
 
 ROWS_PER_SHARD = 256
 

@@ -105,9 +105,9 @@ def _old_summary(run_dir: Path) -> dict:
 def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
     """Evaluation, quarantine list, report; the summary says where the time went."""
     from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.files import write_json
     from pipeline.train.quarantine_table import write_table
     from pipeline.train.report import write_report
-    from pipeline.train.run import write_json
 
     write_json(run_dir / "summary.json", summary)
     write_table(run_dir)

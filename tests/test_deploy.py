@@ -34,7 +34,7 @@ def rayjob():
 
 def cluster_settings():
     """The keys that a recipe takes below `cluster`, without importing the recipe."""
-    tree = ast.parse(read("pipeline/recipe.py"))
+    tree = ast.parse(read("pipeline/recipe/settings.py"))
     settings = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ClusterSettings")
     return {n.target.id for n in settings.body if isinstance(n, ast.AnnAssign)}
 

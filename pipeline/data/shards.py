@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
 from pipeline.errors import DataError, RequestError
+from pipeline.files import whole_file
 
 MEDIA = ("image", "video", "audio")
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
@@ -80,13 +80,11 @@ def _tensor(array: np.ndarray | None) -> dict | None:
 
 def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes one IPC file, a record batch a row so that a reader maps single rows. Returns its index entry."""
-    temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=1)
-    with open(temporary, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+        with open(temporary, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
 
 

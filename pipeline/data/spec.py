@@ -1,4 +1,4 @@
-"""What the data layer needs to know, as plain frozen dataclasses. ``pipeline/recipe.py`` makes them from YAML."""
+"""What the data layer needs to know, as plain frozen dataclasses. ``pipeline/recipe`` makes them from YAML."""
 
 from __future__ import annotations
 

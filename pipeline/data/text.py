@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.data.media.errors import REASONS, Reject
 from pipeline.data.media.storage import read_bytes
 from pipeline.errors import RequestError
+from pipeline.files import write_bytes
 
 
 class Tokenizer:
@@ -64,9 +65,7 @@ def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
             f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
         ) from e
     into.parent.mkdir(parents=True, exist_ok=True)
-    temporary = into.with_suffix(".tmp")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(into)
+    write_bytes(into, model.getvalue())
     return Tokenizer(model.getvalue())
 
 

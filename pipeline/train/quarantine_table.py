@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +20,6 @@ def write_table(run_dir: Path) -> Path:
     first = {}
     for record in sorted(read_journal(run_dir), key=lambda r: r["step"]):
         first.setdefault((record["data_set"], record["id"], record["reason"]), record)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(list(first.values()), schema=SCHEMA), temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(first.values()), schema=SCHEMA), temporary)
     return path

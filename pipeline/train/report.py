@@ -1,7 +1,6 @@
 """The report of a run: one page, made from the files of the run directory, that shows in a minute how the run went."""
 
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -42,13 +41,8 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     sections = {name: section(run) for name, section in SECTIONS.items()}
     text = draw.page(title=f"IMP run: {run_dir.resolve().name}", header=header(run), sections=sections)
-    path, draft = run_dir / "report.html", run_dir / f".report.html.{os.getpid()}"
-    try:
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    write_bytes(run_dir / "report.html", text.encode(errors="replace"))
+    return run_dir / "report.html"
 
 
 def header(run: Run) -> Html:

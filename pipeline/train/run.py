@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
-import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -252,10 +249,3 @@ def _variant_counts(schedule: Schedule, task: str, num_batches: int) -> dict[str
     plan = schedule.plans[task]
     drawn = plan.variants[:num_batches]
     return {v.name: int((drawn == i).sum()) for i, v in enumerate(plan.task.variants)}
-
-
-def write_json(path: Path, value) -> None:
-    """Written aside and renamed: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

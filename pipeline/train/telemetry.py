@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import whole_file
+
 
 class StepLog:
     """A file of one JSON object a line, cut back on resume so that each step stands once."""
@@ -34,11 +36,14 @@ class StepLog:
 
 
 def cut_back(path: Path, *, keep_steps: int) -> None:
-    """Keeps the whole lines of the steps up to ``keep_steps``; written aside and renamed."""
+    """Keeps the whole lines of the steps up to ``keep_steps``."""
     if not path.exists():
         return
-    temporary = path.with_suffix(".tmp")
-    with open(path, encoding="utf-8", errors="replace") as old, open(temporary, "w", encoding="utf-8") as new:
+    with (
+        whole_file(path) as temporary,
+        open(path, encoding="utf-8", errors="replace") as old,
+        open(temporary, "w", encoding="utf-8") as new,
+    ):
         for line in old:
             try:
                 keep = json.loads(line)["step"] <= keep_steps
@@ -46,9 +51,6 @@ def cut_back(path: Path, *, keep_steps: int) -> None:
                 keep = False
             if keep:
                 new.write(line if line.endswith("\n") else line + "\n")
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(temporary, path)
 
 
 def plain(value):

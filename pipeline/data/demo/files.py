@@ -1,14 +1,14 @@
 """What every demo set shares: its plan, stable choices, and files that are whole or absent."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import TEMPORARY_SUFFIX, write_bytes
+
 ROWS_PER_GROUP = 512
-TEMPORARY_SUFFIX = ".partial"
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def write_whole(path: Path, data: bytes) -> None:
     if is_written(path) and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    # Thousands of small files: what a power cut took is noticed and built again (``is_written``).
+    write_bytes(path, data, durable=False)
 
 
 def remove_temporary_files(root: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,18 @@ def test_blocks_hold_every_batch_of_every_rank_once(wanted):
     # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
     assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
     assert blocks.num_blocks == 8
+
+
+def test_blocks_last_equally_many_steps_below_a_bound_in_bytes(wanted):
+    from pipeline.data.streams import block_bytes, rows_per_block
+
+    assert block_bytes(wanted, 1) < 100_000
+    assert rows_per_block(wanted, block_steps=16) == 8
+    assert rows_per_block(dataclasses.replace(wanted, share=0.01), block_steps=16) == 1
+    # 40,000 clips of two tokens of 3,072 B are more than the 64 MB of a block.
+    large = dataclasses.replace(wanted.task.variants[0], global_batch_size=40_000)
+    heavy = dataclasses.replace(wanted, task=dataclasses.replace(wanted.task, variants=(large,)))
+    assert rows_per_block(heavy, block_steps=16) == 1
 
 
 def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):

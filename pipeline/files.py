@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+# What a killed writer leaves behind ends so.
+TEMPORARY_SUFFIX = ".partial"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A path beside ``path`` to write to: it takes its place when the block ends, and is removed where that raises.
+
+    durable: on the disk before it takes the place, so that a power cut leaves the old file or the new one.
+    """
+    path = Path(path)
+    # Two processes or threads may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    with whole_file(path, durable=durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value) -> None:
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

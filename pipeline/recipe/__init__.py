@@ -1,0 +1,22 @@
+"""The recipe: strict YAML in, plain dataclasses out. The one place that knows pydantic.
+
+Unknown keys are errors that name the nearest known one; every value is checked before anything starts.
+"""
+
+from pipeline.recipe.reading import from_dict, load
+from pipeline.recipe.resume import check_resume, differences
+from pipeline.recipe.settings import EvaluationSettings, Recipe, locate, uses_demo
+from pipeline.recipe.text import dump, read_yaml
+
+__all__ = [
+    "EvaluationSettings",
+    "Recipe",
+    "check_resume",
+    "differences",
+    "dump",
+    "from_dict",
+    "load",
+    "locate",
+    "read_yaml",
+    "uses_demo",
+]

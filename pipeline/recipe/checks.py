@@ -1,0 +1,112 @@
+"""What one part of a recipe says of another, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+
+from pipeline.errors import RequestError
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+
+
+def check_references(recipe: Recipe) -> None:
+    """What one part of the recipe says of another."""
+    for name, data_set in recipe.data_sets.items():
+        twice = sorted({c for c in data_set.classes if data_set.classes.count(c) > 1})
+        if twice:
+            raise RequestError(f"data_sets.{name}.classes: {twice[:3]} stand there more than once")
+    for name, task in recipe.tasks.items():
+        where = f"tasks.{name}"
+        _known(task.data_set, recipe.data_sets, f"{where}.data_set")
+        _check_task(where, task, recipe.data_sets[task.data_set])
+    for number, e in enumerate(recipe.evaluate):
+        where = f"evaluate.{number}"
+        _known(e.data_set, recipe.data_sets, f"{where}.data_set")
+        data_set = recipe.data_sets[e.data_set]
+        if not data_set.held_out:
+            raise RequestError(
+                f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on"
+            )
+        if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
+            raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
+        _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
+        _check_evaluation(where, e, recipe)
+    if not any(t.weight is None or t.weight > 0 for t in recipe.tasks.values()):
+        raise RequestError("tasks: every weight is 0, so no task would ever run; give one a positive weight")
+
+
+def check_model(recipe: Recipe) -> None:
+    """What the model's tables can hold."""
+    model = recipe.model_config_for(vocab_size=16)
+    for name, task in recipe.tasks.items():
+        if "text" in task.modalities and task.text_length > model.text_positions[0]:
+            raise RequestError(
+                f"tasks.{name}.text_length: {task.text_length} tokens, but {recipe.model.variant} has "
+                f"{model.text_positions[0]} text positions"
+            )
+    for name, data_set in recipe.data_set_specs().items():
+        heard = any("audio" in t.modalities for t in recipe.tasks.values() if t.data_set == name)
+        if heard and any(n > most for n, most in zip(data_set.audio.grid, model.audio_positions, strict=True)):
+            raise RequestError(
+                f"data_sets.{name}.audio: a grid of {data_set.audio.grid} patches is larger than the position tables "
+                f"{model.audio_positions}; lower num_frames or num_mels"
+            )
+
+
+def _check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
+    """There must be a trained task with the heads that the measurement needs."""
+    if any(e.served_by(task) for task in recipe.tasks.values()):
+        return
+    raise RequestError(
+        f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with "
+        f"{'a classifier' if e.kind == 'classify' else 'text (nce)'}; the recipe has none"
+    )
+
+
+def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
+    modalities = task.modalities
+    if len(set(modalities)) != len(modalities) or {"image", "video"} <= set(modalities):
+        raise RequestError(
+            f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
+        )
+    if task.objective == "nce" and len(modalities) < 2:
+        raise RequestError(f"{where}.modalities: nce needs two or three, found {modalities}")
+    if task.objective != "nce":
+        if len(modalities) != 1 or modalities == ["text"]:
+            raise RequestError(
+                f"{where}.modalities: {task.objective} needs one of image, video, audio; found {modalities}"
+            )
+        if not data_set.classes:
+            raise RequestError(f"{where}: {task.objective} needs data_sets.{task.data_set}.classes, found none")
+    if task.positives == "text" and "text" not in modalities:
+        raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
+    for key, low in (("area", 1.0), ("aspect", None)):
+        first, last = getattr(task.augment, key)
+        if not 0 < first <= last or (low and last > low):
+            limit = " and at most 1" if low else ""
+            raise RequestError(
+                f"{where}.augment.{key}: expected [low, high], rising, above 0{limit}; found {[first, last]}"
+            )
+    _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
+    if "video" in modalities:
+        most = max((v.frames for v in task.variants), default=0)
+        if most > data_set.video.max_frames:
+            raise RequestError(
+                f"{where}.variants: {most} frames, but data_sets.{task.data_set}.video.max_frames is "
+                f"{data_set.video.max_frames}; raise it"
+            )
+    for side in ("num_frames", "num_mels"):
+        if "audio" in modalities and getattr(data_set.audio, side) % 16:
+            raise RequestError(f"data_sets.{task.data_set}.audio.{side}: must divide by the patch of 16")
+
+
+def _known(name: str, known, where: str) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
+        raise RequestError(f"{where}: unknown name {name!r}; {hint}")
+
+
+def _subset(classes: list[str], of, where: str, data_set: str) -> None:
+    unknown = [c for c in classes if c not in of]
+    if unknown:
+        raise RequestError(f"{where}: {unknown[:3]} are not among the {len(of)} classes of data_sets.{data_set}")

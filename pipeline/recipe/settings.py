@@ -1,0 +1,286 @@
+"""Every setting of a recipe with its default, and the plain dataclasses that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from model.config import ModelConfig, from_variant
+from model.step import OptimizerConfig
+from pipeline.data import spec
+from pipeline.data.variants import make_variant
+from pipeline.errors import RequestError
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class MoESettings(_Strict):
+    num_experts: int | None = pydantic.Field(None, ge=1)
+    num_layers: int | None = pydantic.Field(None, ge=1)
+    capacity_factor: float | None = pydantic.Field(None, gt=0)
+    group: Literal["sample", "tokens"] | None = None
+    group_size: int | None = pydantic.Field(None, ge=1)
+
+
+class ModelSettings(_Strict):
+    """variant: a name of model/config.py; the rest replaces its fields."""
+
+    variant: str = "imp-tiny-moe"
+    moe: MoESettings = MoESettings()
+    common_dim: int | None = pydantic.Field(None, ge=1)
+    temperature_init: float | None = pydantic.Field(None, gt=0)
+    temperature_floor: float | None = pydantic.Field(None, gt=0)
+    position_scale: float | None = pydantic.Field(None, gt=0)
+    remat: Literal["none", "full", "dots"] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class TextSettings(_Strict):
+    """tokenizer: a sentencepiece model; null trains one of vocab_size pieces on the data sets' own text."""
+
+    tokenizer: str | None = None
+    vocab_size: int = pydantic.Field(1000, ge=16)
+
+
+class ImageSettings(_Strict):
+    short_side: int = pydantic.Field(256, ge=16)
+    max_pixels: int = pydantic.Field(100_000_000, ge=1)
+
+
+class VideoSettings(_Strict):
+    fps: float = pydantic.Field(12.5, gt=0)
+    short_side: int = pydantic.Field(256, ge=16)
+    max_frames: int = pydantic.Field(16, ge=1)
+
+
+class AudioSettings(_Strict):
+    sample_rate_hz: int = pydantic.Field(16_000, ge=1000)
+    frame_length: int = pydantic.Field(2048, ge=16)
+    hop_length: int = pydantic.Field(1024, ge=1)
+    num_frames: int = pydantic.Field(128, ge=16)
+    num_mels: int = pydantic.Field(128, ge=16)
+    min_hz: float = pydantic.Field(80.0, ge=0)
+    max_hz: float = pydantic.Field(7600.0, gt=0)
+    mean: float = 0.0
+    std: float = pydantic.Field(1.0, gt=0)
+
+
+class DataSetSettings(_Strict):
+    """held_out: one manifest, or several by name. classes: a list, or a file with one class a line."""
+
+    manifest: str
+    held_out: str | dict[str, str] = {}
+    shards: str | None = None
+    classes: list[str] | str = []
+    image: ImageSettings = ImageSettings()
+    video: VideoSettings = VideoSettings()
+    audio: AudioSettings = AudioSettings()
+    max_reject_fraction: float | None = pydantic.Field(None, ge=0, le=1)
+
+
+class VariantSettings(_Strict):
+    """batch_size: follows from the first variant's vision tokens where it is not given."""
+
+    size: int = pydantic.Field(ge=1)
+    frames: int = pydantic.Field(16, ge=1)
+    drop_rate: float = pydantic.Field(0.0, ge=0, lt=1)
+
+
+class AugmentSettings(_Strict):
+    area: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
+    aspect: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
+    flip: bool = False
+
+
+class TaskSettings(_Strict):
+    """One (data set, objective) pair. weight: null counts the data set's examples (the paper's rule)."""
+
+    data_set: str
+    objective: Literal["softmax", "sigmoid", "nce"]
+    modalities: list[Literal["image", "video", "audio", "text"]] = pydantic.Field(min_length=1)
+    batch_size: int = pydantic.Field(ge=1)
+    weight: float | None = pydantic.Field(None, ge=0)
+    variants: list[VariantSettings] = []
+    classes: list[str] = []
+    text: Literal["captions", "labels"] = "captions"
+    text_length: int = pydantic.Field(64, ge=1)
+    positives: Literal["labels", "text", "instance"] | None = None
+    augment: AugmentSettings = AugmentSettings()
+
+
+class TrainSettings(_Strict):
+    num_steps: int = pydantic.Field(ge=1)
+    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    warmup_fraction: float = pydantic.Field(0.05, ge=0, lt=1)
+    end_learning_rate: float = pydantic.Field(0.0, ge=0)
+    clip_norm: float = pydantic.Field(1.0, gt=0)
+    patch_learning_rate_scale: float = pydantic.Field(1.0, ge=0)
+    checkpoint_every: int = pydantic.Field(1000, ge=1)
+    log_every: int = pydantic.Field(1, ge=1)
+    log_samples: bool = False
+
+
+class CheckpointSettings(_Strict):
+    keep_last: int = pydantic.Field(2, ge=1)
+
+
+class ClusterSettings(_Strict):
+    """num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices.
+
+    decode: "tasks" (pooled Ray tasks), "actors" (a pool of actors a task), or "auto" (actors from 8 CPUs on).
+    block_steps: a block of a stream lasts for about so many steps of the run. queue_blocks: how many it may be ahead.
+    compile_cache: folder of compiled steps; null: below the user's cache folder.
+    """
+
+    num_workers: int = pydantic.Field(0, ge=0)
+    accelerator: Literal["cpu", "gpu", "tpu"] = "cpu"
+    accelerators_per_worker: int = pydantic.Field(1, ge=0)
+    cpus_per_worker: float = pydantic.Field(1.0, ge=0)
+    topology: str | None = None
+    accelerator_type: str | None = None
+    address: str | None = None
+    decode: Literal["auto", "tasks", "actors"] = "auto"
+    block_steps: int = pydantic.Field(16, ge=1)
+    queue_blocks: int = pydantic.Field(2, ge=1)
+    clip_cache_mb: int = pydantic.Field(0, ge=0)
+    compile_cache: str | None = None
+
+
+class LoggingSettings(_Strict):
+    progress: Literal["auto", "rich", "plain", "none"] = "auto"
+    progress_every_s: float = pydantic.Field(10.0, gt=0)
+
+
+class EvaluationSettings(_Strict):
+    """One thing to measure on a held-out manifest. kind "classify" uses the classifier, "zero_shot" prompts."""
+
+    data_set: str
+    kind: Literal["zero_shot", "classify", "retrieval"]
+    modality: Literal["image", "video", "audio"]
+    held_out: str | None = None
+    classes: list[str] = []
+    prompts: list[str] = []
+    name: str | None = None
+
+    def served_by(self, task: TaskSettings | spec.TaskSpec) -> bool:
+        """Whether a task trains the heads that this measurement needs."""
+        want_text = self.kind != "classify"
+        fits = self.modality in task.modalities and ("text" in task.modalities) == want_text
+        return task.data_set == self.data_set and fits and (task.objective == "nce") == want_text and task.weight != 0
+
+
+class Recipe(_Strict):
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    text: TextSettings = TextSettings()
+    data_sets: dict[str, DataSetSettings] = pydantic.Field(min_length=1)
+    tasks: dict[str, TaskSettings] = pydantic.Field(min_length=1)
+    train: TrainSettings
+    max_reject_fraction: float = pydantic.Field(0.05, ge=0, le=1)
+    evaluate: list[EvaluationSettings] = []
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    def to_dict(self) -> dict:
+        """Plain YAML types, every default filled in."""
+        return self.model_dump(mode="json")
+
+    def optimizer(self) -> OptimizerConfig:
+        t = self.train
+        return OptimizerConfig(
+            peak_learning_rate=t.learning_rate,
+            warmup_steps=max(1, round(t.warmup_fraction * t.num_steps)),
+            num_steps=t.num_steps,
+            end_learning_rate=t.end_learning_rate,
+            clip_norm=t.clip_norm,
+            patch_scale=t.patch_learning_rate_scale,
+        )
+
+    def model_config_for(self, *, vocab_size: int) -> ModelConfig:
+        settings = self.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
+        moe = self.model.moe.model_dump(exclude_none=True)
+        return _request(from_variant, self.model.variant, moe=moe, vocab_size=vocab_size, where="model", **settings)
+
+    def data_set_specs(self) -> dict[str, spec.DataSetSpec]:
+        return {name: self._data_set(name, s) for name, s in self.data_sets.items()}
+
+    def _data_set(self, name: str, s: DataSetSettings) -> spec.DataSetSpec:
+        held_out = {"held_out": s.held_out} if isinstance(s.held_out, str) else s.held_out
+        limit = self.max_reject_fraction if s.max_reject_fraction is None else s.max_reject_fraction
+        return spec.DataSetSpec(
+            name=name,
+            manifest=locate(s.manifest),
+            held_out={k: locate(v) for k, v in held_out.items()},
+            shards=s.shards and locate(s.shards),
+            classes=tuple(s.classes),
+            image=spec.ImageSpec(**s.image.model_dump()),
+            video=spec.VideoSpec(**s.video.model_dump()),
+            audio=spec.AudioSpec(**s.audio.model_dump()),
+            max_reject_fraction=limit,
+        )
+
+    def task_specs(self) -> dict[str, spec.TaskSpec]:
+        return {name: self._task(name, t) for name, t in self.tasks.items()}
+
+    def token_spec(self) -> spec.TokenSpec:
+        return spec.TokenSpec()
+
+    def _task(self, name: str, t: TaskSettings) -> spec.TaskSpec:
+        fields = t.model_dump(exclude={"variants", "batch_size", "augment", "modalities", "classes", "positives"})
+        return spec.TaskSpec(
+            name=name,
+            modalities=tuple(t.modalities),
+            classes=tuple(t.classes),
+            positives=t.positives
+            or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
+            augment=spec.Augment(**t.augment.model_dump()),
+            variants=self._variants(name, t),
+            **fields,
+        )
+
+    def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:
+        if not {"image", "video"} & set(t.modalities):
+            return (spec.Variant(name="all", global_batch_size=t.batch_size),)
+        if not t.variants:
+            raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
+        out, budget = [], None
+        for v in t.variants:
+            variant = _request(
+                make_variant,
+                where=f"tasks.{name}.variants",
+                num_frames=v.frames if "video" in t.modalities else 0,
+                size=v.size,
+                drop_rate=v.drop_rate,
+                budget=budget,
+                batch_size=None if out else t.batch_size,
+                spec=self.token_spec(),
+            )
+            out.append(variant)
+            budget = out[0].global_batch_size * out[0].num_vision_tokens
+        return tuple(out)
+
+
+def _request(function, *args, where: str, **kwargs):
+    """Calls a function whose ValueError is the recipe's fault."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as e:
+        raise RequestError(f"{where}: {e}") from e
+
+
+def locate(uri: str) -> str:
+    """An absolute path or URI; "demo:" paths lie in the demo corpus' cache folder."""
+    if uri.startswith("demo:"):
+        from pipeline.data import demo
+
+        return str(demo.cache_dir() / uri.removeprefix("demo:"))
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def uses_demo(recipe: Recipe) -> bool:
+    return any(s.manifest.startswith("demo:") for s in recipe.data_sets.values())

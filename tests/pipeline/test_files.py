@@ -1,0 +1,47 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
+
+
+def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with whole_file(path) as temporary:
+        temporary.write_text("[]")
+        assert json.loads(path.read_text()) == {"a": 1}
+        assert temporary.parent == path.parent
+    assert path.read_text() == "[]"
+    assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value"
+    write_bytes(path, b"old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_bytes(b"half of the n")
+        1 / 0  # noqa: B018
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["value"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_a_marked_rest(tmp_path):
+    path = tmp_path / "value"
+    write_bytes(path, b"old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from pipeline.files import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_bytes(b'half of the n'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=root, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    (rest,) = set(os.listdir(tmp_path)) - {"value"}
+    assert rest.endswith(TEMPORARY_SUFFIX)
