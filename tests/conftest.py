@@ -21,6 +21,12 @@ def toy_corpus(tmp_path_factory):
     return demo.build(tmp_path_factory.mktemp("corpus"), limit=48, progress=False)
 
 
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    """Compiled steps for all tests that run the toy recipe."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
 def toy_recipe(toy_corpus):
     """A recipe as a plain dict: image classification with two variants, image-text, video-audio; tiny batches."""

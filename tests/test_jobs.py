@@ -44,13 +44,8 @@ def exact(run_dir: Path) -> list[list]:
     return [[r[k] for k in EXACT] for r in metrics(run_dir)]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("compiled"))
-
-
 @pytest.fixture
-def recipe_file(toy_recipe, tmp_path, cache):
+def recipe_file(toy_recipe, tmp_path, compile_cache):
     """The toy recipe over a copy of the digits with one corrupt and one missing image."""
     source = Path(toy_recipe["data_sets"]["digits"]["manifest"]).parent
     copy = tmp_path / "digits"
@@ -60,7 +55,7 @@ def recipe_file(toy_recipe, tmp_path, cache):
     (copy / rows[5]["image"]).unlink()
     toy_recipe["data_sets"]["digits"]["manifest"] = str(copy / "train.parquet")
     toy_recipe["max_reject_fraction"] = 0.5
-    toy_recipe["cluster"] = {"compile_cache": cache}
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_recipe))
     return path, {rows[3]["id"]: "not_decodable", rows[5]["id"]: "missing_file"}
@@ -97,16 +92,21 @@ def test_run_kill_resume_and_finish(recipe_file, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env=os.environ | {"IMP_TEST_MARK": str(killed)},
     )
     deadline = time.monotonic() + 300
     while (not metrics(killed) or metrics(killed)[-1]["step"] < 7) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.01)
+    assert len(_processes_marked(killed)) > 4  # the driver and Ray's
     process.send_signal(signal.SIGKILL)
     process.wait()
+    killed_at = time.monotonic()
     run_job("pretrain.py", "--config", path, "--run-dir", killed)
     assert exact(killed) == exact(whole)
     assert (killed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+    _await_end_of(killed, deadline=killed_at + 120)
 
     # The evaluation again, from the checkpoint alone.
     (killed / "eval.json").unlink()
@@ -123,6 +123,7 @@ def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=os.environ | {"IMP_TEST_MARK": str(run_dir)},
     )
     deadline = time.monotonic() + 300
     while not metrics(run_dir) and time.monotonic() < deadline:
@@ -134,28 +135,30 @@ def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
     assert "state saved" in output
     last = metrics(run_dir)[-1]["step"]
     assert (run_dir / "checkpoints" / str(last)).is_dir()
-    # No process of the run outlives it for long.
-    deadline = time.monotonic() + 120
-    while _processes_naming(str(run_dir)) and time.monotonic() < deadline:
-        time.sleep(1)
-    assert not _processes_naming(str(run_dir))
+    _await_end_of(run_dir, deadline=time.monotonic() + 120)
 
 
-def _processes_naming(text: str) -> list[str]:
+def _await_end_of(run_dir: Path, *, deadline: float) -> None:
+    """No process of a run may outlive it for long."""
+    while _processes_marked(run_dir) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not _processes_marked(run_dir)
+
+
+def _processes_marked(run_dir: Path) -> list[str]:
+    """Command lines of the processes that inherited the run's mark: the driver, Ray's own, the decoders."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if text in line and "pytest" not in line:
-                found.append(line)
+        try:
+            if entry.name.isdigit() and f"IMP_TEST_MARK={run_dir}".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
     return found
 
 
-def test_shards_give_the_same_losses_as_media(toy_recipe, tmp_path, cache):
-    toy_recipe["cluster"] = {"compile_cache": cache}
+def test_shards_give_the_same_losses_as_media(toy_recipe, tmp_path, compile_cache):
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_recipe))
     run_job("preprocess.py", "--config", path, "--out", tmp_path / "shards")
@@ -179,8 +182,8 @@ def test_shards_give_the_same_losses_as_media(toy_recipe, tmp_path, cache):
     assert exact(shards) == exact(media)
 
 
-def test_two_workers_see_the_same_samples_and_losses(toy_recipe, tmp_path, cache):
-    toy_recipe["cluster"] = {"compile_cache": cache}
+def test_two_workers_see_the_same_samples_and_losses(toy_recipe, tmp_path, compile_cache):
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_recipe))
     one, two = tmp_path / "one", tmp_path / "two"

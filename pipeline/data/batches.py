@@ -77,10 +77,14 @@ class SampleMaker:
             templates = prompts.train_templates(self.media[0])
             return templates[int(rng.integers(len(templates))) if rng is not None else 0].format(label)
         # Whether a row has text must not depend on which text is drawn.
-        texts = [t for t in clip.text if self.tokenizer.encode(t, self.task.text_length).any()]
+        texts = self.texts(clip)
         if not texts:
             raise Reject("no_text", "no caption with a token in it")
         return texts[int(rng.integers(len(texts))) if rng is not None else 0]
+
+    def texts(self, clip: Clip) -> tuple[str, ...]:
+        """The clip's captions that have a token."""
+        return tuple(t for t in clip.text if self.tokenizer.encode(t, self.task.text_length).any())
 
     def encode_text(self, text: str) -> dict:
         ids = self.tokenizer.encode(text, self.task.text_length)

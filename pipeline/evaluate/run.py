@@ -119,7 +119,7 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
             rejected += 1
             continue
         labels.append(clip.labels)
-        texts.append(tuple(t for t in clip.text if t.strip()))
+        texts.append(maker.texts(clip) if maker.tokenizer else ())
     if not samples:
         raise RequestError(f"evaluate: none of the {source.num_rows} rows of {manifest} could be read")
     return HeldOut(model.features(modality, samples), labels, texts, rejected, variant)

@@ -86,9 +86,15 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
             raise RequestError(
                 f"{where}.augment.{key}: expected [low, high], rising, above 0{limit}; found {[first, last]}"
             )
+    if "video" not in modalities and any(v.frames for v in task.variants):
+        raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
+    if not {"image", "video"} & set(modalities):
+        for key in ("variants", "augment"):
+            if getattr(task, key) != type(task).model_fields[key].default:
+                raise RequestError(f"{where}.{key}: is for images and video; found modalities {modalities}")
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
-        most = max((v.frames for v in task.variants), default=0)
+        most = max((v.num_frames for v in task.variants), default=0)
         if most > data_set.video.max_frames:
             raise RequestError(
                 f"{where}.variants: {most} frames, but data_sets.{task.data_set}.video.max_frames is "

@@ -13,6 +13,9 @@ from pipeline.data import spec
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 
+# Frames of a video variant that names none.
+_FRAMES = 16
+
 
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -83,11 +86,15 @@ class DataSetSettings(_Strict):
 
 
 class VariantSettings(_Strict):
-    """batch_size: follows from the first variant's vision tokens where it is not given."""
+    """One input size of a task; its batch follows from the first variant's vision tokens. frames: of videos."""
 
     size: int = pydantic.Field(ge=1)
-    frames: int = pydantic.Field(16, ge=1)
+    frames: int | None = pydantic.Field(None, ge=1)
     drop_rate: float = pydantic.Field(0.0, ge=0, lt=1)
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames or _FRAMES
 
 
 class AugmentSettings(_Strict):
@@ -253,7 +260,7 @@ class Recipe(_Strict):
             variant = _request(
                 make_variant,
                 where=f"tasks.{name}.variants",
-                num_frames=v.frames if "video" in t.modalities else 0,
+                num_frames=v.num_frames if "video" in t.modalities else 0,
                 size=v.size,
                 drop_rate=v.drop_rate,
                 budget=budget,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.files import whole_file
 from pipeline.train.quarantine import read_journal
 
 SCHEMA = pa.schema(

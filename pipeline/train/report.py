@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import write_bytes
 from pipeline.train import report_learning as learning
 from pipeline.train import report_page as draw
 from pipeline.train.report_page import COLORS, NEUTRAL, Html, percent, table

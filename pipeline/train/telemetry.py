@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import sys
@@ -64,31 +65,34 @@ def plain(value):
     return array.item()
 
 
+# What the progress line speaks of: the waits of the start are soon forgotten.
+_RECENT_STEPS = 64
+
+
 class Progress:
     """One line of state on a terminal (rich), or plain lines every ``every_s`` seconds elsewhere."""
 
     def __init__(self, *, mode: str, num_steps: int, every_s: float, start_step: int = 0):
         terminal = sys.stderr.isatty()
         self._mode = ("rich" if terminal else "plain") if mode == "auto" else mode
-        self._num_steps, self._every_s, self._start_step = num_steps, every_s, start_step
-        self._began, self._last, self._rich = time.monotonic(), 0.0, None
-        self._examples, self._wait_s, self._busy_s = 0, 0.0, 0.0
+        self._num_steps, self._every_s = num_steps, every_s
+        self._last, self._rich = 0.0, None
+        # (examples, seconds waiting for data, seconds in all) of the last steps.
+        self._recent: collections.deque = collections.deque(maxlen=_RECENT_STEPS)
         if self._mode == "rich":
             self._rich = _RichLine(num_steps=num_steps, start_step=start_step)
 
     def update(self, record: dict) -> None:
-        self._examples += record["examples"]
-        self._wait_s += record["data_wait_s"]
-        self._busy_s += record["data_wait_s"] + record["step_s"]
+        wait_s = record["data_wait_s"]
+        self._recent.append((record["examples"], wait_s, wait_s + record["step_s"]))
         now = time.monotonic()
         last = record["step"] == self._num_steps
         if self._mode == "none" or (now - self._last < (0.1 if self._rich else self._every_s) and not last):
             return
         self._last = now
-        done = record["step"] - self._start_step
-        left = (now - self._began) / max(done, 1) * (self._num_steps - record["step"])
-        wait = self._wait_s / max(self._busy_s, 1e-9)
-        rate = self._examples / max(self._busy_s, 1e-9)
+        examples, wait_s, busy_s = np.sum(self._recent, axis=0)
+        left = busy_s / len(self._recent) * (self._num_steps - record["step"])
+        wait, rate = wait_s / max(busy_s, 1e-9), examples / max(busy_s, 1e-9)
         text = (
             f"{record['task']}/{record['variant']} loss {record['loss']:.4f} | {rate:.0f} examples/s | "
             f"data wait {wait:.0%} | {_clock(left)} left"

@@ -270,6 +270,18 @@ def test_impossible_crops_are_refused(augment):
 
 
 @pytest.mark.parametrize(
+    ("name", "settings", "key"),
+    [
+        ("photo_classes", {"variants": [{"size": 64, "frames": 16}]}, "variants"),
+        ("film_text", {"modalities": ["audio", "text"]}, "variants"),
+        ("film_text", {"modalities": ["audio", "text"], "variants": [], "augment": {"flip": True}}, "augment"),
+    ],
+)
+def test_settings_that_a_task_would_ignore_are_refused(name, settings, key):
+    assert refused(*task(name, **settings)).startswith(f"tasks.{name}.{key}: ")
+
+
+@pytest.mark.parametrize(
     ("path", "value"), [("tasks.film_text.weight", float("inf")), ("train.learning_rate", float("inf"))]
 )
 def test_infinite_values_are_refused(path, value):

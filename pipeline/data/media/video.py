@@ -103,11 +103,11 @@ def _read_decord(source: str | bytes, spec: VideoSpec, start_s: float, end_s: fl
 
 def _read_pyav(source: str | bytes, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
     """The same frames as decord's, keeping only those of the clip: a film does not fit into memory."""
-    shown, images, current = [], [], None
+    shown, images, current, first_s = [], [], None, None
     with _open_pyav(source) as container:
         for number, frame in enumerate(container.decode(video=0)):
             time_s = frame.time if frame.time is not None else number / spec.fps
-            first_s = time_s if current is None else first_s
+            first_s = time_s if first_s is None else first_s
             shown.append(time_s - first_s)
             # Every time that falls before this frame shows the one before it.
             while (

@@ -283,7 +283,7 @@ def test_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr("pipeline.files.os.replace", fail)
     with pytest.raises(OSError, match="no space"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text() == "old"

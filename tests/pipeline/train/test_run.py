@@ -67,11 +67,6 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, output
 
 
-@pytest.fixture(scope="module")
-def compile_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.mark.slow
 def test_killed_runs_equal_the_one_left_alone(toy_recipe, tmp_path, compile_cache):
     toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}

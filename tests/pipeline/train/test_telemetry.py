@@ -136,6 +136,15 @@ def test_plain_lines(capsys):
     assert last.startswith("step 3/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 50% | 0:00 left")
 
 
+def test_progress_forgets_a_slow_start_and_counts_no_compile_time(capsys):
+    progress = Progress(mode="plain", num_steps=200, every_s=0.0)
+    progress.update(record(1, data_wait_s=500.0, compile_wait_s=900.0))
+    for step in range(2, 101):
+        progress.update(record(step, data_wait_s=0.0, step_s=2.0))
+    # 100 steps of 2 s are left.
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| 32 examples/s | data wait 0% | 3:20 left")
+
+
 def test_plain_lines_come_seldom_but_the_last_comes(capsys):
     progress = Progress(mode="plain", num_steps=100, every_s=3600.0)
     for step in range(1, 101):
