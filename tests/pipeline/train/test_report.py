@@ -12,7 +12,7 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs
 
-from pipeline.train import report, report_page
+from pipeline.train import report_page
 from pipeline.train.report import write_report
 
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "eval.json", "quarantine.parquet")
