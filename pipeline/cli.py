@@ -68,9 +68,13 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 
 def preprocess_main(argv: list[str]) -> int:
+    if argv[:1] == ["import"]:
+        return _import_main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="preprocess.py",
         description="Decode the data sets of a recipe once into Arrow shards. Rerunning goes on.",
+        epilog="preprocess.py import LAYOUT SOURCE --out FILE writes the manifest of a data set in a public layout; "
+        "preprocess.py import --help lists them",
     )
     add_recipe_arguments(parser, default=None)
     parser.add_argument("--out", type=Path, required=True, help="folder of the shards, one subfolder a data set")
@@ -86,6 +90,54 @@ def _preprocess(arguments: argparse.Namespace) -> int:
 
     recipe = recipes.load(arguments.config, arguments.overrides)
     preprocess(recipe, arguments.out.absolute(), only=tuple(arguments.only))
+    return EXIT_DONE
+
+
+def _import_main(argv: list[str]) -> int:
+    from pipeline.data.importers import help_text
+
+    parser = argparse.ArgumentParser(
+        prog="preprocess.py import",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write the Parquet manifest of a data set in a public layout. Media stay where they are.",
+        epilog="layouts:\n" + help_text(),
+    )
+    parser.add_argument("layout", metavar="LAYOUT", help="how the data lie, see below")
+    parser.add_argument("source", metavar="SOURCE", help="folder or file; s3://, gs:// and other URIs too")
+    parser.add_argument("--out", type=Path, required=True, help="the manifest to write, e.g. data/train.parquet")
+    parser.add_argument(
+        "--held-out-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the rows for a second manifest, NAME-held_out.parquet; which ones depends on ids alone",
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the layout; may be repeated"
+    )
+    return run_job(_import, parser.parse_args(argv))
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from pipeline.data.importers import import_layout
+
+    options = {}
+    for text in arguments.option:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise RequestError(f"--option {text}: expected KEY=VALUE")
+        options[key] = value
+    done = import_layout(
+        arguments.layout,
+        arguments.source,
+        arguments.out,
+        held_out_share=arguments.held_out_share,
+        options=options,
+    )
+    for path, rows in done.rows.items():
+        print(f"{path}: {rows:,} rows, columns {', '.join(done.columns)}")
+    for reason, (count, example) in done.skipped.items():
+        print(f"left out: {count:,} x {reason}, e.g. {example}")
     return EXIT_DONE
 
 

@@ -1,0 +1,72 @@
+"""Public layouts of data sets as manifests: each layout is a function from where the data lie to rows.
+
+A row is a dict of ``id``, media columns (full paths or URIs; ``TAR#OFFSET+LENGTH`` inside a tar), ``text``, ``labels``,
+``start_s``, ``end_s``; what it has not is absent. Media are never opened, copied or extracted here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.data.importers import annotation_files, folders, tables, tars
+from pipeline.data.importers.listing import Skipped
+from pipeline.data.importers.writing import write_manifests
+from pipeline.errors import RequestError
+
+LAYOUTS: dict[str, Callable] = {
+    "class_folders": folders.class_folders,
+    "sidecar_text": folders.sidecar_text,
+    "table": tables.table,
+    "webdataset": tars.webdataset,
+    "img2dataset": tars.img2dataset,
+    "coco_captions": annotation_files.coco_captions,
+    "audioset": annotation_files.audioset,
+    "kinetics": annotation_files.kinetics,
+    "esc50": annotation_files.esc50,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import did. skipped: reason → how many rows or files were left out, with one example each."""
+
+    rows: dict[str, int]
+    columns: list[str]
+    skipped: dict[str, tuple[int, str]]
+
+
+def import_layout(
+    layout: str, source: str, out: Path, *, held_out_share: float = 0.0, options: dict[str, str] | None = None
+) -> Imported:
+    """Writes the manifest ``out`` (and ``out`` with "-held_out" in its name, for a share of the ids).
+
+    Raises RequestError for an unknown layout or option, a source that is not there, or one without a usable row.
+    """
+    if layout not in LAYOUTS:
+        raise RequestError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    read, options = LAYOUTS[layout], options or {}
+    known = list(inspect.signature(read).parameters)[2:]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise RequestError(f"--option {unknown[0]}: {layout} has {', '.join(known) or 'no options'}")
+    if not 0 <= held_out_share < 1:
+        raise RequestError(f"--held-out-share: expected 0 or more and below 1, found {held_out_share}")
+    skipped = Skipped()
+    rows, columns = write_manifests(read(source, skipped, **options), Path(out), held_out_share=held_out_share)
+    if not sum(rows.values()):
+        why = "; ".join(f"{count} x {reason}, e.g. {example}" for reason, (count, example) in skipped.reasons.items())
+        raise RequestError(f"{layout} {source}: expected rows, found none" + (f": {why}" if why else ""))
+    return Imported(rows, columns, skipped.reasons)
+
+
+def help_text() -> str:
+    """One line a layout, with its options."""
+    lines = []
+    for name, read in LAYOUTS.items():
+        options = list(inspect.signature(read).parameters)[2:]
+        first = inspect.getdoc(read).splitlines()[0].rstrip(".")
+        lines.append(f"  {name:14s} {first}" + (f" (options: {', '.join(options)})" if options else ""))
+    return "\n".join(lines)

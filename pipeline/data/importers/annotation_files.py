@@ -1,0 +1,163 @@
+"""Annotation files that name media in another folder: COCO captions, AudioSet, Kinetics, ESC-50.
+
+Media that were never downloaded are left out and counted: these sets live at video sites and lose files every year.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+
+from pipeline.data.importers.listing import Folder, Skipped, by_stem, read_file
+from pipeline.errors import RequestError
+
+_MISSING = "its media file is not there"
+
+
+def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[dict]:
+    """captions_*.json; images: their folder, by default the file's own. All captions of an image are one row."""
+    folder = Folder(images or _folder_of(source))
+    there = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
+    try:
+        data = json.loads(read_file(source))
+        captions: dict[int, list[str]] = {}
+        for annotation in data["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
+        names = [(image["id"], posixpath.basename(image["file_name"])) for image in data["images"]]
+    except (ValueError, KeyError, TypeError) as e:
+        raise RequestError(f"{source}: expected COCO captions with images and annotations, found {e!r}") from e
+    for number, name in names:
+        if name not in there:
+            skipped.add(_MISSING, name)
+        elif not any(captions.get(number, ())):
+            skipped.add("no caption", name)
+        else:
+            yield {"id": str(number), "image": there[name], "text": [c for c in captions[number] if c]}
+
+
+def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") -> Iterator[dict]:
+    """*_segments.csv (YTID, start, end, "labels"); media: the folder of sound or video files.
+
+    A file is named YTID, YTID_START or YTID_START_END, times in seconds or milliseconds, a Y before it or not; one
+    named YTID alone is taken to be the whole video, and its row gets the segment's times. names:
+    class_labels_indices.csv, for labels that people can read.
+    """
+    folder = Folder(media or _folder_of(source))
+    files = {m: by_stem(folder, m) for m in ("audio", "video")}
+    readable = {r["mid"]: r["display_name"] for r in _records(names)} if names else {}
+    for line in _lines(source):
+        if len(line) < 4:
+            skipped.add("fewer than four columns", ",".join(line))
+            continue
+        ytid, labels = line[0], ",".join(line[3:]).strip('" ')
+        try:
+            start, end = float(line[1]), float(line[2])
+        except ValueError:
+            skipped.add("times that are no numbers", ",".join(line))
+            continue
+        times = [(f"{a:.0f}", f"{b:.0f}") for a, b in ((start, end), (1000 * start, 1000 * end))]
+        cut = [f"{ytid}_{a}_{b}" for a, b in times] + [f"{ytid}_{a}" for a, _ in times]
+        row = _find(files, [p + name for name in cut for p in ("", "Y")], [ytid, "Y" + ytid], start, end)
+        if row is None:
+            skipped.add(_MISSING, ytid)
+        else:
+            yield {"id": f"{ytid}_{start:g}_{end:g}", "labels": [readable.get(x, x) for x in labels.split(",")], **row}
+
+
+def kinetics(source: str, skipped: Skipped, videos: str = "", names: str = "", split: str = "") -> Iterator[dict]:
+    """Kinetics' own CSV (label, youtube_id, time_start, time_end, split), or lines "PATH CLASS_NUMBER".
+
+    videos: their folder. A clip is named ID_START_END with six digits each; a file named ID alone is the whole video.
+    names: for the second form, a file with one class a line. split: only these rows of the first form.
+    """
+    folder = Folder(videos or _folder_of(source))
+    first = read_file(source).decode("utf-8-sig", errors="replace").splitlines()[:1]
+    if first and "youtube_id" in first[0]:
+        yield from _kinetics_official(source, skipped, by_stem(folder, "video"), split)
+    else:
+        yield from _kinetics_paths(source, skipped, folder, names)
+
+
+def _kinetics_official(source: str, skipped: Skipped, files: dict[str, str], split: str) -> Iterator[dict]:
+    for record in _records(source):
+        if split and record.get("split") != split:
+            continue
+        try:
+            name, start, end = record["youtube_id"], float(record["time_start"]), float(record["time_end"])
+        except (TypeError, ValueError, KeyError):
+            skipped.add("times that are no numbers", str(record)[:80])
+            continue
+        cut = f"{name}_{start:06.0f}_{end:06.0f}"
+        row = _find({"video": files}, [cut], [name], start, end)
+        if row is None:
+            skipped.add(_MISSING, name)
+        else:
+            yield {"id": cut, "labels": [record["label"]] if record.get("label") else [], **row}
+
+
+def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -> Iterator[dict]:
+    classes = [line for line in read_file(names).decode().splitlines() if line.strip()] if names else []
+    there = set(folder.paths())
+    for line in read_file(source).decode("utf-8-sig", errors="replace").splitlines():
+        if not line.strip():
+            continue
+        path, separator, label = line.strip().replace(",", " ").rpartition(" ")
+        if not separator or not label.isdigit():
+            raise RequestError(
+                f'{source}: expected Kinetics\' columns or lines "PATH CLASS_NUMBER", found {line[:80]!r}'
+            )
+        if classes and int(label) >= len(classes):
+            raise RequestError(f"{source}: class {label} is not among the {len(classes)} of {names}")
+        path = path.strip()
+        relative = path.removeprefix(folder.root.rstrip("/") + "/")
+        if relative in there:
+            uri = folder.uri(relative)
+            yield {"id": relative, "video": uri, "labels": [classes[int(label)] if classes else label]}
+        else:
+            skipped.add(_MISSING, path)
+
+
+def esc50(source: str, skipped: Skipped, audio: str = "", folds: str = "") -> Iterator[dict]:
+    """meta/esc50.csv; audio: its folder, by default ../audio. folds: only these, e.g. 1,2,3,4."""
+    folder = Folder(audio or posixpath.join(posixpath.dirname(_folder_of(source)), "audio"))
+    files, wanted = by_stem(folder, "audio"), set(folds.split(",")) if folds else None
+    for record in _records(source):
+        try:
+            name, fold, label = record["filename"], record["fold"], record["category"]
+        except KeyError as e:
+            raise RequestError(f"{source}: expected ESC-50's columns filename, fold, category; found no {e}") from e
+        stem = posixpath.splitext(name)[0]
+        if wanted is not None and fold not in wanted:
+            continue
+        if stem in files:
+            yield {"id": stem, "audio": files[stem], "labels": [label.replace("_", " ")]}
+        else:
+            skipped.add(_MISSING, name)
+
+
+def _find(files: dict[str, dict[str, str]], cut: list[str], whole: list[str], start: float, end: float) -> dict | None:
+    """The media columns of a segment: of files cut to it, or of the whole video with the segment's times."""
+    for names, times in ((cut, {}), (whole, {"start_s": start, "end_s": end})):
+        found = {m: stems[name] for m, stems in files.items() for name in reversed(names) if name in stems}
+        if found:
+            return found | times
+    return None
+
+
+def _folder_of(source: str) -> str:
+    return posixpath.dirname(source if "://" in source else posixpath.abspath(source))
+
+
+def _records(source: str) -> Iterator[dict]:
+    text = read_file(source).decode("utf-8-sig", errors="replace")
+    yield from csv.DictReader(io.StringIO(text))
+
+
+def _lines(source: str) -> Iterator[list[str]]:
+    """Rows of a CSV whose comments start with # and whose cells are set apart by comma and space."""
+    text = read_file(source).decode("utf-8-sig", errors="replace")
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    yield from csv.reader(lines, skipinitialspace=True)

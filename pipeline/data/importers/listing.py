@@ -1,0 +1,84 @@
+"""Files below a folder on any file system, and what an import leaves out."""
+
+from __future__ import annotations
+
+import posixpath
+
+import pyarrow.fs
+
+from pipeline.data.manifest import resolve_filesystem
+from pipeline.errors import RequestError
+
+ENDINGS = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif"),
+    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"),
+}
+_MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
+
+
+def modality_of(name: str) -> str | None:
+    """image, video or audio by a file's ending."""
+    return _MODALITY.get(posixpath.splitext(name)[1].lower())
+
+
+class Skipped:
+    """Counts what an import leaves out, by reason."""
+
+    def __init__(self):
+        self.reasons: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        count, first = self.reasons.get(reason, (0, example))
+        self.reasons[reason] = (count + 1, first)
+
+
+class Folder:
+    """The files below a folder, or one file. Raises RequestError where there is nothing."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self.filesystem, self.root = resolve_filesystem(source if "://" in source else posixpath.abspath(source))
+        self._scheme = source.split("://", 1)[0] + "://" if "://" in source else ""
+        info = self.filesystem.get_file_info(self.root)
+        if info.type == pyarrow.fs.FileType.NotFound:
+            raise RequestError(f"{source}: expected a file or a folder, found nothing there")
+        self.is_file = info.type == pyarrow.fs.FileType.File
+
+    def paths(self, *endings: str) -> list[str]:
+        """Sorted paths, relative to the folder, of the files with one of the endings (any case); all without one."""
+        if self.is_file:
+            name = posixpath.basename(self.root)
+            self.root = posixpath.dirname(self.root)
+            self.is_file = False
+            return [name]
+        selector = pyarrow.fs.FileSelector(self.root, recursive=True)
+        files = (i.path for i in self.filesystem.get_file_info(selector) if i.type == pyarrow.fs.FileType.File)
+        prefix = self.root.rstrip("/") + "/"
+        found = sorted(path.removeprefix(prefix) for path in files)
+        return [path for path in found if not endings or path.lower().endswith(endings)]
+
+    def uri(self, path: str) -> str:
+        """What a manifest says for a relative path."""
+        return f"{self._scheme}{self.root.rstrip('/')}/{path}"
+
+    def read(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(f"{self.root.rstrip('/')}/{path}") as stream:
+            return stream.read()
+
+
+def read_file(source: str) -> bytes:
+    """A whole annotation file. Raises RequestError where there is none."""
+    folder = Folder(source)
+    if not folder.is_file:
+        raise RequestError(f"{source}: expected a file, found a folder")
+    (name,) = folder.paths()
+    return folder.read(name)
+
+
+def by_stem(folder: Folder, modality: str) -> dict[str, str]:
+    """File name without its ending → URI, of all files of a modality; the first in sorted order where two agree."""
+    found: dict[str, str] = {}
+    for path in folder.paths(*ENDINGS[modality]):
+        found.setdefault(posixpath.splitext(posixpath.basename(path))[0], folder.uri(path))
+    return found

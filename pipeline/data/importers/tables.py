@@ -1,0 +1,103 @@
+"""CSV, TSV, JSON lines or Parquet with columns of any names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.importers.listing import Folder, Skipped
+from pipeline.data.manifest import MEDIA_COLUMNS
+from pipeline.errors import RequestError
+
+
+def table(
+    source: str,
+    skipped: Skipped,
+    id: str = "id",
+    image: str = "image",
+    video: str = "video",
+    audio: str = "audio",
+    text: str = "text",
+    labels: str = "labels",
+    start_s: str = "start_s",
+    end_s: str = "end_s",
+    folder: str = "",
+    separator: str = ";",
+) -> Iterator[dict]:
+    """FILE.csv, .tsv, .jsonl or .parquet; an option names the column for each of ours.
+
+    folder: where relative media paths start; by default where the table lies. separator: between several captions or
+    labels in one cell. Without an id column the row's number is its id.
+    """
+    names = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
+    names |= {"start_s": start_s, "end_s": end_s}
+    base = (folder or posixpath.dirname(source if "://" in source else posixpath.abspath(source))).rstrip("/")
+    found = False
+    for number, record in enumerate(_records(source)):
+        if not found:
+            _check_columns(source, record, names)
+            found = True
+        row = {"id": str(record.get(names["id"]) or f"row-{number:010d}")}
+        try:
+            for column in MEDIA_COLUMNS:
+                path = record.get(names[column])
+                if path:
+                    row[column] = path if "://" in path or path.startswith("/") else f"{base}/{path}"
+            for column in ("text", "labels"):
+                row[column] = _strings(record.get(names[column]), separator)
+            for column in ("start_s", "end_s"):
+                value = record.get(names[column])
+                row[column] = None if value in (None, "") else float(value)
+        except (TypeError, ValueError) as e:
+            skipped.add(f"not readable ({e})", row["id"])
+            continue
+        yield row
+
+
+def _check_columns(source: str, record: dict, names: dict[str, str]) -> None:
+    missing = [f"{ours}={theirs}" for ours, theirs in names.items() if theirs != ours and theirs not in record]
+    if missing:
+        raise RequestError(f"--option {missing[0]}: {source} has the columns {', '.join(map(str, record))}")
+    if not any(names[m] in record for m in (*MEDIA_COLUMNS, "text")):
+        raise RequestError(
+            f"{source}: none of the columns {', '.join(map(str, record))} is named image, video, audio or text; "
+            "say which is which, e.g. --option image=path"
+        )
+
+
+def _strings(value, separator: str) -> list[str]:
+    if value is None or value == "":
+        return []
+    values = value if isinstance(value, (list, tuple)) else str(value).split(separator)
+    return [str(v).strip() for v in values if str(v).strip()]
+
+
+def _records(source: str) -> Iterator[dict]:
+    folder = Folder(source)
+    if not folder.is_file:
+        raise RequestError(f"{source}: expected a table, found a folder")
+    (name,) = folder.paths()
+    path, ending = f"{folder.root.rstrip('/')}/{name}", posixpath.splitext(name)[1].lower()
+    try:
+        if ending == ".parquet":
+            for batch in pq.ParquetFile(path, filesystem=folder.filesystem).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        elif ending in (".csv", ".tsv"):
+            with folder.filesystem.open_input_stream(path) as stream:
+                text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+                yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")
+        elif ending in (".jsonl", ".ndjson", ".json"):
+            with folder.filesystem.open_input_stream(path) as stream:
+                for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace"):
+                    if line.strip():
+                        yield json.loads(line)
+        else:
+            raise RequestError(f"{source}: expected .csv, .tsv, .jsonl or .parquet")
+    except (pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as e:
+        raise RequestError(f"{source}: cannot be read as {ending}: {' '.join(str(e).split())[:160]}") from e

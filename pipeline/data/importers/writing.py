@@ -1,0 +1,107 @@
+"""Rows to Parquet manifests: checked, streamed, whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.manifest import MEDIA_COLUMNS
+from pipeline.errors import RequestError
+from pipeline.files import whole_file
+
+_STRINGS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        *((m, pa.string()) for m in MEDIA_COLUMNS),
+        ("text", _STRINGS),
+        ("labels", _STRINGS),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+    ]
+)
+_ROWS_PER_GROUP = 1024
+
+
+class _Writer:
+    """One manifest in the making. Columns that no row filled are left out at the end."""
+
+    def __init__(self, path: Path, folder: Path):
+        self._folder, self._path = folder, path
+        self._writer, self._rows, self.num_rows = pq.ParquetWriter(path, SCHEMA), [], 0
+        self.filled: set[str] = set()
+
+    def add(self, row: dict) -> None:
+        row = dict(row)
+        for column in MEDIA_COLUMNS:
+            if row.get(column):
+                row[column] = _relative(row[column], self._folder)
+        self.filled |= {name for name, value in row.items() if value not in (None, [], "")}
+        self._rows.append(row)
+        self.num_rows += 1
+        if len(self._rows) == _ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._rows.clear()
+
+    def finish(self, columns: list[str], path: Path) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        source = pq.ParquetFile(self._path)
+        with pq.ParquetWriter(path, schema) as writer:
+            for group in range(source.num_row_groups):
+                writer.write_table(source.read_row_group(group, columns=columns).select(columns))
+
+
+def write_manifests(rows: Iterable[dict], out: Path, *, held_out_share: float) -> tuple[dict[str, int], list[str]]:
+    """({manifest: rows}, columns). Raises RequestError for an id that stands twice.
+
+    Ids are told apart by 64 bits of a hash: one false alarm in 10^19 pairs.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out, out.with_name(f"{out.stem}-held_out{out.suffix}")][: 2 if held_out_share else 1]
+    seen: set[int] = set()
+    with contextlib.ExitStack() as stack:
+        drafts = [stack.enter_context(_draft(path)) for path in paths]
+        writers = [_Writer(draft, out.parent) for draft in drafts]
+        for row in rows:
+            digest = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")
+            if digest in seen:
+                raise RequestError(f"id {row['id']!r} stands there twice; ids must be unique")
+            seen.add(digest)
+            # The upper part of the hash decides, so a row stays on its side however the data set grows.
+            held_out = digest < held_out_share * 2**64
+            writers[-1 if held_out else 0].add(row)
+        columns = [name for name in SCHEMA.names if any(name in w.filled for w in writers)]
+        counts = {str(path): writer.num_rows for path, writer in zip(paths, writers, strict=True)}
+        if sum(counts.values()):
+            for path, writer in zip(paths, writers, strict=True):
+                with whole_file(path) as whole:
+                    writer.finish(columns, whole)
+    return counts, columns
+
+
+@contextlib.contextmanager
+def _draft(path: Path):
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _relative(path: str, folder: Path) -> str:
+    """A path below the manifest's folder as seen from there, so that both can move together."""
+    prefix = f"{folder}/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else path
