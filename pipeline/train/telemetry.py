@@ -67,6 +67,8 @@ def plain(value):
 
 # What the progress line speaks of: the waits of the start are soon forgotten.
 _RECENT_STEPS = 64
+# Fewer steps say nothing of the time left.
+_STEPS_TO_KNOW = 8
 
 
 class Progress:
@@ -91,11 +93,13 @@ class Progress:
             return
         self._last = now
         examples, wait_s, busy_s = np.sum(self._recent, axis=0)
-        left = busy_s / len(self._recent) * (self._num_steps - record["step"])
+        steps_left = self._num_steps - record["step"]
+        known = len(self._recent) >= _STEPS_TO_KNOW or not steps_left
+        left = _clock(busy_s / len(self._recent) * steps_left) if known else "?"
         wait, rate = wait_s / max(busy_s, 1e-9), examples / max(busy_s, 1e-9)
         text = (
             f"{record['task']}/{record['variant']} loss {record['loss']:.4f} | {rate:.0f} examples/s | "
-            f"data wait {wait:.0%} | {_clock(left)} left"
+            f"data wait {wait:.0%} | {left} left"
         )
         if self._rich:
             self._rich.show(record["step"], text)

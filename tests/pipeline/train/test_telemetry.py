@@ -132,7 +132,7 @@ def test_plain_lines(capsys):
     progress.close()
     first, last = capsys.readouterr().out.splitlines()
     # 64 examples in 4 s of which 1 waited; then 128 in 8 s of which 4 waited.
-    assert first.startswith("step 1/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 25% | ")
+    assert first == "step 1/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 25% | ? left"
     assert last.startswith("step 3/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 50% | 0:00 left")
 
 
