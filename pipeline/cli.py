@@ -141,6 +141,35 @@ def _import(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def check_main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="check.py",
+        description="Look at a recipe's data before a run: rows, a decoded sample, captions, labels, leakage, CPUs.",
+        epilog="exit codes: 0 usable, 2 a run would stop",
+    )
+    add_recipe_arguments(parser)
+    parser.add_argument("--sample", type=int, default=200, help="rows to decode of each data set (default: 200)")
+    parser.add_argument(
+        "--step-s", type=float, default=0.25, help="seconds of a training step that decode must keep up with"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    return run_job(_check, parser.parse_args(argv))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    import json
+
+    from pipeline import recipe as recipes
+    from pipeline.check import check, print_check
+
+    if arguments.sample < 1 or arguments.step_s <= 0:
+        raise RequestError("--sample and --step-s: expected more than 0")
+    recipe = recipes.load(arguments.config, arguments.overrides)
+    result = check(recipe, sample=arguments.sample, step_s=arguments.step_s)
+    print(json.dumps(result, indent=1)) if arguments.json else print_check(result)
+    return EXIT_DONE if result["usable"] else EXIT_REQUEST
+
+
 def evaluate_main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",

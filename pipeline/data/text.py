@@ -34,6 +34,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._processor.get_piece_size()
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has before anything is cut."""
+        return len(self._processor.encode(text))
+
     def encode(self, text: str, length: int) -> np.ndarray:
         """(length,) int32, cut or padded with 0."""
         ids = self._processor.encode(text)[:length]

@@ -1,0 +1,11 @@
+"""Look at a recipe's data before a run: what is there, what is bad, what decoding it takes."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.cli import check_main
+
+if __name__ == "__main__":
+    sys.exit(check_main(sys.argv[1:]))

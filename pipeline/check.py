@@ -1,0 +1,223 @@
+"""A look at a recipe's data before a run: what is there, what is bad, what decoding it takes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.manifest import Manifest
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.probe import probe
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.text import Tokenizer
+from pipeline.prepare import build_corpus, prepare
+from pipeline.recipe import Recipe
+
+_PERCENTILES = (5, 50, 95)
+_MOST_SHOWN = 10
+
+
+def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
+    """{"data_sets": {name: what was found}, "decode_cpus": ..., "problems": [...], "usable": bool}.
+
+    sample: rows to decode of each data set, evenly spread. step_s: the time of a training step that decoding must keep
+    up with. A problem that would stop a run makes the data unusable; the others are worth a look. Raises RequestError
+    for what stops a run before its first step.
+    """
+    build_corpus(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = prepare(recipe, Path(folder))
+    tokenizer = Tokenizer(spec.tokenizer) if spec.tokenizer else None
+    probabilities = spec.schedule().sampler
+    shares = dict(zip(probabilities.names, probabilities.probabilities.tolist(), strict=True))
+    found, stops, looks = {}, [], []
+    cpu_s = 0.0
+    for name, data_set in spec.data_sets.items():
+        tasks = [t for t in spec.tasks.values() if t.data_set == name]
+        if not tasks:
+            continue
+        one = _data_set(dataclasses.replace(data_set, shards=None), tasks, tokenizer, sample)
+        found[name] = one
+        more_stops, more_looks = _problems(name, data_set, one)
+        stops, looks = stops + more_stops, looks + more_looks
+        cost = one["decode_s_per_sample"]
+        for task in tasks:
+            samples = float(np.mean([v.global_batch_size for v in task.variants]))
+            cpu_s += shares.get(task.name, 0.0) * samples * sum(cost.get(m, 0.0) for m in task.modalities)
+    return {
+        "data_sets": found,
+        "decode_cpu_s_per_step": cpu_s,
+        "step_s": step_s,
+        "decode_cpus": cpu_s / step_s,
+        "problems": [*stops, *looks],
+        "usable": not stops,
+    }
+
+
+def _data_set(data_set: DataSetSpec, tasks: list[TaskSpec], tokenizer: Tokenizer | None, sample: int) -> dict:
+    manifest = Manifest(data_set.manifest)
+    ids = collections.Counter(manifest.iter_column("id"))
+    twice = [i for i, count in ids.items() if count > 1]
+    media = tuple(m for m in ("image", "video", "audio") if any(m in t.modalities for t in tasks))
+    rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(sample, manifest.num_rows)).astype(int)).tolist()
+    decoded = _decode(data_set, media, manifest, rows)
+    held_out = {name: Manifest(uri) for name, uri in data_set.held_out.items()}
+    return {
+        "rows": manifest.num_rows,
+        "columns": manifest.schema.names,
+        "sampled": len(rows),
+        **decoded,
+        "duplicate_ids": {"count": len(twice), "examples": twice[:_MOST_SHOWN]},
+        "held_out": {
+            name: {"rows": other.num_rows, "ids_in_training": sum(i in ids for i in other.iter_column("id"))}
+            for name, other in held_out.items()
+        },
+        "labels": _labels(manifest, data_set, tasks),
+        "text": _text(manifest, tasks, tokenizer, rows),
+    }
+
+
+def _decode(data_set: DataSetSpec, media: tuple[str, ...], manifest: Manifest, rows: list[int]) -> dict:
+    """Rejects by reason, seconds of CPU a sample, and what the files say of themselves."""
+    source = MediaSource(data_set, modalities=media)
+    rejects, examples, cost = collections.Counter(), [], collections.defaultdict(list)
+    sizes: dict[str, list[float]] = collections.defaultdict(list)
+    if rows and media:
+        _try(source, rows[0], media[0])  # libraries load at first use
+    for row in rows:
+        bad = False
+        record = manifest.row(row)
+        for modality in media:
+            began = time.process_time()
+            reject = _try(source, row, modality)
+            cost[modality].append(time.process_time() - began)
+            path = record.get(modality) or record.get("video")
+            for key, value in probe(path, modality if record.get(modality) else "video").items() if path else ():
+                sizes[f"{modality} {key}"].append(value)
+            if reject and not bad:
+                bad = True
+                rejects[reject.reason] += 1
+                if len(examples) < _MOST_SHOWN:
+                    examples.append({"id": record["id"], "reason": reject.reason, "detail": reject.detail})
+    return {
+        "rejects": {"count": sum(rejects.values()), "reasons": dict(rejects), "examples": examples},
+        "decode_s_per_sample": {m: float(np.mean(values)) for m, values in cost.items() if values},
+        "media": {key: _percentiles(values) for key, values in sizes.items()},
+    }
+
+
+def _try(source: MediaSource, row: int, modality: str) -> Reject | None:
+    try:
+        source.media(row, modality)
+    except Reject as e:
+        return e
+    return None
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    return {f"p{p}": round(float(v), 3) for p, v in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True)}
+
+
+def _labels(manifest: Manifest, data_set: DataSetSpec, tasks: list[TaskSpec]) -> dict:
+    if "labels" not in manifest.schema.names:
+        return {}
+    counts, without = collections.Counter(), 0
+    needed = data_set.classes if any(t.objective != "nce" for t in tasks) else ()
+    for labels in manifest.iter_column("labels"):
+        counts.update(labels or ())
+        without += bool(needed) and not set(labels or ()) & set(needed)
+    return {
+        "distinct": len(counts),
+        "most_common": dict(counts.most_common(_MOST_SHOWN)),
+        "least_common": dict(counts.most_common()[: -_MOST_SHOWN - 1 : -1]),
+        "rows_without_a_class": without,
+        "classes_without_a_row": [c for c in data_set.classes if c not in counts][:_MOST_SHOWN],
+    }
+
+
+def _text(manifest: Manifest, tasks: list[TaskSpec], tokenizer: Tokenizer | None, rows: list[int]) -> dict:
+    captioned = [t for t in tasks if "text" in t.modalities and t.text == "captions"]
+    if not captioned or tokenizer is None:
+        return {}
+    texts = [text for row in rows for text in manifest.row(row).get("text") or () if text.strip()]
+    if not texts:
+        return {"captions": 0}
+    tokens = np.array([tokenizer.count(text) for text in texts])
+    return {
+        "captions": len(texts),
+        "characters": _percentiles([len(t) for t in texts]),
+        "tokens": _percentiles(tokens),
+        "cut": {t.name: round(float((tokens > t.text_length).mean()), 3) for t in captioned},
+    }
+
+
+def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str], list[str]]:
+    """(what would stop or spoil a run, what is worth a look)."""
+    stops, looks = [], []
+    rejected, sampled = found["rejects"]["count"], found["sampled"]
+    if rejected:
+        line = f"{name}: {rejected} of {sampled} sampled rows are bad ({_counts(found['rejects']['reasons'])})"
+        over = rejected > data_set.max_reject_fraction * sampled
+        (stops if over else looks).append(line + (f"; at most {data_set.max_reject_fraction:.0%} may be" * over))
+    if found["duplicate_ids"]["count"]:
+        stops.append(
+            f"{name}: {found['duplicate_ids']['count']} ids stand more than once, e.g. "
+            f"{found['duplicate_ids']['examples'][0]!r}; ids must be unique"
+        )
+    for other, held_out in found["held_out"].items():
+        if held_out["ids_in_training"]:
+            looks.append(f"{name}: {held_out['ids_in_training']} ids of {other} are in the training data too")
+    labels, text = found["labels"], found["text"]
+    if labels.get("rows_without_a_class"):
+        looks.append(f"{name}: {labels['rows_without_a_class']} rows have none of the recipe's classes")
+    if labels.get("classes_without_a_row"):
+        looks.append(f"{name}: no row has the class {labels['classes_without_a_row'][0]!r}")
+    for task, cut in text.get("cut", {}).items():
+        if cut > 0.05:
+            looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
+    return stops, looks
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def print_check(result: dict) -> None:
+    """A table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for name, one in result["data_sets"].items():
+        table = Table(title=name, show_header=False, title_justify="left")
+        held_out = ", ".join(f"{k} {v['rows']:,}" for k, v in one["held_out"].items())
+        table.add_row("rows", f"{one['rows']:,}" + (f"; held out: {held_out}" if held_out else ""))
+        table.add_row("columns", ", ".join(one["columns"]))
+        table.add_row("bad", f"{one['rejects']['count']} of {one['sampled']} sampled")
+        for example in one["rejects"]["examples"][:3]:
+            table.add_row("", f"{example['id']}: {example['reason']}: {example['detail']}")
+        for key, values in one["media"].items():
+            table.add_row(key, "  ".join(f"{p} {v:g}" for p, v in values.items()))
+        for modality, seconds in one["decode_s_per_sample"].items():
+            table.add_row(f"{modality} decode", f"{1000 * seconds:.1f} ms of CPU a sample")
+        if one["labels"]:
+            common = ", ".join(f"{k} {v:,}" for k, v in list(one["labels"]["most_common"].items())[:5])
+            table.add_row("labels", f"{one['labels']['distinct']:,} distinct: {common}")
+        if one["text"].get("captions"):
+            for key in ("characters", "tokens"):
+                table.add_row(f"caption {key}", "  ".join(f"{p} {v:g}" for p, v in one["text"][key].items()))
+        console.print(table)
+    console.print(
+        f"decode takes {result['decode_cpu_s_per_step']:.2f} s of CPU a step: {result['decode_cpus']:.1f} CPUs for "
+        f"steps of {result['step_s']:g} s, fewer with shards or a clip cache"
+    )
+    for problem in result["problems"]:
+        console.print(f"- {problem}", markup=False)
+    if not result["problems"]:
+        console.print("no problems found")

@@ -1,0 +1,101 @@
+"""What check.py says of data, against data made to be wrong in known ways."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline import recipe as recipes
+from pipeline.check import check
+from pipeline.cli import check_main
+
+
+@pytest.fixture
+def own_digits(toy_recipe, tmp_path):
+    """The toy recipe over a copy of its digits; the returned function changes the rows of the training manifest."""
+    source = Path(toy_recipe["data_sets"]["digits"]["manifest"]).parent
+    shutil.copytree(source, tmp_path / "digits")
+    path = tmp_path / "digits/train.parquet"
+    toy_recipe["data_sets"]["digits"] |= {"manifest": str(path), "held_out": str(tmp_path / "digits/held_out.parquet")}
+
+    def change(function):
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        function(rows)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+    return toy_recipe, change
+
+
+def test_good_data(toy_recipe):
+    result = check(recipes.from_dict(toy_recipe), sample=5)
+    assert result["usable"] and result["problems"] == []
+    digits, moving = result["data_sets"]["digits"], result["data_sets"]["moving"]
+    assert digits["sampled"] == 5 and digits["rejects"]["count"] == 0
+    assert digits["media"]["image width"] == {"p5": 64.0, "p50": 64.0, "p95": 64.0}
+    # 34 frames at 16 a second.
+    assert moving["media"]["video duration_s"]["p50"] == pytest.approx(2.125, abs=0.15)
+    assert moving["media"]["video fps"]["p50"] == 16.0
+    assert moving["held_out"] == {"held_out": {"rows": 10, "ids_in_training": 0}}
+    assert sum(digits["labels"]["most_common"].values()) == digits["rows"]
+    cost = moving["decode_s_per_sample"]
+    image = digits["decode_s_per_sample"]["image"]
+    # Two tasks of 8 images (16 and 32 pixels: 8 and 2 a batch) over 38 rows each, one of 4 videos over 38 rows.
+    expected = (image * (8 + 2) / 2 + image * 8 + 4 * (cost["video"] + cost["audio"])) / 3
+    assert result["decode_cpu_s_per_step"] == pytest.approx(expected)
+    assert result["decode_cpus"] == pytest.approx(expected / 0.25)
+
+
+def test_everything_wrong_is_named(own_digits, tmp_path):
+    recipe, change = own_digits
+    held_out = pq.read_table(tmp_path / "digits/held_out.parquet")["id"].to_pylist()
+
+    def spoil(rows):
+        rows[1]["id"] = rows[0]["id"]
+        rows[2]["id"] = held_out[0]
+        rows[3]["labels"] = ["cat"]
+        rows[4]["image"] = "images/gone.png"
+        (tmp_path / "digits" / rows[5]["image"]).write_bytes(b"not a picture")
+
+    change(spoil)
+    result = check(recipes.from_dict(recipe), sample=200)
+    assert not result["usable"]
+    found = result["data_sets"]["digits"]
+    assert found["rejects"]["reasons"] == {"missing_file": 1, "not_decodable": 1}
+    problems = "\n".join(result["problems"])
+    for line in (
+        f"digits: 2 of {found['rows']} sampled rows are bad (1 missing_file, 1 not_decodable); at most 5% may be",
+        "digits: 1 ids stand more than once, e.g. ",
+        "digits: 1 ids of held_out are in the training data too",
+        "digits: 1 rows have none of the recipe's classes",
+    ):
+        assert line in problems, problems
+
+
+def test_captions_that_are_cut_are_named(toy_recipe):
+    moving = {"data_set": "moving", "objective": "nce", "modalities": ["video", "text"], "batch_size": 4}
+    toy_recipe["tasks"]["video_text"] = moving | {"variants": [{"size": 32, "frames": 8}], "text_length": 2}
+    result = check(recipes.from_dict(toy_recipe), sample=10)
+    assert result["usable"]
+    assert any("are longer than tasks.video_text.text_length and are cut" in p for p in result["problems"])
+    assert result["data_sets"]["moving"]["text"]["captions"] == 30
+
+
+def test_the_job_prints_tables_or_json_and_exits_by_what_it_found(own_digits, tmp_path, capsys):
+    recipe, change = own_digits
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    arguments = ["--config", str(path), "--sample", "3"]
+    assert check_main(arguments) == 0
+    assert "no problems found" in capsys.readouterr().out
+    change(lambda rows: rows[1].update(id=rows[0]["id"]))
+    assert check_main([*arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["usable"] is False
+    assert check_main([*arguments, "--sample", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --sample")
