@@ -41,7 +41,7 @@ def preprocess(recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = ())
         mine = [t for t in tasks.values() if t.data_set == name]
         if mine:
             jobs[name] = _check(dataclasses.replace(data_sets[name], shards=None), mine, out / name)
-    ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address))
+    ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address), driver_cpus=0)
     return {name: _data_set(job) for name, job in jobs.items()}
 
 

@@ -47,8 +47,11 @@ class Cluster:
     cache_bytes: int = 0
 
 
-def start_ray(cluster: Cluster) -> None:
-    """Joins the cluster that is there (a submitted job, ``cluster.address``), or starts one on this machine."""
+def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
+    """Joins the cluster that is there (a submitted job, ``cluster.address``), or starts one on this machine.
+
+    driver_cpus: CPUs of this machine that the driver's own work needs.
+    """
     if ray.is_initialized():
         return
     quiet_ray_data()
@@ -61,8 +64,8 @@ def start_ray(cluster: Cluster) -> None:
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
     os.environ.setdefault("RAY_worker_niceness", "5")
-    # The driver's own work takes a CPU. Decode must find CPUs beside the trainers, so theirs are counted on top.
-    cpus = max(1, (os.cpu_count() or 1) - 1) + round(cluster.num_workers * cluster.cpus_per_worker)
+    # Decode must find CPUs beside the trainers, so theirs are counted on top.
+    cpus = max(1, (os.cpu_count() or 1) - driver_cpus) + round(cluster.num_workers * cluster.cpus_per_worker)
     ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="error")
 
 
