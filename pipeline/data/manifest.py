@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import urllib.parse
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -16,7 +15,6 @@ from pipeline.errors import RequestError
 MEDIA_COLUMNS = ("image", "video", "audio")
 # Two windows of an order (``order.Order.window``): a window is read in random order, so its groups must all stay.
 _CACHED_ROWS = 16_384
-_OBJECT_STORES = ("s3", "gs", "gcs")
 
 
 def _is_string(found: pa.DataType) -> bool:
@@ -38,10 +36,6 @@ def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """(filesystem, path) of a local path or of a URI that pyarrow or fsspec knows."""
     if "://" not in uri:
         return pyarrow.fs.LocalFileSystem(), uri
-    parts = urllib.parse.urlsplit(uri)
-    if parts.scheme in _OBJECT_STORES:
-        bucket = urllib.parse.urlunsplit((parts.scheme, parts.netloc, "", parts.query, ""))
-        return _object_store(bucket), parts.netloc.rpartition("@")[2] + urllib.parse.unquote(parts.path)
     try:
         return pyarrow.fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid:
@@ -49,12 +43,6 @@ def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
         filesystem, path = fsspec.core.url_to_fs(uri)
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
-
-
-@functools.lru_cache(maxsize=32)
-def _object_store(bucket: str) -> pyarrow.fs.FileSystem:
-    """Opened once a process: a new one asks the network where its bucket lies."""
-    return pyarrow.fs.FileSystem.from_uri(bucket)[0]
 
 
 class Manifest:
