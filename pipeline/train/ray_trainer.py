@@ -66,7 +66,14 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
     os.environ.setdefault("RAY_worker_niceness", "5")
     # Decode must find CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, (os.cpu_count() or 1) - driver_cpus) + round(cluster.num_workers * cluster.cpus_per_worker)
-    ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=_object_store_bytes(), logging_level="error")
+    # "local": a head that someone started on this machine is joined only where ``cluster.address`` says so.
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=_object_store_bytes(),
+        logging_level="error",
+    )
 
 
 def _object_store_bytes() -> int:
