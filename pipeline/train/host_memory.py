@@ -10,7 +10,7 @@ def keep_freed_memory(most_bytes: int = 1 << 30) -> bool:
     """Keeps freed buffers of up to ``most_bytes`` in the process. False where the C library has no such setting.
 
     XLA's CPU client asks for a step's temporary memory anew each time. glibc gives large blocks back to the system at
-    once, and touching them again cost a sixth of the demo's step (benchmarks/cpu_step.py).
+    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py).
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -11,7 +11,7 @@ import json
 import posixpath
 from collections.abc import Iterator
 
-from pipeline.data.importers.listing import Folder, Skipped, by_stem, read_file
+from pipeline.data.importers.listing import Folder, Skipped, by_stem, folder_of, read_file
 from pipeline.errors import RequestError
 
 _MISSING = "its media file is not there"
@@ -19,7 +19,7 @@ _MISSING = "its media file is not there"
 
 def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[dict]:
     """captions_*.json; images: their folder, by default the file's own. All captions of an image are one row."""
-    folder = Folder(images or _folder_of(source))
+    folder = Folder(images or folder_of(source))
     there = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
     try:
         data = json.loads(read_file(source))
@@ -45,7 +45,7 @@ def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") ->
     named YTID alone is taken to be the whole video, and its row gets the segment's times. names:
     class_labels_indices.csv, for labels that people can read.
     """
-    folder = Folder(media or _folder_of(source))
+    folder = Folder(media or folder_of(source))
     files = {m: by_stem(folder, m) for m in ("audio", "video")}
     readable = {r["mid"]: r["display_name"] for r in _records(names)} if names else {}
     for line in _lines(source):
@@ -73,7 +73,7 @@ def kinetics(source: str, skipped: Skipped, videos: str = "", names: str = "", s
     videos: their folder. A clip is named ID_START_END with six digits each; a file named ID alone is the whole video.
     names: for the second form, a file with one class a line. split: only these rows of the first form.
     """
-    folder = Folder(videos or _folder_of(source))
+    folder = Folder(videos or folder_of(source))
     first = read_file(source).decode("utf-8-sig", errors="replace").splitlines()[:1]
     if first and "youtube_id" in first[0]:
         yield from _kinetics_official(source, skipped, by_stem(folder, "video"), split)
@@ -112,7 +112,7 @@ def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -
         if classes and int(label) >= len(classes):
             raise RequestError(f"{source}: class {label} is not among the {len(classes)} of {names}")
         path = path.strip()
-        relative = path.removeprefix(folder.root.rstrip("/") + "/")
+        relative = path.removeprefix(f"{folder.root}/")
         if relative in there:
             uri = folder.uri(relative)
             yield {"id": relative, "video": uri, "labels": [classes[int(label)] if classes else label]}
@@ -122,7 +122,7 @@ def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -
 
 def esc50(source: str, skipped: Skipped, audio: str = "", folds: str = "") -> Iterator[dict]:
     """meta/esc50.csv; audio: its folder, by default ../audio. folds: only these, e.g. 1,2,3,4."""
-    folder = Folder(audio or posixpath.join(posixpath.dirname(_folder_of(source)), "audio"))
+    folder = Folder(audio or posixpath.join(posixpath.dirname(folder_of(source)), "audio"))
     files, wanted = by_stem(folder, "audio"), set(folds.split(",")) if folds else None
     for record in _records(source):
         try:
@@ -145,10 +145,6 @@ def _find(files: dict[str, dict[str, str]], cut: list[str], whole: list[str], st
         if found:
             return found | times
     return None
-
-
-def _folder_of(source: str) -> str:
-    return posixpath.dirname(source if "://" in source else posixpath.abspath(source))
 
 
 def _records(source: str) -> Iterator[dict]:

@@ -34,46 +34,62 @@ class Skipped:
 
 
 class Folder:
-    """The files below a folder, or one file. Raises RequestError where there is nothing."""
+    """The files below a folder, or one file of it (``file``). Raises RequestError where there is nothing."""
 
     def __init__(self, source: str):
         self.source = source
         self.filesystem, self.root = resolve_filesystem(source if "://" in source else posixpath.abspath(source))
         self._scheme = source.split("://", 1)[0] + "://" if "://" in source else ""
-        info = self.filesystem.get_file_info(self.root)
-        if info.type == pyarrow.fs.FileType.NotFound:
+        kind = self.filesystem.get_file_info(self.root).type
+        if kind == pyarrow.fs.FileType.NotFound:
             raise RequestError(f"{source}: expected a file or a folder, found nothing there")
-        self.is_file = info.type == pyarrow.fs.FileType.File
+        self.file = None
+        if kind == pyarrow.fs.FileType.File:
+            self.root, self.file = posixpath.split(self.root)
+        self.root = self.root.rstrip("/")
 
     def paths(self, *endings: str) -> list[str]:
         """Sorted paths, relative to the folder, of the files with one of the endings (any case); all without one."""
-        if self.is_file:
-            name = posixpath.basename(self.root)
-            self.root = posixpath.dirname(self.root)
-            self.is_file = False
-            return [name]
+        if self.file:
+            return [self.file]
         selector = pyarrow.fs.FileSelector(self.root, recursive=True)
         files = (i.path for i in self.filesystem.get_file_info(selector) if i.type == pyarrow.fs.FileType.File)
-        prefix = self.root.rstrip("/") + "/"
-        found = sorted(path.removeprefix(prefix) for path in files)
+        found = sorted(path.removeprefix(f"{self.root}/") for path in files)
         return [path for path in found if not endings or path.lower().endswith(endings)]
 
     def uri(self, path: str) -> str:
         """What a manifest says for a relative path."""
-        return f"{self._scheme}{self.root.rstrip('/')}/{path}"
+        return f"{self._scheme}{self.root}/{path}"
+
+    def has(self, path: str) -> bool:
+        return self.filesystem.get_file_info(f"{self.root}/{path}").type == pyarrow.fs.FileType.File
+
+    def open(self, path: str) -> pyarrow.NativeFile:
+        """For reading anywhere in the file."""
+        return self.filesystem.open_input_file(f"{self.root}/{path}")
 
     def read(self, path: str) -> bytes:
-        with self.filesystem.open_input_stream(f"{self.root.rstrip('/')}/{path}") as stream:
-            return stream.read()
+        with self.open(path) as file:
+            return file.read()
+
+
+def open_file(source: str) -> pyarrow.NativeFile:
+    """A single file. Raises RequestError where there is none."""
+    folder = Folder(source)
+    if not folder.file:
+        raise RequestError(f"{source}: expected a file, found a folder")
+    return folder.open(folder.file)
 
 
 def read_file(source: str) -> bytes:
-    """A whole annotation file. Raises RequestError where there is none."""
-    folder = Folder(source)
-    if not folder.is_file:
-        raise RequestError(f"{source}: expected a file, found a folder")
-    (name,) = folder.paths()
-    return folder.read(name)
+    """All of a single file. Raises RequestError where there is none."""
+    with open_file(source) as file:
+        return file.read()
+
+
+def folder_of(source: str) -> str:
+    """The folder in which a file lies, as a path or URI."""
+    return posixpath.dirname(source if "://" in source else posixpath.abspath(source))
 
 
 def by_stem(folder: Folder, modality: str) -> dict[str, str]:

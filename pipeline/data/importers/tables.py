@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.importers.listing import Folder, Skipped
+from pipeline.data.importers.listing import Skipped, folder_of, open_file
 from pipeline.data.manifest import MEDIA_COLUMNS
 from pipeline.errors import RequestError
 
@@ -37,7 +37,7 @@ def table(
     """
     names = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
     names |= {"start_s": start_s, "end_s": end_s}
-    base = (folder or posixpath.dirname(source if "://" in source else posixpath.abspath(source))).rstrip("/")
+    base = (folder or folder_of(source)).rstrip("/")
     found = False
     for number, record in enumerate(_records(source)):
         if not found:
@@ -79,25 +79,20 @@ def _strings(value, separator: str) -> list[str]:
 
 
 def _records(source: str) -> Iterator[dict]:
-    folder = Folder(source)
-    if not folder.is_file:
-        raise RequestError(f"{source}: expected a table, found a folder")
-    (name,) = folder.paths()
-    path, ending = f"{folder.root.rstrip('/')}/{name}", posixpath.splitext(name)[1].lower()
+    ending = posixpath.splitext(source)[1].lower()
     try:
-        if ending == ".parquet":
-            for batch in pq.ParquetFile(path, filesystem=folder.filesystem).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
-        elif ending in (".csv", ".tsv"):
-            with folder.filesystem.open_input_stream(path) as stream:
-                text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+        with open_file(source) as file:
+            if ending == ".parquet":
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+                    yield from batch.to_pylist()
+            elif ending in (".csv", ".tsv"):
+                text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
                 yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")
-        elif ending in (".jsonl", ".ndjson", ".json"):
-            with folder.filesystem.open_input_stream(path) as stream:
-                for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace"):
+            elif ending in (".jsonl", ".ndjson", ".json"):
+                for line in io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"):
                     if line.strip():
                         yield json.loads(line)
-        else:
-            raise RequestError(f"{source}: expected .csv, .tsv, .jsonl or .parquet")
+            else:
+                raise RequestError(f"{source}: expected .csv, .tsv, .jsonl or .parquet")
     except (pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as e:
         raise RequestError(f"{source}: cannot be read as {ending}: {' '.join(str(e).split())[:160]}") from e

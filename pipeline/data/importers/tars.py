@@ -33,10 +33,9 @@ def webdataset(source: str, skipped: Skipped) -> Iterator[dict]:
 def img2dataset(source: str, skipped: Skipped, caption: str = "caption") -> Iterator[dict]:
     """Shards of img2dataset or video2dataset: NNNNN.tar, and NNNNN.parquet with the columns key and CAPTION."""
     folder = Folder(source)
-    tars, there = _tars(folder), set(folder.paths(".parquet")) if not folder.is_file else set()
-    for name in tars:
+    for name in _tars(folder):
         beside = posixpath.splitext(name)[0] + ".parquet"
-        captions = _captions(folder, beside, caption) if beside in there else None
+        captions = _captions(folder, beside, caption) if folder.has(beside) else None
         for key, members, file in _samples(folder, name, skipped):
             text = None
             if captions is not None:
@@ -54,8 +53,8 @@ def _tars(folder: Folder) -> list[str]:
 
 def _captions(folder: Folder, name: str, column: str) -> dict[str, str]:
     try:
-        with folder.filesystem.open_input_file(f"{folder.root.rstrip('/')}/{name}") as f:
-            table = pq.read_table(f, columns=["key", column])
+        with folder.open(name) as file:
+            table = pq.read_table(file, columns=["key", column])
     except (pa.ArrowInvalid, KeyError) as e:
         raise RequestError(f"{folder.uri(name)}: expected the columns key and {column}: {str(e)[:120]}") from e
     return dict(zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True))
@@ -71,7 +70,7 @@ def _samples(folder: Folder, name: str, skipped: Skipped) -> Iterator[tuple[str,
 
     The key is all of a path up to the first dot of the file's name.
     """
-    with folder.filesystem.open_input_file(f"{folder.root.rstrip('/')}/{name}") as file:
+    with folder.open(name) as file:
         key, members = None, {}
         for path, offset, size in _members(file, name, skipped):
             base, dot, ending = posixpath.basename(path).partition(".")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest import MEDIA_COLUMNS
+from pipeline.data.order import name_key
 from pipeline.errors import RequestError
 from pipeline.files import whole_file
 
@@ -41,7 +40,8 @@ class _Writer:
         row = dict(row)
         for column in MEDIA_COLUMNS:
             if row.get(column):
-                row[column] = _relative(row[column], self._folder)
+                # A path below the manifest's folder as seen from there, so that both can move together.
+                row[column] = row[column].removeprefix(f"{self._folder}/")
         self.filled |= {name for name, value in row.items() if value not in (None, [], "")}
         self._rows.append(row)
         self.num_rows += 1
@@ -72,15 +72,14 @@ def write_manifests(rows: Iterable[dict], out: Path, *, held_out_share: float) -
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out, out.with_name(f"{out.stem}-held_out{out.suffix}")][: 2 if held_out_share else 1]
     seen: set[int] = set()
-    with contextlib.ExitStack() as stack:
-        drafts = [stack.enter_context(_draft(path)) for path in paths]
-        writers = [_Writer(draft, out.parent) for draft in drafts]
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as drafts:
+        writers = [_Writer(Path(drafts) / path.name, out.parent) for path in paths]
         for row in rows:
-            digest = int.from_bytes(hashlib.blake2b(row["id"].encode(), digest_size=8).digest(), "big")
+            digest = name_key(row["id"])
             if digest in seen:
                 raise RequestError(f"id {row['id']!r} stands there twice; ids must be unique")
             seen.add(digest)
-            # The upper part of the hash decides, so a row stays on its side however the data set grows.
+            # The id alone decides, so a row stays on its side however the data set grows.
             held_out = digest < held_out_share * 2**64
             writers[-1 if held_out else 0].add(row)
         columns = [name for name in SCHEMA.names if any(name in w.filled for w in writers)]
@@ -90,18 +89,3 @@ def write_manifests(rows: Iterable[dict], out: Path, *, held_out_share: float) -
                 with whole_file(path) as whole:
                     writer.finish(columns, whole)
     return counts, columns
-
-
-@contextlib.contextmanager
-def _draft(path: Path):
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
-        yield draft
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _relative(path: str, folder: Path) -> str:
-    """A path below the manifest's folder as seen from there, so that both can move together."""
-    prefix = f"{folder}/"
-    return path.removeprefix(prefix) if path.startswith(prefix) else path
