@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.manifest import Manifest
+from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.probe import probe
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer
@@ -42,7 +43,8 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
         tasks = [t for t in spec.tasks.values() if t.data_set == name]
         if not tasks:
             continue
-        one = _data_set(dataclasses.replace(data_set, shards=None), tasks, tokenizer, sample)
+        media = dataclasses.replace(data_set, shards=None)
+        one = _data_set(media, tasks, tokenizer, sample=sample, limits=recipe.cluster.decode_limits())
         found[name] = one
         more_stops, more_looks = _problems(name, data_set, one)
         stops, looks = stops + more_stops, looks + more_looks
@@ -60,13 +62,20 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
     }
 
 
-def _data_set(data_set: DataSetSpec, tasks: list[TaskSpec], tokenizer: Tokenizer | None, sample: int) -> dict:
+def _data_set(
+    data_set: DataSetSpec,
+    tasks: list[TaskSpec],
+    tokenizer: Tokenizer | None,
+    *,
+    sample: int,
+    limits: DecodeLimits,
+) -> dict:
     manifest = Manifest(data_set.manifest)
     ids = collections.Counter(manifest.iter_column("id"))
     twice = [i for i, count in ids.items() if count > 1]
     media = tuple(m for m in ("image", "video", "audio") if any(m in t.modalities for t in tasks))
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(sample, manifest.num_rows)).astype(int)).tolist()
-    decoded = _decode(data_set, media, manifest, rows)
+    decoded = _decode(data_set, media, manifest, rows, limits)
     held_out = {name: Manifest(uri) for name, uri in data_set.held_out.items()}
     return {
         "rows": manifest.num_rows,
@@ -83,9 +92,11 @@ def _data_set(data_set: DataSetSpec, tasks: list[TaskSpec], tokenizer: Tokenizer
     }
 
 
-def _decode(data_set: DataSetSpec, media: tuple[str, ...], manifest: Manifest, rows: list[int]) -> dict:
+def _decode(
+    data_set: DataSetSpec, media: tuple[str, ...], manifest: Manifest, rows: list[int], limits: DecodeLimits
+) -> dict:
     """Rejects by reason, seconds of CPU a sample, and what the files say of themselves."""
-    source = MediaSource(data_set, modalities=media)
+    source = MediaSource(data_set, modalities=media, limits=limits)
     rejects, examples, cost = collections.Counter(), [], collections.defaultdict(list)
     sizes: dict[str, list[float]] = collections.defaultdict(list)
     if rows and media:
@@ -94,11 +105,10 @@ def _decode(data_set: DataSetSpec, media: tuple[str, ...], manifest: Manifest, r
         bad = False
         record = manifest.row(row)
         for modality in media:
-            began = time.process_time()
+            began = time.process_time() + source.decoders.cpu_s
             reject = _try(source, row, modality)
-            cost[modality].append(time.process_time() - began)
-            path = record.get(modality) or record.get("video")
-            for key, value in probe(path, modality if record.get(modality) else "video").items() if path else ():
+            cost[modality].append(time.process_time() + source.decoders.cpu_s - began)
+            for key, value in _probe(source, record, modality).items():
                 sizes[f"{modality} {key}"].append(value)
             if reject and not bad:
                 bad = True
@@ -118,6 +128,15 @@ def _try(source: MediaSource, row: int, modality: str) -> Reject | None:
     except Reject as e:
         return e
     return None
+
+
+def _probe(source: MediaSource, record: dict, modality: str) -> dict[str, float]:
+    try:
+        path, from_video = source_path(record, modality)
+        return source.decoders.probe(path, "video" if from_video else modality)
+    # Decoding it says better what is wrong.
+    except Reject:
+        return {}
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

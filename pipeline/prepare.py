@@ -13,7 +13,7 @@ from pipeline.data import prompts
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, write_bytes
 from pipeline.recipe import Recipe
@@ -131,7 +131,10 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> int:
 
 
 def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_sets) -> Tokenizer | None:
-    """The run's own copy where there is one, the recipe's, or a new one trained on the data sets' text."""
+    """The run's own copy where there is one, the recipe's, or a new one trained on the data sets' text.
+
+    The copy is named tokenizer.model whatever its form.
+    """
     if not any("text" in task.modalities for task in tasks.values()):
         return None
     path = run_dir / "tokenizer.model"
@@ -139,8 +142,8 @@ def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_s
     if path.exists() and (run_dir / "config.yaml").exists():
         return load_tokenizer(str(path))
     if recipe.text.tokenizer:
-        tokenizer = load_tokenizer(str(Path(recipe.text.tokenizer).expanduser()))
-        path.write_bytes(tokenizer.model)
+        tokenizer = load_tokenizer(recipes.locate(recipe.text.tokenizer))
+        write_bytes(path, tokenizer.model)
         return tokenizer
     sentences = itertools.chain.from_iterable(
         _sentences(task, data_sets[task.data_set]) for task in tasks.values() if "text" in task.modalities
@@ -161,4 +164,5 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
             yield from (template.format(label) for template in templates)
         return
     captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
-    yield from itertools.islice((c for c in captions if c.strip()), _MOST_CAPTIONS)
+    usable = (c for c in captions if text_fault(c, max_characters=task.max_characters) is None)
+    yield from itertools.islice(usable, _MOST_CAPTIONS)

@@ -14,6 +14,7 @@ import ray
 
 from pipeline import recipe as recipes
 from pipeline.data.manifest import Manifest
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import MEDIA, decode_settings, encode_rows, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
@@ -40,7 +41,8 @@ def preprocess(recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = ())
     for name in only or tuple(data_sets):
         mine = [t for t in tasks.values() if t.data_set == name]
         if mine:
-            jobs[name] = _check(dataclasses.replace(data_sets[name], shards=None), mine, out / name)
+            data_set = dataclasses.replace(data_sets[name], shards=None)
+            jobs[name] = _check(data_set, mine, out / name, recipe.cluster.decode_limits())
     ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address), driver_cpus=0)
     return {name: _data_set(job) for name, job in jobs.items()}
 
@@ -51,6 +53,10 @@ class _Job:
     modalities: tuple[str, ...]
     folder: Path
     num_rows: int
+    limits: DecodeLimits
+
+    def source(self) -> MediaSource:
+        return MediaSource(self.data_set, modalities=self.modalities, limits=self.limits)
 
     def header(self) -> dict:
         """What the shards depend on; a folder with another header is refused."""
@@ -65,12 +71,12 @@ class _Job:
         }
 
 
-def _check(data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path) -> _Job:
+def _check(data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path, limits: DecodeLimits) -> _Job:
     manifest = Manifest(data_set.manifest)
     for task in tasks:
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows)
+    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows, limits)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
@@ -83,7 +89,7 @@ def _check(data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path) -> _Job:
 def _check_disk(job: _Job) -> None:
     """Refuses to start what cannot fit: the size of the first rows times their number."""
     sample = range(min(8, job.num_rows))
-    table, _ = encode_rows(MediaSource(job.data_set, modalities=job.modalities), sample)
+    table, _ = encode_rows(job.source(), sample)
     done = sum(p.stat().st_size for p in job.folder.glob("shard-*.arrow"))
     needed = table.nbytes / len(sample) * job.num_rows - done
     free = shutil.disk_usage(job.folder).free
@@ -100,8 +106,7 @@ def _entry_path(job: _Job, number: int) -> Path:
 @ray.remote(max_retries=2)
 def _make_shard(job: _Job, number: int) -> dict:
     rows = range(number * ROWS_PER_SHARD, min((number + 1) * ROWS_PER_SHARD, job.num_rows))
-    source = MediaSource(job.data_set, modalities=job.modalities)
-    table, rejects = encode_rows(source, rows)
+    table, rejects = encode_rows(job.source(), rows)
     entry = write_shard(table, job.folder / f"shard-{number:05d}.arrow") | {"rejects": rejects}
     # The entry is written after its shard: a shard without one is made again.
     write_json(_entry_path(job, number), entry)

@@ -43,8 +43,23 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
 def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
     from pipeline.train import ray_trainer
 
+    cluster = cluster_of(recipe)
+    ray_trainer.check_world(spec, cluster.num_workers)
+    with clock("start_s"):
+        ray_trainer.start_ray(cluster)
+    with _stop_on_signals() as stop:
+        summary = ray_trainer.fit(spec, cluster, should_stop=stop.is_set)
+    if summary["first_step_at"]:
+        clock.times["first_step_s"] = summary["first_step_at"] - clock.started
+    return summary
+
+
+def cluster_of(recipe: Recipe):
+    """``cluster.*`` of a recipe as ``ray_trainer.Cluster``."""
+    from pipeline.train import ray_trainer
+
     settings = recipe.cluster
-    cluster = ray_trainer.Cluster(
+    return ray_trainer.Cluster(
         num_workers=settings.num_workers,
         accelerator=settings.accelerator,
         accelerators_per_worker=settings.accelerators_per_worker,
@@ -54,15 +69,8 @@ def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
         address=settings.address,
         decode=ray_trainer.DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
         cache_bytes=settings.clip_cache_mb << 20,
+        limits=settings.decode_limits(),
     )
-    ray_trainer.check_world(spec, cluster.num_workers)
-    with clock("start_s"):
-        ray_trainer.start_ray(cluster)
-    with _stop_on_signals() as stop:
-        summary = ray_trainer.fit(spec, cluster, should_stop=stop.is_set)
-    if summary["first_step_at"]:
-        clock.times["first_step_s"] = summary["first_step_at"] - clock.started
-    return summary
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# Recipes here name decoders of tests/decoders.py.
+IMPORTS = {"PYTHONPATH": str(ROOT)}
 EXACT = ("step", "task", "variant", "loss", "grad_norm", "temperatures")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,7 +30,12 @@ def command(job: str, *arguments) -> list[str]:
 
 def run_job(job: str, *arguments, expect: int = 0) -> str:
     done = subprocess.run(
-        command(job, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500
+        command(job, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+        env=os.environ | IMPORTS,
     )
     assert done.returncode == expect, done.stdout
     return done.stdout
@@ -46,19 +53,23 @@ def exact(run_dir: Path) -> list[list]:
 
 @pytest.fixture
 def recipe_file(toy_recipe, tmp_path, compile_cache):
-    """The toy recipe over a copy of the digits with one corrupt and one missing image."""
+    """The toy recipe over a copy of the digits with one corrupt and one missing image, and two that kill decoders."""
     source = Path(toy_recipe["data_sets"]["digits"]["manifest"]).parent
     copy = tmp_path / "digits"
     shutil.copytree(source, copy)
     rows = pq.read_table(copy / "train.parquet").to_pylist()
     (copy / rows[3]["image"]).write_bytes(b"\x89PNG\r\n\x1a\n not a picture")
     (copy / rows[5]["image"]).unlink()
+    (copy / rows[7]["image"]).write_bytes(b"SEGV")
+    (copy / rows[9]["image"]).write_bytes(b"LOCK")
+    toy_recipe["data_sets"]["digits"]["image"]["decoder"] = "tests.decoders:deadly_image"
     toy_recipe["data_sets"]["digits"]["manifest"] = str(copy / "train.parquet")
     toy_recipe["max_reject_fraction"] = 0.5
-    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache), "decode_timeout_s": 2.0}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_recipe))
-    return path, {rows[3]["id"]: "not_decodable", rows[5]["id"]: "missing_file"}
+    reasons = ("not_decodable", "missing_file", "crashed", "hung")
+    return path, {rows[number]["id"]: reason for number, reason in zip((3, 5, 7, 9), reasons, strict=True)}
 
 
 def test_run_kill_resume_and_finish(recipe_file, tmp_path):
@@ -92,7 +103,7 @@ def test_run_kill_resume_and_finish(recipe_file, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | {"IMP_TEST_MARK": str(killed)},
+        env=os.environ | IMPORTS | {"IMP_TEST_MARK": str(killed)},
     )
     deadline = time.monotonic() + 300
     while (not metrics(killed) or metrics(killed)[-1]["step"] < 7) and time.monotonic() < deadline:
@@ -123,7 +134,7 @@ def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"IMP_TEST_MARK": str(run_dir)},
+        env=os.environ | IMPORTS | {"IMP_TEST_MARK": str(run_dir)},
     )
     deadline = time.monotonic() + 300
     while not metrics(run_dir) and time.monotonic() < deadline:

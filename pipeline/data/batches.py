@@ -5,6 +5,8 @@ A bad sample becomes a reject and is replaced by a substitute that depends only 
 
 from __future__ import annotations
 
+import functools
+import time
 import zlib
 
 import numpy as np
@@ -14,12 +16,14 @@ from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.data.text import Tokenizer
+from pipeline.data.text import Tokenizer, most_telling, text_fault
 from pipeline.data.tokens import drop_tokens, grid_positions, patchify, spectrogram_tokens
-from pipeline.data.variants import view_frames
+from pipeline.data.variants import view_frames, window_starts
 from pipeline.errors import DataError
 
 _MOST_SUBSTITUTES = 64
+# Enough to tell a task of pictures from one of films.
+_MEASURED_SAMPLES, _MEASURED_S = 8, 1.0
 
 
 class SampleMaker:
@@ -36,19 +40,24 @@ class SampleMaker:
         self.classes = task.classes or data_set.classes
         self.media = tuple(m for m in task.modalities if m != "text")
 
-    def arrays(self, clip: Clip, variant: Variant, *, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """The sample's arrays; rng None: the evaluation view. Raises Reject where labels or text are missing."""
-        out, start_s = {}, 0.0
+    def arrays(
+        self, clip: Clip, variant: Variant, *, rng: np.random.Generator | None, window: tuple[int, int] = (0, 1)
+    ) -> dict[str, np.ndarray]:
+        """The sample's arrays; rng None: the evaluation view, ``window`` (i, n) the i-th of n evenly spaced in time.
+
+        Raises Reject where labels or text are missing.
+        """
+        out, start_s = {}, None
         augment = self.task.augment if rng is not None else None
         # Sound last: it starts where the frames do.
         for modality in sorted(self.task.modalities, key=lambda m: m == "audio"):
             if modality in ("image", "video"):
                 frames = clip.image[None] if modality == "image" else clip.video
-                view, first = view_frames(frames, variant, augment=augment, rng=rng)
+                view, first = view_frames(frames, variant, augment=augment, rng=rng, window=window)
                 start_s = first / self.data_set.video.fps
                 out |= self._vision(view, variant, rng)
             elif modality == "audio":
-                out |= self._audio(clip.audio, start_s)
+                out |= self._audio(clip.audio, start_s, window)
         if "text" in self.task.modalities:
             text = self._text(clip, rng)
             out |= self.encode_text(text)
@@ -66,9 +75,16 @@ class SampleMaker:
             patches, positions = drop_tokens(patches, positions, drop_rate=variant.drop_rate, rng=rng)
         return {"vision/tokens": patches, "vision/positions": positions}
 
-    def _audio(self, waveform: np.ndarray, start_s: float) -> dict:
-        spec = self.data_set.audio
-        tokens = spectrogram_tokens(waveform[int(start_s * spec.sample_rate_hz) :], spec)
+    def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int]) -> dict:
+        """start_s: where the frames beside it start, None without; then the sound has windows of its own."""
+        spec, (number, count) = self.data_set.audio, window
+        if start_s is not None:
+            start = int(start_s * spec.sample_rate_hz)
+        else:
+            # One view of sound alone is its beginning, in training and in evaluation.
+            spare = max(0, len(waveform) - spec.num_samples)
+            start = 0 if count == 1 else window_starts(spare, count)[number]
+        tokens = spectrogram_tokens(waveform[start:], spec)
         return {"audio/tokens": tokens, "audio/positions": grid_positions(spec.grid, self.tokens.audio_positions)}
 
     def _text(self, clip: Clip, rng) -> str:
@@ -79,12 +95,18 @@ class SampleMaker:
         # Whether a row has text must not depend on which text is drawn.
         texts = self.texts(clip)
         if not texts:
-            raise Reject("no_text", "no caption with a token in it")
+            raise Reject(*most_telling([self._fault(t) for t in clip.text]))
         return texts[int(rng.integers(len(texts))) if rng is not None else 0]
 
     def texts(self, clip: Clip) -> tuple[str, ...]:
-        """The clip's captions that have a token."""
-        return tuple(t for t in clip.text if self.tokenizer.encode(t, self.task.text_length).any())
+        """The clip's captions that can be used: UTF-8, not too long, with a token."""
+        return tuple(t for t in clip.text if self._fault(t) is None)
+
+    def _fault(self, caption: str) -> tuple[str, str] | None:
+        fault = text_fault(caption, max_characters=self.task.max_characters)
+        if fault is None and not self.tokenizer.has_tokens(caption):
+            return "no_text", f"no tokens in {caption[:40]!r}"
+        return fault
 
     def encode_text(self, text: str) -> dict:
         ids = self.tokenizer.encode(text, self.task.text_length)
@@ -94,10 +116,14 @@ class SampleMaker:
         return {"text/tokens": ids, "text/positions": positions, "text/mask": ids != 0}
 
     def _labels(self, clip: Clip) -> list[str]:
-        labels = [c for c in clip.labels if c in self.classes] if self.classes else list(clip.labels)
-        if not labels:
-            raise Reject("no_label", f"labels {list(clip.labels)[:5]} are none of the task's classes")
-        return labels
+        fault = functools.partial(text_fault, max_characters=self.task.max_characters)
+        labels = [c for c in clip.labels if (c in self.classes if self.classes else not fault(c))]
+        if labels:
+            return labels
+        reason, detail = most_telling([f for f in map(fault, clip.labels) if f])
+        if reason == "no_text":
+            reason, detail = "no_label", f"labels {list(clip.labels)[:5]} are none of the task's classes"
+        raise Reject(reason, detail)
 
     def multi_hot(self, clip: Clip) -> np.ndarray:
         """(classes of the data set,) uint8."""
@@ -143,6 +169,21 @@ class BatchMaker:
             rejects=rejects,
             arrays={name: np.stack(values) for name, values in columns.items()},
         )
+
+    def cost_s(self, index: int) -> float:
+        """CPU seconds that batch ``index`` takes in all, from its first samples."""
+        variant, positions = self.plan.batch(index, rank=0, world_size=1)
+        rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
+        self._sample(positions[0], int(rows[0]), int(epochs[0]), variant, [])  # libraries load at first use
+        began, done = self._cpu_s(), 0
+        while done < min(_MEASURED_SAMPLES, len(positions)) and self._cpu_s() - began < _MEASURED_S:
+            self._sample(positions[done], int(rows[done]), int(epochs[done]), variant, [])
+            done += 1
+        return (self._cpu_s() - began) / done * len(positions)
+
+    def _cpu_s(self) -> float:
+        decoders = getattr(self.samples.source, "decoders", None)
+        return time.process_time() + (decoders.cpu_s if decoders else 0.0)
 
     def _sample(self, position: int, row: int, epoch: int, variant: Variant, rejects: list[dict]) -> tuple[str, dict]:
         for attempt in range(_MOST_SUBSTITUTES):

@@ -10,11 +10,17 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from pipeline.data.media.storage import patiently, resolve_filesystem
 from pipeline.errors import RequestError
 
 MEDIA_COLUMNS = ("image", "video", "audio")
 # Two windows of an order (``order.Order.window``): a window is read in random order, so its groups must all stay.
 _CACHED_ROWS = 16_384
+# Stands before what is shown of a text or label whose bytes are no UTF-8. A noncharacter: Unicode keeps it for a
+# program's own use, and it passes through Arrow as any other.
+NOT_UTF8 = "\ufdd0"
+_WORD_COLUMNS = ("text", "labels")
+_MOST_SHOWN = 80
 
 
 def _is_string(found: pa.DataType) -> bool:
@@ -32,29 +38,48 @@ _TYPES = dict.fromkeys(("id", *MEDIA_COLUMNS), ("a string", _is_string)) | dict.
 )
 
 
-def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """(filesystem, path) of a local path or of a URI that pyarrow or fsspec knows."""
-    if "://" not in uri:
-        return pyarrow.fs.LocalFileSystem(), uri
-    try:
-        return pyarrow.fs.FileSystem.from_uri(uri)
-    except pa.ArrowInvalid:
-        import fsspec
+def _values(column: pa.Array | pa.ChunkedArray, name: str) -> list:
+    """``to_pylist``, where strings may hold other bytes than UTF-8: texts and labels are marked by ``NOT_UTF8``.
 
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+    Ids and paths keep their readable part and show the other bytes as "\\xff". Columns of other types become nulls.
+    """
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = pa.large_list(pa.large_binary()) if _is_strings(column.type) else pa.large_binary()
+        try:
+            return [_readable(value, marked=name in _WORD_COLUMNS) for value in column.cast(raw).to_pylist()]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return [None] * len(column)
+
+
+def _readable(value: bytes | list | None, *, marked: bool):
+    if isinstance(value, list):
+        return [_readable(v, marked=marked) for v in value]
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # Ids stay whole, so that they stay different.
+        return (NOT_UTF8 if marked else "") + value[: _MOST_SHOWN if marked else None].decode(errors="backslashreplace")
+
+
+def _without_nulls(words: list | None) -> list | None:
+    return [w for w in words if w is not None] if words and None in words else words
 
 
 class Manifest:
     """Random access to the rows of one Parquet file or of all ``*.parquet`` files of a folder, sorted by name.
 
-    Raises RequestError when nothing is there, when it is no Parquet, or when it has no rows.
+    Raises RequestError when nothing is there, when it is no Parquet, or when it has no rows; DataError, as reading a
+    row does, when storage stays out of reach.
     """
 
     def __init__(self, uri: str):
         self.uri = uri
-        self.filesystem, path = resolve_filesystem(uri)
-        self._files = self._list(path)
+        self.filesystem, path = patiently(uri, lambda: resolve_filesystem(uri))
+        self._files = patiently(uri, lambda: self._list(path))
         self.folder = str(PurePosixPath(path).parent) if self._files == [path] else path
         self._groups, self._starts, self.num_rows = [], [], 0
         for file in self._files:
@@ -70,7 +95,10 @@ class Manifest:
         self._read = functools.lru_cache(maxsize=max(2, groups))(self._read_group)
 
     def _list(self, path: str) -> list[str]:
-        info = self.filesystem.get_file_info(path)
+        try:
+            info = self.filesystem.get_file_info(path)
+        except pa.ArrowInvalid as e:
+            raise RequestError(f"manifest {self.uri}: {e}") from e
         if info.type == pyarrow.fs.FileType.File:
             return [path]
         if info.type == pyarrow.fs.FileType.Directory:
@@ -88,18 +116,33 @@ class Manifest:
 
     def _read_group(self, number: int) -> pa.Table:
         file, group = self._groups[number]
-        return pq.ParquetFile(file, filesystem=self.filesystem).read_row_group(group)
+        return patiently(file, lambda: pq.ParquetFile(file, filesystem=self.filesystem).read_row_group(group))
 
     def row(self, index: int) -> dict:
-        """Row ``index`` as a dict, media columns as paths or URIs that ``media.open_media`` takes."""
+        """Row ``index`` as a dict, media columns as paths or URIs that ``media.open_media`` takes.
+
+        Text and labels are without nulls. Raises RequestError where the id is null.
+        """
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows} in {self.uri}")
         number = bisect.bisect_right(self._starts, index) - 1
-        row = self._read(number).slice(index - self._starts[number], 1).to_pylist()[0]
+        found = self._read(number).slice(index - self._starts[number], 1)
+        try:
+            row = found.to_pylist()[0]
+        except UnicodeDecodeError:
+            row = {name: _values(found[name], name)[0] for name in found.column_names}
+        if row.get("id", "") is None:
+            raise self._no_id(index)
+        for column in _WORD_COLUMNS:
+            if column in row:
+                row[column] = _without_nulls(row[column])
         for column in MEDIA_COLUMNS:
             if row.get(column):
                 row[column] = self.resolve(row[column])
         return row
+
+    def _no_id(self, index: int) -> RequestError:
+        return RequestError(f"manifest {self.uri}: row {index}: expected an id, found null; give every row its own")
 
     def resolve(self, path: str) -> str:
         """A path of the manifest, relative to its folder, as a full path or URI."""
@@ -110,13 +153,18 @@ class Manifest:
         return scheme + full
 
     def iter_column(self, column: str):
-        """Every value of one column, in row order."""
+        """Every value of one column, in row order, as ``row`` gives it but for paths: they stay relative."""
+        row = 0
         for file in self._files:
             for batch in pq.ParquetFile(file, filesystem=self.filesystem).iter_batches(columns=[column]):
-                yield from batch.column(0).to_pylist()
+                values = _values(batch.column(0), column)
+                if column == "id" and None in values:
+                    raise self._no_id(row + values.index(None))
+                yield from (map(_without_nulls, values) if column in _WORD_COLUMNS else values)
+                row += len(values)
 
     def require(self, columns: dict[str, str]) -> None:
-        """Raises RequestError unless the columns are there; columns: name → which task needs it."""
+        """Raises RequestError unless the columns are there, and every id; columns: name → which task needs it."""
         missing = {c: why for c, why in columns.items() if c not in self.schema.names}
         if missing:
             what = "; ".join(f"{c!r} (needed by {why})" for c, why in missing.items())
@@ -128,3 +176,17 @@ class Manifest:
             found, wanted = self.schema.field(column).type, _TYPES[column]
             if not wanted[1](found):
                 raise RequestError(f"manifest {self.uri}: column {column!r}: expected {wanted[0]}, found {found}")
+        if "id" in columns and self._counts_null_ids():
+            for _ in self.iter_column("id"):  # raises at the first null
+                pass
+
+    def _counts_null_ids(self) -> bool:
+        """What the files' statistics say of nulls; a file without them tells at the row, when it is read."""
+        for file in self._files:
+            metadata = self._metadata(file)
+            paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+            for group in range(metadata.num_row_groups if "id" in paths else 0):
+                statistics = metadata.row_group(group).column(paths.index("id")).statistics
+                if statistics is not None and statistics.null_count:
+                    return True
+        return False

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
 from pipeline.errors import DataError, RequestError
@@ -37,20 +38,22 @@ SCHEMA = pa.schema(
 )
 
 
-def open_source(data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0):
+def open_source(
+    data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0, limits: DecodeLimits | None = None
+):
     """Shards where the recipe names them, the media otherwise."""
     if data_set.shards:
         return ShardSource(data_set, modalities=modalities)
-    return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes)
+    return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes, limits=limits)
 
 
 def decode_settings(data_set: DataSetSpec) -> dict:
     """What the canonical clips depend on: shards made with other settings are refused."""
     audio = data_set.audio
     return {
-        "image": [data_set.image.short_side],
-        "video": [data_set.video.fps, data_set.video.short_side, data_set.video.max_frames],
-        "audio": [audio.sample_rate_hz, num_samples(data_set)],
+        "image": [data_set.image.short_side, data_set.image.decoder],
+        "video": [data_set.video.fps, data_set.video.short_side, data_set.video.max_frames, data_set.video.decoder],
+        "audio": [audio.sample_rate_hz, num_samples(data_set), audio.decoder],
     }
 
 

@@ -8,7 +8,8 @@ import functools
 import numpy as np
 
 from pipeline.data.manifest import Manifest
-from pipeline.data.media.clip import Clip, decode_media, num_samples
+from pipeline.data.media.clip import Clip, num_samples
+from pipeline.data.media.process import DecodeLimits, shared
 from pipeline.data.spec import DataSetSpec
 
 
@@ -39,10 +40,19 @@ _CACHE = DecodedCache()
 
 
 class MediaSource:
-    """Decodes the media of a manifest's rows on demand. manifest: another one than the data set's training manifest."""
+    """Decodes the media of a manifest's rows on demand, in the decode process of this process.
+
+    manifest: another one than the data set's training manifest.
+    """
 
     def __init__(
-        self, data_set: DataSetSpec, *, modalities: tuple[str, ...], manifest: str | None = None, cache_bytes: int = 0
+        self,
+        data_set: DataSetSpec,
+        *,
+        modalities: tuple[str, ...],
+        manifest: str | None = None,
+        cache_bytes: int = 0,
+        limits: DecodeLimits | None = None,
     ):
         self.data_set, self.modalities = data_set, modalities
         self.manifest = Manifest(manifest or data_set.manifest)
@@ -51,6 +61,7 @@ class MediaSource:
         self._record = functools.lru_cache(maxsize=16)(self.manifest.row)
         self._cache = _CACHE
         self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
+        self.decoders = shared(limits or DecodeLimits())
 
     def id(self, row: int) -> str:
         return self._record(row)["id"]
@@ -76,6 +87,6 @@ class MediaSource:
         key = (self.manifest.uri, modality, getattr(self.data_set, modality), num_samples(self.data_set), row)
         array = self._cache.get(key)
         if array is None:
-            array = decode_media(self._record(row), self.data_set, modality)
+            array = self.decoders.decode(self._record(row), self.data_set, modality)
             self._cache.put(key, array)
         return array

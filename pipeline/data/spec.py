@@ -10,27 +10,48 @@ MODEL_MODALITY = {"image": "vision", "video": "vision", "audio": "audio", "text"
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """Canonical image: RGB, short side resized to ``short_side`` pixels."""
+    """Canonical image: RGB, short side resized to ``short_side`` pixels. decoder: see ``media.decoders``."""
 
     short_side: int = 256
     max_pixels: int = 100_000_000
+    max_bytes: int = 256 << 20
+    decoder: str = "pillow"
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSpec:
-    """Canonical clip: RGB frames at ``fps``, short side resized, at most ``max_frames`` of them."""
+    """Canonical clip: RGB frames at ``fps``, short side resized, at most ``max_frames`` of them.
+
+    The other caps are on the file: pixels of a frame, bytes, seconds, frames.
+    """
 
     fps: float = 12.5
     short_side: int = 256
     max_frames: int = 16
+    max_pixels: int = 4096 * 4096
+    max_bytes: int = 8 << 30
+    max_duration_s: float = 4 * 3600.0
+    max_source_frames: int = 1_000_000
+    decoder: str = "pyav"
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioSpec:
     """Canonical waveform (mono, ``sample_rate_hz``) and its log-mel spectrogram of ``num_frames`` x ``num_mels``.
 
-    The defaults are the release's: 128 frames of 128 mels, 16x16 patches, 64 tokens from 8.2 s.
+    The defaults are the release's: 128 frames of 128 mels, 16x16 patches, 64 tokens from 8.2 s. ``AUDIO_PRESETS`` has
+    them by name, with AudioMAE's beside them.
+
+    frame_length: samples under the window. fft_length: the frame is padded to it with zeros; None: frame_length.
+    window: Hann, "periodic" (over N) or "symmetric" (over N - 1). remove_dc: each frame's mean is taken off.
+    preemphasis: so much of the sample before is taken off each sample. power: 1 magnitudes, 2 their squares.
+    mel_scale: "slaney", filters of equal area; "htk", filters of equal height (``tokens.mel_filters``).
+    log_offset, log_floor: a value is log(max(mel + log_offset, log_floor)).
+    pad_value: of frames that the sound does not fill whole; None: the sound goes on in silence.
     mean, std: of the log-mel values; tokens are (x - mean) / std.
+    max_bytes, max_duration_s: caps on the file. decoder: see ``media.decoders``.
+
+    Raises ValueError with the values where one is unknown or two contradict each other.
     """
 
     sample_rate_hz: int = 16_000
@@ -40,18 +61,74 @@ class AudioSpec:
     num_mels: int = 128
     min_hz: float = 80.0
     max_hz: float = 7600.0
+    fft_length: int | None = None
+    window: str = "periodic"
+    remove_dc: bool = False
+    preemphasis: float = 0.0
+    power: int = 1
+    mel_scale: str = "slaney"
+    log_offset: float = 1e-6
+    log_floor: float = 0.0
+    pad_value: float | None = None
     mean: float = 0.0
     std: float = 1.0
     patch: tuple[int, int] = (16, 16)
+    max_bytes: int = 8 << 30
+    max_duration_s: float = 4 * 3600.0
+    decoder: str = "soundfile"
+
+    def __post_init__(self):
+        for name, known in (("window", ("periodic", "symmetric")), ("power", (1, 2)), ("mel_scale", ("slaney", "htk"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {known}, found {getattr(self, name)!r}")
+        if self.fft_length is not None and self.fft_length < self.frame_length:
+            raise ValueError(f"fft_length {self.fft_length} is shorter than frame_length {self.frame_length}")
+        nyquist_hz = self.sample_rate_hz / 2
+        if not self.min_hz < self.max_hz <= nyquist_hz:
+            raise ValueError(
+                f"expected min_hz < max_hz <= sample_rate_hz / 2; found {self.min_hz:g}, {self.max_hz:g} and "
+                f"{nyquist_hz:g}"
+            )
+        if not self.log_offset and not self.log_floor:
+            raise ValueError("log_offset and log_floor are both 0, and silence has no logarithm")
 
     @property
     def num_samples(self) -> int:
-        """Samples that give exactly num_frames, the last frames padded at the end with zeros."""
-        return self.num_frames * self.hop_length
+        """Samples that give exactly num_frames; the last ones run out in silence, or with a pad_value are whole."""
+        last = self.hop_length if self.pad_value is None else self.frame_length
+        return (self.num_frames - 1) * self.hop_length + last
 
     @property
     def grid(self) -> tuple[int, int]:
         return self.num_frames // self.patch[0], self.num_mels // self.patch[1]
+
+
+# "imp": the release's. "audiomae": the front end that the paper names, 512 tokens from 10.24 s as AudioMAE's dataset.py
+# makes them with torchaudio's Kaldi filter bank: 25 ms every 10 ms, mel bands from Kaldi's 20 Hz to half the rate,
+# Kaldi's float32 epsilon below the logarithm, zeros after the end of a short sound, and (x - mean) / (2 std) with
+# AudioSet's mean and std. 128 bands are more than 512 points resolve: the fourth holds no frequency and stays at the
+# floor, there too.
+AUDIO_PRESETS = {
+    "imp": AudioSpec(),
+    "audiomae": AudioSpec(
+        frame_length=400,
+        hop_length=160,
+        num_frames=1024,
+        min_hz=20.0,
+        max_hz=8000.0,
+        fft_length=512,
+        window="symmetric",
+        remove_dc=True,
+        preemphasis=0.97,
+        power=2,
+        mel_scale="htk",
+        log_offset=0.0,
+        log_floor=2.0**-23,
+        pad_value=0.0,
+        mean=-4.2677393,
+        std=2 * 4.5689974,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +177,7 @@ class TaskSpec:
 
     text: "captions" draws one of the row's texts, "labels" fills a prompt with the row's label.
     positives: rows with equal "labels" or "text" are positives of each other; "instance": no two rows are.
+    text_length: tokens; longer texts are cut. max_characters: longer texts are left out, as are those that are no text.
     classes: the part of the data set's classes that counts, all by default.
     """
 
@@ -112,6 +190,7 @@ class TaskSpec:
     classes: tuple[str, ...] = ()
     text: str = "captions"
     text_length: int = 64
+    max_characters: int = 100_000
     positives: str = "text"
     augment: Augment = Augment()
 

@@ -18,9 +18,11 @@ import numpy as np
 import ray
 import ray.data
 from ray.data import DataContext, ExecutionOptions, ExecutionResources
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
@@ -29,7 +31,11 @@ from pipeline.data.wire import from_arrow, to_arrow
 from pipeline.errors import DataError
 
 _MOST_BLOCK_BYTES = 64 << 20
+# Ray Data spends some 20 ms on a block, whatever it holds.
+_FEWEST_BLOCK_S = 0.25
 _ACTOR_CPUS = 8
+# With fewer CPUs each stream has one decoder at a time, and there is nothing to share out.
+_SHARED_CPUS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +57,13 @@ class StreamSpec:
     share: float
     known_bad: dict[str, dict]
     cache_bytes: int
+    limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def maker(self) -> BatchMaker:
         plan = TaskPlan(self.task, seed=self.seed, num_rows=self.num_rows, num_batches=self.stop)
         media = tuple(m for m in self.task.modalities if m != "text")
-        source = open_source(self.data_set, modalities=media, cache_bytes=self.cache_bytes)
+        source = open_source(self.data_set, modalities=media, cache_bytes=self.cache_bytes, limits=self.limits)
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
         samples = SampleMaker(self.task, self.data_set, source=source, tokenizer=tokenizer, tokens=self.tokens)
         return BatchMaker(plan, samples, known_bad=self.known_bad)
@@ -75,10 +82,14 @@ class DecodeOptions:
 _MAKERS: dict[str, BatchMaker] = {}
 
 
-def _make_block(spec: StreamSpec, rows: list[tuple[int, int]], world_size: int):
+def _maker(spec: StreamSpec) -> BatchMaker:
     if spec.key not in _MAKERS:
         _MAKERS[spec.key] = spec.maker()
-    maker = _MAKERS[spec.key]
+    return _MAKERS[spec.key]
+
+
+def _make_block(spec: StreamSpec, rows: list[tuple[int, int]], world_size: int):
+    maker = _maker(spec)
     return to_arrow([maker.row(batch, rank=rank, world_size=world_size) for batch, rank in rows])
 
 
@@ -134,42 +145,105 @@ class _DecodeActor:
         return self.blocks(batch)
 
 
-def rows_per_block(spec: StreamSpec, *, block_steps: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class DecodeShare:
+    """What one stream gets of the CPUs. row_s: CPU seconds of one of its rows, where they were measured."""
+
+    cpus: float = 1.0
+    row_s: float | None = None
+
+    @property
+    def num_decoders(self) -> int:
+        return max(1, round(self.cpus))
+
+
+def decode_shares(specs: list[StreamSpec], *, cpus: float, world_size: int = 1) -> dict[str, DecodeShare]:
+    """Task → its share of ``cpus``: by how many steps it has and what a batch of it was measured to cost.
+
+    The measuring runs in the cluster, all tasks at once, and takes some seconds.
+    """
+    if cpus < _SHARED_CPUS:
+        return {spec.task.name: DecodeShare(cpus=min(1.0, cpus / len(specs))) for spec in specs}
+    measure = ray.remote(num_cpus=1, max_retries=1)(_batch_cost_s)
+    batch_s = dict(zip([s.task.name for s in specs], ray.get([measure.remote(s) for s in specs]), strict=True))
+    return share_out({s.task.name: (s.share, batch_s[s.task.name]) for s in specs}, cpus=cpus, world_size=world_size)
+
+
+def share_out(tasks: dict[str, tuple[float, float]], *, cpus: float, world_size: int = 1) -> dict[str, DecodeShare]:
+    """tasks: name → (share of the steps, CPU seconds of a batch). A tenth of the CPUs is dealt out evenly."""
+    need = {name: share * batch_s for name, (share, batch_s) in tasks.items()}
+    total = sum(need.values()) or 1.0
+    return {
+        name: DecodeShare(cpus=cpus * (0.9 * need[name] / total + 0.1 / len(tasks)), row_s=batch_s / world_size)
+        for name, (_, batch_s) in tasks.items()
+    }
+
+
+def _batch_cost_s(spec: StreamSpec) -> float:
+    try:
+        return _maker(spec).cost_s(spec.start)
+    # Data that stop the run say so in its stream, where the reason reaches the user.
+    except DataError:
+        return _FEWEST_BLOCK_S
+
+
+def rows_per_block(spec: StreamSpec, *, block_steps: int, row_s: float | None = None) -> int:
     """Batches a block: as many as ``block_steps`` steps of the run use of this task, below a bound in bytes.
 
-    Ray serves the streams in turn, one block each, so blocks that last equally long give each stream its due.
+    Ray serves the streams in turn, one block each, so blocks that last equally long give each stream its due. Where the
+    cost of a row is known, a block is worth its own.
     """
-    return max(1, min(round(spec.share * block_steps), _MOST_BLOCK_BYTES // block_bytes(spec, 1)))
+    worth = round(spec.share * block_steps)
+    if row_s:
+        worth = max(worth, int(np.ceil(_FEWEST_BLOCK_S / row_s)))
+    return max(1, min(worth, _MOST_BLOCK_BYTES // block_bytes(spec, 1)))
 
 
-def build_stream(spec: StreamSpec, *, world_size: int, options: DecodeOptions) -> ray.data.Dataset:
+def build_stream(
+    spec: StreamSpec, *, world_size: int, options: DecodeOptions, share: DecodeShare | None = None
+) -> ray.data.Dataset:
     """The lazily executed stream of one task for ``world_size`` ranks."""
-    rows = rows_per_block(spec, block_steps=options.block_steps)
+    share = share or DecodeShare()
+    rows = rows_per_block(spec, block_steps=options.block_steps, row_s=share.row_s)
     blocks = _Blocks(spec, world_size=world_size, rows_per_block=rows)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # A block is one task's output as it stands: never cut, never merged.
     context.target_max_block_size = None
-    context.execution_options = execution_options(ahead_bytes=options.queue_blocks * block_bytes(spec, rows))
-    actors = options.mode == "actors" or (options.mode == "auto" and _cluster_cpus() >= _ACTOR_CPUS)
+    # Each decoder works on a block of its own.
+    ahead = options.queue_blocks + share.num_decoders - 1
+    context.execution_options = execution_options(ahead_bytes=ahead * block_bytes(spec, rows))
+    actors = uses_actors(options)
     context.custom_execution_callback_classes = [ClusterPace if actors else Pace]
     with DataContext.current(context):
-        source = ray.data.range(blocks.num_blocks, override_num_blocks=blocks.num_blocks)
+        # Pooled tasks read and decode in one. Beside actors, which hold all CPUs, a read must need none.
+        source = ray.data.read_datasource(
+            RangeDatasource(blocks.num_blocks, "arrow", column_name="id"),
+            override_num_blocks=blocks.num_blocks,
+            **({"num_cpus": 0} if actors else {}),
+        )
         common = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
         if actors:
             return source.map_batches(
                 _DecodeActor,
                 fn_constructor_args=(blocks,),
-                concurrency=(1, 4),
-                num_cpus=1,
+                concurrency=(1, share.num_decoders),
+                # All streams must be able to start, however many they are.
+                num_cpus=min(1.0, share.cpus / share.num_decoders),
                 max_restarts=3,
                 max_task_retries=2,
                 **common,
             )
-        return source.map_batches(blocks, concurrency=1, num_cpus=1, **common)
+        return source.map_batches(blocks, concurrency=share.num_decoders, num_cpus=1, **common)
 
 
-def _cluster_cpus() -> float:
+def uses_actors(options: DecodeOptions) -> bool:
+    """Whether streams keep actors of their own."""
+    return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
+
+
+def cluster_cpus() -> float:
+    """CPUs of all machines."""
     return ray.cluster_resources().get("CPU", 1.0)
 
 

@@ -54,28 +54,61 @@ def drop_tokens(tokens: np.ndarray, positions: np.ndarray, *, drop_rate: float, 
 
 
 @functools.cache
-def _mel_filters(spec: AudioSpec) -> np.ndarray:
-    import librosa
+def mel_filters(spec: AudioSpec) -> np.ndarray:
+    """(frequencies of the transform, num_mels) float32 triangles, each from its left to its right neighbour's centre.
 
-    return librosa.filters.mel(
-        sr=spec.sample_rate_hz, n_fft=spec.frame_length, n_mels=spec.num_mels, fmin=spec.min_hz, fmax=spec.max_hz
-    ).T.astype(np.float32)
+    "slaney": librosa's, straight lines over Hz, each of area 1. "htk": HTK's and Kaldi's, mel = 1127 ln(1 + Hz / 700),
+    straight lines over mel, each of height 1.
+    """
+    fft_length = spec.fft_length or spec.frame_length
+    if spec.mel_scale == "slaney":
+        import librosa
+
+        return librosa.filters.mel(
+            sr=spec.sample_rate_hz, n_fft=fft_length, n_mels=spec.num_mels, fmin=spec.min_hz, fmax=spec.max_hz
+        ).T.astype(np.float32)
+    hz = np.arange(fft_length // 2 + 1) * spec.sample_rate_hz / fft_length
+    low, high = 1127 * np.log1p(np.array([spec.min_hz, spec.max_hz]) / 700)
+    # In units of the distance between two centres: filter m rises from m to m + 1 and falls to m + 2.
+    place = (1127 * np.log1p(hz / 700) - low) / (high - low) * (spec.num_mels + 1)
+    centres = np.arange(1, spec.num_mels + 1)
+    return np.maximum(0.0, 1 - np.abs(place[:, None] - centres)).astype(np.float32)
+
+
+def _hann(spec: AudioSpec) -> np.ndarray:
+    """(frame_length,) float32."""
+    length = spec.frame_length + (spec.window == "periodic")
+    return np.hanning(length)[: spec.frame_length].astype(np.float32)
 
 
 def log_mel(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
-    """(num_frames, num_mels) float32: log(mel + 1e-6) of Hann-windowed magnitudes, the end padded with zeros.
+    """(num_frames, num_mels) float32 of (samples,) float32: the log-mel spectrogram that ``spec`` describes.
 
-    The filters are librosa's; the transform is scipy's, because librosa's own costs every decode process tens of
+    Frames start every hop_length samples, the first with the sound. With the preset "imp" log(mel + 1e-6) of magnitudes
+    (the release's); with "audiomae" Kaldi's filter bank as torchaudio.compliance.kaldi.fbank computes it for AudioMAE,
+    frame by frame: off with the mean, pre-emphasis, window, power, filters, logarithm. AudioMAE takes off the mean of
+    the whole sound before, which the mean of each frame makes up for.
+
+    The Slaney filters are librosa's; the transform is scipy's, because librosa's own costs every decode process tens of
     seconds of compilation at first use (equal: tests/pipeline/data/test_tokens.py).
     """
-    needed = (spec.num_frames - 1) * spec.hop_length + spec.frame_length
-    padded = np.zeros(needed, np.float32)
     waveform = waveform[: spec.num_samples]
-    padded[: min(len(waveform), needed)] = waveform[:needed]
+    padded = np.zeros((spec.num_frames - 1) * spec.hop_length + spec.frame_length, np.float32)
+    padded[: len(waveform)] = waveform[: len(padded)]
     frames = np.lib.stride_tricks.sliding_window_view(padded, spec.frame_length)[:: spec.hop_length]
-    window = np.hanning(spec.frame_length + 1)[:-1].astype(np.float32)
-    magnitude = np.abs(scipy.fft.rfft(frames * window, axis=-1))
-    return np.log(magnitude @ _mel_filters(spec) + 1e-6)
+    if spec.remove_dc:
+        frames = frames - frames.mean(axis=-1, keepdims=True)
+    if spec.preemphasis:
+        # The first sample of a frame stands for the one before it.
+        before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=-1)
+        frames = frames - spec.preemphasis * before
+    spectrum = np.abs(scipy.fft.rfft(frames * _hann(spec), n=spec.fft_length, axis=-1))
+    spectrum = spectrum if spec.power == 1 else spectrum**spec.power
+    mel = np.log(np.maximum(spectrum @ mel_filters(spec) + spec.log_offset, spec.log_floor))
+    if spec.pad_value is not None:
+        whole = max(0, 1 + (len(waveform) - spec.frame_length) // spec.hop_length)
+        mel[whole:] = spec.pad_value
+    return mel
 
 
 def spectrogram_tokens(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:

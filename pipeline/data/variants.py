@@ -46,15 +46,33 @@ def make_variant(
     )
 
 
-def view_frames(frames: np.ndarray, variant: Variant, *, augment: Augment | None, rng: np.random.Generator | None):
-    """(T, H, W, 3) of a canonical clip → (num_frames, size, size, 3) uint8.
+def window_starts(spare: int, count: int) -> list[int]:
+    """Where ``count`` evenly spaced windows start in 0..spare, first and last at its ends; one window is the middle.
 
-    augment: None takes the middle (evaluation); otherwise the window in time, the crop and the flip are drawn. A clip
-    with fewer frames shows its last frame again.
+    With less to spare than windows, starts repeat. Raises ValueError for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"expected at least one window, found {count}")
+    return [spare // 2] if count == 1 else np.linspace(0, spare, count).round().astype(int).tolist()
+
+
+def view_frames(
+    frames: np.ndarray,
+    variant: Variant,
+    *,
+    augment: Augment | None,
+    rng: np.random.Generator | None,
+    window: tuple[int, int] = (0, 1),
+) -> tuple[np.ndarray, int]:
+    """(T, H, W, 3) of a canonical clip → ((num_frames, size, size, 3) uint8, its first frame).
+
+    augment: None takes the middle square (evaluation), in time window i of n for ``window`` (i, n); otherwise the
+    window in time, the crop and the flip are drawn. A clip with fewer frames shows its last frame again.
     """
     num = max(1, variant.num_frames)
     spare = max(0, len(frames) - num)
-    start = spare // 2 if augment is None else int(rng.integers(spare + 1))
+    number, count = window
+    start = window_starts(spare, count)[number] if augment is None else int(rng.integers(spare + 1))
     chosen = frames[np.minimum(np.arange(start, start + num), len(frames) - 1)]
     box = _crop_box(chosen.shape[1:3], augment, rng)
     flip = augment is not None and augment.flip and rng.random() < 0.5

@@ -1,8 +1,15 @@
-"""What a run's recipe asks to measure on held-out data: zero-shot, classifier accuracy, retrieval."""
+"""What a run's recipe asks to measure on held-out data: zero-shot, classifier accuracy, retrieval.
+
+An entry's ``clips`` is how many windows of a row are looked at, evenly spaced over its canonical clip: over the
+``max_frames`` frames that the data set keeps of a video, however long the file is. Their logits are averaged, and for
+retrieval their embeddings before these are normalised and ranked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +25,16 @@ from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.model import TrainedModel
 from pipeline.recipe import EvaluationSettings
 
+# Views that wait for the model at once: a multiple of its batch, so that no batch but the last is filled up.
+_VIEWS = 64
+
 
 @dataclasses.dataclass
 class HeldOut:
-    """One held-out manifest through the model. rejected: rows whose media were bad, left out of every metric."""
+    """One held-out manifest through the model.
+
+    features: (rows, clips, width) float32. rejected: rows whose media were bad, left out of every metric.
+    """
 
     features: np.ndarray
     labels: list[tuple[str, ...]]
@@ -59,7 +72,7 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: di
     manifests = model.data_sets[settings.data_set].held_out
     name = settings.held_out or next(iter(manifests))
     task = _task_for(model, settings)
-    key = (settings.data_set, name, settings.modality, _variant_for(model, settings))
+    key = (settings.data_set, name, settings.modality, settings.clips, _variant_for(model, settings))
     if key not in cache:
         cache[key] = _held_out(model, settings, manifests[name], task)
     held_out: HeldOut = cache[key]
@@ -75,6 +88,7 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: di
         "num_rejected": held_out.rejected,
         "step": model.step,
         "input": held_out.variant.name,
+        "clips": settings.clips,
         "routing_group": "sample",
     }
 
@@ -105,24 +119,48 @@ def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
 
 def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, task: TaskSpec) -> HeldOut:
     data_set = model.data_sets[settings.data_set]
-    source = MediaSource(data_set, modalities=(settings.modality,), manifest=manifest)
+    source = MediaSource(
+        data_set,
+        modalities=(settings.modality,),
+        manifest=manifest,
+        limits=model.recipe.cluster.decode_limits(),
+    )
     only = dataclasses.replace(task, modalities=(settings.modality,), objective="nce", positives="instance")
     maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
-    samples, labels, texts, rejected = [], [], [], 0
+    labels, texts = [], []
     modality = MODEL_MODALITY[settings.modality]
-    for row in range(source.num_rows):
-        try:
-            clip = source.clip(row)
-            samples.append(group_arrays(maker.arrays(clip, variant, rng=None))[modality])
-        except Reject:
-            rejected += 1
-            continue
-        labels.append(clip.labels)
-        texts.append(maker.texts(clip) if maker.tokenizer else ())
-    if not samples:
+
+    def views():
+        for row in range(source.num_rows):
+            try:
+                clip = source.clip(row)
+                windows = [(i, settings.clips) for i in range(settings.clips)]
+                arrays = [maker.arrays(clip, variant, rng=None, window=window) for window in windows]
+            except Reject:
+                continue
+            labels.append(clip.labels)
+            texts.append(maker.texts(clip) if maker.tokenizer else ())
+            yield from (group_arrays(a)[modality] for a in arrays)
+
+    features = _features(model, modality, views())
+    if not labels:
         raise RequestError(f"evaluate: none of the {source.num_rows} rows of {manifest} could be read")
-    return HeldOut(model.features(modality, samples), labels, texts, rejected, variant)
+    features = features.reshape(len(labels), settings.clips, -1)
+    return HeldOut(features, labels, texts, source.num_rows - len(labels), variant)
+
+
+def _features(model: TrainedModel, modality: str, views: Iterator[dict]) -> np.ndarray:
+    """(views, width) float32. Only a batch of views is in memory at a time, however many there are; none: (0,)."""
+    parts = [model.features(modality, part) for part in iter(lambda: list(itertools.islice(views, _VIEWS)), [])]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _each_clip(function, features: np.ndarray) -> np.ndarray:
+    """``function`` of (n, width) over (rows, clips, width): the mean over the clips of a row, (rows, ...)."""
+    rows, clips, width = features.shape
+    values = function(features.reshape(rows * clips, width))
+    return values.reshape(rows, clips, -1).mean(1)
 
 
 def _classes(model: TrainedModel, settings: EvaluationSettings) -> list[str]:
@@ -142,12 +180,12 @@ def _label_indices(classes: list[str], labels: list[tuple[str, ...]]) -> tuple[n
 def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
     classes, order = _classes(model, settings), list(model.data_sets[settings.data_set].classes)
     rows, labels = _label_indices(classes, held_out.labels)
-    logits = model.logits(held_out.features[rows], settings.data_set)[:, [order.index(c) for c in classes]]
-    return classification(logits, labels), _chance(classes), len(rows)
+    logits = _each_clip(lambda x: model.logits(x, settings.data_set), held_out.features[rows])
+    return classification(logits[:, [order.index(c) for c in classes]], labels), _chance(classes), len(rows)
 
 
 def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
-    """Mean over the prompts of a class before normalisation, then cosine with each sample."""
+    """Mean over the prompts of a class before normalisation, then cosine with each clip, then mean over the clips."""
     classes = _classes(model, settings)
     rows, labels = _label_indices(classes, held_out.labels)
     templates = settings.prompts or prompts.EVAL[settings.modality]
@@ -155,15 +193,19 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     texts = [template.format(c) for c in classes for template in templates]
     projected = _project_texts(model, task, texts, target=source)
     anchors = _unit(projected.reshape(len(classes), len(templates), -1).mean(1))
-    media = _unit(model.project(held_out.features[rows], source=source, target="text"))
-    return classification(media @ anchors.T, labels), _chance(classes), len(rows)
+
+    def cosines(features: np.ndarray) -> np.ndarray:
+        return _unit(model.project(features, source=source, target="text")) @ anchors.T
+
+    logits = _each_clip(cosines, held_out.features[rows])
+    return classification(logits, labels), _chance(classes), len(rows)
 
 
 def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
     source = MODEL_MODALITY[settings.modality]
     owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
     texts = [t for row in held_out.texts for t in row]
-    media = _unit(model.project(held_out.features, source=source, target="text"))
+    media = _unit(_each_clip(lambda x: model.project(x, source=source, target="text"), held_out.features))
     metrics = retrieval(media, _unit(_project_texts(model, task, texts, target=source)), owner)
     count = len(media)
     chance = {f"{side}_retrieval_recall@{k}": min(1.0, k / count) for side in ("image", "text") for k in (1, 5, 10)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 
+from pipeline.data.media.clip import BUILT_IN
+from pipeline.data.media.decoders import find
 from pipeline.errors import RequestError
 from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 
@@ -14,6 +16,7 @@ def check_references(recipe: Recipe) -> None:
         twice = sorted({c for c in data_set.classes if data_set.classes.count(c) > 1})
         if twice:
             raise RequestError(f"data_sets.{name}.classes: {twice[:3]} stand there more than once")
+        _check_decoders(name, data_set)
     for name, task in recipe.tasks.items():
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
@@ -32,6 +35,14 @@ def check_references(recipe: Recipe) -> None:
         _check_evaluation(where, e, recipe)
     if not any(t.weight is None or t.weight > 0 for t in recipe.tasks.values()):
         raise RequestError("tasks: every weight is 0, so no task would ever run; give one a positive weight")
+
+
+def _check_decoders(name: str, data_set: DataSetSettings) -> None:
+    for modality, built_in in BUILT_IN.items():
+        try:
+            find(getattr(data_set, modality).decoder, built_in=built_in)
+        except ValueError as e:
+            raise RequestError(f"data_sets.{name}.{modality}.decoder: {e}") from e
 
 
 def check_model(recipe: Recipe) -> None:

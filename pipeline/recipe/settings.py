@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
 import pydantic
+import pydantic_core
 
 from model.config import ModelConfig, from_variant
 from model.step import OptimizerConfig
 from pipeline.data import spec
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 
@@ -43,24 +46,49 @@ class ModelSettings(_Strict):
 
 
 class TextSettings(_Strict):
-    """tokenizer: a sentencepiece model; null trains one of vocab_size pieces on the data sets' own text."""
+    """tokenizer: a sentencepiece model or a Hugging Face tokenizer.json; null trains one of vocab_size pieces on the
+    data sets' own text. max_characters: longer texts of a row are left out; tasks cut the others at text_length tokens.
+    """
 
     tokenizer: str | None = None
     vocab_size: int = pydantic.Field(1000, ge=16)
+    max_characters: int = pydantic.Field(100_000, ge=1)
 
 
 class ImageSettings(_Strict):
+    """decoder: "pillow", or one of your own as package.module:function (``media/decoders.py`` says what it is)."""
+
     short_side: int = pydantic.Field(256, ge=16)
     max_pixels: int = pydantic.Field(100_000_000, ge=1)
+    max_bytes: int = pydantic.Field(256 << 20, ge=1)
+    decoder: str = "pillow"
 
 
 class VideoSettings(_Strict):
+    """max_pixels (of a frame), max_bytes, max_duration_s, max_source_frames: files beyond these are rejects.
+
+    decoder: "pyav", "decord", or one of your own as package.module:function.
+    """
+
     fps: float = pydantic.Field(12.5, gt=0)
     short_side: int = pydantic.Field(256, ge=16)
     max_frames: int = pydantic.Field(16, ge=1)
+    max_pixels: int = pydantic.Field(4096 * 4096, ge=1)
+    max_bytes: int = pydantic.Field(8 << 30, ge=1)
+    max_duration_s: float = pydantic.Field(4 * 3600.0, gt=0)
+    max_source_frames: int = pydantic.Field(1_000_000, ge=1)
+    decoder: str = "pyav"
 
 
 class AudioSettings(_Strict):
+    """preset: the front end that the other settings start from, each of which replaces its own (``spec.AudioSpec``).
+
+    "imp" is the release's, 64 tokens from 8.2 s; "audiomae" AudioMAE's, 512 tokens from 10.24 s. The resolved recipe
+    holds the preset's name and all its values, and loads to the same again. max_bytes, max_duration_s: files beyond
+    these are rejects. decoder: "soundfile", "pyav", or one of your own as package.module:function.
+    """
+
+    preset: Literal["imp", "audiomae"] = "imp"
     sample_rate_hz: int = pydantic.Field(16_000, ge=1000)
     frame_length: int = pydantic.Field(2048, ge=16)
     hop_length: int = pydantic.Field(1024, ge=1)
@@ -68,8 +96,29 @@ class AudioSettings(_Strict):
     num_mels: int = pydantic.Field(128, ge=16)
     min_hz: float = pydantic.Field(80.0, ge=0)
     max_hz: float = pydantic.Field(7600.0, gt=0)
+    fft_length: int | None = pydantic.Field(None, ge=16)
+    window: Literal["periodic", "symmetric"] = "periodic"
+    remove_dc: bool = False
+    preemphasis: float = pydantic.Field(0.0, ge=0, le=1)
+    power: Literal[1, 2] = 1
+    mel_scale: Literal["slaney", "htk"] = "slaney"
+    log_offset: float = pydantic.Field(1e-6, ge=0)
+    log_floor: float = pydantic.Field(0.0, ge=0)
+    pad_value: float | None = None
     mean: float = 0.0
     std: float = pydantic.Field(1.0, gt=0)
+    max_bytes: int = pydantic.Field(8 << 30, ge=1)
+    max_duration_s: float = pydantic.Field(4 * 3600.0, gt=0)
+    decoder: str = "soundfile"
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given):
+        """What is not given comes from the preset; what is no preset is left for the field's own check."""
+        if not isinstance(given, dict) or given.get("preset") not in list(spec.AUDIO_PRESETS):
+            return given
+        values = dataclasses.asdict(spec.AUDIO_PRESETS[given["preset"]])
+        return {name: value for name, value in values.items() if name in cls.model_fields} | given
 
 
 class DataSetSettings(_Strict):
@@ -140,6 +189,7 @@ class ClusterSettings(_Strict):
 
     decode: "tasks" (pooled Ray tasks), "actors" (a pool of actors a task), or "auto" (actors from 8 CPUs on).
     block_steps: a block of a stream lasts for about so many steps of the run. queue_blocks: how many it may be ahead.
+    decode_timeout_s, decode_memory_mb: what decoding one sample may take; a sample that takes more is a reject.
     compile_cache: folder of compiled steps; null: below the user's cache folder.
     """
 
@@ -154,7 +204,12 @@ class ClusterSettings(_Strict):
     block_steps: int = pydantic.Field(16, ge=1)
     queue_blocks: int = pydantic.Field(2, ge=1)
     clip_cache_mb: int = pydantic.Field(0, ge=0)
+    decode_timeout_s: float = pydantic.Field(60.0, gt=0)
+    decode_memory_mb: int = pydantic.Field(4096, ge=256)
     compile_cache: str | None = None
+
+    def decode_limits(self) -> DecodeLimits:
+        return DecodeLimits(timeout_s=self.decode_timeout_s, memory_bytes=self.decode_memory_mb << 20)
 
 
 class LoggingSettings(_Strict):
@@ -163,7 +218,11 @@ class LoggingSettings(_Strict):
 
 
 class EvaluationSettings(_Strict):
-    """One thing to measure on a held-out manifest. kind "classify" uses the classifier, "zero_shot" prompts."""
+    """One thing to measure on a held-out manifest. kind "classify" uses the classifier, "zero_shot" prompts.
+
+    clips: windows of a row whose results are averaged, evenly spaced over its canonical clip (of a video what
+    ``max_frames`` holds, of sound alone the canonical waveform); 1 is the middle of a video and the start of a sound.
+    """
 
     data_set: str
     kind: Literal["zero_shot", "classify", "retrieval"]
@@ -172,6 +231,14 @@ class EvaluationSettings(_Strict):
     classes: list[str] = []
     prompts: list[str] = []
     name: str | None = None
+    clips: int = pydantic.Field(1, ge=1)
+
+    @pydantic.field_validator("clips")
+    @classmethod
+    def _of_what_lasts(cls, clips: int, info: pydantic.ValidationInfo) -> int:
+        if clips > 1 and info.data.get("modality") == "image":
+            raise pydantic_core.PydanticCustomError("clips", "expected 1, an image has one view")
+        return clips
 
     def served_by(self, task: TaskSettings | spec.TaskSpec) -> bool:
         """Whether a task trains the heads that this measurement needs."""
@@ -227,7 +294,7 @@ class Recipe(_Strict):
             classes=tuple(s.classes),
             image=spec.ImageSpec(**s.image.model_dump()),
             video=spec.VideoSpec(**s.video.model_dump()),
-            audio=spec.AudioSpec(**s.audio.model_dump()),
+            audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
             max_reject_fraction=limit,
         )
 
@@ -243,6 +310,7 @@ class Recipe(_Strict):
             name=name,
             modalities=tuple(t.modalities),
             classes=tuple(t.classes),
+            max_characters=self.text.max_characters,
             positives=t.positives
             or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
             augment=spec.Augment(**t.augment.model_dump()),

@@ -71,46 +71,57 @@ class Loop:
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
         self._learning_rates = learning_rates
         self.times, self._non_finite, self._ended = Times(), 0, time.perf_counter()
+        self._pending: _Pending | None = None
+        self._saved = start_step
 
     def run(self) -> int:
-        """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done."""
-        pending, step, saved = None, self._range[0], self._range[0]
+        """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
+
+        Data that end the run (DataError of the feed) end it with its state saved too.
+        """
+        step = self._range[0]
         self._ended = time.perf_counter()
         while step < self._range[1] and not self._hooks.should_stop():
-            pending = self._one(step, pending)
+            try:
+                batch, data_wait_s = self._next_batch()
+            except DataError:
+                # Other processes of the run do not know yet, and saving needs all of them.
+                if jax.process_count() == 1:
+                    self._save(step)
+                raise
+            self._update(step, batch, data_wait_s)
             step += 1
             if step % self._checkpoint_every == 0:
-                self._finish(pending)
-                pending, saved = None, step
                 self._save(step)
-        self._finish(pending)
-        if step > saved:
-            self._save(step)
+        self._save(step)
         return step
 
-    def _one(self, step: int, pending: _Pending | None) -> _Pending:
-        batch, data_wait_s = self._feed.next(wait=False), 0.0
-        if batch is None:
-            pending, batch, data_wait_s = self._wait(pending, self._feed.next)
+    def _next_batch(self) -> tuple[Batch, float]:
+        """(the next batch, seconds waited for it)."""
+        batch = self._feed.next(wait=False)
+        return (batch, 0.0) if batch is not None else self._wait(self._feed.next)
+
+    def _update(self, step: int, batch: Batch, data_wait_s: float) -> None:
         compiled, compile_wait_s = self._compiler.ready(batch.what.structure), 0.0
         if compiled is None:
-            pending, compiled, compile_wait_s = self._wait(pending, lambda: self._compiler.get(batch.what.structure))
+            compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.what.structure))
         groups = batch.what.structure.groups
         new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, self._learning_rates[step])
         self.state.update(new)
         # The device works on this step while the host reads and writes the metrics of the one before.
-        self._finish(pending)
-        return _Pending(batch, metrics, data_wait_s, compile_wait_s)
+        self._finish()
+        self._pending = _Pending(batch, metrics, data_wait_s, compile_wait_s)
 
-    def _wait(self, pending: _Pending | None, get: Callable):
-        """(None, what ``get`` returns, seconds it took). The step before ends first: the device then waits too."""
-        self._finish(pending)
+    def _wait(self, get: Callable):
+        """(what ``get`` returns, seconds it took). The step before ends first: the device then waits too."""
+        self._finish()
         started = time.perf_counter()
         value = get()
-        return None, value, time.perf_counter() - started
+        return value, time.perf_counter() - started
 
-    def _finish(self, pending: _Pending | None) -> None:
-        """Waits for a step and records it."""
+    def _finish(self) -> None:
+        """Waits for the step that runs, and records it."""
+        pending, self._pending = self._pending, None
         if pending is None:
             return
         values = plain(jax.device_get(pending.metrics))
@@ -153,6 +164,11 @@ class Loop:
             )
 
     def _save(self, step: int) -> None:
+        """Ends the step that runs and saves, where there is anything new."""
+        self._finish()
+        if step == self._saved:
+            return
+        self._saved = step
         started = time.perf_counter()
         self._hooks.save(step, self.state)
         self._ended = time.perf_counter()

@@ -15,12 +15,15 @@ from ray.train import DataConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 
+from pipeline.data.media.process import DecodeLimits
 from pipeline.data.streams import (
     DecodeOptions,
     StreamSpec,
     TaskQueue,
     build_stream,
     checked_rows,
+    cluster_cpus,
+    decode_shares,
     iterate,
     quiet_ray_data,
 )
@@ -45,6 +48,7 @@ class Cluster:
     address: str | None = None
     decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
     cache_bytes: int = 0
+    limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
 
 
 def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
@@ -161,7 +165,23 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) 
         share=(stop - start) / max(1, spec.num_steps - start_step),
         known_bad=known_bad(Path(spec.run_dir)).get(task, {}),
         cache_bytes=cluster.cache_bytes,
+        limits=cluster.limits,
     )
+
+
+def build_streams(spec: RunSpec, cluster: Cluster, *, tasks: list[str], start_step: int, world_size: int) -> dict:
+    """Task → (the stream of its batches from a step on, the first of them). A task that is done has none."""
+    wanted = [stream_spec(spec, cluster, task=name, start_step=start_step) for name in tasks]
+    wanted = [w for w in wanted if w.start < w.stop]
+    cpus = cluster_cpus() - cluster.num_workers * cluster.cpus_per_worker
+    shares = decode_shares(wanted, cpus=cpus, world_size=world_size)
+    return {
+        w.task.name: (
+            build_stream(w, world_size=world_size, options=cluster.decode, share=shares[w.task.name]),
+            w.start,
+        )
+        for w in wanted
+    }
 
 
 class StreamConfig(DataConfig):
@@ -177,12 +197,10 @@ class StreamConfig(DataConfig):
         start = checkpoints.latest_step or 0
         checkpoints.close()
         out = [{} for _ in range(world_size)]
-        for name in datasets:
-            stream = build_stream(
-                stream_spec(self._spec, self._cluster, task=name, start_step=start),
-                world_size=world_size,
-                options=self._cluster.decode,
-            )
+        streams = build_streams(
+            self._spec, self._cluster, tasks=list(datasets), start_step=start, world_size=world_size
+        )
+        for name, (stream, _) in streams.items():
             splits = stream.streaming_split(world_size, equal=True, locality_hints=worker_node_ids)
             for rank, split in enumerate(splits):
                 out[rank][name] = split
@@ -191,20 +209,16 @@ class StreamConfig(DataConfig):
 
 def _train_locally(spec: RunSpec, cluster: Cluster, should_stop: Callable[[], bool]) -> dict:
     def make_queues(start: int) -> dict[str, TaskQueue]:
-        queues = {}
         # Tracing a step holds the interpreter lock for seconds; the streams' threads need it for microseconds, often.
         sys.setswitchinterval(0.001)
-        for name in _running_tasks(spec):
-            wanted = stream_spec(spec, cluster, task=name, start_step=start)
-            if wanted.start < wanted.stop:
-                stream = build_stream(wanted, world_size=1, options=cluster.decode)
-                queues[name] = _queue(stream, task=name, start=wanted.start, rank=0)
-        return queues
+        streams = build_streams(spec, cluster, tasks=_running_tasks(spec), start_step=start, world_size=1)
+        return {name: open_queue(s, task=name, start=first, rank=0) for name, (s, first) in streams.items()}
 
     return train(spec, make_queues, should_stop=should_stop)
 
 
-def _queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
+def open_queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
+    """The checked rows of a stream, pulled ahead by a thread."""
     rows = checked_rows(iterate(stream), task=task, start=start, rank=rank)
     return TaskQueue(rows, task=task, depth=_QUEUE_ROWS)
 
@@ -222,6 +236,6 @@ def _train_worker(config: dict) -> dict:
         # get_dataset_shard is a barrier over the ranks: the same order everywhere.
         names = [name for name in _running_tasks(spec) if begins[name] < ends[name]]
         shards = {name: ray.train.get_dataset_shard(name) for name in names}
-        return {name: _queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
+        return {name: open_queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
 
     return train(spec, make_queues, rank=rank, world_size=world_size)

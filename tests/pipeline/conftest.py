@@ -135,6 +135,26 @@ def write_manifest():
     return write
 
 
+def _strings(values: list) -> pa.Array:
+    """A string column, or one of lists of strings, of bytes that nobody checks."""
+    if not any(isinstance(v, list) for v in values):
+        return pa.array(values, pa.binary()).view(pa.string())
+    raw = pa.array(values, pa.list_(pa.binary()))
+    return pa.ListArray.from_arrays(raw.offsets, raw.values.view(pa.string()), mask=raw.is_null())
+
+
+@pytest.fixture(scope="session")
+def write_raw_manifest():
+    """Writes rows as Parquet whose strings are the bytes given, UTF-8 or not."""
+
+    def write(path: Path, rows: list[dict], *, row_group_size: int = 1 << 20) -> str:
+        table = pa.table({name: _strings([row[name] for row in rows]) for name in rows[0]})
+        pq.write_table(table, path, row_group_size=row_group_size)
+        return str(path)
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def make_data_set():
     """A DataSetSpec of small clips."""

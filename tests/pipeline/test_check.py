@@ -14,6 +14,7 @@ import yaml
 from pipeline import recipe as recipes
 from pipeline.check import check
 from pipeline.cli import check_main
+from pipeline.errors import RequestError
 
 
 @pytest.fixture
@@ -76,6 +77,29 @@ def test_everything_wrong_is_named(own_digits, tmp_path):
         "digits: 1 rows have none of the recipe's classes",
     ):
         assert line in problems, problems
+
+
+def test_words_and_ids_that_are_no_text_are_survived(own_digits, tmp_path):
+    recipe, _ = own_digits
+    path = tmp_path / "digits/train.parquet"
+    table = pq.read_table(path)
+    ids = [b"\xff", *(i.encode() for i in table["id"].to_pylist()[1:])]
+    labels = [[b"\xe9", None], None, *([x.encode() for x in row] for row in table["labels"].to_pylist()[2:])]
+    words = pa.array(labels, pa.list_(pa.binary()))
+    words = pa.ListArray.from_arrays(words.offsets, words.values.view(pa.string()), mask=words.is_null())
+    table = table.drop(["id", "labels"])
+    table = table.append_column("id", pa.array(ids, pa.binary()).view(pa.string())).append_column("labels", words)
+    pq.write_table(table, path)
+    result = check(recipes.from_dict(recipe), sample=3)
+    assert "digits: 2 rows have none of the recipe's classes" in result["problems"]
+    assert result["data_sets"]["digits"]["duplicate_ids"]["count"] == 0
+
+
+def test_a_row_without_an_id_is_a_wrong_request(own_digits):
+    recipe, change = own_digits
+    change(lambda rows: rows[3].update(id=None))
+    with pytest.raises(RequestError, match="row 3: expected an id, found null"):
+        check(recipes.from_dict(recipe), sample=3)
 
 
 def test_captions_that_are_cut_are_named(toy_recipe):

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import yaml
 
 from pipeline import recipe as recipes
@@ -67,6 +68,44 @@ def test_the_run_keeps_its_own_tokenizer(tmp_path, make_recipe):
     assert prepare(recipe, tmp_path / "run").tokenizer == own.model
     (tmp_path / "other.model").unlink()
     assert prepare(recipe, tmp_path / "run").tokenizer == own.model
+
+
+def test_a_run_takes_a_tokenizer_json_and_keeps_it(tmp_path, make_recipe, monkeypatch):
+    """Six words, none of them a pad at 0: seven ids. The copy's name does not say what it is; its content does."""
+    words = tokenizers.models.WordLevel({"a": 0, "cat": 1, "number": 2, "one": 3, "dog": 4, "?": 5}, unk_token="?")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    recipe = make_recipe(text={"tokenizer": "~/tokenizer.json"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = prepare(recipe, tmp_path / "run")
+    copy = tmp_path / "run" / "tokenizer.model"
+    assert first.tokenizer == copy.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    assert first.model.vocab_size == 7
+    (tmp_path / "tokenizer.json").unlink()
+    assert prepare(recipe, tmp_path / "run") == first
+
+
+def test_a_file_that_is_no_tokenizer_is_a_wrong_request(tmp_path, make_recipe):
+    (tmp_path / "config.json").write_text('{"vocab_size": 50257}')
+    for name, found in (("config.json", "Cannot instantiate"), ("none.json", "found no file"), ("", "found no file")):
+        with pytest.raises(RequestError, match=found):
+            prepare(make_recipe(text={"tokenizer": str(tmp_path / name)}), tmp_path / "run")
+
+
+def test_a_tokenizer_is_trained_on_the_usable_text_alone(tmp_path, make_recipe, write_raw_manifest):
+    good = [
+        {"id": f"{i}".encode(), "image": b"x.png", "text": [t.encode() for t in ROWS[i]["text"]]} for i in range(30)
+    ]
+    bad = [[b"\xff\xfe"], [], [None, b" "], None, ["ж".encode() * 1_000_000]]
+    rows = [{"id": f"bad-{i}".encode(), "image": b"x.png", "text": text} for i, text in enumerate(bad)]
+    one = make_recipe(rows=write_raw_manifest(tmp_path / "good.parquet", good))
+    other = make_recipe(rows=write_raw_manifest(tmp_path / "all.parquet", rows[:2] + good + rows[2:]))
+    assert prepare(one, tmp_path / "one").tokenizer == prepare(other, tmp_path / "other").tokenizer
+
+
+def test_a_row_without_an_id_is_a_wrong_request(tmp_path, make_recipe, write_manifest):
+    rows = write_manifest(tmp_path / "m.parquet", [*ROWS[:7], ROWS[7] | {"id": None}, *ROWS[8:]])
+    with pytest.raises(RequestError, match="row 7: expected an id, found null"):
+        prepare(make_recipe(rows=rows), tmp_path / "run")
 
 
 def test_the_tokenizer_is_the_same_in_every_run(tmp_path, make_recipe):

@@ -9,8 +9,9 @@ import yaml
 
 from model.config import from_variant
 from pipeline import recipe as recipes
-from pipeline.data.spec import AudioSpec, Augment
+from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, Augment
 from pipeline.errors import RequestError
+from pipeline.train.schedule import structure_of
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 DELETE = object()
@@ -134,6 +135,8 @@ def test_further_errors_are_counted():
         ("tasks", {}),
         ("cluster.num_workers", -1),
         ("text.vocab_size", 8),
+        ("text.max_characters", 0),
+        ("text.max_characters", 1e5),
         ("logging.progress", "loud"),
         ("train", None),
         ("tasks.photo_classes.augment.area", 0.5),
@@ -215,6 +218,8 @@ def test_references_and_tasks(changes, message):
             "evaluate.0.held_out: 'middle' is none of data_sets.films.held_out",
         ),
         ({"classes": ["cow"]}, "evaluate.0.classes: ['cow'] are not among the 2 classes of data_sets.photos"),
+        ({"clips": 4}, "evaluate.0.clips: expected 1, an image has one view; found 4"),
+        ({"clips": 0}, "evaluate.0.clips: Input should be greater than or equal to 1; found 0"),
     ],
 )
 def test_evaluations(entry, message):
@@ -222,6 +227,12 @@ def test_evaluations(entry, message):
     assert message in refused(("evaluate", [base | entry]))
     films = {"data_set": "films", "kind": "retrieval", "modality": "video", "held_out": "long"}
     recipes.from_dict(changed(("evaluate", [base, films])))
+
+
+def test_clips_of_an_evaluation():
+    films = {"data_set": "films", "kind": "retrieval", "modality": "video", "clips": 8}
+    photos = {"data_set": "photos", "kind": "classify", "modality": "image", "clips": 1}
+    assert [e.clips for e in recipes.from_dict(changed(("evaluate", [films, photos]))).evaluate] == [8, 1]
 
 
 def test_an_evaluation_needs_a_held_out_part():
@@ -403,6 +414,64 @@ def test_data_sets_come_out_resolved(tmp_path, monkeypatch):
     assert photos.classes == ("cat", "dog") and films.audio == AudioSpec(hop_length=512) and films.shards is None
 
 
+def audio_of(**settings) -> AudioSpec:
+    return recipes.from_dict(changed(("data_sets.films.audio", settings))).data_set_specs()["films"].audio
+
+
+def test_the_audio_preset_of_audiomae():
+    assert audio_of() == audio_of(preset="imp") == AUDIO_PRESETS["imp"]
+    audio = audio_of(preset="audiomae")
+    assert audio == AUDIO_PRESETS["audiomae"] and audio.grid == (64, 8)
+    recipe = recipes.from_dict(changed(("data_sets.films.audio", {"preset": "audiomae"})))
+    task, data_set = recipe.task_specs()["film_sound"], recipe.data_set_specs()["films"]
+    sound = structure_of(task, task.variants[0], data_set, recipe.token_spec()).inputs[1]
+    assert (sound.modality, sound.num_tokens, sound.num_values) == ("audio", 512, 256)
+
+
+def test_explicit_settings_replace_the_presets():
+    changes = {"num_frames": 512, "mean": -6.627, "std": 10.716, "pad_value": None, "log_floor": 1e-5}
+    assert audio_of(preset="audiomae", **changes) == dataclasses.replace(AUDIO_PRESETS["audiomae"], **changes)
+    # Also back to what is the default of the other preset.
+    assert audio_of(preset="audiomae", hop_length=1024).hop_length == 1024
+
+
+def test_a_resolved_preset_loads_again(tmp_path):
+    recipe = recipes.from_dict(changed(("data_sets.films.audio", {"preset": "audiomae", "num_frames": 512})))
+    path = tmp_path / "config.yaml"
+    path.write_text(recipes.dump(recipe.to_dict()), encoding="utf-8")
+    again = recipes.load(path)
+    assert again == recipe and again.data_set_specs() == recipe.data_set_specs()
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert stored["data_sets"]["films"]["audio"]["std"] == 2 * 4.5689974
+    recipes.check_resume(stored, recipe.to_dict())
+    other = recipes.from_dict(changed(("data_sets.films.audio", {"num_frames": 512})))
+    with pytest.raises(RequestError, match=r"data_sets\.films\.audio\."):
+        recipes.check_resume(stored, other.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "vatt"}, "data_sets.films.audio.preset: Input should be 'imp' or 'audiomae'; found 'vatt'"),
+        ({"preset": ["imp"]}, "data_sets.films.audio.preset: Input should be 'imp' or 'audiomae'"),
+        ({"mel_scale": "bark"}, "data_sets.films.audio.mel_scale: Input should be 'slaney' or 'htk'; found 'bark'"),
+        ({"power": 3}, "data_sets.films.audio.power: Input should be 1 or 2; found 3"),
+        (
+            {"preset": "audiomae", "frame_length": 800},
+            "data_sets.films.audio: fft_length 512 is shorter than frame_length 800",
+        ),
+        ({"sample_rate_hz": 8000}, "data_sets.films.audio: expected min_hz < max_hz <= sample_rate_hz / 2; found 80, "),
+        ({"log_offset": 0.0}, "data_sets.films.audio: log_offset and log_floor are both 0"),
+        (
+            {"preset": "audiomae", "num_frames": 1040},
+            "data_sets.films.audio: a grid of (65, 8) patches is larger than the position tables (64, 8)",
+        ),
+    ],
+)
+def test_impossible_audio_settings(settings, message):
+    assert message in refused(("data_sets.films.audio", settings))
+
+
 def test_tasks_come_out_resolved():
     changes = task(augment={"area": [0.5, 1], "flip": True}, classes=["dog"])
     specs = recipes.from_dict(changed(*changes)).task_specs()
@@ -433,6 +502,12 @@ def test_tasks_come_out_resolved():
 )
 def test_positives_follow_from_the_text(name, fields, positives):
     assert recipes.from_dict(changed(*task(name, **fields))).task_specs()[name].positives == positives
+
+
+def test_the_longest_text_reaches_every_task():
+    for changes, wanted in (((), 100_000), ((("text.max_characters", 300),), 300)):
+        specs = recipes.from_dict(changed(*changes)).task_specs()
+        assert {task.max_characters for task in specs.values()} == {wanted}
 
 
 def test_audio_has_one_variant():

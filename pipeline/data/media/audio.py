@@ -1,14 +1,16 @@
-"""Sound files by soundfile, resampled by soxr."""
+"""Sound by soundfile, or by PyAV from sound tracks and what soundfile cannot read; resampled by soxr."""
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
+from pipeline.data.media.container import check_duration, frames, open_container, seek, start_of
+from pipeline.data.media.decoders import as_file, check_array, check_cap, find, one_line
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.storage import read_bytes
 from pipeline.data.spec import AudioSpec
+
+# Sound decoders need the packets before a point to get it right: AAC one, MP3 and Opus up to a quarter of a second.
+_PREROLL_S = 0.5
 
 
 def clip_times(start_s: float, end_s: float | None) -> tuple[float, float | None]:
@@ -20,43 +22,107 @@ def clip_times(start_s: float, end_s: float | None) -> tuple[float, float | None
 
 
 def decode_audio(
-    path: str, spec: AudioSpec, *, start_s: float = 0.0, end_s: float | None = None, num_samples: int | None = None
-) -> np.ndarray:
-    """(samples,) float32 mono at ``spec.sample_rate_hz``, as ``to_mono`` cuts it."""
-    import soundfile
-
-    content = read_bytes(path)
-    try:
-        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
-    except Exception as e:
-        raise Reject("not_decodable", f"soundfile: {e}") from e
-    return to_mono(samples, rate=rate, spec=spec, start_s=start_s, end_s=end_s, num_samples=num_samples)
-
-
-def to_mono(
-    samples: np.ndarray,
-    *,
-    rate: float,
+    source: str | bytes,
     spec: AudioSpec,
-    start_s: float,
-    end_s: float | None,
+    *,
+    start_s: float = 0.0,
+    end_s: float | None = None,
     num_samples: int | None = None,
+    decoder: str | None = None,
 ) -> np.ndarray:
-    """samples: (n, channels) float32 at ``rate`` Hz → mono at the spec's rate, from start_s.
+    """(samples,) float32 mono at ``spec.sample_rate_hz`` from start_s on, at most ``num_samples``.
 
-    num_samples: at most so many; by default what one spectrogram needs.
+    num_samples: by default what one spectrogram needs. decoder: by default the spec's.
     """
-    import soxr
-
     start_s, end_s = clip_times(start_s, end_s)
     num_samples = num_samples or spec.num_samples
     stop_s = start_s + num_samples / spec.sample_rate_hz
     stop_s = stop_s if end_s is None else min(stop_s, end_s)
-    mono = samples[int(start_s * rate) : int(np.ceil(stop_s * rate))].mean(axis=1, dtype=np.float32)
-    if not mono.size:
-        raise Reject("no_sound", f"{len(samples) / rate:.2f} s of sound, asked from {start_s:.2f} s")
-    if not np.isfinite(mono).all():
+    if stop_s <= start_s:
+        raise Reject("no_sound", f"asked from {start_s:.2f} s to {stop_s:.2f} s")
+    name = decoder or spec.decoder
+    decode = find(name, built_in=BUILT_IN)
+    try:
+        samples = decode(source, spec, start_s=start_s, end_s=stop_s)
+    except Reject:
+        raise
+    except Exception as e:
+        raise Reject("not_decodable", f"{name}: {one_line(e)}") from e
+    samples = check_array(samples, dtype=np.float32, ndim=1, what="float32 (samples,)")
+    if not np.isfinite(samples).all():
         raise Reject("not_decodable", "the samples are not finite")
+    return samples[:num_samples]
+
+
+def _read_soundfile(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: float) -> np.ndarray:
+    import soundfile
+
+    try:
+        file = soundfile.SoundFile(as_file(source))
+    except soundfile.LibsndfileError as e:
+        try:
+            return _read_pyav(source, spec, start_s=start_s, end_s=end_s)
+        except Reject as other:
+            raise Reject(other.reason, f"soundfile: {e.error_string} {other.detail}") from e
+    with file:
+        rate, length_s = file.samplerate, file.frames / file.samplerate
+        check_cap(length_s, spec.max_duration_s, reason="too_long", what="s")
+        start, stop = int(start_s * rate), min(file.frames, int(np.ceil(end_s * rate)))
+        if start >= stop:
+            raise Reject("no_sound", f"{length_s:.2f} s of sound, asked from {start_s:.2f} s")
+        file.seek(start)
+        samples = file.read(stop - start, dtype="float32", always_2d=True)
+    return to_mono(samples, rate=rate, spec=spec)
+
+
+def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: float) -> np.ndarray:
+    """The first sound track, on the clock of the pictures where there are any."""
+    with open_container(source) as container:
+        if not container.streams.audio:
+            raise Reject("no_sound", "there is no sound track")
+        stream = container.streams.audio[0]
+        check_duration(container, stream, max_duration_s=spec.max_duration_s)
+        starts = [start_of(s) for s in (*container.streams.video[:1], stream)]
+        zero_s = next((s for s in starts if s is not None), 0.0)
+        if start_s > _PREROLL_S:
+            seek(container, stream, zero_s + start_s - _PREROLL_S)
+        samples, first_s, rate = _collect(container, stream, stop_s=zero_s + end_s)
+    start = round((zero_s + start_s - first_s) * rate)
+    # A track that begins after the pictures is silent until then.
+    samples = np.pad(samples, ((max(0, -start), 0), (0, 0)))[max(0, start) :]
+    samples = samples[: int(np.ceil((end_s - start_s) * rate))]
+    if not len(samples) or first_s >= zero_s + end_s:
+        raise Reject("no_sound", f"no sound from {start_s:.2f} s to {end_s:.2f} s")
+    return to_mono(samples, rate=rate, spec=spec)
+
+
+def _collect(container, stream, *, stop_s: float) -> tuple[np.ndarray, float, int]:
+    """((n, channels) float32, time of the first in seconds, rate in Hz) up to ``stop_s`` on the container's clock."""
+    import av
+
+    parts, first_s, rate, resampler = [], None, None, None
+    for frame in frames(container, stream):
+        if first_s is None:
+            first_s, rate = frame.time or 0.0, frame.sample_rate
+            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
+        parts += [f.to_ndarray() for f in resampler.resample(frame)]
+        if (frame.time or 0.0) + frame.samples / rate >= stop_s:
+            break
+    if not parts:
+        raise Reject("no_sound", "the sound track is empty")
+    return np.concatenate(parts, axis=1).T, first_s, rate
+
+
+def to_mono(samples: np.ndarray, *, rate: float, spec: AudioSpec) -> np.ndarray:
+    """(n, channels) float32 at ``rate`` Hz → (m,) at the spec's rate. Raises Reject where there are none."""
+    import soxr
+
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if not mono.size:
+        raise Reject("no_sound", "no samples in the asked range")
     if rate != spec.sample_rate_hz:
         mono = soxr.resample(mono, rate, spec.sample_rate_hz)
-    return mono[:num_samples]
+    return mono.astype(np.float32, copy=False)
+
+
+BUILT_IN = {"soundfile": _read_soundfile, "pyav": _read_pyav}

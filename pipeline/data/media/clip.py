@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.data.media.audio import decode_audio
+from pipeline.data.media import audio, image, video
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.image import decode_image
-from pipeline.data.media.video import decode_sound_track, decode_video
+from pipeline.data.media.storage import local_path_or_bytes
 from pipeline.data.spec import DataSetSpec
+
+# The decoders that a recipe can name, by modality.
+BUILT_IN = {"image": image.BUILT_IN, "video": video.BUILT_IN, "audio": audio.BUILT_IN}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +33,36 @@ class Clip:
     labels: tuple[str, ...] = ()
 
 
-def decode_media(row: dict, data_set: DataSetSpec, modality: str) -> np.ndarray:
-    """Decodes one modality of a manifest row. Raises Reject for bad media, DataError for storage out of reach."""
+def open_media(row: dict, data_set: DataSetSpec, modality: str) -> Callable[[], np.ndarray]:
+    """Reaches the storage of one modality of a manifest row; the function it returns decodes.
+
+    Raises Reject for media that are not there or too large, DataError for storage out of reach. The function raises
+    only Reject.
+    """
     start_s, end_s = row.get("start_s") or 0.0, row.get("end_s")
+    spec = getattr(data_set, modality)
+    path, from_video = source_path(row, modality)
+    source = local_path_or_bytes(path, max_bytes=spec.max_bytes)
     if modality == "image":
-        return decode_image(_path(row, "image"), data_set.image)
+        return functools.partial(image.decode_image, source, spec)
     if modality == "video":
-        return decode_video(_path(row, "video"), data_set.video, start_s=start_s, end_s=end_s)
-    decode = decode_audio if row.get("audio") else decode_sound_track
-    path = row.get("audio") or _path(row, "video")
-    return decode(path, data_set.audio, start_s=start_s, end_s=end_s, num_samples=num_samples(data_set))
+        return functools.partial(video.decode_video, source, spec, start_s=start_s, end_s=end_s)
+    # Only PyAV reads the sound track of a video; a decoder of the user's own gets the choice.
+    decoder = "pyav" if from_video and ":" not in spec.decoder else None
+    return functools.partial(
+        audio.decode_audio,
+        source,
+        spec,
+        start_s=start_s,
+        end_s=end_s,
+        num_samples=num_samples(data_set),
+        decoder=decoder,
+    )
+
+
+def decode_media(row: dict, data_set: DataSetSpec, modality: str) -> np.ndarray:
+    """Decodes one modality of a manifest row in this process. Raises as ``open_media`` does."""
+    return open_media(row, data_set, modality)()
 
 
 def num_samples(data_set: DataSetSpec) -> int:
@@ -47,7 +71,10 @@ def num_samples(data_set: DataSetSpec) -> int:
     return data_set.audio.num_samples + round(clip_s * data_set.audio.sample_rate_hz)
 
 
-def _path(row: dict, column: str) -> str:
+def source_path(row: dict, modality: str) -> tuple[str, bool]:
+    """(where the modality comes from, whether it is the sound track of a video). Raises Reject where nowhere."""
+    from_video = modality == "audio" and not row.get("audio")
+    column = "video" if from_video else modality
     if not row.get(column):
         raise Reject("no_media", f"column {column!r} is empty")
-    return row[column]
+    return row[column], from_video

@@ -14,9 +14,14 @@ REASONS = {
     "not_decodable": "no decoder could read it",
     "no_frames": "the video has no frame in the asked range",
     "no_sound": "there is no sound track",
-    "too_large": "more pixels than the recipe's cap",
+    "too_large": "more pixels or bytes than the recipe's caps",
+    "too_long": "more seconds or frames than the recipe's caps",
+    "crashed": "the decoder's process died of it, twice",
+    "hung": "decoding took longer than cluster.decode_timeout_s, twice",
     "bad_times": "start_s or end_s is not a time",
     "no_text": "the row has no usable text",
+    "bad_text": "the text is not UTF-8",
+    "text_too_long": "more characters than the recipe's cap",
     "no_label": "the row has none of the classes its task asks for",
 }
 

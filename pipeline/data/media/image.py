@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from pipeline.data.media.decoders import as_file, check_array, check_cap, find
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.storage import read_bytes
 from pipeline.data.spec import ImageSpec
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
@@ -16,21 +14,40 @@ _FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode_image(path: str, spec: ImageSpec) -> np.ndarray:
-    """(H, W, 3) uint8, the short side ``spec.short_side`` pixels. Transparency is laid over white."""
-    content = read_bytes(path)
+def decode_image(source: str | bytes, spec: ImageSpec) -> np.ndarray:
+    """(H, W, 3) uint8, the short side ``spec.short_side`` pixels, upright as its EXIF data say."""
+    decode = find(spec.decoder, built_in=BUILT_IN)
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-        for width, height in (image.size, _canonical_size(image.size, spec.short_side)):
-            if width * height > spec.max_pixels:
-                raise Reject("too_large", f"{width}x{height} pixels, at most {spec.max_pixels}")
-        image = _to_rgb(image)
+        pixels = decode(source, spec, start_s=0.0, end_s=None)
     except Reject:
         raise
     # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
     except Exception as e:
-        raise Reject("not_decodable", f"Pillow: {e!r}") from e
-    return np.asarray(resize_short_side(image, spec.short_side))
+        raise Reject("not_decodable", f"{spec.decoder}: {e!r}") from e
+    pixels = check_array(pixels, dtype=np.uint8, ndim=3, what="uint8 (H, W, 3)")
+    return np.asarray(resize_short_side(Image.fromarray(pixels), spec.short_side))
+
+
+def _read_pillow(source: str | bytes, spec: ImageSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
+    """The first picture of the file, already at its canonical size. Transparency is laid over white."""
+    with Image.open(as_file(source), formats=_FORMATS) as image:
+        target = canonical_size(image.size, spec.short_side)
+        for width, height in (image.size, target):
+            check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels ({width}x{height})")
+        # A JPEG much larger than its target is decoded at a half, a quarter or an eighth; others ignore it.
+        image.draft(image.mode, (2 * target[0], 2 * target[1]))
+        return np.asarray(resize_short_side(_upright(_to_rgb(image)), spec.short_side))
+
+
+BUILT_IN = {"pillow": _read_pillow}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # Damaged EXIF data beside a good picture.
+    except Exception:
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -43,7 +60,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _canonical_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+def canonical_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) with the short side resized, the aspect ratio kept."""
     scale = short_side / min(size)
     return max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale))
 
@@ -52,4 +70,4 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Keeps the aspect ratio; an image that already fits is returned as it is."""
     if min(image.size) == short_side:
         return image
-    return image.resize(_canonical_size(image.size, short_side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return image.resize(canonical_size(image.size, short_side), Image.Resampling.BILINEAR, reducing_gap=2.0)

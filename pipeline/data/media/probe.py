@@ -1,10 +1,12 @@
-"""What a media file says of itself, without decoding it: for people who look at their data, never for training."""
+"""What a media file says of itself, without decoding it: for people who look at their data, never for training.
+
+Runs in the decode process, as decoding does.
+"""
 
 from __future__ import annotations
 
-import io
-
-from pipeline.data.media.storage import local_path_or_bytes, read_bytes
+from pipeline.data.media.decoders import as_file
+from pipeline.data.media.storage import local_path_or_bytes
 
 
 def probe(path: str, modality: str) -> dict[str, float]:
@@ -19,15 +21,14 @@ def probe(path: str, modality: str) -> dict[str, float]:
 def _image(path: str) -> dict[str, float]:
     from PIL import Image
 
-    width, height = Image.open(io.BytesIO(read_bytes(path))).size
-    return {"width": width, "height": height}
+    with Image.open(as_file(local_path_or_bytes(path))) as image:
+        return {"width": image.width, "height": image.height}
 
 
 def _video(path: str) -> dict[str, float]:
     import av
 
-    source = local_path_or_bytes(path)
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
+    with av.open(as_file(local_path_or_bytes(path))) as container:
         stream = container.streams.video[0]
         out = {"width": stream.width, "height": stream.height}
         if container.duration:
@@ -40,5 +41,5 @@ def _video(path: str) -> dict[str, float]:
 def _audio(path: str) -> dict[str, float]:
     import soundfile
 
-    info = soundfile.info(io.BytesIO(read_bytes(path)))
+    info = soundfile.info(as_file(local_path_or_bytes(path)))
     return {"duration_s": info.duration, "sample_rate_hz": info.samplerate}

@@ -1,81 +1,136 @@
-"""Video frames and sound tracks: decord first, PyAV where decord cannot."""
+"""Video frames by PyAV (default) or decord.
+
+PyAV seeks to the clip, stops behind it and resizes while it converts: benchmarks/decode.py has both on the same files.
+"""
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 from PIL import Image
 
-from pipeline.data.media.audio import clip_times, to_mono
+from pipeline.data.media.audio import clip_times
+from pipeline.data.media.container import check_duration, frames, open_container, seek, start_of
+from pipeline.data.media.decoders import as_file, check_array, check_cap, find, one_line
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.image import resize_short_side
-from pipeline.data.media.storage import local_path_or_bytes
-from pipeline.data.spec import AudioSpec, VideoSpec
+from pipeline.data.media.image import canonical_size, resize_short_side
+from pipeline.data.spec import VideoSpec
 
 # Containers round their timestamps to less than this.
 _SLACK_S = 1e-3
 
 
-def decode_video(path: str, spec: VideoSpec, *, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
+def decode_video(
+    source: str | bytes, spec: VideoSpec, *, start_s: float = 0.0, end_s: float | None = None
+) -> np.ndarray:
     """(T, H, W, 3) uint8: at each time start_s + i / fps the last frame shown by then, at most ``max_frames``."""
     start_s, end_s = clip_times(start_s, end_s)
-    source = local_path_or_bytes(path)
-    _refuse_torn(source, stop_s=start_s + spec.max_frames / spec.fps)
-    errors = []
-    # decord fails on good files at some widths (its own output buffers), so PyAV has a say before a file is called bad.
-    for read in (_read_decord, _read_pyav):
-        try:
-            frames = read(source, spec, start_s, end_s)
-        except Reject:
-            raise
-        except Exception as e:
-            errors.append(f"{read.__name__.removeprefix('_read_')}: {' '.join(str(e).split())[:120]}")
-            continue
-        return _resize(frames, spec.short_side)
-    raise Reject("not_decodable", "; ".join(errors))
-
-
-def _open_pyav(source: str | bytes):
-    import av
-
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
-def _refuse_torn(source: str | bytes, *, stop_s: float) -> None:
-    """Rejects a file whose packets are cut short before ``stop_s``.
-
-    decord's threads notice a torn packet or not as luck has it, and a resumed run must meet the same rejects.
-    Reading packets without decoding them costs a tenth of the decoding.
-    """
+    decode = find(spec.decoder, built_in=BUILT_IN)
     try:
-        with _open_pyav(source) as container:
-            if not container.streams.video:
-                raise Reject("no_frames", "there is no video stream")
-            first = None
-            for packet in container.demux(video=0):
-                if packet.is_corrupt:
-                    raise Reject("not_decodable", "the file is cut short")
-                if packet.pts is not None:
-                    time_s = float(packet.pts * packet.time_base)
-                    first = time_s if first is None else first
-                    if time_s - first > stop_s + 1.0:
-                        return
+        clip = decode(source, spec, start_s=start_s, end_s=end_s)
     except Reject:
         raise
     except Exception as e:
-        raise Reject("not_decodable", f"PyAV: {' '.join(str(e).split())[:120]}") from e
+        raise Reject("not_decodable", f"{spec.decoder}: {one_line(e)}") from e
+    clip = check_array(clip, dtype=np.uint8, ndim=4, what="uint8 (T, H, W, 3)")[: spec.max_frames]
+    if min(clip.shape[1:3]) == spec.short_side:
+        return clip
+    return np.stack([np.asarray(resize_short_side(Image.fromarray(f), spec.short_side)) for f in clip])
 
 
-def _video_end(shown_s: np.ndarray, spec: VideoSpec) -> float:
-    """When the last frame stops being shown. shown_s: when each frame is first shown, from 0, ascending."""
+def _read_pyav(source: str | bytes, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
+    clip = _read_from(source, spec, start_s, end_s, seeking=True) if start_s > 0 else None
+    return _read_from(source, spec, start_s, end_s, seeking=False) if clip is None else clip
+
+
+def _read_from(source, spec: VideoSpec, start_s: float, end_s: float | None, *, seeking: bool) -> np.ndarray | None:
+    """The clip; None where seeking went past its start, as it does in containers without an index."""
+    with open_container(source) as container:
+        stream = _video_stream(container, spec)
+        zero_s = start_of(stream)
+        if seeking and (zero_s is None or not seek(container, stream, zero_s + start_s)):
+            return None
+        clip = _ClipBuilder(spec, start_s, end_s)
+        for number, frame in enumerate(frames(container, stream)):
+            time_s = frame.time if frame.time is not None else number / spec.fps
+            zero_s = time_s if zero_s is None else zero_s
+            if seeking and number == 0 and time_s - zero_s > start_s + _SLACK_S:
+                return None
+            check_cap(frame.width * frame.height, spec.max_pixels, reason="too_large", what="pixels a frame")
+            if clip.add(frame, time_s - zero_s):
+                break
+        return clip.frames()
+
+
+def _video_stream(container, spec: VideoSpec):
+    """The container's first video stream. Raises Reject where there is none or it is beyond a cap."""
+    if not container.streams.video:
+        raise Reject("no_frames", "there is no video stream")
+    stream = container.streams.video[0]
+    # Decode processes are many; threads of one decoder only add switches.
+    stream.thread_type, stream.thread_count = "NONE", 1
+    check_cap(
+        (stream.width or 0) * (stream.height or 0),
+        spec.max_pixels,
+        reason="too_large",
+        what=f"pixels a frame ({stream.width}x{stream.height})",
+    )
+    check_cap(stream.frames or 0, spec.max_source_frames, reason="too_long", what="frames")
+    check_duration(container, stream, max_duration_s=spec.max_duration_s)
+    return stream
+
+
+class _ClipBuilder:
+    """Takes frames as they are shown and keeps the pictures of the clip's times: a film does not fit into memory."""
+
+    def __init__(self, spec: VideoSpec, start_s: float, end_s: float | None):
+        self._spec, self._start_s, self._end_s = spec, start_s, end_s
+        self._shown_s: list[float] = []
+        self._pictures: list[np.ndarray] = []
+        self._current, self._picture, self._size = None, None, None
+
+    def add(self, frame, shown_s: float) -> bool:
+        """Whether the clip needs no later frame."""
+        # Every time that falls before this frame shows the one before it.
+        while self._current is not None and not self._full() and self._due() < shown_s:
+            self._pictures.append(self._convert())
+        self._current, self._picture = frame, None
+        self._shown_s.append(shown_s)
+        return self._full() or (self._end_s is not None and shown_s > self._end_s + 1.0)
+
+    def frames(self) -> np.ndarray:
+        end = float("inf") if self._full() else video_end(np.asarray(self._shown_s), self._spec)
+        num = num_frames(end, self._spec, self._start_s, self._end_s)
+        while len(self._pictures) < num:
+            self._pictures.append(self._convert())
+        return np.stack(self._pictures[:num])
+
+    def _full(self) -> bool:
+        return len(self._pictures) == self._spec.max_frames
+
+    def _due(self) -> float:
+        return self._start_s + len(self._pictures) / self._spec.fps + _SLACK_S
+
+    def _convert(self) -> np.ndarray:
+        """The current frame as RGB: converted and resized in one pass, and upright as its container says."""
+        if self._picture is None:
+            frame = self._current
+            # One size for the whole clip, whatever later frames have.
+            self._size = self._size or canonical_size((frame.width, frame.height), self._spec.short_side)
+            width, height = self._size
+            rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+            self._picture = np.rot90(rgb, frame.rotation // 90) if frame.rotation % 360 else rgb
+        return self._picture
+
+
+def video_end(shown_s: np.ndarray, spec: VideoSpec) -> float:
+    """When the last frame stops being shown. shown_s: when each frame is first shown, ascending."""
     if not len(shown_s):
         raise Reject("no_frames", "the video has no frames")
     frame_s = float(np.median(np.diff(shown_s))) if len(shown_s) > 1 else 1.0 / spec.fps
     return float(shown_s[-1]) + frame_s
 
 
-def _num_frames(video_end_s: float, spec: VideoSpec, start_s: float, end_s: float | None) -> int:
+def num_frames(video_end_s: float, spec: VideoSpec, start_s: float, end_s: float | None) -> int:
     """How many frames the clip has."""
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
     if stop_s <= start_s + _SLACK_S:
@@ -84,73 +139,50 @@ def _num_frames(video_end_s: float, spec: VideoSpec, start_s: float, end_s: floa
     return int(max(1, min(spec.max_frames, (stop_s - start_s) * spec.fps + _SLACK_S)))
 
 
-def _times_to_indices(shown_s: np.ndarray, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
+def frame_indices(shown_s: np.ndarray, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
     """Frame numbers of the clip's times."""
-    times = start_s + np.arange(_num_frames(_video_end(shown_s, spec), spec, start_s, end_s)) / spec.fps
+    times = start_s + np.arange(num_frames(video_end(shown_s, spec), spec, start_s, end_s)) / spec.fps
     return np.clip(np.searchsorted(shown_s, times + _SLACK_S, side="right") - 1, 0, len(shown_s) - 1)
 
 
-def _read_decord(source: str | bytes, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
-    import decord
-
-    reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, num_threads=1)
-    shown_s = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))))[:, 0]
-    frames = reader.get_batch(_times_to_indices(shown_s - shown_s[0], spec, start_s, end_s)).asnumpy()
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"frames of shape {frames.shape}")
-    return frames
-
-
-def _read_pyav(source: str | bytes, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
-    """The same frames as decord's, keeping only those of the clip: a film does not fit into memory."""
-    shown, images, current, first_s = [], [], None, None
-    with _open_pyav(source) as container:
-        for number, frame in enumerate(container.decode(video=0)):
-            time_s = frame.time if frame.time is not None else number / spec.fps
-            first_s = time_s if first_s is None else first_s
-            shown.append(time_s - first_s)
-            # Every time that falls before this frame shows the one before it.
-            while (
-                current is not None and len(images) < spec.max_frames and _due(len(images), spec, start_s) < shown[-1]
-            ):
-                images.append(current.to_ndarray(format="rgb24"))
-            current = frame
-            if len(images) == spec.max_frames or (end_s is not None and shown[-1] > end_s + 1.0):
-                break
-    whole = len(images) < spec.max_frames
-    end = _video_end(np.asarray(shown), spec) if whole else float("inf")
-    num = _num_frames(end, spec, start_s, end_s)
-    while len(images) < num:
-        images.append(current.to_ndarray(format="rgb24"))
-    return np.stack(images[:num])
-
-
-def _due(index: int, spec: VideoSpec, start_s: float) -> float:
-    return start_s + index / spec.fps + _SLACK_S
-
-
-def _resize(frames: np.ndarray, short_side: int) -> np.ndarray:
-    if min(frames.shape[1:3]) == short_side:
-        return frames
-    return np.stack([np.asarray(resize_short_side(Image.fromarray(f), short_side)) for f in frames])
-
-
-def decode_sound_track(
-    path: str, spec: AudioSpec, *, start_s: float = 0.0, end_s: float | None = None, num_samples: int | None = None
-) -> np.ndarray:
-    """(samples,) float32 mono at ``spec.sample_rate_hz`` from a video file's sound track, as ``to_mono`` cuts it."""
-    import decord
-
-    source = local_path_or_bytes(path)
+def _read_decord(source: str | bytes, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
+    """decord, or PyAV for good files that decord cannot read (it fails on some widths)."""
+    _refuse_torn(source, spec, stop_s=start_s + spec.max_frames / spec.fps)
     try:
-        # FFmpeg resamples here: decord does not tell the track's own rate.
-        reader = decord.AudioReader(
-            io.BytesIO(source) if isinstance(source, bytes) else source, sample_rate=spec.sample_rate_hz, mono=True
-        )
-        # Its public indexing copies through Python lists at three times the cost of decoding.
-        samples = np.asarray(reader._array)
-    except Exception as e:
-        raise Reject("no_sound", f"decord: {' '.join(str(e).split())[:120]}") from e
-    return to_mono(
-        samples.T, rate=spec.sample_rate_hz, spec=spec, start_s=start_s, end_s=end_s, num_samples=num_samples
-    )
+        return _decord_frames(source, spec, start_s, end_s)
+    except Reject:
+        raise
+    except Exception:
+        return _read_pyav(source, spec, start_s=start_s, end_s=end_s)
+
+
+def _decord_frames(source: str | bytes, spec: VideoSpec, start_s: float, end_s: float | None) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(as_file(source), num_threads=1)
+    shown_s = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))))[:, 0]
+    clip = reader.get_batch(frame_indices(shown_s - shown_s[0], spec, start_s, end_s)).asnumpy()
+    if clip.ndim != 4 or clip.shape[-1] != 3:
+        raise ValueError(f"frames of shape {clip.shape}")
+    return clip
+
+
+def _refuse_torn(source: str | bytes, spec: VideoSpec, *, stop_s: float) -> None:
+    """Rejects a file whose packets are cut short before ``stop_s``.
+
+    decord's threads notice a torn packet or not as luck has it, and a resumed run must meet the same rejects.
+    """
+    with open_container(source) as container:
+        stream = _video_stream(container, spec)
+        first_s = start_of(stream) or 0.0
+        try:
+            for packet in container.demux(stream):
+                if packet.is_corrupt:
+                    raise Reject("not_decodable", "the file is cut short")
+                if packet.pts is not None and float(packet.pts * packet.time_base) - first_s > stop_s + 1.0:
+                    return
+        except OSError as e:
+            raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
+
+
+BUILT_IN = {"pyav": _read_pyav, "decord": _read_decord}

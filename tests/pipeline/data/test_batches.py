@@ -4,16 +4,19 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.data import prompts
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.manifest import NOT_UTF8
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import AudioSpec, TokenSpec, Variant, VideoSpec
-from pipeline.data.tokens import spectrogram_tokens
+from pipeline.data.spec import AudioSpec, TaskSpec, TokenSpec, Variant, VideoSpec
+from pipeline.data.tokens import patchify, spectrogram_tokens
 from pipeline.errors import DataError
 from pipeline.train.quarantine import Quarantine, known_bad
 
@@ -301,6 +304,163 @@ def test_whether_a_row_has_text_does_not_depend_on_the_draw(make_data_set, make_
     assert len(outcomes) == 1
 
 
+# --- text that cannot be used ---
+
+LONG, NO_TEXT, NO_UTF8 = "a" * 101, " \t\u3000\n", NOT_UTF8 + "caf\\xe9"
+
+
+def captioned(make_task, **fields) -> TaskSpec:
+    return make_task(objective="nce", modalities=("image", "text"), max_characters=100, **fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ((), "no_text"),
+        (("", NO_TEXT), "no_text"),
+        (("", LONG), "text_too_long"),
+        ((LONG, "", NO_UTF8), "bad_text"),
+        ((NO_UTF8,), "bad_text"),
+    ],
+)
+def test_a_row_without_usable_text_says_what_tells_most(make_data_set, make_task, tokenizer, text, reason):
+    task = captioned(make_task)
+    maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
+    for rng in (None, np.random.default_rng(0)):
+        with pytest.raises(Reject) as caught:
+            maker.arrays(clip(text=text), task.variants[0], rng=rng)
+        assert caught.value.reason == reason
+    assert maker.texts(clip(text=text)) == ()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    text=st.lists(
+        st.sampled_from(["a cat", "the dog", "a" * 100, "", NO_TEXT, LONG, NO_UTF8, "\u200b"]), min_size=1, max_size=5
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_unusable_captions_are_never_drawn(make_data_set, make_task, tokenizer, text, seed):
+    task = captioned(make_task, text_length=16)
+    maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
+    usable = [t for t in text if t in ("a cat", "the dog", "a" * 100)]
+    sample = clip(text=tuple(text))
+    assert maker.texts(sample) == tuple(usable)
+    if usable:
+        found = maker.arrays(sample, task.variants[0], rng=np.random.default_rng(seed))["text/tokens"]
+        assert found.tobytes() in {tokenizer.encode(t, 16).tobytes() for t in usable}
+    else:
+        with pytest.raises(Reject):
+            maker.arrays(sample, task.variants[0], rng=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "reason"),
+    [
+        (CLASSES, (NO_UTF8,), "bad_text"),
+        (CLASSES, ("unknown", NO_UTF8), "bad_text"),
+        (CLASSES, ("unknown", ""), "no_label"),
+        (CLASSES, (NO_UTF8, "red"), None),
+        ((), (NO_UTF8,), "bad_text"),
+        ((), (LONG,), "text_too_long"),
+        ((), ("", " "), "no_label"),
+        ((), (), "no_label"),
+        ((), (NO_UTF8, LONG, " ", "red"), None),
+    ],
+)
+def test_labels_that_cannot_be_used(make_data_set, make_task, tokenizer, classes, labels, reason):
+    task = captioned(make_task, text="labels", positives="labels", text_length=16)
+    maker = make_samples(make_data_set(classes=classes), task, tokenizer=tokenizer)
+
+    def arrays(labels) -> dict:
+        return maker.arrays(clip(labels=labels), task.variants[0], rng=np.random.default_rng(5))
+
+    if reason is None:
+        found, wanted = arrays(labels), arrays(("red",))
+        assert found["positive_ids"] == wanted["positive_ids"]
+        assert (found["text/tokens"] == wanted["text/tokens"]).all()
+    else:
+        with pytest.raises(Reject) as caught:
+            arrays(labels)
+        assert caught.value.reason == reason
+
+
+def test_a_long_caption_is_cut_to_the_length_of_the_text(make_data_set, make_task, tokenizer):
+    """A megabyte that a recipe allows gives the same tokens as its beginning."""
+    task = make_task(objective="nce", modalities=("image", "text"), max_characters=2_000_000, text_length=16)
+    maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
+    found = maker.arrays(clip(text=("the red dog " * 87_000,)), task.variants[0], rng=None)
+    assert (found["text/tokens"] == tokenizer.encode("the red dog " * 20, 16)).all() and found["text/mask"].all()
+
+
+@pytest.mark.parametrize("text_length", [1, 2, 16, 64, 512])
+def test_every_length_of_text(make_data_set, make_task, tokenizer, text_length):
+    task = captioned(make_task, text_length=text_length)
+    arrays = make_samples(make_data_set(), task, tokenizer=tokenizer).arrays(clip(), task.variants[0], rng=None)
+    whole = tokenizer.encode("a red cat", 600)
+    used = min(text_length, int((whole != 0).sum()))
+    assert (arrays["text/tokens"] == whole[:text_length]).all()
+    assert arrays["text/mask"].tolist() == [True] * used + [False] * (text_length - used)
+    assert arrays["text/positions"].shape == (text_length, 1)
+
+
+class CaptionedSource:
+    """Twelve rows of one black image; row n has n % 4 + 1 captions of its own, one that is too long among them."""
+
+    num_rows = 12
+
+    def id(self, row: int) -> str:
+        return f"id-{row}"
+
+    def clip(self, row: int) -> Clip:
+        return clip(id=self.id(row), text=(LONG, *self.captions(row)))
+
+    @staticmethod
+    def captions(row: int) -> list[str]:
+        return [f"{'abcdefghijkl'[row]} {name}" for name in ("cat", "dog", "fox", "box")[: row % 4 + 1]]
+
+
+def test_over_many_epochs_every_caption_is_drawn_once_a_visit(make_data_set, make_task, tokenizer):
+    task = captioned(make_task, text_length=16)
+    source, num_batches = CaptionedSource(), 120  # forty epochs of three batches
+    plan = TaskPlan(task, seed=3, num_rows=12, num_batches=num_batches)
+    samples = SampleMaker(task, make_data_set(), source=source, tokenizer=tokenizer, tokens=TokenSpec())
+    rows = [BatchMaker(plan, samples).row(index, rank=0, world_size=1) for index in range(num_batches)]
+    drawn: dict[str, list[bytes]] = {}
+    for row in rows:
+        assert not row.rejects and row.arrays["text/tokens"].shape == (4, 16)
+        for sample_id, tokens in zip(row.ids, row.arrays["text/tokens"], strict=True):
+            drawn.setdefault(sample_id, []).append(tokens.tobytes())
+    for number in range(12):
+        found, captions = drawn[f"id-{number}"], source.captions(number)
+        assert len(found) == 40
+        assert set(found) == {tokenizer.encode(c, 16).tobytes() for c in captions}
+        # No caption is drawn much more often than another.
+        assert max(found.count(f) for f in set(found)) <= 40 / len(captions) + 15
+    again = BatchMaker(plan, samples).row(num_batches - 1, rank=0, world_size=1)
+    assert_equal_rows(again, rows[-1])
+
+
+@pytest.fixture
+def bad_captions(tmp_path, write_raw_manifest, make_data_set):
+    """Good, no UTF-8, empty, a megabyte; the bytes of one path and one id are no UTF-8 either."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    texts = [[b"a cat"], [b"\xff\xfe"], [b"  "], [b"x" * 1_000_000], [b"a cat"], [b"the dog", b"\xff"]]
+    rows = [{"id": f"id-{i}".encode(), "image": b"0.png", "text": text} for i, text in enumerate(texts)]
+    rows[4]["image"], rows[5]["id"] = b"caf\xe9.png", b"id-\xff"
+    return make_data_set(write_raw_manifest(tmp_path / "m.parquet", rows))
+
+
+def test_bad_captions_of_a_manifest_are_rejects(bad_captions, make_task, tokenizer):
+    task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
+    maker = make_batches(bad_captions, task, tokenizer=tokenizer)
+    rows = [maker.row(index, rank=0, world_size=1) for index in range(NUM_BATCHES)]
+    found = {r["id"]: r["reason"] for row in rows for r in row.rejects}
+    assert found == {"id-1": "bad_text", "id-2": "no_text", "id-3": "text_too_long", "id-4": "missing_file"}
+    assert {i for row in rows for i in row.ids} == {"id-0", "id-\\xff"}
+    assert all(len(r["detail"]) <= 300 for row in rows for r in row.rejects)
+
+
 # --- video with sound ---
 
 
@@ -321,6 +481,28 @@ def test_sound_starts_with_the_window_of_the_video(make_data_set, make_task):
     assert arrays["vision/tokens"].shape == (8, 3072)
     assert sorted(set(arrays["vision/positions"][:, 0].tolist())) == [0, 8]
     assert arrays["audio/positions"].tolist() == [[0, 0], [0, 4], [32, 0], [32, 4]]
+
+
+@pytest.mark.parametrize(("number", "first"), [(0, 0), (1, 4), (2, 8)])
+def test_sound_starts_with_each_of_several_windows(make_data_set, make_task, number, first):
+    data_set, sample = sounding_clip(make_data_set)
+    task = make_task(objective="nce", modalities=("audio", "video"), variants=(VIDEO_VARIANT,), positives="instance")
+    arrays = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None, window=(number, 3))
+    view = sample.video[first : first + 8]
+    assert (arrays["vision/tokens"] == patchify(view, (4, 16, 16))).all()
+    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.audio[2000 * first :], data_set.audio)).all()
+
+
+def test_sound_alone_has_windows_of_its_own(make_data_set, make_task):
+    """Of 32,000 samples a spectrogram covers 4096: three windows start at 0, 13,952 and 27,904, one at 0."""
+    data_set, sample = sounding_clip(make_data_set)
+    maker = make_samples(data_set, make_task(objective="nce", modalities=("audio",), positives="instance"))
+    for window, start in {(0, 1): 0, (0, 3): 0, (1, 3): 13_952, (2, 3): 27_904}.items():
+        tokens = maker.arrays(sample, Variant("all", 4), rng=None, window=window)["audio/tokens"]
+        assert (tokens == spectrogram_tokens(sample.audio[start:], data_set.audio)).all()
+    short = dataclasses.replace(sample, audio=sample.audio[:3000])
+    tokens = maker.arrays(short, Variant("all", 4), rng=None, window=(2, 3))["audio/tokens"]
+    assert (tokens == spectrogram_tokens(short.audio, data_set.audio)).all()
 
 
 def test_the_order_of_modalities_changes_nothing(make_data_set, make_task):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import NOT_UTF8, Manifest
 from pipeline.errors import RequestError
 
 
@@ -118,3 +118,120 @@ def test_missing_columns_are_named_with_their_tasks(tmp_path, write_manifest):
         f"manifest {tmp_path}/m.parquet: expected column 'labels' (needed by task a); 'video' (needed by task b); "
         "found id, image, text. Add the column or change the task"
     )
+
+
+# --- values that are hard to read ---
+
+LATIN = "café".encode("latin-1")  # its last byte starts a character of UTF-8 that does not end
+HARD = [
+    {"id": b"row-0", "image": b"0.png", "text": [b"a cat", b"the dog"], "labels": [b"cat"]},
+    {"id": b"row-1", "image": b"1.png", "text": [b"a cat", LATIN], "labels": [b"\xff\xfe", b"dog"]},
+    {"id": b"row-\xff", "image": b"im\xe9.png", "text": None, "labels": None},
+    {"id": b"row-\xfe", "image": None, "text": [None, b"one", None], "labels": [None]},
+    {"id": b"row-4", "image": b"4.png", "text": [], "labels": ["ü".encode()]},
+]
+READABLE = [
+    {"id": "row-0", "image": "0.png", "text": ["a cat", "the dog"], "labels": ["cat"]},
+    {
+        "id": "row-1",
+        "image": "1.png",
+        "text": ["a cat", NOT_UTF8 + "caf\\xe9"],
+        "labels": [NOT_UTF8 + "\\xff\\xfe", "dog"],
+    },
+    {"id": "row-\\xff", "image": "im\\xe9.png", "text": None, "labels": None},
+    {"id": "row-\\xfe", "image": None, "text": ["one"], "labels": []},
+    {"id": "row-4", "image": "4.png", "text": [], "labels": ["ü"]},
+]
+
+
+@pytest.mark.parametrize("row_group_size", [1, 2, 100])
+def test_one_bad_value_leaves_all_others_readable(tmp_path, write_raw_manifest, row_group_size):
+    manifest = Manifest(write_raw_manifest(tmp_path / "m.parquet", HARD, row_group_size=row_group_size))
+    manifest.require(dict.fromkeys(HARD[0], "task a"))
+    for index, wanted in enumerate(READABLE):
+        image = wanted["image"] and f"{tmp_path}/{wanted['image']}"
+        assert manifest.row(index) == wanted | {"image": image}
+    for column in HARD[0]:
+        assert list(manifest.iter_column(column)) == [row[column] for row in READABLE]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("coded", [False, True])
+def test_other_types_of_strings_may_be_bad_too(tmp_path, large, coded):
+    raw, string, lists = (
+        (pa.large_binary(), pa.large_string(), pa.LargeListArray) if large else (pa.binary(), pa.string(), pa.ListArray)
+    )
+    ids = pa.array([b"a", b"b\xff"], raw).view(string)
+    words = pa.array([LATIN, b"x", b"y"], raw).view(string)
+    if coded:
+        ids, words = ids.dictionary_encode(), words.dictionary_encode()
+    offsets = pa.array([0, 1, 3], pa.int64() if large else pa.int32())
+    table = pa.table({"id": ids, "text": lists.from_arrays(offsets, words)})
+    pq.write_table(table, tmp_path / "m.parquet")
+    manifest = Manifest(str(tmp_path / "m.parquet"))
+    manifest.require({"id": "task a", "text": "task a"})
+    wanted = [{"id": "a", "text": [NOT_UTF8 + "caf\\xe9"]}, {"id": "b\\xff", "text": ["x", "y"]}]
+    assert [manifest.row(i) for i in range(2)] == wanted
+    assert list(manifest.iter_column("id")) == ["a", "b\\xff"]
+    assert list(manifest.iter_column("text")) == [row["text"] for row in wanted]
+
+
+def test_bad_values_in_a_column_that_nobody_asked_for(tmp_path):
+    bad = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    extra = {"note": bad, "meta": pa.StructArray.from_arrays([bad], ["by"])}
+    pq.write_table(pa.table({"id": ["a"], "start_s": [1.5], **extra}), tmp_path / "m.parquet")
+    assert Manifest(str(tmp_path / "m.parquet")).row(0) == {
+        "id": "a",
+        "start_s": 1.5,
+        "note": "\\xff",
+        "meta": None,
+    }
+
+
+def test_a_megabyte_that_is_no_text_is_shown_in_part(tmp_path, write_raw_manifest):
+    junk = bytes(range(256)) * 4096
+    path = write_raw_manifest(tmp_path / "m.parquet", [{"id": b"a" + junk, "text": [junk]}])
+    row = Manifest(path).row(0)
+    assert row["text"][0].startswith(NOT_UTF8) and len(row["text"][0]) < 1000
+    # Two ids may differ anywhere.
+    assert row["id"].encode().count(b"\\xff") == 4096
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=st.lists(st.binary(max_size=12), min_size=1, max_size=8))
+def test_any_bytes_can_be_read(tmp_path_factory, write_raw_manifest, values):
+    path = tmp_path_factory.mktemp("manifest") / "m.parquet"
+    table = [{"id": str(i).encode(), "text": [value]} for i, value in enumerate(values)]
+    manifest = Manifest(write_raw_manifest(path, table))
+    for index, value in enumerate(values):
+        (text,) = manifest.row(index)["text"]
+        try:
+            assert text == value.decode()
+        except UnicodeDecodeError:
+            assert text == NOT_UTF8 + value.decode(errors="backslashreplace")
+        assert text.encode().decode() == text
+
+
+def test_a_row_without_an_id_is_a_wrong_request(tmp_path, write_raw_manifest):
+    names = [b"a", b"b\xff", None, b"d", None]
+    path = write_raw_manifest(tmp_path / "m.parquet", [{"id": name} for name in names], row_group_size=2)
+    manifest = Manifest(path)
+    assert [manifest.row(i)["id"] for i in (0, 1, 3)] == ["a", "b\\xff", "d"]
+    message = rf"manifest {path}: row 2: expected an id, found null; give every row its own"
+    with pytest.raises(RequestError, match=message):
+        manifest.row(2)
+    with pytest.raises(RequestError, match=message):
+        list(manifest.iter_column("id"))
+    with pytest.raises(RequestError, match=message):
+        manifest.require({"id": "task a"})
+    write_raw_manifest(tmp_path / "a.parquet", [{"id": b"first"}, {"id": b"second"}])
+    with pytest.raises(RequestError, match=r"row 4: expected an id"):
+        list(Manifest(str(tmp_path)).iter_column("id"))
+
+
+def test_without_statistics_a_missing_id_is_found_where_it_is_read(tmp_path):
+    pq.write_table(pa.table({"id": ["a", None]}), tmp_path / "m.parquet", write_statistics=False)
+    manifest = Manifest(str(tmp_path / "m.parquet"))
+    manifest.require({"id": "task a"})
+    with pytest.raises(RequestError, match="row 1: expected an id, found null"):
+        manifest.row(1)

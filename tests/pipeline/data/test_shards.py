@@ -4,15 +4,17 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.shards import ShardSource, decode_settings, encode_rows, open_source, read_index, write_shard
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, DataSetSpec, ImageSpec, TokenSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
 
 NUM_ROWS, BAD = 7, (2, 6)
@@ -122,13 +124,54 @@ def test_arrays_are_mapped_not_copied(image_shards):
     assert not image.flags.owndata and isinstance(image.base.base, pa.Buffer)
 
 
+def test_words_that_cannot_be_used_are_rejected_alike(
+    tmp_path, write_raw_manifest, make_data_set, make_task, tokenizer
+):
+    """Empty, a megabyte, no UTF-8: text and labels reach a task through shards as they do from the manifest."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    texts = [[b"a cat"], [b"caf\xe9"], [b"\xff", b"a cat"], [], None, [None], [b" "], [b"x" * 1_000_000]]
+    labels = [[b"red"], [b"red"], [b"\xe9"], [b"red"], [b"red", None, b"\xe9"], [], [b""], None]
+    rows = [
+        {"id": f"{i}-".encode() + b"\xe9", "image": b"0.png", "text": text, "labels": label}
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+    media = make_data_set(write_raw_manifest(tmp_path / "m.parquet", rows), classes=("red",))
+    shards, rejects = preprocess(media, tmp_path / "shards", modalities=("image",))
+    assert rejects == []
+    captions = make_task(objective="nce", modalities=("image", "text"), text_length=8)
+    prompts = dataclasses.replace(captions, text="labels", positives="labels")
+
+    def outcomes(source, task) -> list:
+        maker = SampleMaker(task, media, source=source, tokenizer=tokenizer, tokens=TokenSpec())
+        found = []
+        for row in range(source.num_rows):
+            try:
+                arrays = maker.arrays(source.clip(row), task.variants[0], rng=np.random.default_rng(row))
+                found.append((source.id(row), arrays["text/tokens"].tolist(), int(arrays["positive_ids"])))
+            except Reject as e:
+                found.append((source.id(row), e.reason, e.detail))
+        return found
+
+    sources = [MediaSource(media, modalities=("image",)), ShardSource(shards, modalities=("image",))]
+    wanted = {captions: (1, "bad_text"), prompts: (2, "bad_text")}
+    for task, (row, reason) in wanted.items():
+        one, other = (outcomes(source, task) for source in sources)
+        assert one == other and one[row][:2] == (f"{row}-\\xe9", reason)
+    reasons = [o[1] if isinstance(o[1], str) else None for o in outcomes(sources[1], captions)]
+    assert reasons == [None, "bad_text", None, "no_text", "no_text", "no_text", "no_text", "text_too_long"]
+    reasons = [o[1] if isinstance(o[1], str) else None for o in outcomes(sources[1], prompts)]
+    assert reasons == [None, None, "bad_text", None, None, "no_label", "no_label", "no_label"]
+
+
 def test_decode_settings_name_what_clips_depend_on(make_data_set):
     assert decode_settings(make_data_set(audio=AudioSpec())) == {
-        "image": [32],
-        "video": [8.0, 32, 8],
+        "image": [32, "pillow"],
+        "video": [8.0, 32, 8, "pyav"],
         # One spectrogram, starting with any frame of a second of video.
-        "audio": [16_000, 131_072 + 16_000],
+        "audio": [16_000, 131_072 + 16_000, "soundfile"],
     }
+    audiomae = make_data_set(audio=AUDIO_PRESETS["audiomae"])
+    assert decode_settings(audiomae)["audio"][:2] == [16_000, 1023 * 160 + 400 + 16_000]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +180,7 @@ def test_decode_settings_name_what_clips_depend_on(make_data_set):
         ("image", {"image": ImageSpec(short_side=48)}),
         ("video", {"video": VideoSpec(fps=12.0, short_side=32, max_frames=8)}),
         ("audio", {"audio": AudioSpec(num_frames=64)}),
+        ("audio", {"audio": AUDIO_PRESETS["audiomae"]}),
     ],
 )
 def test_other_settings_are_refused(image_shards, video_shards, modality, change):
@@ -147,7 +191,8 @@ def test_other_settings_are_refused(image_shards, video_shards, modality, change
 
 
 def test_settings_that_clips_do_not_depend_on_may_change(video_shards):
-    audio = dataclasses.replace(video_shards.audio, mean=-4.0, std=2.0, num_mels=16)
+    transform = {"fft_length": 512, "window": "symmetric", "power": 2, "mel_scale": "htk", "preemphasis": 0.97}
+    audio = dataclasses.replace(video_shards.audio, mean=-4.0, std=2.0, num_mels=16, **transform)
     changed = dataclasses.replace(video_shards, image=ImageSpec(short_side=99), audio=audio)
     assert ShardSource(changed, modalities=("video", "audio")).num_rows == 3
 

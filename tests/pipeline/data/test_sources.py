@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.data import sources
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.process import DecodeProcess
 from pipeline.data.sources import DecodedCache, MediaSource
 
 
@@ -52,13 +53,13 @@ def test_another_manifest_than_the_training_one(tmp_path, data_set, write_manife
 
 
 def count_decodes(monkeypatch) -> list[tuple[str, str]]:
-    calls, decode = [], sources.decode_media
+    calls, decode = [], DecodeProcess.decode
 
-    def counted(record, data_set, modality):
+    def counted(self, record, data_set, modality):
         calls.append((record["id"], modality))
-        return decode(record, data_set, modality)
+        return decode(self, record, data_set, modality)
 
-    monkeypatch.setattr(sources, "decode_media", counted)
+    monkeypatch.setattr(DecodeProcess, "decode", counted)
     return calls
 
 

@@ -70,6 +70,46 @@ def test_blocks_last_equally_many_steps_below_a_bound_in_bytes(wanted):
     assert rows_per_block(heavy, block_steps=16) == 1
 
 
+def test_cpus_are_shared_out_by_steps_and_cost(wanted):
+    from pipeline.data.streams import DecodeShare, rows_per_block, share_out
+
+    # Films take 0.8 of the steps at 9 s of CPU a batch, pictures 0.2 at 4 s: 7.2 and 0.8 s a step.
+    shares = share_out({"films": (0.8, 9.0), "pictures": (0.2, 4.0)}, cpus=40, world_size=2)
+    assert shares["films"].cpus == pytest.approx(40 * (0.9 * 0.9 + 0.05)) and shares["films"].num_decoders == 34
+    assert shares["pictures"].cpus == pytest.approx(40 * (0.9 * 0.1 + 0.05)) and shares["pictures"].num_decoders == 6
+    assert shares["films"].row_s == 4.5
+    # Twenty streams of a machine with eight CPUs: each has a decoder, and together they ask for no more than there is.
+    small = share_out({f"t{i}": (0.05, 1.0) for i in range(20)}, cpus=8)
+    assert all(s.num_decoders == 1 for s in small.values())
+    assert sum(min(1.0, s.cpus / s.num_decoders) for s in small.values()) == pytest.approx(8)
+    # A block is worth Ray's cost: a quarter of a second of decoding.
+    assert rows_per_block(wanted, block_steps=1, row_s=0.02) == 13
+    assert rows_per_block(wanted, block_steps=1, row_s=2.0) == 1
+    assert DecodeShare().num_decoders == 1
+
+
+def test_costs_are_measured_in_the_cluster(ray_session, wanted):
+    from pipeline.data.streams import decode_shares
+
+    other = dataclasses.replace(
+        wanted, task=dataclasses.replace(wanted.task, name="other"), share=0.25, key="another stream"
+    )
+    shares = decode_shares([wanted, other], cpus=16)
+    assert shares["video_audio"].row_s > 0.001
+    # The same work at half the steps.
+    assert 0.2 < shares["other"].cpus / shares["video_audio"].cpus < 0.9
+
+
+def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):
+    from pipeline.data.streams import DecodeOptions, DecodeShare, build_stream, checked_rows, iterate
+
+    options, share = DecodeOptions(mode="actors"), DecodeShare(cpus=0.4)
+    stream = build_stream(wanted, world_size=1, options=options, share=share)
+    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+    maker = wanted.maker()
+    assert [r.ids for r in rows] == [maker.row(k, rank=0, world_size=1).ids for k in range(2, 13)]
+
+
 def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
     from pipeline.data.streams import DecodeOptions, build_stream, checked_rows, iterate
 

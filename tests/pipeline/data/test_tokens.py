@@ -1,11 +1,13 @@
-"""Tokens and positions against arrays written out by hand, spectrograms against librosa."""
+"""Tokens and positions against arrays written out by hand, spectrograms against librosa and the Kaldi definition."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.spec import AudioSpec, TokenSpec
+from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, TokenSpec
 from pipeline.data.tokens import drop_tokens, grid_positions, kept_tokens, log_mel, patchify, spectrogram_tokens
 
 VISION = TokenSpec().vision_positions
@@ -109,6 +111,17 @@ def test_drop_is_uniform():
     assert np.abs(counts - 500).max() < 5 * 19.4
 
 
+def tone_and_noise(num_samples: int, *, offset: float = 0.0) -> np.ndarray:
+    """(num_samples,) float32 at 16 kHz."""
+    seconds = np.arange(num_samples) / 16_000
+    noise = 0.1 * np.random.default_rng(0).standard_normal(num_samples)
+    return (np.sin(2 * np.pi * 440 * seconds) + noise + offset).astype(np.float32)
+
+
+# Kaldi's frame without what it does to the samples before the window, which librosa does not do.
+BARE_FRAME = {"remove_dc": False, "preemphasis": 0.0, "pad_value": None, "num_frames": 96}
+
+
 @pytest.mark.parametrize(
     "spec",
     [AudioSpec(), AudioSpec(frame_length=400, hop_length=160, num_frames=96, num_mels=64, min_hz=20, max_hz=8000)],
@@ -117,10 +130,7 @@ def test_log_mel_equals_librosa(spec):
     """The documented transform: magnitudes (power 1), Hann, no centring, Slaney mel; librosa compiles for a while."""
     import librosa
 
-    rng = np.random.default_rng(0)
-    seconds = np.arange(spec.num_samples) / spec.sample_rate_hz
-    waveform = np.sin(2 * np.pi * 440 * seconds) + 0.1 * rng.standard_normal(len(seconds))
-    waveform = waveform.astype(np.float32)
+    waveform = tone_and_noise(spec.num_samples)
     padded = np.pad(waveform, (0, spec.frame_length))
     expected = librosa.feature.melspectrogram(
         y=padded,
@@ -139,7 +149,150 @@ def test_log_mel_equals_librosa(spec):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def in_librosas_place(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
+    """librosa puts a window shorter than the transform in its middle, Kaldi at its start."""
+    lead = (spec.fft_length - spec.frame_length) // 2
+    return np.pad(waveform, (lead, spec.fft_length))
+
+
+def test_settings_between_the_presets_equal_librosa():
+    """A window shorter than the transform, symmetric, squared, with a floor, under librosa's own filters."""
+    import librosa
+
+    spec = dataclasses.replace(AUDIO_PRESETS["audiomae"], mel_scale="slaney", num_mels=64, **BARE_FRAME)
+    waveform = tone_and_noise(spec.num_samples)
+    expected = librosa.feature.melspectrogram(
+        y=in_librosas_place(waveform, spec),
+        sr=16_000,
+        n_fft=512,
+        win_length=400,
+        hop_length=160,
+        window=np.hanning(400),
+        center=False,
+        power=2.0,
+        n_mels=64,
+        fmin=20.0,
+        fmax=8000.0,
+    )
+    expected = np.log(np.maximum(expected.T[: spec.num_frames], 2.0**-23))
+    np.testing.assert_allclose(log_mel(waveform, spec), expected, atol=1e-4)
+
+
+def htk_filters() -> np.ndarray:
+    """(257, 128) float64, filter by filter: Kaldi's for 128 bands of 512 points from 20 to 8000 Hz at 16 kHz."""
+
+    def mel(hz: float) -> float:
+        return 1127.0 * np.log(1.0 + hz / 700.0)
+
+    edges = np.linspace(mel(20.0), mel(8000.0), 130)
+    out = np.zeros((257, 128))
+    for band, (left, centre, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
+        # Kaldi leaves out the last point, half the rate.
+        for point in range(256):
+            here = mel(point * 16_000 / 512)
+            if left < here <= centre:
+                out[point, band] = (here - left) / (centre - left)
+            elif centre < here < right:
+                out[point, band] = (right - here) / (right - centre)
+    return out
+
+
+def assert_close_in_float32(found: np.ndarray, expected: np.ndarray) -> None:
+    """Log energies within 1e-4, beside what float32 resolves of a quiet band in a loud frame.
+
+    The transform's rounding is a share of the largest amplitude in the frame.
+    """
+    assert found.dtype == np.float32
+    amplitude, wanted = np.exp(found.astype(np.float64) / 2), np.exp(expected / 2)
+    resolved = np.finfo(np.float32).eps * wanted.max(axis=-1, keepdims=True)
+    assert (np.abs(amplitude - wanted) <= 1e-4 / 2 * wanted + resolved).all()
+
+
+def test_the_spectrum_of_audiomae_equals_librosa():
+    import librosa
+
+    spec = dataclasses.replace(AUDIO_PRESETS["audiomae"], **BARE_FRAME)
+    waveform = tone_and_noise(spec.num_samples)
+    spectrum = librosa.stft(
+        in_librosas_place(waveform, spec),
+        n_fft=512,
+        win_length=400,
+        hop_length=160,
+        window=np.hanning(400),
+        center=False,
+    )
+    power = np.abs(spectrum[:, : spec.num_frames].T) ** 2
+    assert_close_in_float32(log_mel(waveform, spec), np.log(np.maximum(power @ htk_filters(), 2.0**-23)))
+
+
+def kaldi_filter_bank(waveform: np.ndarray) -> np.ndarray:
+    """(frames that the sound fills whole, 128) float64: Kaldi's definition with AudioMAE's options, frame by frame."""
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
+    filters, rows = htk_filters(), []
+    for start in range(0, len(waveform) - 400 + 1, 160):
+        frame = waveform[start : start + 400].astype(np.float64)
+        frame -= frame.mean()
+        emphasised = [frame[i] - 0.97 * frame[max(0, i - 1)] for i in range(400)]
+        power = np.abs(np.fft.rfft(emphasised * window, 512)) ** 2
+        rows.append([np.log(max(energy, np.finfo(np.float32).eps)) for energy in power @ filters])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 11.0])
+def test_audiomae_is_kaldis_filter_bank(seconds):
+    """Ten seconds are 998 whole frames, and zeros follow; eleven are more than 1024."""
+    waveform = tone_and_noise(round(16_000 * seconds), offset=0.2)
+    expected = kaldi_filter_bank(waveform)[:1024]
+    found = log_mel(waveform, AUDIO_PRESETS["audiomae"])
+    assert found.shape == (1024, 128) and len(expected) == (998 if seconds == 10 else 1024)
+    assert_close_in_float32(found[: len(expected)], expected)
+    assert (found[len(expected) :] == 0).all()
+    # No point of the transform lies in the fourth band.
+    np.testing.assert_allclose(found[: len(expected), 3], np.log(2.0**-23), rtol=1e-6)
+
+
+def test_audiomae_does_not_hear_a_constant():
+    spec = AUDIO_PRESETS["audiomae"]
+    waveform = 0.1 * tone_and_noise(spec.num_samples)
+    np.testing.assert_allclose(log_mel(waveform + np.float32(0.5), spec), log_mel(waveform, spec), atol=1e-3)
+
+
+def test_audiomae_tokens():
+    """(x - mean) / (2 std) with the constants of AudioSet, 64 x 8 patches, each at a position of its own."""
+    spec = AUDIO_PRESETS["audiomae"]
+    assert spec.grid == (64, 8) and spec.num_samples == 1023 * 160 + 400
+    tokens = spectrogram_tokens(np.zeros(0, np.float32), spec)
+    assert tokens.shape == (512, 256) and tokens.dtype == np.float32
+    np.testing.assert_allclose(tokens, 4.2677393 / (2 * 4.5689974), rtol=1e-6)
+    assert grid_positions(spec.grid, AUDIO).tolist() == [[i, j] for i in range(64) for j in range(8)]
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 399, 400, 559, 560, 163_920, 164_079, 164_080, 200_000])
+def test_audiomae_counts_whole_frames(num_samples):
+    mel = log_mel(tone_and_noise(num_samples), AUDIO_PRESETS["audiomae"])
+    whole = max(0, min(1024, (num_samples - 400) // 160 + 1))
+    assert (mel[:whole] != 0).any(axis=1).all() and (mel[whole:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fft_length": 256}, "fft_length 256 is shorter than frame_length 400"),
+        ({"sample_rate_hz": 8000}, "expected min_hz < max_hz <= sample_rate_hz / 2; found 20, 8000 and 4000"),
+        ({"min_hz": 9000.0}, "found 9000, 8000 and 8000"),
+        ({"log_floor": 0.0}, "log_offset and log_floor are both 0"),
+        ({"window": "hamming"}, r"window: expected one of \('periodic', 'symmetric'\), found 'hamming'"),
+        ({"power": 3}, r"power: expected one of \(1, 2\), found 3"),
+        ({"mel_scale": "bark"}, "mel_scale: expected one of .+, found 'bark'"),
+    ],
+)
+def test_contradictory_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(AUDIO_PRESETS["audiomae"], **changes)
+
+
 def test_the_defaults_are_the_release():
+    assert AUDIO_PRESETS["imp"] == AudioSpec()
     spec = AudioSpec()
     assert spec.num_samples == 131_072 and spec.grid == (8, 8)
     assert spectrogram_tokens(np.zeros(spec.num_samples, np.float32), spec).shape == (64, 256)

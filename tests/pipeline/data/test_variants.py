@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.spec import Augment, TokenSpec, Variant
-from pipeline.data.variants import _crop_box, make_variant, view_frames
+from pipeline.data.variants import _crop_box, make_variant, view_frames, window_starts
 
 SPEC = TokenSpec()
 SETTINGS = settings(max_examples=40, deadline=None)
@@ -89,6 +89,32 @@ def shown(frames: np.ndarray) -> list[int]:
 def test_evaluation_takes_the_middle_frames():
     out, start = view(numbered(11), num_frames=4, size=16)
     assert start == 3 and shown(out) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("spare", "count", "starts"),
+    [
+        (7, 1, [3]),
+        (7, 2, [0, 7]),
+        (8, 3, [0, 4, 8]),
+        (10, 4, [0, 3, 7, 10]),
+        (34, 8, [0, 5, 10, 15, 19, 24, 29, 34]),
+        # Fewer frames to spare than windows: starts repeat.
+        (2, 4, [0, 1, 1, 2]),
+        (0, 3, [0, 0, 0]),
+    ],
+)
+def test_evaluation_windows_are_evenly_spaced(spare, count, starts):
+    assert window_starts(spare, count) == starts
+    for number, start in enumerate(starts):
+        variant = Variant("v", 1, num_frames=4, size=16)
+        out, found = view_frames(numbered(4 + spare), variant, augment=None, rng=None, window=(number, count))
+        assert found == start and shown(out) == list(range(start, start + 4))
+
+
+def test_no_window_is_refused():
+    with pytest.raises(ValueError, match="at least one window, found 0"):
+        window_starts(5, 0)
 
 
 @pytest.mark.parametrize("augment", [None, Augment()])

@@ -4,6 +4,7 @@ import types
 import numpy as np
 import pytest
 
+from pipeline.errors import DataError
 from pipeline.train.loop import Hooks, Loop
 
 STEP_S, WAIT_S = 0.05, 0.3
@@ -104,3 +105,30 @@ def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monke
     assert loop.state == {"a": 3, "b": 3, "c": 0}
     assert [r["loss"] for r in records] == [0.0, 1.0, 2.0]  # each step got its own learning rate
     assert saved == [(3, loop.state)]
+
+
+def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
+    monkeypatch.setattr("jax.device_get", lambda m: {k: np.asarray(v) for k, v in m.items()})
+    records, saved, feed = [], [], FakeFeed(5)
+    take = feed.next
+
+    def next_batch(*, wait=True):
+        if feed.batches[0].step == 3:
+            raise DataError("storage: a could not be read")
+        return take(wait=wait)
+
+    monkeypatch.setattr(feed, "next", next_batch)
+    loop = Loop(
+        state={"a": 0, "b": 0, "c": 0},
+        feed=feed,
+        compiler=FakeCompiler([]),
+        hooks=Hooks(record=records.append, save=lambda step, state: saved.append((step, dict(state)))),
+        start_step=0,
+        num_steps=5,
+        learning_rates=np.arange(5, dtype=np.float32),
+        checkpoint_every=2,
+    )
+    with pytest.raises(DataError, match="could not be read"):
+        loop.run()
+    assert [r["step"] for r in records] == [1, 2, 3]
+    assert saved == [(2, {"a": 2, "b": 2, "c": 0}), (3, {"a": 3, "b": 3, "c": 0})]

@@ -147,7 +147,7 @@ def test_webdataset_members_are_read_where_they_lie(tmp_path):
     for key, value in (("00/a/1", 10), ("00/a/2", 20), ("01/a/1", 30)):
         assert read_bytes(rows[key]["image"]) == picture(value)
         assert local_path_or_bytes(rows[key]["image"]) == picture(value)
-        assert (decode_image(rows[key]["image"], ImageSpec(short_side=16)) == value).all()
+        assert (decode_image(read_bytes(rows[key]["image"]), ImageSpec(short_side=16)) == value).all()
     assert tar.stat() == before
     assert not list((tmp_path / "d").glob("**/*.png"))
 

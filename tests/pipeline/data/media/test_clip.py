@@ -1,5 +1,8 @@
 """Which file and which cut a manifest row means."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -42,3 +45,35 @@ def test_frames_that_are_resized_stay_uint8(row, make_data_set):
 def test_a_row_without_its_media(make_data_set, modality, empty):
     with pytest.raises(Reject, match="no_media"):
         decode_media(empty, make_data_set(), modality)
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_paths_that_hold_nothing(tmp_path, make_data_set, modality):
+    (tmp_path / "empty").touch()
+    (tmp_path / "file").write_bytes(b"x")
+    for name, reason in (
+        ("missing", "missing_file"),
+        (".", "missing_file"),
+        ("empty", "empty_file"),
+        ("file/below", "missing_file"),
+    ):
+        with pytest.raises(Reject, match=reason):
+            decode_media({modality: str(tmp_path / name)}, make_data_set(), modality)
+
+
+def test_media_from_another_file_system(row, make_data_set, frame_numbers, peak_hz):
+    import fsspec
+
+    for column, path in row.items():
+        with fsspec.open(f"memory://clip/{column}", "wb") as f:
+            f.write(Path(path).read_bytes())
+    there, data_set = {column: f"memory://clip/{column}" for column in row}, make_data_set()
+    for modality in ("video", "audio"):
+        assert (decode_media(there, data_set, modality) == decode_media(row, data_set, modality)).all()
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+def test_files_beyond_the_cap_on_bytes(row, make_data_set, modality):
+    spec = dataclasses.replace(getattr(make_data_set(), modality), max_bytes=100)
+    with pytest.raises(Reject, match=r"too_large: \d+ bytes, at most 100"):
+        decode_media(row | {"image": row["video"]}, dataclasses.replace(make_data_set(), **{modality: spec}), modality)

@@ -108,14 +108,6 @@ def test_the_short_side_is_resized(tmp_path, size, expected):
     assert found.shape == (*expected, 3) and (found == [9, 99, 199]).all()
 
 
-def test_paths_that_hold_nothing(tmp_path):
-    assert reject(tmp_path / "missing.png").reason == "missing_file"
-    assert reject(tmp_path).reason == "missing_file"
-    (tmp_path / "empty.png").touch()
-    assert reject(tmp_path / "empty.png").reason == "empty_file"
-    assert reject(tmp_path / "empty.png" / "below.png").reason == "missing_file"
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])
 def test_a_truncated_file_is_rejected(tmp_path, name):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
@@ -146,7 +138,7 @@ def test_the_pixel_cap(tmp_path):
     path = save(tmp_path / "a.png", Image.new("RGB", (40, 30)))
     assert decode_image(path, ImageSpec(short_side=30, max_pixels=1200)).shape == (30, 40, 3)
     found = reject(path, ImageSpec(short_side=30, max_pixels=1199))
-    assert found.reason == "too_large" and found.detail == "40x30 pixels, at most 1199"
+    assert found.reason == "too_large" and found.detail == "1200 pixels (40x30), at most 1199"
 
 
 def test_a_bomb_is_too_large(tmp_path):
@@ -165,3 +157,29 @@ def test_reasons_are_a_fixed_list():
     with pytest.raises(ValueError, match="unknown reject reason 'tired'; known: no_media"):
         Reject("tired", "x")
     assert Reject("no_text", "a\n  b\t" + "c" * 1000).detail == "a b " + "c" * 296
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"), [(1, (255, 0, 0)), (3, (255, 255, 255)), (6, (0, 0, 255)), (8, (0, 255, 0))]
+)
+def test_photos_stand_upright_as_their_exif_data_say(tmp_path, corner, orientation):
+    """Orientation 6: the camera's left lower corner (blue) is the picture's left upper one; 3 turns it by half."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode_image(save(tmp_path / "a.png", quarters(), exif=exif), SPEC)
+    assert tuple(found[4, 4]) == corner
+
+
+def test_a_large_jpeg_is_decoded_small_and_right(tmp_path):
+    found = decode_image(save(tmp_path / "a.jpg", quarters().resize((1024, 1024), 0), quality=95), SPEC)
+    assert np.abs(found.astype(int) - np.asarray(quarters(), int))[2:14, 2:14].max() <= 6
+
+
+def test_a_decoder_of_ones_own(tmp_path):
+    path = save(tmp_path / "a.png", quarters())
+    assert (decode_image(path, ImageSpec(short_side=32, decoder="tests.decoders:grey_image")) == 7).all()
+    assert reject(path, ImageSpec(decoder="tests.decoders:broken")).reason == "not_decodable"
+    wrong = reject(path, ImageSpec(decoder="tests.decoders:wrong_type"))
+    assert wrong.reason == "not_decodable" and "float64 of shape (2,)" in wrong.detail
+    with pytest.raises(ValueError, match=r"expected one of pillow or package\.module:function, found 'none'"):
+        decode_image(path, ImageSpec(decoder="none"))

@@ -66,3 +66,20 @@ def test_local_files_are_left_to_the_decoder(tmp_path):
     (tmp_path / "a").write_bytes(b"local")
     assert storage.local_path_or_bytes(str(tmp_path / "a")) == str(tmp_path / "a")
     assert storage.local_path_or_bytes(f"file://{tmp_path}/a") == b"local"
+
+
+def test_a_decoder_that_complains_of_bad_storage(tmp_path, monkeypatch):
+    """A local file is read by its decoder: when that fails, the file is read once more to tell damage from storage."""
+    path, waits = tmp_path / "a", []
+    path.write_bytes(b"content")
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    storage.confirm_readable(str(path))
+    assert not waits
+
+    def fail(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(DataError, match=r"a could not be read after 5 tries: .*Input/output error"):
+        storage.confirm_readable(str(path))
+    assert len(waits) == 5

@@ -1,15 +1,16 @@
 """Videos whose every frame tells its number: which frames a clip takes, sound tracks, and damaged files."""
 
+import dataclasses
 import re
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
-from pipeline.data.media import video
+from pipeline.data.media import container, video
+from pipeline.data.media.audio import decode_audio
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.video import decode_sound_track, decode_video
+from pipeline.data.media.video import decode_video
 from pipeline.data.spec import AudioSpec, VideoSpec
 
 AUDIO = AudioSpec()
@@ -17,6 +18,10 @@ AUDIO = AudioSpec()
 
 def spec(fps: float = 8.0, *, max_frames: int = 16, short_side: int = 64) -> VideoSpec:
     return VideoSpec(fps=fps, short_side=short_side, max_frames=max_frames)
+
+
+def decode_sound_track(source, wanted: AudioSpec, **cut):
+    return decode_audio(source, wanted, decoder="pyav", **cut)
 
 
 def reject(decode, path, *arguments, **cut) -> Reject:
@@ -54,9 +59,18 @@ def test_frames_at_the_asked_times(clip, frame_numbers, fps, cut, expected):
     assert frame_numbers(decode_video(clip, spec(fps), **cut)) == expected
 
 
-@pytest.mark.parametrize("read", [video._read_decord, video._read_pyav])
-def test_both_decoders_agree(clip, frame_numbers, read):
-    assert frame_numbers(read(clip, spec(10.0), 0.25, 0.75)) == [6, 8, 10, 13, 15]
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize(
+    ("fps", "cut", "expected"),
+    [
+        (10.0, {"start_s": 0.25, "end_s": 0.75}, [6, 8, 10, 13, 15]),
+        (8.0, {}, [0, 3, 6, 9, 12, 15, 18, 21]),
+        (48.0, {"start_s": 0.9}, [21, 22, 22, 23]),
+    ],
+)
+def test_both_decoders_agree(clip, frame_numbers, decoder, fps, cut, expected):
+    wanted = dataclasses.replace(spec(fps), decoder=decoder)
+    assert frame_numbers(decode_video(clip, wanted, **cut)) == expected
 
 
 def test_at_most_so_many_frames(clip, frame_numbers):
@@ -78,20 +92,17 @@ def test_widths_that_one_decoder_cannot_read(tmp_path, write_video, frame_number
 
 
 def test_bytes_from_another_file_system(clip, frame_numbers, peak_hz):
-    import fsspec
-
-    with fsspec.open("memory://media/clip.mp4", "wb") as f:
-        f.write(Path(clip).read_bytes())
-    assert frame_numbers(decode_video("memory://media/clip.mp4", spec())) == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert abs(peak_hz(decode_sound_track("memory://media/clip.mp4", AUDIO), 16_000) - 1000) <= 2
+    content = Path(clip).read_bytes()
+    assert frame_numbers(decode_video(content, spec())) == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert abs(peak_hz(decode_sound_track(content, AUDIO), 16_000) - 1000) <= 2
 
 
 def test_times_of_a_variable_frame_rate():
     shown_s = np.array([0.0, 0.1, 0.5, 0.6, 1.0])
     # The last frame lasts as long as the median: (0.1 + 0.4) / 2 = 0.25 s, so 1.25 s in all.
-    assert video._times_to_indices(shown_s, spec(4.0), 0.0, None).tolist() == [0, 1, 2, 3, 4]
-    assert video._times_to_indices(shown_s, spec(10.0), 0.0, 0.8).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
-    assert video._times_to_indices(shown_s, spec(4.0), 0.75, None).tolist() == [3, 4]
+    assert video.frame_indices(shown_s, spec(4.0), 0.0, None).tolist() == [0, 1, 2, 3, 4]
+    assert video.frame_indices(shown_s, spec(10.0), 0.0, 0.8).tolist() == [0, 1, 1, 1, 1, 2, 3, 3]
+    assert video.frame_indices(shown_s, spec(4.0), 0.75, None).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("cut", [{"start_s": 1.5}, {"start_s": 0.5, "end_s": 0.5}, {"start_s": 0.5, "end_s": 0.25}])
@@ -106,31 +117,18 @@ def test_the_shortest_videos_show_their_first_frame(tmp_path, write_video, frame
     assert frame_numbers(decode_video(path, spec())) == [0]
 
 
-class CountingContainer:
-    """An open file that counts the frames it decodes."""
-
-    def __init__(self, container):
-        self.container, self.streams, self.decoded = container, container.streams, 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.container.close()
-
-    def decode(self, **streams):
-        for frame in self.container.decode(**streams):
-            self.decoded += 1
-            yield frame
-
-
 def test_a_long_video_costs_no_more_than_its_clip(tmp_path, write_video, frame_numbers, monkeypatch):
-    """The second decoder keeps what it decodes, so it must stop at the clip's end: a film does not fit in memory."""
-    container = CountingContainer(av.open(write_video(tmp_path / "a.mp4", num_frames=240)))
-    monkeypatch.setattr(av, "open", lambda source: container)
-    assert frame_numbers(video._read_pyav("a.mp4", spec(max_frames=4), 0.0, None)) == [0, 3, 6, 9]
-    # The clip ends with frame 9; a second and a half more is 36.
-    assert container.decoded <= 46
+    """A film does not fit in memory, and an hour before the clip must not be decoded."""
+    path = write_video(tmp_path / "a.mp4", num_frames=480)
+    decoded = []
+    monkeypatch.setattr(video, "frames", lambda *a: (decoded.append(f) or f for f in container.frames(*a)))
+    assert frame_numbers(decode_video(path, spec(max_frames=4))) == [0, 3, 6, 9]
+    # The clip ends with frame 9; the next due time ends it.
+    assert len(decoded) <= 12
+    decoded.clear()
+    assert frame_numbers(decode_video(path, spec(max_frames=4), start_s=15.0)) == [(360 + 3 * i) % 28 for i in range(4)]
+    # From the key frame before (every 8 frames in this file) to the end of the clip.
+    assert len(decoded) <= 8 + 12
 
 
 # --- sound tracks ---
@@ -147,7 +145,8 @@ def test_sound_track(clip, peak_hz):
 def test_sound_track_cuts(clip, peak_hz):
     wave = decode_sound_track(clip, AUDIO, start_s=0.25, end_s=0.75)
     assert len(wave) == 8000 and abs(peak_hz(wave, 16_000) - 1000) <= 2
-    assert (wave == decode_sound_track(clip, AUDIO)[4000:12000]).all()
+    # Resampling sees silence beyond a cut: its first and last samples differ.
+    np.testing.assert_allclose(wave[100:-100], decode_sound_track(clip, AUDIO)[4100:11900], atol=1e-4)
     assert len(decode_sound_track(clip, AudioSpec(num_frames=4, hop_length=512))) == 2048
     assert reject(decode_sound_track, clip, AUDIO, start_s=3.0).reason == "no_sound"
 
@@ -166,24 +165,11 @@ def test_a_sound_file_has_no_frames(tmp_path, write_wav):
 # --- damage ---
 
 
-@pytest.mark.parametrize(("decode", "wanted"), [(decode_video, spec()), (decode_sound_track, AUDIO)])
-def test_paths_that_hold_nothing(tmp_path, decode, wanted):
-    assert reject(decode, tmp_path / "missing.mp4", wanted).reason == "missing_file"
-    (tmp_path / "empty.mp4").touch()
-    assert reject(decode, tmp_path / "empty.mp4", wanted).reason == "empty_file"
-
-
-@pytest.mark.parametrize(("decode", "wanted"), [(decode_video, spec()), (decode_sound_track, AUDIO)])
-def test_a_path_through_a_file_is_missing(tmp_path, decode, wanted):
-    (tmp_path / "file.mp4").write_bytes(b"x")
-    assert reject(decode, tmp_path / "file.mp4" / "below.mp4", wanted).reason == "missing_file"
-
-
 @pytest.mark.parametrize("content", [b"not a video", bytes(5000), b"\0\0\0\x20ftypisom" + bytes(100)])
 def test_other_bytes_are_rejected(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     assert reject(decode_video, tmp_path / "a.mp4", spec()).reason in ("not_decodable", "no_frames")
-    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason == "no_sound"
+    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason in ("not_decodable", "no_sound")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
@@ -191,7 +177,7 @@ def test_a_video_without_its_index_is_rejected(tmp_path, clip, share):
     content = Path(clip).read_bytes()
     (tmp_path / "a.mp4").write_bytes(content[: int(share * len(content))])
     assert reject(decode_video, tmp_path / "a.mp4", spec()).reason == "not_decodable"
-    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason == "no_sound"
+    assert reject(decode_sound_track, tmp_path / "a.mp4", AUDIO).reason in ("not_decodable", "no_sound")
 
 
 @pytest.fixture(scope="module")

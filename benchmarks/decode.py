@@ -1,0 +1,221 @@
+"""What the full stream costs over decoding alone, and which decoder is the faster one. JSON on standard output.
+
+    python benchmarks/decode.py [--quick]
+
+stream: CPU seconds of all processes (Ray's, the decoders', this one) over those of the same function called bare, in
+this process and without a decode process; the wall-clock ratio beside it (bare over stream: 1 is as fast).
+decoders: CPU milliseconds a clip on the same files. memory: growth of the decode process over 2,000 clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import psutil
+
+from benchmarks.media import write_image, write_manifest, write_sound, write_video
+from pipeline.data.manifest import Manifest
+from pipeline.data.media.clip import decode_media
+from pipeline.data.media.container import frames, open_container
+from pipeline.data.media.process import DecodeLimits, DecodeProcess
+from pipeline.data.media.video import decode_video
+from pipeline.data.spec import AudioSpec, DataSetSpec, TaskSpec, TokenSpec, VideoSpec
+from pipeline.data.streams import DecodeOptions, StreamSpec, build_stream, checked_rows, iterate, quiet_ray_data
+from pipeline.data.variants import make_variant
+
+# Batches of a measured stream: tens of seconds of decoding, beside which a stream's start is small.
+BATCHES = {"video": 40, "image": 80, "audio": 40}
+BATCH = {"video": 8, "image": 64, "audio": 64}
+
+
+def make_media(folder: Path, rng) -> dict[str, str]:
+    """Manifests by modality: videos of 2 to 10 s at 256 pixels, photos, sound of 10 s."""
+    made = {
+        "video": [
+            write_video(folder / f"{i}.mp4", height=256, width=340, seconds=float(rng.uniform(2, 10)), seed=i)
+            for i in range(24)
+        ],
+        "image": [write_image(folder / f"{i}.jpg", height=375, width=500, seed=i) for i in range(128)],
+        "audio": [write_sound(folder / f"{i}.flac", seconds=10, seed=i) for i in range(64)],
+    }
+    return {
+        name: write_manifest(folder / f"{name}.parquet", [{"id": p, name: p} for p in paths])
+        for name, paths in made.items()
+    }
+
+
+def stream_spec(modality: str, manifest: str, *, batches: int) -> StreamSpec:
+    variant = make_variant(
+        num_frames=16 if modality == "video" else 0,
+        size=256,
+        drop_rate=0.0,
+        budget=None,
+        batch_size=BATCH[modality],
+        spec=TokenSpec(),
+    )
+    task = TaskSpec(modality, modality, "nce", (modality,), (variant,), positives="instance")
+    return StreamSpec(
+        task=task,
+        data_set=DataSetSpec(name=modality, manifest=manifest, held_out={}),
+        tokens=TokenSpec(),
+        tokenizer=None,
+        seed=0,
+        num_rows=Manifest(manifest).num_rows,
+        start=0,
+        stop=batches,
+        share=1.0,
+        known_bad={},
+        cache_bytes=0,
+    )
+
+
+class Bare:
+    """Decoding in this process, as a loop without any of the rest would."""
+
+    cpu_s = 0.0
+    decode = staticmethod(decode_media)
+
+
+def family_cpu_s() -> float:
+    """CPU seconds of this process and all below it, the dead ones that were waited for among them."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def measure(work) -> tuple[float, float]:
+    """(CPU seconds, seconds) of ``work()``."""
+    cpu, began = family_cpu_s(), time.perf_counter()
+    work()
+    return family_cpu_s() - cpu, time.perf_counter() - began
+
+
+def run_bare(spec: StreamSpec) -> None:
+    maker = spec.maker()
+    maker.samples.source.decoders = Bare()
+    for batch in range(spec.start, spec.stop):
+        maker.row(batch, rank=0, world_size=1)
+
+
+def run_stream(spec: StreamSpec) -> None:
+    stream = build_stream(spec, world_size=1, options=DecodeOptions(queue_blocks=2))
+    for _ in checked_rows(iterate(stream), task=spec.task.name, start=spec.start, rank=0):
+        pass
+
+
+def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
+    from pipeline.train.ray_trainer import Cluster, start_ray
+
+    start_ray(Cluster())
+    quiet_ray_data()
+    out = {}
+    for modality, manifest in manifests.items():
+        # Processes and libraries start here, once.
+        run_bare(stream_spec(modality, manifest, batches=1))
+        run_stream(stream_spec(modality, manifest, batches=2))
+        batches = max(4, int(part * BATCHES[modality]))
+        spec = stream_spec(modality, manifest, batches=batches)
+        # Bare before and after: the machine's speed drifts.
+        order = (("before", run_bare), ("stream", run_stream), ("after", run_bare))
+        runs = {name: measure(functools.partial(run, spec)) for name, run in order}
+        cpu, wall = (statistics.mean((runs["before"][i], runs["after"][i])) for i in (0, 1))
+        out[modality] = {
+            "samples": batches * BATCH[modality],
+            "bare_ms_a_sample": round(1000 * cpu / batches / BATCH[modality], 2),
+            "cpu_ratio": round(runs["stream"][0] / cpu, 3),
+            "wall_ratio": round(wall / runs["stream"][1], 3),
+        }
+    return out
+
+
+def _without_seeking(source, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
+    """Every frame from the file's start on, as simple readers do it."""
+    times, out = start_s + np.arange(spec.max_frames) / spec.fps, []
+    with open_container(source) as container:
+        for frame in frames(container, container.streams.video[0]):
+            while len(out) < len(times) and frame.time >= times[len(out)] - 1e-3:
+                out.append(frame.to_ndarray(format="rgb24"))
+            if len(out) == len(times):
+                break
+    return np.stack(out)
+
+
+def decoder_costs(folder: Path, *, rounds: int) -> dict:
+    """CPU milliseconds a clip of 16 frames from the start and the middle of files, interleaved medians."""
+    files = {
+        "256p, 10 s": (write_video(folder / "a.mp4", height=256, width=340, seconds=10, seed=1), 10),
+        "720p, 10 s": (write_video(folder / "b.mp4", height=720, width=1280, seconds=10, seed=2), 10),
+        "480p, 60 s, key frame every 10 s": (
+            write_video(folder / "c.mp4", height=480, width=854, seconds=60, seed=3, gop=250),
+            60,
+        ),
+    }
+    names = {"pyav": "pyav", "decord": "decord", "without seeking": "benchmarks.decode:_without_seeking"}
+    out = {}
+    for file, (path, seconds) in files.items():
+        times = {name: [] for name in names}
+        for _ in range(rounds):
+            for start_s in (0.0, 0.3 * seconds, 0.7 * seconds):
+                for name, decoder in names.items():
+                    began = time.process_time()
+                    decode_video(path, VideoSpec(decoder=decoder), start_s=start_s)
+                    times[name].append(1000 * (time.process_time() - began))
+        out[file] = {name: round(statistics.mean(values), 1) for name, values in times.items()}
+        out[file]["decord over pyav"] = round(out[file]["decord"] / out[file]["pyav"], 2)
+    return out
+
+
+def memory_slope(folder: Path, *, clips: int) -> dict:
+    """Bytes a clip that the decode process keeps, by a line through its resident size, past its first quarter."""
+    paths = [
+        write_video(folder / f"m{i}.mp4", height=64, width=96, seconds=1 + i % 3, seed=i, gop=10) for i in range(20)
+    ]
+    sounds = [write_sound(folder / f"m{i}.flac", seconds=2, seed=i) for i in range(5)]
+    decoders = DecodeProcess(DecodeLimits())
+    data_set = DataSetSpec(
+        name="", manifest="", held_out={}, video=VideoSpec(short_side=64), audio=AudioSpec(num_frames=32)
+    )
+    rss = []
+    for number in range(clips):
+        decoders.decode({"video": paths[number % len(paths)]}, data_set, "video")
+        decoders.decode({"audio": sounds[number % len(sounds)]}, data_set, "audio")
+        rss.append(psutil.Process(decoders._child.pid).memory_info().rss)
+    decoders.close()
+    kept = np.asarray(rss[clips // 4 :], float)
+    slope, _ = np.polyfit(np.arange(len(kept)), kept, 1)
+    return {"clips": clips, "rss_mb": round(rss[-1] / 1e6, 1), "slope_bytes_a_clip": round(float(slope), 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a fraction of the work, for a look")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = {
+            "cpus": os.cpu_count(),
+            "stream": stream_costs(make_media(folder, np.random.default_rng(0)), part=0.1 if quick else 1.0),
+            "decoders": decoder_costs(folder, rounds=1 if quick else 4),
+            "memory": memory_slope(folder, clips=100 if quick else 2000),
+        }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

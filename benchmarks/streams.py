@@ -1,0 +1,105 @@
+"""Many tasks on a small machine: how soon every stream has its first batch, and what that takes of memory.
+
+    python benchmarks/streams.py [--tasks 20] [--config configs/demo.yaml]
+
+Takes the tasks of a recipe in turn, each time under another name, so that all orders differ. JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import psutil
+
+from pipeline import recipe as recipes
+from pipeline.prepare import build_corpus, prepare
+
+
+def many_tasks(recipe: recipes.Recipe, count: int) -> recipes.Recipe:
+    """The recipe with ``count`` tasks, those it has in turn."""
+    plain, names = recipe.to_dict(), list(recipe.tasks)
+    plain["tasks"] = {f"{names[i % len(names)]}_{i}": plain["tasks"][names[i % len(names)]] for i in range(count)}
+    plain["evaluate"] = []
+    return recipes.from_dict(plain)
+
+
+class Memory(threading.Thread):
+    """Watches the proportional set size of this process and all below it."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak_bytes, self.processes, self._stop_asked = 0, 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(1.0):
+            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            self.processes = max(self.processes, len(family))
+            self.peak_bytes = max(self.peak_bytes, sum(map(_pss, family)))
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.Error:
+        return 0
+
+
+def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
+    from pipeline.pretrain import cluster_of
+    from pipeline.train import ray_trainer
+
+    spec = prepare(recipe, run_dir)
+    memory, cluster = Memory(), cluster_of(recipe)
+    began = time.perf_counter()
+    ray_trainer.start_ray(cluster)
+    ray_s = time.perf_counter() - began
+    streams = ray_trainer.build_streams(spec, cluster, tasks=list(spec.tasks), start_step=0, world_size=1)
+    queues = {
+        name: ray_trainer.open_queue(stream, task=name, start=first, rank=0)
+        for name, (stream, first) in streams.items()
+    }
+    first_s = {}
+    for name, queue in queues.items():
+        queue.next()
+        first_s[name] = round(time.perf_counter() - began, 1)
+    time.sleep(5)
+    memory.stop()
+    return {
+        "tasks": len(queues),
+        "cpus": os.cpu_count(),
+        "start_ray_s": round(ray_s, 1),
+        "all_first_batches_s": max(first_s.values()),
+        "peak_pss_gb": round(memory.peak_bytes / 1e9, 2),
+        "most_processes": memory.processes,
+        "first_batch_s": first_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--config", default="configs/demo.yaml")
+    arguments = parser.parse_args()
+    recipe = many_tasks(recipes.load(arguments.config), arguments.tasks)
+    build_corpus(recipe)
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(recipe, Path(folder)), indent=2), flush=True)
+    os._exit(0)  # the streams have no end worth waiting for
+
+
+if __name__ == "__main__":
+    main()

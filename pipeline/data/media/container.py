@@ -1,0 +1,60 @@
+"""Media containers (MP4, Matroska, ...) by PyAV: opened, capped, and read packet by packet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.data.media.decoders import as_file, check_cap, one_line
+from pipeline.data.media.errors import Reject
+
+
+def open_container(source: str | bytes):
+    """An open file of PyAV. Raises Reject where it is none."""
+    import av
+
+    try:
+        return av.open(as_file(source))
+    except Exception as e:
+        raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
+
+
+def check_duration(container, stream, *, max_duration_s: float) -> None:
+    """Raises Reject where the container or the stream says that it is longer than the cap. Many say nothing."""
+    import av
+
+    said = [container.duration / av.time_base] if container.duration else []
+    if stream.duration and stream.time_base:
+        said.append(float(stream.duration * stream.time_base))
+    check_cap(max(said, default=0.0), max_duration_s, reason="too_long", what="s")
+
+
+def start_of(stream) -> float | None:
+    """Time of a stream's first packet in seconds; None where the container does not say."""
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def seek(container, stream, time_s: float) -> bool:
+    """Goes to the last key frame before ``time_s`` (on the container's own clock), where the container can."""
+    try:
+        container.seek(int(time_s / stream.time_base), stream=stream)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def frames(container, stream) -> Iterator:
+    """Decoded frames in the order they are shown. Raises Reject at damage that the demuxer or decoder sees."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            if packet.is_corrupt:
+                raise Reject("not_decodable", "the file is cut short")
+            decoded = packet.decode()
+        except Reject:
+            raise
+        except Exception as e:
+            raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
+        yield from decoded

@@ -1,0 +1,130 @@
+"""The process that ``process.DecodeProcess`` starts: requests on standard input, answers on standard output.
+
+Run as a module: ``python -m pipeline.data.media.decode_worker BUFFER_FD LIMITS_JSON``. It ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import struct
+import sys
+import time
+
+import numpy as np
+
+from pipeline.data.media.clip import open_media
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.probe import probe
+from pipeline.data.media.process import ARRAY_OFFSET
+from pipeline.data.media.storage import confirm_readable
+from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.errors import DataError, RequestError
+
+
+class Worker:
+    def __init__(self, buffer: int, limits: dict):
+        self._buffer, self._limits = buffer, limits
+        self._first_rss = None
+
+    def answer(self, line: bytes) -> dict:
+        """The answer to one request. Whatever a decoder raises has become a Reject before it is here."""
+        began, request = time.process_time(), json.loads(line)
+        try:
+            out = self._decode(request) if request["what"] == "decode" else self._probe(request)
+        except Reject as e:
+            out = {"reject": [e.reason, e.detail]}
+        except (DataError, RequestError) as e:
+            out = {"failed": str(e)}
+        except MemoryError:
+            out = {"reject": ["not_decodable", "more memory than cluster.decode_memory_mb"]}
+        return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
+
+    def _decode(self, request: dict) -> dict:
+        decode = open_media(request["row"], _data_set(request["specs"]), request["modality"])
+        try:
+            with self._deadline():
+                array = np.ascontiguousarray(decode())
+        except Reject as e:
+            source = decode.args[0]
+            if e.reason == "not_decodable" and isinstance(source, str):
+                confirm_readable(source)
+            raise
+        view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
+        while done < array.nbytes:
+            done += os.pwrite(self._buffer, view[done:], ARRAY_OFFSET + done)
+        return {"shape": array.shape, "dtype": array.dtype.str}
+
+    def _probe(self, request: dict) -> dict:
+        (path,) = request["row"].values()
+        with self._deadline():
+            return {"values": probe(path, request["modality"])}
+
+    @contextlib.contextmanager
+    def _deadline(self):
+        """The kernel ends this process at the deadline, even while a decoder holds the interpreter lock."""
+        os.pwrite(self._buffer, struct.pack("d", time.monotonic()), 0)
+        signal.setitimer(signal.ITIMER_REAL, self._limits["timeout_s"])
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.pwrite(self._buffer, struct.pack("d", 0.0), 0)
+
+    def _has_grown(self) -> bool:
+        """Whether decoders have kept more memory than they should: the parent then starts a fresh process."""
+        rss = _status_bytes("VmRSS")
+        if self._first_rss is None:
+            self._first_rss = rss
+        return rss - self._first_rss > self._limits["recycle_bytes"]
+
+
+@functools.lru_cache(maxsize=64)
+def _data_set(text: str) -> DataSetSpec:
+    """A data set as far as decoding knows it, from ``process._specs_json``."""
+    specs = {"image": ImageSpec, "video": VideoSpec, "audio": AudioSpec}
+    values = {
+        name: specs[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        for name, fields in json.loads(text).items()
+    }
+    return DataSetSpec(name="", manifest="", held_out={}, **values)
+
+
+def _status_bytes(key: str) -> int:
+    """A line of /proc/self/status in bytes; 0 where there is no such file."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((int(line.split()[1]) << 10 for line in file if line.startswith(key + ":")), 0)
+    except OSError:
+        return 0
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    """An absurd header asks for absurd memory: the request fails here instead of the machine."""
+    now = _status_bytes("VmData")
+    if now:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (now + memory_bytes, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    buffer, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    # Libraries print; only answers go to the parent.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # Ctrl-C goes to the whole terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory(limits["memory_bytes"])
+    worker = Worker(buffer, limits)
+    answers.write(b"ready\n")
+    for line in sys.stdin.buffer:
+        answers.write(json.dumps(worker.answer(line)).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()

