@@ -66,7 +66,7 @@ def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]
         record = {"id": source.id(row), "source": source.where(row), "text": text, "labels": labels, "rejects": []}
         for modality in source.modalities:
             try:
-                record[modality] = _tensor(source.media(row, modality))
+                record[modality] = encode_tensor(source.media(row, modality))
             except Reject as e:
                 record["rejects"].append({"modality": modality, "reason": e.reason, "detail": e.detail})
                 rejects.append({"id": record["id"], "source": record["source"], "reason": e.reason, "detail": e.detail})
@@ -75,7 +75,8 @@ def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]
     return pa.table(columns, schema=SCHEMA), rejects
 
 
-def _tensor(array: np.ndarray | None) -> dict | None:
+def encode_tensor(array: np.ndarray | None) -> dict | None:
+    """An array as SCHEMA holds it."""
     if array is None:
         return None
     return {"dtype": array.dtype.str, "shape": array.shape, "data": np.ascontiguousarray(array).tobytes()}

@@ -120,19 +120,21 @@ class Pace(ExecutionCallback):
     """Rests between the steps of a stream's scheduling loop.
 
     That loop spins without a pause while the stream is as far ahead as it may be: nine resting streams took a whole
-    core and the interpreter lock of the trainer beside them (ray 2.60). A stream needs a few steps a block.
+    core and the interpreter lock of the trainer beside them (ray 2.60). While a task runs the loop waits for it, and
+    spins only where its output may not be read yet.
     """
 
-    rest_s = 0.2
+    idle_s, busy_s = 0.2, 0.02
 
     def on_execution_step(self, executor) -> None:
-        time.sleep(self.rest_s)
+        busy = any(operator.num_active_tasks() for operator in executor._topology)
+        time.sleep(self.busy_s if busy else self.idle_s)
 
 
 class ClusterPace(Pace):
     """On a cluster each stream's loop has a process of its own, and blocks come faster."""
 
-    rest_s = 0.01
+    idle_s, busy_s = 0.01, 0.0
 
 
 class _DecodeActor:

@@ -14,6 +14,7 @@ import tarfile
 import threading
 import time
 import types
+from datetime import timedelta
 from pathlib import Path
 
 import fsspec
@@ -281,6 +282,8 @@ def test_over_http_only_the_servers_word_makes_a_reject(waits):
 def test_google_cloud_storage_is_opened_once_and_not_asked_for_long(waits, monkeypatch):
     first, path = resolve_filesystem("gs://anonymous@bucket/a b.png")
     assert isinstance(first, pyarrow.fs.GcsFileSystem) and path == "bucket/a b.png"
+    _, (options,) = first.__reduce__()
+    assert options["retry_time_limit"] == timedelta(seconds=30)
     assert resolve_filesystem("gs://anonymous@bucket/c.png")[0] is first
     monkeypatch.setattr(storage, "_GCS_PATIENCE", "retry_limit_seconds=1")
     monkeypatch.setattr(storage, "_ATTEMPTS", 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +16,22 @@ pytestmark = [
 ]
 
 
+ROOT = str(Path(__file__).resolve().parents[3])
+
+
 @pytest.fixture(scope="module")
 def ray_session():
+    import ray
+
     from pipeline.train.ray_trainer import Cluster, start_ray
 
+    # Streams here decode with tests/decoders.py; Ray's processes take their imports from the environment.
+    os.environ["PYTHONPATH"] = ROOT
     start_ray(Cluster())
-    import ray
 
     yield ray
     ray.shutdown()
+    del os.environ["PYTHONPATH"]
 
 
 @pytest.fixture
@@ -155,3 +164,18 @@ def test_rows_out_of_order_stop_the_run(wanted):
     assert next(checked).batch == 2
     with pytest.raises(DataError, match="expected batch 3"):
         next(checked)
+
+
+def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, monkeypatch):
+    """Every kind of broken file, decoders that crash and hang among them: listed, replaced, the rest in its order."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import faults
+
+    result = faults.run(tmp_path, files=250, timeout_s=1.0)
+    assert {name: r["wrong"] for name, r in result.items()} == {"image": [], "video": [], "audio": []}
+    assert [(r["broken"], r["listed"], r["crashes"]) for r in result.values()] == [
+        (24, 24, 0),
+        (14, 14, 0),
+        (10, 10, 0),
+    ]
+    assert {"crashed", "hung"} <= set(result["image"]["reasons"]) & set(result["video"]["reasons"])
