@@ -18,7 +18,7 @@ import numpy as np
 from model.config import from_variant
 from model.imp import Imp, Inputs, Structure
 from model.step import OptimizerConfig, init_state, make_step, state_shapes
-from pipeline.train.host_memory import keep_freed_memory
+from pipeline.host_memory import keep_freed_memory
 
 LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
 # As glibc starts: blocks from 128 kB on are mapped and given back one by one.

@@ -38,7 +38,7 @@ from pipeline.data.streams import DecodeOptions, StreamSpec, build_stream, check
 from pipeline.data.variants import make_variant
 
 # Batches of a measured stream: tens of seconds of decoding, beside which a stream's start is small.
-BATCHES = {"video": 40, "image": 80, "audio": 40}
+BATCHES = {"video": 80, "image": 80, "audio": 24}
 BATCH = {"video": 8, "image": 64, "audio": 64}
 
 
@@ -129,18 +129,23 @@ def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
     quiet_ray_data()
     out = {}
     for modality, manifest in manifests.items():
-        # Processes and libraries start here, once.
-        run_bare(stream_spec(modality, manifest, batches=1))
-        run_stream(stream_spec(modality, manifest, batches=2))
-        batches = max(4, int(part * BATCHES[modality]))
-        spec = stream_spec(modality, manifest, batches=batches)
-        # Bare before and after: the machine's speed drifts.
+        batches = max(8, int(part * BATCHES[modality]))
+        long, short = (stream_spec(modality, manifest, batches=n) for n in (batches, batches // 4))
+        # Bare before and after: the machine's speed drifts. The difference of a long and a short run leaves out what is
+        # paid once: processes and libraries that start.
         order = (("before", run_bare), ("stream", run_stream), ("after", run_bare))
-        runs = {name: measure(functools.partial(run, spec)) for name, run in order}
+        runs = {}
+        for name, run in order:
+            (short_cpu, short_s), (cpu, s) = (
+                measure(functools.partial(run, short)),
+                measure(functools.partial(run, long)),
+            )
+            runs[name] = (cpu - short_cpu, s - short_s)
         cpu, wall = (statistics.mean((runs["before"][i], runs["after"][i])) for i in (0, 1))
+        samples = (batches - batches // 4) * BATCH[modality]
         out[modality] = {
-            "samples": batches * BATCH[modality],
-            "bare_ms_a_sample": round(1000 * cpu / batches / BATCH[modality], 2),
+            "samples": samples,
+            "bare_ms_a_sample": round(1000 * cpu / samples, 2),
             "cpu_ratio": round(runs["stream"][0] / cpu, 3),
             "wall_ratio": round(wall / runs["stream"][1], 3),
         }
@@ -185,7 +190,7 @@ def decoder_costs(folder: Path, *, rounds: int) -> dict:
 
 
 def memory_slope(folder: Path, *, clips: int) -> dict:
-    """Bytes a clip that the decode process keeps, by a line through its resident size, past its first quarter."""
+    """Bytes a clip that the decode process keeps: lines through its resident size in the last six eighths."""
     paths = [
         write_video(folder / f"m{i}.mp4", height=64, width=96, seconds=1 + i % 3, seed=i, gop=10) for i in range(20)
     ]
@@ -200,9 +205,14 @@ def memory_slope(folder: Path, *, clips: int) -> dict:
         decoders.decode({"audio": sounds[number % len(sounds)]}, data_set, "audio")
         rss.append(psutil.Process(decoders._child.pid).memory_info().rss)
     decoders.close()
-    kept = np.asarray(rss[clips // 4 :], float)
-    slope, _ = np.polyfit(np.arange(len(kept)), kept, 1)
-    return {"clips": clips, "rss_mb": round(rss[-1] / 1e6, 1), "slope_bytes_a_clip": round(float(slope), 1)}
+    parts = np.array_split(np.asarray(rss, float), 8)[2:]
+    slopes = [float(np.polyfit(np.arange(len(part)), part, 1)[0]) for part in parts]
+    return {
+        "clips": clips,
+        "rss_mb_by_eighth": [round(float(part[-1]) / 1e6, 2) for part in np.array_split(rss, 8)],
+        "slope_bytes_a_clip": round(statistics.mean(slopes), 1),
+        "standard_error": round(statistics.stdev(slopes) / len(slopes) ** 0.5, 1),
+    }
 
 
 def main() -> None:

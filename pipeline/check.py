@@ -14,6 +14,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits
+from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer
@@ -45,6 +46,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
             continue
         media = dataclasses.replace(data_set, shards=None)
         one = _data_set(media, tasks, tokenizer, sample=sample, limits=recipe.cluster.decode_limits())
+        one["damaged_shards"] = damaged_shards(data_set.shards) if data_set.shards else []
         found[name] = one
         more_stops, more_looks = _problems(name, data_set, one)
         stops, looks = stops + more_stops, looks + more_looks
@@ -184,6 +186,11 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
         line = f"{name}: {rejected} of {sampled} sampled rows are bad ({_counts(found['rejects']['reasons'])})"
         over = rejected > data_set.max_reject_fraction * sampled
         (stops if over else looks).append(line + (f"; at most {data_set.max_reject_fraction:.0%} may be" * over))
+    if found["damaged_shards"]:
+        stops.append(
+            f"{name}: {len(found['damaged_shards'])} shards are not as they were written, e.g. "
+            f"{found['damaged_shards'][0]}; remove them and run jobs/preprocess.py again"
+        )
     if found["duplicate_ids"]["count"]:
         stops.append(
             f"{name}: {found['duplicate_ids']['count']} ids stand more than once, e.g. "

@@ -17,7 +17,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.data.text import Tokenizer, most_telling, text_fault
-from pipeline.data.tokens import drop_tokens, grid_positions, patchify, spectrogram_tokens
+from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
 from pipeline.data.variants import view_frames, window_starts
 from pipeline.errors import DataError
 
@@ -41,11 +41,18 @@ class SampleMaker:
         self.media = tuple(m for m in task.modalities if m != "text")
 
     def arrays(
-        self, clip: Clip, variant: Variant, *, rng: np.random.Generator | None, window: tuple[int, int] = (0, 1)
+        self,
+        clip: Clip,
+        variant: Variant,
+        *,
+        rng: np.random.Generator | None,
+        window: tuple[int, int] = (0, 1),
+        patches: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """The sample's arrays; rng None: the evaluation view, ``window`` (i, n) the i-th of n evenly spaced in time.
 
-        Raises Reject where labels or text are missing.
+        patches: where the vision tokens are written, a new array by default. Raises Reject where labels or text are
+        missing.
         """
         out, start_s = {}, None
         augment = self.task.augment if rng is not None else None
@@ -55,7 +62,7 @@ class SampleMaker:
                 frames = clip.image[None] if modality == "image" else clip.video
                 view, first = view_frames(frames, variant, augment=augment, rng=rng, window=window)
                 start_s = first / self.data_set.video.fps
-                out |= self._vision(view, variant, rng)
+                out |= self._vision(view, variant, rng, patches)
             elif modality == "audio":
                 out |= self._audio(clip.audio, start_s, window)
         if "text" in self.task.modalities:
@@ -67,13 +74,14 @@ class SampleMaker:
             out["labels"] = self.multi_hot(clip)
         return out
 
-    def _vision(self, view: np.ndarray, variant: Variant, rng) -> dict:
+    def _vision(self, view: np.ndarray, variant: Variant, rng, patches: np.ndarray | None) -> dict:
         frames = self.tokens.vision_patch[0] if variant.num_frames else 1
-        patches = patchify(view, (frames, *self.tokens.vision_patch[1:]))
-        positions = grid_positions(variant.grid, self.tokens.vision_positions)
-        if rng is not None:
-            patches, positions = drop_tokens(patches, positions, drop_rate=variant.drop_rate, rng=rng)
-        return {"vision/tokens": patches, "vision/positions": positions}
+        positions, keep = grid_positions(variant.grid, self.tokens.vision_positions), None
+        if rng is not None and variant.drop_rate:
+            keep = choose_tokens(len(positions), drop_rate=variant.drop_rate, rng=rng)
+            positions = positions[keep]
+        tokens = patchify(view, (frames, *self.tokens.vision_patch[1:]), keep=keep, out=patches)
+        return {"vision/tokens": tokens, "vision/positions": positions}
 
     def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int]) -> dict:
         """start_s: where the frames beside it start, None without; then the sound has windows of its own."""
@@ -155,11 +163,20 @@ class BatchMaker:
         variant, positions = self.plan.batch(index, rank=rank, world_size=world_size)
         ids, rejects, columns = [], [], {}
         rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
-        for position, first, epoch in zip(positions, rows.tolist(), epochs.tolist(), strict=True):
-            sample_id, arrays = self._sample(position, first, epoch, variant, rejects)
+        patches = None
+        for number, position in enumerate(positions):
+            sample_id, arrays = self._sample(
+                position, int(rows[number]), int(epochs[number]), variant, rejects, patches=patches
+            )
             ids.append(sample_id)
             for name, value in arrays.items():
-                columns.setdefault(name, []).append(value)
+                if name not in columns:
+                    columns[name] = np.empty((len(positions), *np.shape(value)), value.dtype)
+                if value is not patches:
+                    columns[name][number] = value
+            # The next sample's patches, nearly all of a batch, are written where they belong.
+            following = columns.get("vision/tokens", [])[number + 1 :]
+            patches = following[0] if len(following) else None
         return Row(
             task=self.plan.task.name,
             batch=index,
@@ -167,7 +184,7 @@ class BatchMaker:
             variant=variant.name,
             ids=ids,
             rejects=rejects,
-            arrays={name: np.stack(values) for name, values in columns.items()},
+            arrays=columns,
         )
 
     def cost_s(self, index: int) -> float:
@@ -185,7 +202,16 @@ class BatchMaker:
         decoders = getattr(self.samples.source, "decoders", None)
         return time.process_time() + (decoders.cpu_s if decoders else 0.0)
 
-    def _sample(self, position: int, row: int, epoch: int, variant: Variant, rejects: list[dict]) -> tuple[str, dict]:
+    def _sample(
+        self,
+        position: int,
+        row: int,
+        epoch: int,
+        variant: Variant,
+        rejects: list[dict],
+        *,
+        patches: np.ndarray | None = None,
+    ) -> tuple[str, dict]:
         for attempt in range(_MOST_SUBSTITUTES):
             source = self.samples.source
             sample_id = source.id(row)
@@ -195,7 +221,7 @@ class BatchMaker:
                 try:
                     clip = source.clip(row)
                     rng = self.plan.order.generator(sample_id, epoch)
-                    return sample_id, self.samples.arrays(clip, variant, rng=rng)
+                    return sample_id, self.samples.arrays(clip, variant, rng=rng, patches=patches)
                 except Reject as e:
                     reject = {
                         "id": sample_id,

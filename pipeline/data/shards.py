@@ -87,8 +87,7 @@ def write_shard(table: pa.Table, path: Path) -> dict:
     with whole_file(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1)
-        with open(temporary, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        digest = _sha256(temporary)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
 
 
@@ -160,3 +159,18 @@ def read_index(folder: Path) -> dict:
         raise RequestError(f"shards {folder}: expected index.json; let jobs/preprocess.py finish first") from e
     except ValueError as e:
         raise RequestError(f"shards {folder}: index.json cannot be read: {e}") from e
+
+
+def damaged_shards(folder: Path) -> list[str]:
+    """Files of a folder of shards that are not as they were written, by their checksums. Reads everything."""
+    bad = []
+    for entry in read_index(folder)["shards"]:
+        path = Path(folder) / entry["file"]
+        if not path.exists() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            bad.append(entry["file"])
+    return bad
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,9 +29,10 @@ class DecodedCache:
         return self._arrays.get(key)
 
     def put(self, key: tuple, array: np.ndarray) -> None:
+        """Keeps a copy."""
         if array.nbytes > self.max_bytes or key in self._arrays:
             return
-        self._arrays[key], self._bytes = array, self._bytes + array.nbytes
+        self._arrays[key], self._bytes = array.copy(), self._bytes + array.nbytes
         while self._bytes > self.max_bytes:
             self._bytes -= self._arrays.popitem(last=False)[1].nbytes
 
@@ -83,7 +84,7 @@ class MediaSource:
         return Clip(id=self.id(row), text=tuple(text), labels=tuple(labels), **arrays)
 
     def media(self, row: int, modality: str) -> np.ndarray:
-        """One modality of a row's clip, from the cache where it is there."""
+        """One modality of a row's clip, from the cache where it is there; good until the fourth after it is decoded."""
         key = (self.manifest.uri, modality, getattr(self.data_set, modality), num_samples(self.data_set), row)
         array = self._cache.get(key)
         if array is None:

@@ -29,6 +29,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.data.text import Tokenizer
 from pipeline.data.wire import from_arrow, to_arrow
 from pipeline.errors import DataError
+from pipeline.host_memory import keep_freed_memory
 
 _MOST_BLOCK_BYTES = 64 << 20
 # Ray Data spends some 20 ms on a block, whatever it holds.
@@ -84,6 +85,7 @@ _MAKERS: dict[str, BatchMaker] = {}
 
 def _maker(spec: StreamSpec) -> BatchMaker:
     if spec.key not in _MAKERS:
+        keep_freed_memory(4 * _MOST_BLOCK_BYTES)
         _MAKERS[spec.key] = spec.maker()
     return _MAKERS[spec.key]
 
@@ -218,25 +220,26 @@ def build_stream(
     actors = uses_actors(options)
     context.custom_execution_callback_classes = [ClusterPace if actors else Pace]
     with DataContext.current(context):
-        # Pooled tasks read and decode in one. Beside actors, which hold all CPUs, a read must need none.
+        # Alike in CPUs and number, reading and decoding become one operator: a block is one task. All streams must be
+        # able to start, however many they are: actors ask for a part of a CPU.
+        num_cpus = min(1.0, share.cpus / share.num_decoders) if actors else 1
         source = ray.data.read_datasource(
             RangeDatasource(blocks.num_blocks, "arrow", column_name="id"),
             override_num_blocks=blocks.num_blocks,
-            **({"num_cpus": 0} if actors else {}),
+            num_cpus=num_cpus,
+            concurrency=None if actors else share.num_decoders,
         )
-        common = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+        common = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True, "num_cpus": num_cpus}
         if actors:
             return source.map_batches(
                 _DecodeActor,
                 fn_constructor_args=(blocks,),
                 concurrency=(1, share.num_decoders),
-                # All streams must be able to start, however many they are.
-                num_cpus=min(1.0, share.cpus / share.num_decoders),
                 max_restarts=3,
                 max_task_retries=2,
                 **common,
             )
-        return source.map_batches(blocks, concurrency=share.num_decoders, num_cpus=1, **common)
+        return source.map_batches(blocks, concurrency=share.num_decoders, **common)
 
 
 def uses_actors(options: DecodeOptions) -> bool:
@@ -251,10 +254,14 @@ def cluster_cpus() -> float:
 
 def block_bytes(spec: StreamSpec, rows: int) -> int:
     """Size of a full block: every task moves about its vision tokens and its spectrograms."""
-    patch = 3 * int(np.prod(spec.tokens.vision_patch))
+    frames, height, width = spec.tokens.vision_patch
     audio = 4 * spec.data_set.audio.num_frames * spec.data_set.audio.num_mels
     sizes = [
-        v.global_batch_size * (v.num_vision_tokens * patch + audio * ("audio" in spec.task.modalities))
+        v.global_batch_size
+        * (
+            v.num_vision_tokens * 3 * height * width * (frames if v.num_frames else 1)
+            + audio * ("audio" in spec.task.modalities)
+        )
         for v in spec.task.variants
     ]
     return rows * max(sizes)

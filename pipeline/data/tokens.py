@@ -29,14 +29,30 @@ def grid_positions(grid: tuple[int, ...], buckets: tuple[int, ...]) -> np.ndarra
     return positions
 
 
-def patchify(frames: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
-    """(T, H, W, 3) → (N, P) of the same dtype, tubelets in (time, row, column) order, values in (t, h, w, c) order."""
+def patchify(
+    frames: np.ndarray,
+    patch: tuple[int, int, int],
+    *,
+    keep: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """(T, H, W, 3) → (N, P) of the same dtype, tubelets in (time, row, column) order, values in (t, h, w, c) order.
+
+    keep: numbers of the tokens to take, all by default. out: where they are written, a new array by default. The result
+    never shares memory with the frames.
+    """
     num_frames, height, width, channels = frames.shape
     t, h, w = patch
     if num_frames % t or height % h or width % w:
         raise ValueError(f"{num_frames}x{height}x{width} cannot be cut into patches of {t}x{h}x{w}")
-    cut = frames.reshape(num_frames // t, t, height // h, h, width // w, w, channels)
-    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, t * h * w * channels)
+    grid = (num_frames // t, height // h, width // w)
+    cut = frames.reshape(grid[0], t, grid[1], h, grid[2], w, channels).transpose(0, 2, 4, 1, 3, 5, 6)
+    if keep is not None:
+        cut = cut[np.unravel_index(keep, grid)]
+    if out is None:
+        out = np.empty((int(np.prod(grid)) if keep is None else len(keep), t * h * w * channels), frames.dtype)
+    out.reshape(cut.shape)[...] = cut
+    return out
 
 
 def kept_tokens(num_tokens: int, drop_rate: float) -> int:
@@ -45,12 +61,9 @@ def kept_tokens(num_tokens: int, drop_rate: float) -> int:
     return int((1.0 - drop_rate) * num_tokens + 1e-9)
 
 
-def drop_tokens(tokens: np.ndarray, positions: np.ndarray, *, drop_rate: float, rng: np.random.Generator):
-    """A uniform choice of tokens without replacement, in their old order, with their positions."""
-    if not drop_rate:
-        return tokens, positions
-    keep = np.sort(rng.choice(len(tokens), size=kept_tokens(len(tokens), drop_rate), replace=False))
-    return tokens[keep], positions[keep]
+def choose_tokens(num_tokens: int, *, drop_rate: float, rng: np.random.Generator) -> np.ndarray:
+    """Numbers of the tokens that DropToken keeps: a uniform choice without replacement, ascending."""
+    return np.sort(rng.choice(num_tokens, size=kept_tokens(num_tokens, drop_rate), replace=False))
 
 
 @functools.cache

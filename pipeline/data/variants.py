@@ -73,10 +73,12 @@ def view_frames(
     spare = max(0, len(frames) - num)
     number, count = window
     start = window_starts(spare, count)[number] if augment is None else int(rng.integers(spare + 1))
-    chosen = frames[np.minimum(np.arange(start, start + num), len(frames) - 1)]
+    chosen = frames[start : start + num]
+    if len(chosen) < num:
+        chosen = frames[np.minimum(np.arange(start, start + num), len(frames) - 1)]
     box = _crop_box(chosen.shape[1:3], augment, rng)
     flip = augment is not None and augment.flip and rng.random() < 0.5
-    out = np.stack([_resize(frame, box, variant.size) for frame in chosen])
+    out = _view(chosen, box, variant.size)
     return (out[:, :, ::-1] if flip else out), start
 
 
@@ -98,8 +100,15 @@ def _crop_box(shape: tuple[int, int], augment: Augment | None, rng) -> tuple[flo
     return (left, top, left + crop_w, top + crop_h)
 
 
+def _view(frames: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """The box of every frame at size x size."""
+    left, top, right, bottom = box
+    if right - left == bottom - top == size and left == int(left) and top == int(top):
+        # Whole pixels at their own size: resampling would give the same.
+        return frames[:, int(top) : int(bottom), int(left) : int(right)]
+    return np.stack([_resize(frame, box, size) for frame in frames])
+
+
 def _resize(frame: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    if frame.shape[:2] == (size, size) and box == (0, 0, size, size):
-        return frame
     image = Image.fromarray(np.ascontiguousarray(frame))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -12,6 +12,7 @@ from pipeline.data.plan import Row
 _ARRAY = pa.struct(
     [("name", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())]
 )
+_PLAIN = ("task", "batch", "rank", "variant", "ids")
 WIRE_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -27,18 +28,29 @@ WIRE_SCHEMA = pa.schema(
 
 def to_arrow(rows: list[Row]) -> pa.Table:
     """Rows as a table of WIRE_SCHEMA."""
-    columns = {name: [] for name in WIRE_SCHEMA.names}
-    for row in rows:
-        for name in ("task", "batch", "rank", "variant", "ids"):
-            columns[name].append(getattr(row, name))
-        columns["rejects"].append(json.dumps(row.rejects))
-        columns["arrays"].append(
-            [
-                {"name": n, "dtype": a.dtype.str, "shape": a.shape, "data": np.ascontiguousarray(a).tobytes()}
-                for n, a in row.arrays.items()
-            ]
-        )
+    columns = {name: [getattr(row, name) for row in rows] for name in _PLAIN}
+    columns["rejects"] = [json.dumps(row.rejects) for row in rows]
+    items = [item for row in rows for item in row.arrays.items()]
+    described = [
+        pa.array([name for name, _ in items], pa.string()),
+        pa.array([array.dtype.str for _, array in items], pa.string()),
+        pa.array([array.shape for _, array in items], pa.list_(pa.int64())),
+        _binary([array for _, array in items]),
+    ]
+    offsets = pa.array(np.cumsum([0, *(len(row.arrays) for row in rows)]), pa.int32())
+    columns["arrays"] = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(described, fields=list(_ARRAY)))
     return pa.table(columns, schema=WIRE_SCHEMA)
+
+
+def _binary(arrays: list[np.ndarray]) -> pa.Array:
+    """The bytes of each array, copied once: batches are tens of megabytes."""
+    if any(a.dtype.hasobject for a in arrays):
+        raise TypeError("arrays of Python objects do not travel")
+    ends = np.cumsum([0, *(a.nbytes for a in arrays)], dtype=np.int64)
+    data = np.empty(ends[-1], np.uint8)
+    for array, start, end in zip(arrays, ends[:-1], ends[1:], strict=True):
+        data[start:end].view(array.dtype).reshape(array.shape)[...] = array
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def from_arrow(table: pa.Table):
@@ -49,5 +61,5 @@ def from_arrow(table: pa.Table):
         for item in record["arrays"]:
             dtype, shape = np.dtype(item["dtype"].as_py()), item["shape"].as_py()
             arrays[item["name"].as_py()] = np.frombuffer(item["data"].as_buffer(), dtype).reshape(shape)
-        plain = {name: record[name].as_py() for name in ("task", "batch", "rank", "variant", "ids")}
+        plain = {name: record[name].as_py() for name in _PLAIN}
         yield Row(**plain, rejects=json.loads(record["rejects"].as_py()), arrays=arrays)

@@ -15,10 +15,10 @@ from model.config import ModelConfig
 from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, init_state, state_shapes
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
+from pipeline.host_memory import keep_freed_memory
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Feed, RowQueue
-from pipeline.train.host_memory import keep_freed_memory
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.schedule import Schedule

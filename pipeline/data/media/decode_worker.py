@@ -1,6 +1,7 @@
 """The process that ``process.DecodeProcess`` starts: requests on standard input, answers on standard output.
 
-Run as a module: ``python -m pipeline.data.media.decode_worker BUFFER_FD LIMITS_JSON``. It ends when its parent does.
+Run as a module, ``python -m pipeline.data.media.decode_worker FILES LIMITS``, both JSON: the file numbers of the clock
+and the slots, and ``process.DecodeLimits``. It ends when its parent does.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import mmap
 import os
 import signal
 import struct
@@ -19,15 +21,19 @@ import numpy as np
 from pipeline.data.media.clip import open_media
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.probe import probe
-from pipeline.data.media.process import ARRAY_OFFSET
 from pipeline.data.media.storage import confirm_readable
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
+from pipeline.host_memory import keep_freed_memory
+
+# A clip or two; what is larger goes back to the system.
+_KEPT_BYTES = 64 << 20
 
 
 class Worker:
-    def __init__(self, buffer: int, limits: dict):
-        self._buffer, self._limits = buffer, limits
+    def __init__(self, clock: int, slots: list[int], limits: dict):
+        self._clock, self._slots, self._limits = clock, slots, limits
+        self._mapped: list[mmap.mmap | None] = [None] * len(slots)
         self._first_rss = None
 
     def answer(self, line: bytes) -> dict:
@@ -47,16 +53,23 @@ class Worker:
         decode = open_media(request["row"], _data_set(request["specs"]), request["modality"])
         try:
             with self._deadline():
-                array = np.ascontiguousarray(decode())
+                array = decode()
         except Reject as e:
             source = decode.args[0]
             if e.reason == "not_decodable" and isinstance(source, str):
                 confirm_readable(source)
             raise
-        view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
-        while done < array.nbytes:
-            done += os.pwrite(self._buffer, view[done:], ARRAY_OFFSET + done)
+        target = np.frombuffer(self._memory(request["slot"], array.nbytes), array.dtype, count=array.size)
+        target.reshape(array.shape)[...] = array
         return {"shape": array.shape, "dtype": array.dtype.str}
+
+    def _memory(self, slot: int, size: int) -> mmap.mmap:
+        """A slot's shared memory, with room for ``size`` bytes."""
+        mapped = self._mapped[slot]
+        if mapped is None or len(mapped) < size:
+            os.ftruncate(self._slots[slot], size)
+            mapped = self._mapped[slot] = mmap.mmap(self._slots[slot], size)
+        return mapped
 
     def _probe(self, request: dict) -> dict:
         (path,) = request["row"].values()
@@ -66,13 +79,13 @@ class Worker:
     @contextlib.contextmanager
     def _deadline(self):
         """The kernel ends this process at the deadline, even while a decoder holds the interpreter lock."""
-        os.pwrite(self._buffer, struct.pack("d", time.monotonic()), 0)
+        os.pwrite(self._clock, struct.pack("d", time.monotonic()), 0)
         signal.setitimer(signal.ITIMER_REAL, self._limits["timeout_s"])
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            os.pwrite(self._buffer, struct.pack("d", 0.0), 0)
+            os.pwrite(self._clock, struct.pack("d", 0.0), 0)
 
     def _has_grown(self) -> bool:
         """Whether decoders have kept more memory than they should: the parent then starts a fresh process."""
@@ -112,15 +125,16 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 def main() -> None:
-    buffer, limits = int(sys.argv[1]), json.loads(sys.argv[2])
+    (clock, *slots), limits = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     # Libraries print; only answers go to the parent.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Ctrl-C goes to the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory(_KEPT_BYTES)
     _limit_memory(limits["memory_bytes"])
-    worker = Worker(buffer, limits)
+    worker = Worker(clock, slots, limits)
     answers.write(b"ready\n")
     for line in sys.stdin.buffer:
         answers.write(json.dumps(worker.answer(line)).encode() + b"\n")

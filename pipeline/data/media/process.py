@@ -1,7 +1,7 @@
 """Decoders run in a process of their own, because the worst media crash them or never let them return.
 
-The parent sends one request a line and waits; arrays come back through an anonymous file in memory. A process that dies
-or passes its deadline is replaced, and its sample is tried once more: a loaded machine may be to blame.
+The parent sends one request a line and waits; arrays come back in shared memory. A process that dies or passes its
+deadline is replaced, and its sample is tried once more: a loaded machine may be to blame.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import mmap
 import os
 import select
 import signal
@@ -27,8 +28,8 @@ from pipeline.data.media.storage import confirm_readable
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError
 
-# The first bytes of the buffer hold the time when the current decoding began, 0 between two: the array comes after.
-ARRAY_OFFSET = 64
+# Arrays come back in turn in so many pieces of shared memory: a clip holds up to three at once.
+NUM_SLOTS = 4
 _TRIES = 2
 # So many samples in a row that kill their process: it is the decoder or the machine, not the media.
 _MOST_DEATHS_IN_A_ROW = 32
@@ -57,10 +58,13 @@ class DecodeProcess:
 
     def __init__(self, limits: DecodeLimits | None = None):
         self.limits, self.cpu_s = limits or DecodeLimits(), 0.0
-        self._lock, self._child, self._deaths = threading.Lock(), None, 0
+        self._lock, self._child, self._deaths, self._slot = threading.Lock(), None, 0, 0
 
     def decode(self, row: dict, data_set: DataSetSpec, modality: str) -> np.ndarray:
-        """``clip.decode_media`` of a manifest row. Raises as it does; also Reject for what crashes or hangs."""
+        """``clip.decode_media`` of a manifest row, read-only and good until the fourth request after this one.
+
+        Raises as ``decode_media`` does; also Reject for what crashes or hangs.
+        """
         media = {c: row.get(c) for c in ("image", "video", "audio", "start_s", "end_s")}
         specs = _specs_json(data_set.image, data_set.video, data_set.audio)
         return self._reliably({"what": "decode", "row": media, "modality": modality, "specs": specs})
@@ -75,8 +79,9 @@ class DecodeProcess:
             self._end_child()
 
     def _reliably(self, request: dict):
-        line = json.dumps(request).encode() + b"\n"
         with self._lock:
+            self._slot = (self._slot + 1) % NUM_SLOTS
+            line = json.dumps(request | {"slot": self._slot}).encode() + b"\n"
             for _ in range(_TRIES):
                 answer, death = self._ask(line)
                 if death is None:
@@ -125,7 +130,7 @@ class DecodeProcess:
 
     def _decoding_s(self) -> float:
         """For how long the child has been decoding; 0 while it does not."""
-        (began,) = struct.unpack("d", os.pread(self._buffer, 8, 0))
+        (began,) = struct.unpack("d", os.pread(self._clock.fileno(), 8, 0))
         return time.monotonic() - began if began else 0.0
 
     def _death(self) -> Reject:
@@ -150,28 +155,29 @@ class DecodeProcess:
                 self._end_child()
 
     def _array(self, shape: list[int], dtype: np.dtype) -> np.ndarray:
-        array = np.empty(shape, dtype)
-        view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
-        while done < array.nbytes:
-            count = os.preadv(self._buffer, [view[done:]], ARRAY_OFFSET + done)
-            if not count:
-                raise DataError("the decode process sent less than it said")
-            done += count
-        return array
+        size, file = int(np.prod(shape)) * dtype.itemsize, self._slots[self._slot]
+        if os.fstat(file.fileno()).st_size < size:
+            raise DataError("the decode process sent less than it said")
+        mapped = self._mapped[self._slot]
+        if mapped is None or len(mapped) < size:
+            # Arrays of the old mapping keep it alive.
+            mapped = self._mapped[self._slot] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapped, dtype, count=size // dtype.itemsize).reshape(shape)
 
     def _start(self) -> None:
         self._end_child()
-        self._file = _memory_file()
-        self._buffer = self._file.fileno()
-        os.pwrite(self._buffer, bytes(ARRAY_OFFSET), 0)
-        limits = json.dumps(dataclasses.asdict(self.limits))
+        # When the current decoding began, 0 between two; then the slots.
+        self._clock, *self._slots = files = [_memory_file() for _ in range(1 + NUM_SLOTS)]
+        self._mapped = [None] * NUM_SLOTS
+        os.pwrite(self._clock.fileno(), struct.pack("d", 0.0), 0)
+        numbers, limits = [f.fileno() for f in files], json.dumps(dataclasses.asdict(self.limits))
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.data.media.decode_worker", str(self._buffer), limits],
+            [sys.executable, "-m", "pipeline.data.media.decode_worker", json.dumps(numbers), limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            pass_fds=(self._buffer,),
+            pass_fds=numbers,
             # What this process can import, the child can; decoders are many processes of one thread.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)} | _ONE_THREAD,
         )
@@ -186,7 +192,8 @@ class DecodeProcess:
             self._child.wait()
             self._child.stdin.close()
             self._child.stdout.close()
-            self._file.close()
+            for file in (self._clock, *self._slots):
+                file.close()
             self._child = None
 
 

@@ -12,7 +12,15 @@ from PIL import Image
 from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
-from pipeline.data.shards import ShardSource, decode_settings, encode_rows, open_source, read_index, write_shard
+from pipeline.data.shards import (
+    ShardSource,
+    damaged_shards,
+    decode_settings,
+    encode_rows,
+    open_source,
+    read_index,
+    write_shard,
+)
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, DataSetSpec, ImageSpec, TokenSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
@@ -230,3 +238,13 @@ def test_a_shard_is_whole_or_absent(tmp_path, images):
     assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.arrow"]
     assert entry["rows"] == 3 and entry["bytes"] == (tmp_path / "shard-00000.arrow").stat().st_size
     assert len(entry["sha256"]) == 64 and write_shard(table, tmp_path / "again.arrow")["sha256"] == entry["sha256"]
+
+
+def test_one_flipped_bit_is_found(tmp_path, images):
+    preprocess(images, tmp_path / "s", modalities=("image",))
+    assert damaged_shards(tmp_path / "s") == []
+    path = tmp_path / "s" / "shard-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert damaged_shards(tmp_path / "s") == ["shard-00001.arrow"]

@@ -1,4 +1,4 @@
-"""The C library's allocator as a training step on CPUs wants it."""
+"""The C library's allocator as training steps on CPUs and decoders want it."""
 
 import ctypes
 
@@ -10,7 +10,8 @@ def keep_freed_memory(most_bytes: int = 1 << 30) -> bool:
     """Keeps freed buffers of up to ``most_bytes`` in the process. False where the C library has no such setting.
 
     XLA's CPU client asks for a step's temporary memory anew each time. glibc gives large blocks back to the system at
-    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py).
+    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py). Decoders ask for frames
+    anew for each sample.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
