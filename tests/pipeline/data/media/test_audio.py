@@ -1,5 +1,7 @@
 """Sound files: rate, channels, cuts, and reasons."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import soundfile
@@ -102,3 +104,30 @@ def test_samples_that_are_not_finite_are_rejected(tmp_path, value):
 def test_a_cut_before_resampling_keeps_its_length():
     samples = np.zeros((48_000 * 3, 2), np.float32)
     assert to_mono(samples[:48_000], rate=48_000, spec=SPEC).shape == (16_000,)
+
+
+def test_a_cut_reads_no_more_than_it_needs(tmp_path, monkeypatch):
+    """Ten seconds of a long recording: a whole one does not fit into memory."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000 * 600, np.int16), 16_000)
+    counts, read = [], soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda self, frames=-1, **k: (counts.append(frames), read(self, frames, **k))[1]
+    )
+    assert len(decode_audio(str(tmp_path / "a.wav"), SPEC, start_s=500.0)) == SPEC.num_samples
+    assert counts == [SPEC.num_samples]
+
+
+def test_the_cap_on_duration(tmp_path, write_wav):
+    path = write_wav(tmp_path / "a.wav", hz=(500,), seconds=3.0)
+    short = dataclasses.replace(SPEC, max_duration_s=2.5)
+    for decoder in ("soundfile", "pyav"):
+        with pytest.raises(Reject, match=r"too_long: 3 s, at most 2\.5"):
+            decode_audio(path, short, decoder=decoder)
+
+
+def test_what_soundfile_cannot_read_is_left_to_the_other(tmp_path, write_video, peak_hz):
+    """The audio column may name AAC, or a video."""
+    path = write_video(tmp_path / "a.mp4", sound_hz=700)
+    wave = decode_audio(path, SPEC)
+    assert abs(peak_hz(wave, 16_000) - 700) <= 2
+    assert (wave == decode_audio(path, SPEC, decoder="pyav")).all()

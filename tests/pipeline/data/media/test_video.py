@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -129,6 +131,58 @@ def test_a_long_video_costs_no_more_than_its_clip(tmp_path, write_video, frame_n
     assert frame_numbers(decode_video(path, spec(max_frames=4), start_s=15.0)) == [(360 + 3 * i) % 28 for i in range(4)]
     # From the key frame before (every 8 frames in this file) to the end of the clip.
     assert len(decoded) <= 8 + 12
+
+
+@pytest.mark.parametrize(
+    ("matrix", "top_left", "bottom_left"),
+    [
+        # As the camera's rows lie: the left half is black, the right half white.
+        ((1, 0, 0, 1), 0, 0),
+        # A quarter turn clockwise: left goes to the top.
+        ((0, 1, -1, 0), 0, 255),
+        ((-1, 0, 0, -1), 255, 255),
+        ((0, -1, 1, 0), 255, 0),
+    ],
+)
+def test_phones_turn_their_videos_in_the_container(tmp_path, matrix, top_left, bottom_left):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=8, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        picture = np.zeros((64, 64, 3), np.uint8)
+        picture[:, 32:] = 255
+        for frame in (av.VideoFrame.from_ndarray(picture, format="rgb24"), None):
+            file.mux(stream.encode(frame))
+    content = bytearray(path.read_bytes())
+    # The matrix of the track's header, in 16.16 fixed point (ISO 14496-12, 8.3.2).
+    start, (a, b, c, d) = content.find(b"tkhd") + 4 + 40, matrix
+    content[start : start + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(content)
+    (found,) = decode_video(str(path), spec())
+    assert abs(int(found[8, 8, 0]) - top_left) < 8 and abs(int(found[56, 8, 0]) - bottom_left) < 8
+
+
+@pytest.mark.parametrize(
+    ("cap", "reason"),
+    [
+        ({"max_pixels": 64 * 64 - 1}, "too_large"),
+        ({"max_duration_s": 0.9}, "too_long"),
+        ({"max_source_frames": 23}, "too_long"),
+    ],
+)
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_caps(clip, decoder, cap, reason):
+    assert len(decode_video(clip, dataclasses.replace(spec(), decoder=decoder, max_pixels=64 * 64))) == 8
+    assert reject(decode_video, clip, dataclasses.replace(spec(), decoder=decoder, **cap)).reason == reason
+
+
+def test_a_cut_of_a_long_sound_track_is_where_it_should_be(tmp_path, write_video, peak_hz):
+    """Half a second found by seeking is the same sound as in a reading of everything."""
+    path = write_video(tmp_path / "a.mp4", num_frames=96, sound_hz=1000)
+    whole = decode_sound_track(path, AudioSpec(num_frames=64), num_samples=64_000)
+    part = decode_sound_track(path, AUDIO, start_s=2.25, end_s=2.75)
+    assert len(part) == 8000
+    np.testing.assert_allclose(part[100:-100], whole[36_100:43_900], atol=1e-4)
 
 
 # --- sound tracks ---
