@@ -81,7 +81,17 @@ def preprocess_main(argv: list[str]) -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated"
     )
+    parser.add_argument(
+        "--rows-per-shard", type=_positive, default=256, metavar="ROWS", help="rows of one file (default 256)"
+    )
     return run_job(_preprocess, parser.parse_args(argv))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    return value
 
 
 def _preprocess(arguments: argparse.Namespace) -> int:
@@ -89,7 +99,12 @@ def _preprocess(arguments: argparse.Namespace) -> int:
     from pipeline.preprocess import preprocess
 
     recipe = recipes.load(arguments.config, arguments.overrides)
-    preprocess(recipe, arguments.out.absolute(), only=tuple(arguments.only))
+    preprocess(
+        recipe,
+        arguments.out.absolute(),
+        only=tuple(arguments.only),
+        rows_per_shard=arguments.rows_per_shard,
+    )
     return EXIT_DONE
 
 

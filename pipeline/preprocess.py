@@ -22,10 +22,13 @@ from pipeline.errors import DataError, RequestError
 from pipeline.files import write_json
 from pipeline.prepare import build_corpus, needed_columns
 
+# Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.
 ROWS_PER_SHARD = 256
 
 
-def preprocess(recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = ()) -> dict:
+def preprocess(
+    recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = (), rows_per_shard: int = ROWS_PER_SHARD
+) -> dict:
     """Writes out/NAME/ for each data set and prints progress. Finished shards of an earlier try are kept.
 
     only: data sets to do; all by default. Returns {name: {"rows", "shards", "bytes", "rejected"}}.
@@ -37,12 +40,12 @@ def preprocess(recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = ())
         raise RequestError(f"--only {', '.join(sorted(unknown))}: the recipe has {', '.join(recipe.data_sets)}")
     build_corpus(recipe)
     tasks, data_sets = recipe.task_specs(), recipe.data_set_specs()
-    jobs = {}
+    jobs, limits = {}, recipe.cluster.decode_limits()
     for name in only or tuple(data_sets):
         mine = [t for t in tasks.values() if t.data_set == name]
         if mine:
             data_set = dataclasses.replace(data_sets[name], shards=None)
-            jobs[name] = _check(data_set, mine, out / name, recipe.cluster.decode_limits())
+            jobs[name] = _check(data_set, mine, out / name, limits, rows_per_shard)
     ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address), driver_cpus=0)
     return {name: _data_set(job) for name, job in jobs.items()}
 
@@ -54,6 +57,7 @@ class _Job:
     folder: Path
     num_rows: int
     limits: DecodeLimits
+    rows_per_shard: int
 
     def source(self) -> MediaSource:
         return MediaSource(self.data_set, modalities=self.modalities, limits=self.limits)
@@ -65,18 +69,20 @@ class _Job:
             "format": 1,
             "manifest": self.data_set.manifest,
             "rows": manifest.num_rows,
-            "rows_per_shard": ROWS_PER_SHARD,
+            "rows_per_shard": self.rows_per_shard,
             "modalities": list(self.modalities),
             "settings": decode_settings(self.data_set),
         }
 
 
-def _check(data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path, limits: DecodeLimits) -> _Job:
+def _check(
+    data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path, limits: DecodeLimits, rows_per_shard: int
+) -> _Job:
     manifest = Manifest(data_set.manifest)
     for task in tasks:
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows, limits)
+    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows, limits, rows_per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
@@ -105,7 +111,7 @@ def _entry_path(job: _Job, number: int) -> Path:
 # The work is one task a shard with nothing to keep in order, so plain Ray tasks do; a stream would add nothing.
 @ray.remote(max_retries=2)
 def _make_shard(job: _Job, number: int) -> dict:
-    rows = range(number * ROWS_PER_SHARD, min((number + 1) * ROWS_PER_SHARD, job.num_rows))
+    rows = range(number * job.rows_per_shard, min((number + 1) * job.rows_per_shard, job.num_rows))
     table, rejects = encode_rows(job.source(), rows)
     entry = write_shard(table, job.folder / f"shard-{number:05d}.arrow") | {"rejects": rejects}
     # The entry is written after its shard: a shard without one is made again.
@@ -114,7 +120,7 @@ def _make_shard(job: _Job, number: int) -> dict:
 
 
 def _data_set(job: _Job) -> dict:
-    num_shards = -(-job.num_rows // ROWS_PER_SHARD)
+    num_shards = -(-job.num_rows // job.rows_per_shard)
     entries = {n: json.loads(_entry_path(job, n).read_text()) for n in range(num_shards) if _is_done(job, n)}
     kept = sum(e["rows"] for e in entries.values())
     pending = {_make_shard.remote(job, n): n for n in range(num_shards) if n not in entries}

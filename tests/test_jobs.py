@@ -180,11 +180,22 @@ def media_recipe(toy_recipe, compile_cache):
 def test_shards_give_the_same_losses_as_media(media_recipe, tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(media_recipe))
-    run_job("preprocess.py", "--config", path, "--out", tmp_path / "shards")
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "digits").glob("*.arrow")}
-    # Rerunning keeps what is finished.
-    run_job("preprocess.py", "--config", path, "--out", tmp_path / "shards", "--only", "digits")
-    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards" / "digits").glob("*.arrow")} == kept
+    job = ("preprocess.py", "--config", path, "--out", tmp_path / "shards", "--rows-per-shard", 4)
+    # kill -9 between two shards; the second try keeps what is finished and loses nothing.
+    process = subprocess.Popen(command(*job), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    digits = tmp_path / "shards" / "digits"
+    deadline = time.monotonic() + 120
+    while not list(digits.glob("shard-*.json")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {p: p.with_suffix(".arrow").stat().st_mtime_ns for p in digits.glob("shard-*.json")}
+    assert kept and not (digits / "index.json").exists()
+    assert "train from them with" in run_job(*job)
+    assert {p: p.with_suffix(".arrow").stat().st_mtime_ns for p in kept} == kept
+    index, manifest = json.loads((digits / "index.json").read_text()), media_recipe["data_sets"]["digits"]["manifest"]
+    assert sum(s["rows"] for s in index["shards"]) == pq.read_metadata(manifest).num_rows
     media, shards = tmp_path / "media", tmp_path / "from_shards"
     run_job("pretrain.py", "--config", path, "--run-dir", media)
     run_job(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
@@ -73,6 +74,18 @@ def _check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None
     )
 
 
+def _check_flip(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
+    """A picture and its mirror image must deserve the same words."""
+    if "text" in task.modalities and task.text == "captions":
+        raise RequestError(f"{where}.augment.flip: captions may say left or right; leave it off, or use text: labels")
+    sided = [c for c in task.classes or data_set.classes if _SIDES.search(c)]
+    if sided:
+        raise RequestError(f"{where}.augment.flip: the class {sided[0]!r} would be wrong in the mirror; leave it off")
+
+
+_SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
+
+
 def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
     modalities = task.modalities
     if len(set(modalities)) != len(modalities) or {"image", "video"} <= set(modalities):
@@ -103,6 +116,8 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
         for key in ("variants", "augment"):
             if getattr(task, key) != type(task).model_fields[key].default:
                 raise RequestError(f"{where}.{key}: is for images and video; found modalities {modalities}")
+    elif task.augment.flip:
+        _check_flip(where, task, data_set)
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
         most = max((v.num_frames for v in task.variants), default=0)

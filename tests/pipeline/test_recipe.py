@@ -472,6 +472,18 @@ def test_impossible_audio_settings(settings, message):
     assert message in refused(("data_sets.films.audio", settings))
 
 
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("film_text", {"augment": {"flip": True}}, "captions may say left or right"),
+        ("photo_classes", {"augment": {"flip": True}}, "the class 'turn Left' would be wrong in the mirror"),
+    ],
+)
+def test_flips_where_words_may_tell_the_sides(key, changes, message):
+    classes = ("data_sets.photos.classes", ["cat", "dog", "turn Left", "leftover"])
+    assert message in refused(classes, *[(f"tasks.{key}.{name}", value) for name, value in changes.items()])
+
+
 def test_tasks_come_out_resolved():
     changes = task(augment={"area": [0.5, 1], "flip": True}, classes=["dog"])
     specs = recipes.from_dict(changed(*changes)).task_specs()

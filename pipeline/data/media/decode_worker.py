@@ -126,15 +126,16 @@ def _limit_memory(memory_bytes: int) -> None:
 
 def main() -> None:
     (clock, *slots), limits = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-    # Libraries print; only answers go to the parent.
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
+    # Libraries print; only answers go to the parent, and what is said of a start that fails.
+    answers, nowhere = os.fdopen(os.dup(1), "wb", buffering=0), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Ctrl-C goes to the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory(_KEPT_BYTES)
     _limit_memory(limits["memory_bytes"])
     worker = Worker(clock, slots, limits)
+    os.dup2(nowhere, 2)
     answers.write(b"ready\n")
     for line in sys.stdin.buffer:
         answers.write(json.dumps(worker.answer(line)).encode() + b"\n")

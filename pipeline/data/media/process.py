@@ -117,8 +117,7 @@ class DecodeProcess:
         """One line of the child; empty where it died or was killed at its deadline."""
         out = b""
         while not out.endswith(b"\n"):
-            ready, _, _ = select.select([self._child.stdout], [], [], 1.0)
-            if ready:
+            if _readable(self._child.stdout, 1.0):
                 part = os.read(self._child.stdout.fileno(), 1 << 16)
                 if not part:
                     return b""
@@ -171,20 +170,26 @@ class DecodeProcess:
         self._mapped = [None] * NUM_SLOTS
         os.pwrite(self._clock.fileno(), struct.pack("d", 0.0), 0)
         numbers, limits = [f.fileno() for f in files], json.dumps(dataclasses.asdict(self.limits))
+        errors = tempfile.TemporaryFile()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "pipeline.data.media.decode_worker", json.dumps(numbers), limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             bufsize=0,
             pass_fds=numbers,
             # What this process can import, the child can; decoders are many processes of one thread.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)} | _ONE_THREAD,
         )
-        ready, _, _ = select.select([self._child.stdout], [], [], _START_TIMEOUT_S)
-        if not ready or os.read(self._child.stdout.fileno(), 1 << 16) != b"ready\n":
-            self._child.kill()
-            raise DataError(f"the decode process did not start (exit code {self._child.wait()})")
+        ready = _readable(self._child.stdout, _START_TIMEOUT_S) and os.read(self._child.stdout.fileno(), 64)
+        if ready != b"ready\n":
+            if ready != b"":  # neither ready nor about to end
+                self._child.kill()
+            code = self._child.wait()
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+            raise DataError(f"the decode process did not start: exit code {code}, it said: {said[-1]}")
+        errors.close()
 
     def _end_child(self) -> None:
         if self._child is not None:
@@ -198,6 +203,13 @@ class DecodeProcess:
 
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _readable(pipe, timeout_s: float) -> bool:
+    """Whether there is something to read, or the other end is closed. poll takes any file number, select only 1,023."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(1000 * timeout_s))
 
 
 def _memory_file():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -162,3 +163,23 @@ def test_a_caller_that_ends_takes_no_answer_of_another(decoders, make_data_set, 
         with pytest.raises(Reject):
             decoders.decode({"image": good["image"] + ".none"}, data_set, "image")
         assert (decoders.decode(good, data_set, "image") == whole).all()
+
+
+def test_a_process_that_does_not_start_says_why(make_data_set, good, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
+    with pytest.raises(DataError, match=r"the decode process did not start: exit code \d+, it said: .*env"):
+        DecodeProcess().decode(good, make_data_set(), "image")
+
+
+def test_more_files_open_than_select_can_take(make_data_set, good):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        decoders = DecodeProcess()
+        assert decoders.decode(good, make_data_set(), "image").shape[2] == 3
+        decoders.close()
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
