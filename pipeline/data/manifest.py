@@ -20,6 +20,7 @@ _CACHED_ROWS = 16_384
 # program's own use, and it passes through Arrow as any other.
 NOT_UTF8 = "\ufdd0"
 _WORD_COLUMNS = ("text", "labels")
+_TIME_COLUMNS = ("start_s", "end_s")
 _MOST_SHOWN = 80
 
 
@@ -33,8 +34,14 @@ def _is_strings(found: pa.DataType) -> bool:
     return (pa.types.is_list(found) or pa.types.is_large_list(found)) and _is_string(found.value_type)
 
 
-_TYPES = dict.fromkeys(("id", *MEDIA_COLUMNS), ("a string", _is_string)) | dict.fromkeys(
-    ("text", "labels"), ("a list of strings", _is_strings)
+def _is_number(found: pa.DataType) -> bool:
+    return pa.types.is_floating(found) or pa.types.is_integer(found) or pa.types.is_decimal(found)
+
+
+_TYPES = (
+    dict.fromkeys(("id", *MEDIA_COLUMNS), ("a string", _is_string))
+    | dict.fromkeys(_WORD_COLUMNS, ("a list of strings", _is_strings))
+    | dict.fromkeys(_TIME_COLUMNS, ("a number of seconds", _is_number))
 )
 
 
@@ -90,7 +97,7 @@ class Manifest:
                 self.num_rows += metadata.row_group(group).num_rows
         if not self.num_rows:
             raise RequestError(f"manifest {uri}: expected rows, found none; remove the data set or fill it")
-        self.schema = pq.read_schema(self._files[0], filesystem=self.filesystem)
+        self.schema = self._metadata(self._files[0]).schema.to_arrow_schema()
         groups = -(-_CACHED_ROWS * len(self._groups) // self.num_rows)
         self._read = functools.lru_cache(maxsize=max(2, groups))(self._read_group)
 
@@ -109,14 +116,19 @@ class Manifest:
         raise RequestError(f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there")
 
     def _metadata(self, file: str):
-        try:
-            return pq.read_metadata(file, filesystem=self.filesystem)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise RequestError(f"manifest {file}: expected a Parquet file: {str(e).splitlines()[0]}") from e
+        def read():
+            try:
+                return pq.read_metadata(file, filesystem=self.filesystem)
+            except pa.ArrowInvalid as e:
+                raise RequestError(f"manifest {file}: expected a Parquet file: {str(e).splitlines()[0]}") from e
 
-    def _read_group(self, number: int) -> pa.Table:
+        return patiently(file, read)
+
+    def _read_group(self, number: int, columns: list[str] | None = None) -> pa.Table:
         file, group = self._groups[number]
-        return patiently(file, lambda: pq.ParquetFile(file, filesystem=self.filesystem).read_row_group(group))
+        return patiently(
+            file, lambda: pq.ParquetFile(file, filesystem=self.filesystem).read_row_group(group, columns=columns)
+        )
 
     def row(self, index: int) -> dict:
         """Row ``index`` as a dict, media columns as paths or URIs that ``media.open_media`` takes.
@@ -136,6 +148,9 @@ class Manifest:
         for column in _WORD_COLUMNS:
             if column in row:
                 row[column] = _without_nulls(row[column])
+        for column in _TIME_COLUMNS:
+            if row.get(column) is not None:
+                row[column] = float(row[column])
         for column in MEDIA_COLUMNS:
             if row.get(column):
                 row[column] = self.resolve(row[column])
@@ -154,14 +169,11 @@ class Manifest:
 
     def iter_column(self, column: str):
         """Every value of one column, in row order, as ``row`` gives it but for paths: they stay relative."""
-        row = 0
-        for file in self._files:
-            for batch in pq.ParquetFile(file, filesystem=self.filesystem).iter_batches(columns=[column]):
-                values = _values(batch.column(0), column)
-                if column == "id" and None in values:
-                    raise self._no_id(row + values.index(None))
-                yield from (map(_without_nulls, values) if column in _WORD_COLUMNS else values)
-                row += len(values)
+        for number, start in enumerate(self._starts):
+            values = _values(self._read_group(number, [column]).column(0), column)
+            if column == "id" and None in values:
+                raise self._no_id(start + values.index(None))
+            yield from (map(_without_nulls, values) if column in _WORD_COLUMNS else values)
 
     def require(self, columns: dict[str, str]) -> None:
         """Raises RequestError unless the columns are there, and every id; columns: name → which task needs it."""
@@ -172,7 +184,7 @@ class Manifest:
                 f"manifest {self.uri}: expected column {what}; found {', '.join(self.schema.names)}. "
                 "Add the column or change the task"
             )
-        for column in columns:
+        for column in (*columns, *(c for c in _TIME_COLUMNS if c in self.schema.names)):
             found, wanted = self.schema.field(column).type, _TYPES[column]
             if not wanted[1](found):
                 raise RequestError(f"manifest {self.uri}: column {column!r}: expected {wanted[0]}, found {found}")

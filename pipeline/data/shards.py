@@ -48,12 +48,15 @@ def open_source(
 
 
 def decode_settings(data_set: DataSetSpec) -> dict:
-    """What the canonical clips depend on: shards made with other settings are refused."""
-    audio = data_set.audio
+    """What the canonical clips and their rejects depend on: shards made with other settings are refused."""
+    image, video, audio = data_set.image, data_set.video, data_set.audio
     return {
-        "image": [data_set.image.short_side, data_set.image.decoder],
-        "video": [data_set.video.fps, data_set.video.short_side, data_set.video.max_frames, data_set.video.decoder],
-        "audio": [audio.sample_rate_hz, num_samples(data_set), audio.decoder],
+        "image": [image.short_side, image.decoder, image.max_pixels, image.max_bytes],
+        "video": [
+            *(video.fps, video.short_side, video.max_frames, video.decoder),
+            *(video.max_pixels, video.max_bytes, video.max_duration_s, video.max_source_frames),
+        ],
+        "audio": [audio.sample_rate_hz, num_samples(data_set), audio.decoder, audio.max_bytes, audio.max_duration_s],
     }
 
 

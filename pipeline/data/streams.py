@@ -27,8 +27,8 @@ from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.data.text import Tokenizer
-from pipeline.data.wire import from_arrow, to_arrow
-from pipeline.errors import DataError
+from pipeline.data.wire import failure_to_arrow, from_arrow, to_arrow
+from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
 
 _MOST_BLOCK_BYTES = 64 << 20
@@ -115,7 +115,10 @@ class _Blocks:
         (block,) = blocks["id"].to_pylist()  # one id a read task
         turn, rank = divmod(block, self.world_size)
         batches = range(int(self.edges[turn]), int(self.edges[turn + 1]))
-        return _make_block(self.spec, [(batch, rank) for batch in batches], self.world_size)
+        try:
+            return _make_block(self.spec, [(batch, rank) for batch in batches], self.world_size)
+        except (DataError, RequestError) as e:
+            return failure_to_arrow(e)
 
 
 class Pace(ExecutionCallback):
@@ -187,7 +190,7 @@ def _batch_cost_s(spec: StreamSpec) -> float:
     try:
         return _maker(spec).cost_s(spec.start)
     # Data that stop the run say so in its stream, where the reason reaches the user.
-    except DataError:
+    except (DataError, RequestError):
         return _FEWEST_BLOCK_S
 
 

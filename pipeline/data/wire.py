@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.plan import Row
+from pipeline.errors import DataError, RequestError
 
 _ARRAY = pa.struct(
     [("name", pa.string()), ("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())]
@@ -42,6 +43,12 @@ def to_arrow(rows: list[Row]) -> pa.Table:
     return pa.table(columns, schema=WIRE_SCHEMA)
 
 
+def failure_to_arrow(error: DataError | RequestError) -> pa.Table:
+    """An error of a stream as a table of WIRE_SCHEMA: Ray would wrap it until nobody knows its kind."""
+    row = Row(task="", batch=-1, rank=-1, variant=type(error).__name__, ids=[str(error)], rejects=[], arrays={})
+    return to_arrow([row])
+
+
 def _binary(arrays: list[np.ndarray]) -> pa.Array:
     """The bytes of each array, copied once: batches are tens of megabytes."""
     if any(a.dtype.hasobject for a in arrays):
@@ -54,7 +61,7 @@ def _binary(arrays: list[np.ndarray]) -> pa.Array:
 
 
 def from_arrow(table: pa.Table):
-    """The rows of ``to_arrow``; arrays are views of the table's memory."""
+    """The rows of ``to_arrow``; arrays are views of the table's memory. Raises what ``failure_to_arrow`` packed."""
     for index in range(table.num_rows):
         record = {name: table[name][index] for name in WIRE_SCHEMA.names}
         arrays = {}
@@ -62,4 +69,6 @@ def from_arrow(table: pa.Table):
             dtype, shape = np.dtype(item["dtype"].as_py()), item["shape"].as_py()
             arrays[item["name"].as_py()] = np.frombuffer(item["data"].as_buffer(), dtype).reshape(shape)
         plain = {name: record[name].as_py() for name in _PLAIN}
+        if plain["batch"] < 0:
+            raise {e.__name__: e for e in (DataError, RequestError)}[plain["variant"]](plain["ids"][0])
         yield Row(**plain, rejects=json.loads(record["rejects"].as_py()), arrays=arrays)

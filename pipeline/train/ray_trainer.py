@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 import ray.train
-from ray.train import DataConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 
@@ -27,7 +27,7 @@ from pipeline.data.streams import (
     iterate,
     quiet_ray_data,
 )
-from pipeline.errors import RequestError
+from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import RunSpec, train
@@ -104,7 +104,16 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
         datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
         run_config=_run_config(spec, cluster),
     )
-    return trainer.fit().return_value
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as e:
+        # What a worker said of data or request is for the user; the traceback around it is not.
+        for failure in getattr(e, "worker_failures", {}).values():
+            while failure is not None:
+                if isinstance(failure, DataError | RequestError):
+                    raise failure from None
+                failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
+        raise
 
 
 def check_world(spec: RunSpec, num_workers: int) -> None:

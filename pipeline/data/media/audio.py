@@ -46,7 +46,7 @@ def decode_audio(
     decode = find(name, built_in=BUILT_IN)
     try:
         samples = decode(source, spec, start_s=start_s, end_s=stop_s)
-    except Reject:
+    except (Reject, MemoryError):
         raise
     except Exception as e:
         raise Reject("not_decodable", f"{name}: {one_line(e)}") from e
@@ -88,7 +88,7 @@ def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: f
         zero_s = next((s for s in starts if s is not None), 0.0)
         if start_s > _PREROLL_S:
             seek(container, stream, zero_s + start_s - _PREROLL_S)
-        samples, first_s, rate = _collect(container, stream, stop_s=zero_s + end_s)
+        samples, first_s, rate = _collect(container, stream, start_s=zero_s + start_s, stop_s=zero_s + end_s)
     start = round((zero_s + start_s - first_s) * rate)
     # A track that begins after the pictures is silent until then.
     samples = np.pad(samples, ((max(0, -start), 0), (0, 0)))[max(0, start) :]
@@ -98,17 +98,26 @@ def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: f
     return to_mono(samples, rate=rate, spec=spec)
 
 
-def _collect(container, stream, *, stop_s: float) -> tuple[np.ndarray, float, int]:
-    """((n, channels) float32, time of the first in seconds, rate in Hz) up to ``stop_s`` on the container's clock."""
+def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.ndarray, float, int]:
+    """((n, channels) float32, time of the first in seconds, rate in Hz) from start_s or earlier to stop_s or later.
+
+    Times are on the container's clock. What a container that cannot seek has before them is not kept.
+    """
     import av
 
     parts, first_s, rate, resampler = [], None, None, None
     for frame in frames(container, stream):
-        if first_s is None:
-            first_s, rate = frame.time or 0.0, frame.sample_rate
+        if resampler is None:
+            rate, time_s = frame.sample_rate, frame.time or 0.0
             resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=rate)
-        parts += [f.to_ndarray() for f in resampler.resample(frame)]
-        if (frame.time or 0.0) + frame.samples / rate >= stop_s:
+        # Frames without timestamps follow each other.
+        time_s = time_s if frame.time is None else frame.time
+        samples = [f.to_ndarray() for f in resampler.resample(frame)]
+        if time_s + frame.samples / rate > start_s:
+            first_s = time_s if first_s is None else first_s
+            parts += samples
+        time_s += frame.samples / rate
+        if time_s >= stop_s:
             break
     if not parts:
         raise Reject("no_sound", "the sound track is empty")

@@ -14,6 +14,8 @@ def open_container(source: str | bytes):
 
     try:
         return av.open(as_file(source))
+    except MemoryError:
+        raise
     except Exception as e:
         raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
 
@@ -53,7 +55,7 @@ def frames(container, stream) -> Iterator:
             if packet.is_corrupt:
                 raise Reject("not_decodable", "the file is cut short")
             decoded = packet.decode()
-        except Reject:
+        except (Reject, MemoryError):
             raise
         except Exception as e:
             raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e

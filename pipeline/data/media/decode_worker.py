@@ -11,6 +11,7 @@ import functools
 import json
 import mmap
 import os
+import resource
 import signal
 import struct
 import sys
@@ -19,15 +20,19 @@ import time
 import numpy as np
 
 from pipeline.data.media.clip import open_media
+from pipeline.data.media.decoders import one_line
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.probe import probe
-from pipeline.data.media.storage import confirm_readable
+from pipeline.data.media.storage import confirm_readable, local_path_or_bytes
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
 
 # A clip or two; what is larger goes back to the system.
 _KEPT_BYTES = 64 << 20
+# Larger files that are not on this machine are not read only to be looked at.
+_PROBED_BYTES = 256 << 20
+_OF_CAPS = ("too_large", "too_long", "bad_times")
 
 
 class Worker:
@@ -46,7 +51,12 @@ class Worker:
         except (DataError, RequestError) as e:
             out = {"failed": str(e)}
         except MemoryError:
-            out = {"reject": ["not_decodable", "more memory than cluster.decode_memory_mb"]}
+            out = {"short_of_memory": True}
+        except OSError as e:
+            out = {"failed": f"the decode process: {e}"}
+        # A row may hold anything.
+        except Exception as e:
+            out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e)}"]}
         return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
 
     def _decode(self, request: dict) -> dict:
@@ -56,7 +66,8 @@ class Worker:
                 array = decode()
         except Reject as e:
             source = decode.args[0]
-            if e.reason == "not_decodable" and isinstance(source, str):
+            # Damage, or storage that fails in the middle of a file?
+            if e.reason not in _OF_CAPS and isinstance(source, str):
                 confirm_readable(source)
             raise
         target = np.frombuffer(self._memory(request["slot"], array.nbytes), array.dtype, count=array.size)
@@ -73,8 +84,9 @@ class Worker:
 
     def _probe(self, request: dict) -> dict:
         (path,) = request["row"].values()
+        source = local_path_or_bytes(path, max_bytes=_PROBED_BYTES)
         with self._deadline():
-            return {"values": probe(path, request["modality"])}
+            return {"values": probe(source, request["modality"])}
 
     @contextlib.contextmanager
     def _deadline(self):
@@ -89,10 +101,11 @@ class Worker:
 
     def _has_grown(self) -> bool:
         """Whether decoders have kept more memory than they should: the parent then starts a fresh process."""
-        rss = _status_bytes("VmRSS")
+        rss = _status_bytes("RssAnon")  # without the shared slots
         if self._first_rss is None:
             self._first_rss = rss
-        return rss - self._first_rss > self._limits["recycle_bytes"]
+        # An old process must have room for what a fresh one can decode.
+        return rss - self._first_rss > min(self._limits["recycle_bytes"], self._limits["memory_bytes"] // 4)
 
 
 @functools.lru_cache(maxsize=64)
@@ -119,8 +132,6 @@ def _limit_memory(memory_bytes: int) -> None:
     """An absurd header asks for absurd memory: the request fails here instead of the machine."""
     now = _status_bytes("VmData")
     if now:
-        import resource
-
         resource.setrlimit(resource.RLIMIT_DATA, (now + memory_bytes, resource.RLIM_INFINITY))
 
 
@@ -130,8 +141,10 @@ def main() -> None:
     answers, nowhere = os.fdopen(os.dup(1), "wb", buffering=0), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # Ctrl-C goes to the whole terminal; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These go to whole groups of processes; the parent decides what they mean, and this one ends with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory(_KEPT_BYTES)
     _limit_memory(limits["memory_bytes"])
     worker = Worker(clock, slots, limits)

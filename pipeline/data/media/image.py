@@ -19,7 +19,7 @@ def decode_image(source: str | bytes, spec: ImageSpec) -> np.ndarray:
     decode = find(spec.decoder, built_in=BUILT_IN)
     try:
         pixels = decode(source, spec, start_s=0.0, end_s=None)
-    except Reject:
+    except (Reject, MemoryError):
         raise
     # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
     except Exception as e:

@@ -6,29 +6,28 @@ Runs in the decode process, as decoding does.
 from __future__ import annotations
 
 from pipeline.data.media.decoders import as_file
-from pipeline.data.media.storage import local_path_or_bytes
 
 
-def probe(path: str, modality: str) -> dict[str, float]:
+def probe(source: str | bytes, modality: str) -> dict[str, float]:
     """Some of width and height (pixels), duration_s, fps, sample_rate_hz; empty where the file cannot be read."""
     try:
-        return {"image": _image, "video": _video, "audio": _audio}[modality](path)
+        return {"image": _image, "video": _video, "audio": _audio}[modality](source)
     # Whatever is wrong with the file, decoding it says so better.
     except Exception:
         return {}
 
 
-def _image(path: str) -> dict[str, float]:
+def _image(source: str | bytes) -> dict[str, float]:
     from PIL import Image
 
-    with Image.open(as_file(local_path_or_bytes(path))) as image:
+    with Image.open(as_file(source)) as image:
         return {"width": image.width, "height": image.height}
 
 
-def _video(path: str) -> dict[str, float]:
+def _video(source: str | bytes) -> dict[str, float]:
     import av
 
-    with av.open(as_file(local_path_or_bytes(path))) as container:
+    with av.open(as_file(source)) as container:
         stream = container.streams.video[0]
         out = {"width": stream.width, "height": stream.height}
         if container.duration:
@@ -38,8 +37,8 @@ def _video(path: str) -> dict[str, float]:
         return out
 
 
-def _audio(path: str) -> dict[str, float]:
+def _audio(source: str | bytes) -> dict[str, float]:
     import soundfile
 
-    info = soundfile.info(as_file(local_path_or_bytes(path)))
+    info = soundfile.info(as_file(source))
     return {"duration_s": info.duration, "sample_rate_hz": info.samplerate}

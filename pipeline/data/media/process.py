@@ -94,51 +94,66 @@ class DecodeProcess:
                     confirm_readable(path)
         raise death
 
-    def _count_death(self, request: dict, how: Reject) -> None:
+    def _count_death(self, request: dict, how: Reject | DataError) -> None:
         self._deaths += 1
         if self._deaths >= _TRIES * _MOST_DEATHS_IN_A_ROW:
             raise DataError(
                 f"the decoders died of {_MOST_DEATHS_IN_A_ROW} samples in a row, the last {request['row']} "
-                f"({how.reason}: {how.detail}); is a decoder broken, or memory short?"
+                f"({how}); is a decoder broken, or memory short?"
             )
 
-    def _ask(self, line: bytes) -> tuple[dict | None, Reject | None]:
+    def _ask(self, line: bytes) -> tuple[dict | None, Reject | DataError | None]:
         """(the child's answer, None), or (None, how it died)."""
         if self._child is None or self._child.poll() is not None:
             self._start()
+        answer, killed = b"", False
         try:
             self._child.stdin.write(line)
-            answer = self._read_line()
+            answer, killed = self._read_line()
         except BrokenPipeError:
-            answer = b""
-        return (json.loads(answer), None) if answer else (None, self._death())
+            pass
+        except BaseException:
+            # Interrupted while an answer is under way: the next request must not take it for its own.
+            self._end_child()
+            raise
+        if not answer:
+            return None, self._death(killed)
+        answer = json.loads(answer)
+        if "short_of_memory" in answer:
+            # What an older process has kept counts against its limit: the next try has a fresh one.
+            self._end_child()
+            return None, Reject("not_decodable", "decoding takes more memory than cluster.decode_memory_mb")
+        return answer, None
 
-    def _read_line(self) -> bytes:
-        """One line of the child; empty where it died or was killed at its deadline."""
+    def _read_line(self) -> tuple[bytes, bool]:
+        """(one line of the child, False); empty where it died, with True where it was killed at its deadline."""
         out = b""
         while not out.endswith(b"\n"):
             if _readable(self._child.stdout, 1.0):
                 part = os.read(self._child.stdout.fileno(), 1 << 16)
                 if not part:
-                    return b""
+                    return b"", False
                 out += part
             elif self._decoding_s() > self.limits.timeout_s + _GRACE_S:
                 self._child.kill()
-                return b""
-        return out
+                return b"", True
+        return out, False
 
     def _decoding_s(self) -> float:
         """For how long the child has been decoding; 0 while it does not."""
         (began,) = struct.unpack("d", os.pread(self._clock.fileno(), 8, 0))
         return time.monotonic() - began if began else 0.0
 
-    def _death(self) -> Reject:
-        late = self._decoding_s() >= self.limits.timeout_s
-        code = self._child.wait()
+    def _death(self, killed: bool) -> Reject | DataError:
+        """How the child ended. killed: by this process, at the deadline."""
+        decoding, code = self._decoding_s() > 0, self._child.wait()
         self._end_child()
-        if late:
+        if killed or code == -signal.SIGALRM:
             return Reject("hung", f"no end after {self.limits.timeout_s:g} s")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not decoding:
+            # Reading storage, or handing over the array: no decoder was at work.
+            return DataError(f"the decode process ended with {how} while it was not decoding; is memory short?")
         return Reject("crashed", f"the decode process ended with {how}")
 
     def _result(self, answer: dict):
@@ -164,6 +179,12 @@ class DecodeProcess:
         return np.frombuffer(mapped, dtype, count=size // dtype.itemsize).reshape(shape)
 
     def _start(self) -> None:
+        try:
+            self._start_child()
+        except OSError as e:
+            raise DataError(f"the decode process did not start: {e}") from e
+
+    def _start_child(self) -> None:
         self._end_child()
         # When the current decoding began, 0 between two; then the slots.
         self._clock, *self._slots = files = [_memory_file() for _ in range(1 + NUM_SLOTS)]
@@ -172,7 +193,8 @@ class DecodeProcess:
         numbers, limits = [f.fileno() for f in files], json.dumps(dataclasses.asdict(self.limits))
         errors = tempfile.TemporaryFile()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.data.media.decode_worker", json.dumps(numbers), limits],
+            # -P: a queue.py in the working directory must not stand for the library's.
+            [sys.executable, "-P", "-m", "pipeline.data.media.decode_worker", json.dumps(numbers), limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -213,9 +235,10 @@ def _readable(pipe, timeout_s: float) -> bool:
 
 
 def _memory_file():
-    if hasattr(os, "memfd_create"):
+    try:
         return os.fdopen(os.memfd_create("decoded"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
+    except (AttributeError, OSError):  # other systems than Linux, and sandboxes that forbid it
+        return tempfile.TemporaryFile(buffering=0)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -27,6 +28,8 @@ _GCS_PATIENCE = "retry_limit_seconds=30"
 # Without the right to list a bucket, S3 does not tell what is missing from what is forbidden.
 _DENIED_ADVICE = "access denied, or missing where listing is denied; check credentials and permissions: "
 _DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY")
+# No file can have such a name: a path of a thousand letters is a caption in the wrong column.
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 T = TypeVar("T")
 
 # A member of a tar is named by the tar, its offset and its length: "shards/00012.tar#1536+80211".
@@ -96,6 +99,7 @@ def patiently(path: str, read: Callable[[], T]) -> T:
             raise
         except Exception as e:
             failure = e
+        if attempt < _ATTEMPTS - 1:
             time.sleep(_FIRST_WAIT_S * 2**attempt)
     # Refused is tried again too: keys are renewed while a run goes on.
     advice = _DENIED_ADVICE if _is_denied(failure) else ""
@@ -188,9 +192,11 @@ def local_path_or_bytes(path: str, *, max_bytes: int | None = None) -> str | byt
         return read_bytes(path, max_bytes=max_bytes)
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as e:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as e:
         raise Reject("missing_file", path) from e
-    except OSError:
+    except OSError as e:
+        if e.errno in _NO_NAME:
+            raise Reject("missing_file", path) from e
         return read_bytes(path, max_bytes=max_bytes)  # storage out of reach: retried, never a reject
     if not stat.S_ISREG(status.st_mode):
         raise Reject("missing_file", path)

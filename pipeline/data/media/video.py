@@ -27,13 +27,14 @@ def decode_video(
     decode = find(spec.decoder, built_in=BUILT_IN)
     try:
         clip = decode(source, spec, start_s=start_s, end_s=end_s)
-    except Reject:
+    except (Reject, MemoryError):
         raise
     except Exception as e:
         raise Reject("not_decodable", f"{spec.decoder}: {one_line(e)}") from e
     clip = check_array(clip, dtype=np.uint8, ndim=4, what="uint8 (T, H, W, 3)")[: spec.max_frames]
     if min(clip.shape[1:3]) == spec.short_side:
         return clip
+    _canonical_size(clip.shape[2], clip.shape[1], spec)
     return np.stack([np.asarray(resize_short_side(Image.fromarray(f), spec.short_side)) for f in clip])
 
 
@@ -115,11 +116,18 @@ class _ClipBuilder:
         if self._picture is None:
             frame = self._current
             # One size for the whole clip, whatever later frames have.
-            self._size = self._size or canonical_size((frame.width, frame.height), self._spec.short_side)
+            self._size = self._size or _canonical_size(frame.width, frame.height, self._spec)
             width, height = self._size
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
-            self._picture = np.rot90(rgb, frame.rotation // 90) if frame.rotation % 360 else rgb
+            self._picture = np.rot90(rgb, round(frame.rotation / 90))
         return self._picture
+
+
+def _canonical_size(width: int, height: int, spec: VideoSpec) -> tuple[int, int]:
+    """(width, height) of the clip's frames. Raises Reject beyond the cap: a thin strip grows a thousandfold."""
+    width, height = canonical_size((width, height), spec.short_side)
+    check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels a frame at {width}x{height}")
+    return width, height
 
 
 def video_end(shown_s: np.ndarray, spec: VideoSpec) -> float:
@@ -150,7 +158,7 @@ def _read_decord(source: str | bytes, spec: VideoSpec, *, start_s: float, end_s:
     _refuse_torn(source, spec, stop_s=start_s + spec.max_frames / spec.fps)
     try:
         return _decord_frames(source, spec, start_s, end_s)
-    except Reject:
+    except (Reject, MemoryError):
         raise
     except Exception:
         return _read_pyav(source, spec, start_s=start_s, end_s=end_s)

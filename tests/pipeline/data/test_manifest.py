@@ -1,5 +1,7 @@
 """Manifests: rows over files and row groups, relative paths, and errors that say what is missing."""
 
+from decimal import Decimal
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -235,3 +237,15 @@ def test_without_statistics_a_missing_id_is_found_where_it_is_read(tmp_path):
     manifest.require({"id": "task a"})
     with pytest.raises(RequestError, match="row 1: expected an id, found null"):
         manifest.row(1)
+
+
+def test_times_are_numbers(tmp_path):
+    for values, kind in (([1.5], pa.float32()), ([2], pa.int64()), ([Decimal("2.5")], pa.decimal128(5, 2))):
+        pq.write_table(pa.table({"id": ["a"], "start_s": pa.array(values, kind)}), tmp_path / "m.parquet")
+        manifest = Manifest(str(tmp_path / "m.parquet"))
+        manifest.require({"id": "a task"})
+        found = manifest.row(0)["start_s"]
+        assert found == float(values[0]) and type(found) is float
+    pq.write_table(pa.table({"id": ["a"], "start_s": ["1.5"]}), tmp_path / "m.parquet")
+    with pytest.raises(RequestError, match="column 'start_s': expected a number of seconds, found string"):
+        Manifest(str(tmp_path / "m.parquet")).require({"id": "a task"})

@@ -173,10 +173,10 @@ def test_words_that_cannot_be_used_are_rejected_alike(
 
 def test_decode_settings_name_what_clips_depend_on(make_data_set):
     assert decode_settings(make_data_set(audio=AudioSpec())) == {
-        "image": [32, "pillow"],
-        "video": [8.0, 32, 8, "pyav"],
+        "image": [32, "pillow", 100_000_000, 256 << 20],
+        "video": [8.0, 32, 8, "pyav", 4096**2, 8 << 30, 14_400.0, 1_000_000],
         # One spectrogram, starting with any frame of a second of video.
-        "audio": [16_000, 131_072 + 16_000, "soundfile"],
+        "audio": [16_000, 131_072 + 16_000, "soundfile", 8 << 30, 14_400.0],
     }
     audiomae = make_data_set(audio=AUDIO_PRESETS["audiomae"])
     assert decode_settings(audiomae)["audio"][:2] == [16_000, 1023 * 160 + 400 + 16_000]

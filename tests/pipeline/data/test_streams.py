@@ -179,3 +179,20 @@ def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, mon
         (10, 10, 0),
     ]
     assert {"crashed", "hung"} <= set(result["image"]["reasons"]) & set(result["video"]["reasons"])
+
+
+def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_path):
+    """Ray wraps what a task raises; the run must still know that it was the data, save its state and say one line."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.data.streams import DecodeOptions, build_stream, checked_rows, iterate
+    from pipeline.errors import DataError
+
+    rows = [{"id": str(i), "video": f"none-{i}.mp4", "text": [], "labels": []} for i in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    data_set = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
+    bad = dataclasses.replace(wanted, data_set=data_set, num_rows=100, key="all bad")
+    stream = build_stream(bad, world_size=1, options=DecodeOptions())
+    with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
+        list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))

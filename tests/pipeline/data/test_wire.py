@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 from pipeline.data.plan import Row
-from pipeline.data.wire import WIRE_SCHEMA, from_arrow, to_arrow
+from pipeline.data.wire import WIRE_SCHEMA, failure_to_arrow, from_arrow, to_arrow
+from pipeline.errors import DataError, RequestError
 
 DTYPES = [np.uint8, np.int32, np.int64, np.float32, np.bool_]
 REJECTS = [{"id": "b", "data_set": "d", "source": "/x.png", "reason": "missing_file", "detail": "'quote' \u2028 ü"}]
@@ -85,3 +86,9 @@ def test_the_schema_holds_plain_types_only():
 def test_objects_do_not_travel():
     with pytest.raises(TypeError, match="Python objects do not travel"):
         list(from_arrow(to_arrow([row(x=np.array([{"a": 1}], object))])))
+
+
+@pytest.mark.parametrize("kind", [DataError, RequestError])
+def test_errors_travel_as_what_they_are(kind):
+    with pytest.raises(kind, match="storage: a could not be read"):
+        list(from_arrow(failure_to_arrow(kind("storage: a could not be read"))))

@@ -183,3 +183,47 @@ def test_more_files_open_than_select_can_take(make_data_set, good):
         for number in held:
             os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_interrupted_request_leaves_no_answer_behind(decoders, make_data_set, good, monkeypatch):
+    data_set = make_data_set()
+    whole, read = decoders.decode(good, data_set, "image"), DecodeProcess._read_line
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DecodeProcess, "_read_line", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoders.decode(good, data_set, "image")
+    monkeypatch.setattr(DecodeProcess, "_read_line", read)
+    with pytest.raises(Reject, match="missing_file"):
+        decoders.decode({"image": "/none.png"}, data_set, "image")
+    assert (decoders.decode(good, data_set, "image") == whole).all()
+
+
+def test_what_an_old_process_has_kept_makes_no_reject(data_set, tmp_path, deadly):
+    """A sample that a fresh process can decode is decoded, whatever the process did before."""
+    Image.new("RGB", (5000, 4000)).save(tmp_path / "large.png")
+    decoders = DecodeProcess(DecodeLimits(memory_bytes=256 << 20, recycle_bytes=1 << 40))
+    for _ in range(3):
+        with pytest.raises(Reject, match="not_decodable"):
+            decoders.decode(deadly("LEAK"), data_set, "image")
+        assert decoders.decode({"image": str(tmp_path / "large.png")}, data_set, "image").shape == (32, 40, 3)
+    decoders.close()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"image": "a\0b.png"}, "missing_file"),
+        ({"image": "/" + 300 * "a"}, "missing_file"),
+        ({"image": "/" + 3000 * "a/"}, "missing_file"),
+        ({"video": "/bin/sh", "start_s": "1.5"}, "not_decodable"),
+        ({"image": "/dev/zero"}, "missing_file"),
+    ],
+)
+def test_rows_that_hold_anything(decoders, make_data_set, row, reason):
+    modality = next(iter(row))
+    with pytest.raises(Reject) as caught:
+        decoders.decode(row, make_data_set(), modality)
+    assert caught.value.reason == reason

@@ -82,4 +82,4 @@ def test_a_decoder_that_complains_of_bad_storage(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", fail)
     with pytest.raises(DataError, match=r"a could not be read after 5 tries: .*Input/output error"):
         storage.confirm_readable(str(path))
-    assert len(waits) == 5
+    assert len(waits) == 4

@@ -176,6 +176,13 @@ def test_caps(clip, decoder, cap, reason):
     assert reject(decode_video, clip, dataclasses.replace(spec(), decoder=decoder, **cap)).reason == reason
 
 
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_thin_strip_may_not_grow_without_end(tmp_path, write_video, decoder):
+    path = write_video(tmp_path / "a.mp4", height=16, width=1000)
+    wanted = dataclasses.replace(spec(short_side=256), decoder=decoder, max_pixels=100_000)
+    assert reject(decode_video, path, wanted).reason == "too_large"
+
+
 def test_a_cut_of_a_long_sound_track_is_where_it_should_be(tmp_path, write_video, peak_hz):
     """Half a second found by seeking is the same sound as in a reading of everything."""
     path = write_video(tmp_path / "a.mp4", num_frames=96, sound_hz=1000)
