@@ -103,7 +103,7 @@ _L = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
 
 VARIANTS: dict[str, dict] = {
     "imp-tiny": _TINY,
-    # All layers sparse: one stack compiles in three quarters of the time of two, and the demo compiles 13 graphs.
+    # All layers sparse: one stack compiles in three quarters of the time of two, and the demo compiles nine graphs.
     "imp-tiny-moe": _TINY | _sparse(4, 3),
     "imp-s": _S,
     "imp-s-moe": _S | _sparse(4, 6),
