@@ -17,7 +17,7 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import Tokenizer
+from pipeline.data.text import Tokenizer, text_fault
 from pipeline.prepare import build_corpus, prepare
 from pipeline.recipe import Recipe
 
@@ -166,12 +166,19 @@ def _text(manifest: Manifest, tasks: list[TaskSpec], tokenizer: Tokenizer | None
     captioned = [t for t in tasks if "text" in t.modalities and t.text == "captions"]
     if not captioned or tokenizer is None:
         return {}
-    texts = [text for row in rows for text in manifest.row(row).get("text") or () if text.strip()]
+    most, texts, unusable, without = captioned[0].max_characters, [], collections.Counter(), 0
+    for row in rows:
+        found = list(manifest.row(row).get("text") or ())
+        faults = [text_fault(text, max_characters=most) for text in found]
+        usable = [text for text, fault in zip(found, faults, strict=True) if fault is None]
+        unusable.update(fault[0] for fault in faults if fault)
+        without += not usable
+        texts += usable
+    out = {"captions": len(texts), "unusable": dict(unusable), "rows_without_a_caption": without}
     if not texts:
-        return {"captions": 0}
+        return out
     tokens = np.array([tokenizer.count(text) for text in texts])
-    return {
-        "captions": len(texts),
+    return out | {
         "characters": _percentiles([len(t) for t in texts]),
         "tokens": _percentiles(tokens),
         "cut": {t.name: round(float((tokens > t.text_length).mean()), 3) for t in captioned},
@@ -204,6 +211,10 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
         looks.append(f"{name}: {labels['rows_without_a_class']} rows have none of the recipe's classes")
     if labels.get("classes_without_a_row"):
         looks.append(f"{name}: no row has the class {labels['classes_without_a_row'][0]!r}")
+    if text.get("rows_without_a_caption"):
+        line = f"{name}: {text['rows_without_a_caption']} of {sampled} sampled rows have no caption that can be used"
+        over = text["rows_without_a_caption"] > data_set.max_reject_fraction * sampled
+        (stops if over else looks).append(line + (f" ({_counts(text['unusable'])})" if text["unusable"] else ""))
     for task, cut in text.get("cut", {}).items():
         if cut > 0.05:
             looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")

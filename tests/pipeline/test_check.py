@@ -123,3 +123,23 @@ def test_the_job_prints_tables_or_json_and_exits_by_what_it_found(own_digits, tm
     assert json.loads(capsys.readouterr().out)["usable"] is False
     assert check_main([*arguments, "--sample", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --sample")
+
+
+def test_captions_that_cannot_be_used_are_counted(toy_recipe, tmp_path):
+    source = Path(toy_recipe["data_sets"]["moving"]["manifest"])
+    table = pq.read_table(source)
+    rows = table.to_pylist()[:10]
+    for row in rows:
+        row["video"] = str(source.parent / row["video"])
+    rows[0]["text"], rows[1]["text"], rows[2]["text"] = [" "], ["x" * 100_001], ["left", ""]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "m.parquet")
+    toy_recipe["data_sets"]["moving"]["manifest"] = str(tmp_path / "m.parquet")
+    moving = {"data_set": "moving", "objective": "nce", "modalities": ["video", "text"], "batch_size": 4}
+    toy_recipe["tasks"] = {"video_text": moving | {"variants": [{"size": 32, "frames": 8}], "text_length": 16}}
+    toy_recipe["text"]["vocab_size"] = 40
+    result = check(recipes.from_dict(toy_recipe), sample=10)
+    text = result["data_sets"]["moving"]["text"]
+    assert text["unusable"] == {"no_text": 2, "text_too_long": 1} and text["rows_without_a_caption"] == 2
+    assert not result["usable"]
+    line = "moving: 2 of 10 sampled rows have no caption that can be used (2 no_text, 1 text_too_long)"
+    assert line in result["problems"]
