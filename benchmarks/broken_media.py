@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import struct
 import tempfile
@@ -32,8 +33,8 @@ def good_image(number: int) -> bytes:
     return out.getvalue()
 
 
-def good_video(number: int, *, num_frames: int = 12, faststart: bool = True, sound: bool = True) -> bytes:
-    return _encode_video(number, range(num_frames), faststart=faststart, sound=sound)
+def good_video(number: int, *, faststart: bool = True, sound: bool = True) -> bytes:
+    return _encode_video(number, range(12), faststart=faststart, sound=sound)
 
 
 def good_sound(number: int) -> bytes:
@@ -80,6 +81,11 @@ def _sound_only_mp4() -> bytes:
         container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
     return out.getvalue()
+
+
+@functools.cache
+def _eight_k() -> bytes:
+    return _encode_video(0, range(1), size=(7680, 4320), sound=False)
 
 
 def _frameless_mp4(good: bytes, number: int) -> bytes:
@@ -154,7 +160,7 @@ VIDEOS = [
     Kind("sound only", lambda good, n: _sound_only_mp4(), ("no_frames",)),
     Kind("no frames", _frameless_mp4, ("no_frames", "not_decodable")),
     Kind("ten hours", lambda good, n: _encode_video(n, range(0, 12 * 36_001, 12 * 3600)), ("too_long",)),
-    Kind("8K", lambda good, n: _EIGHT_K(), ("too_large",)),
+    Kind("8K", lambda good, n: _eight_k(), ("too_large",)),
     Kind("absurd header", lambda good, n: _patched(good, b"stsz", 12, b"\x7f" * 8), (*_BAD, "no_frames")),
     *_DEADLY,
 ]
@@ -169,18 +175,6 @@ SOUNDS = [
 ]
 
 
-def _cached(make):
-    cache = []
-
-    def get():
-        if not cache:
-            cache.append(make())
-        return cache[0]
-
-    return get
-
-
-_EIGHT_K = _cached(lambda: _encode_video(0, range(1), size=(7680, 4320), sound=False))
 GOOD = {"image": good_image, "video": good_video, "audio": good_sound}
 BROKEN = {"image": IMAGES, "video": VIDEOS, "audio": SOUNDS}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import MEDIA_COLUMNS, Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits
@@ -72,12 +72,13 @@ def _data_set(
     sample: int,
     limits: DecodeLimits,
 ) -> dict:
-    manifest = Manifest(data_set.manifest)
+    media = tuple(m for m in MEDIA_COLUMNS if any(m in t.modalities for t in tasks))
+    source = MediaSource(data_set, modalities=media, limits=limits)
+    manifest = source.manifest
     ids = collections.Counter(manifest.iter_column("id"))
     twice = [i for i, count in ids.items() if count > 1]
-    media = tuple(m for m in ("image", "video", "audio") if any(m in t.modalities for t in tasks))
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(sample, manifest.num_rows)).astype(int)).tolist()
-    decoded = _decode(data_set, media, manifest, rows, limits)
+    decoded = _decode(source, rows)
     held_out = {name: Manifest(uri) for name, uri in data_set.held_out.items()}
     return {
         "rows": manifest.num_rows,
@@ -94,11 +95,9 @@ def _data_set(
     }
 
 
-def _decode(
-    data_set: DataSetSpec, media: tuple[str, ...], manifest: Manifest, rows: list[int], limits: DecodeLimits
-) -> dict:
+def _decode(source: MediaSource, rows: list[int]) -> dict:
     """Rejects by reason, seconds of CPU a sample, and what the files say of themselves."""
-    source = MediaSource(data_set, modalities=media, limits=limits)
+    media, manifest = source.modalities, source.manifest
     rejects, examples, cost = collections.Counter(), [], collections.defaultdict(list)
     sizes: dict[str, list[float]] = collections.defaultdict(list)
     if rows and media:

@@ -11,3 +11,8 @@ class RequestError(Exception):
 
 class DataError(Exception):
     """The data stopped the run (too many rejects, storage out of reach): the message names the source. Exit code 1."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

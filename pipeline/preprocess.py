@@ -15,7 +15,7 @@ import ray
 from pipeline import recipe as recipes
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.shards import MEDIA, decode_settings, encode_rows, write_shard
+from pipeline.data.shards import MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import DataError, RequestError
@@ -64,11 +64,10 @@ class _Job:
 
     def header(self) -> dict:
         """What the shards depend on; a folder with another header is refused."""
-        manifest = Manifest(self.data_set.manifest)
         return {
             "format": 1,
             "manifest": self.data_set.manifest,
-            "rows": manifest.num_rows,
+            "rows": self.num_rows,
             "rows_per_shard": self.rows_per_shard,
             "modalities": list(self.modalities),
             "settings": decode_settings(self.data_set),
@@ -147,7 +146,7 @@ def _result(ref) -> dict:
 def _is_done(job: _Job, number: int) -> bool:
     path = job.folder / f"shard-{number:05d}.arrow"
     entry = _entry_path(job, number)
-    return entry.exists() and path.exists() and path.stat().st_size == json.loads(entry.read_text())["bytes"]
+    return entry.exists() and has_size(path, json.loads(entry.read_text()))
 
 
 def _print_progress(job: _Job, rows: int, kept: int, began: float) -> None:

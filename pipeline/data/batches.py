@@ -160,23 +160,18 @@ class BatchMaker:
         self._bad = dict(known_bad or {})
 
     def row(self, index: int, *, rank: int, world_size: int) -> Row:
-        variant, positions = self.plan.batch(index, rank=rank, world_size=world_size)
+        variant, visits = self._visits(index, rank=rank, world_size=world_size)
         ids, rejects, columns = [], [], {}
-        rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
-        patches = None
-        for number, position in enumerate(positions):
-            sample_id, arrays = self._sample(
-                position, int(rows[number]), int(epochs[number]), variant, rejects, patches=patches
-            )
+        for number, visit in enumerate(visits):
+            # Patches are nearly all of a batch: from the second sample on they are written where they belong.
+            patches = columns["vision/tokens"][number] if "vision/tokens" in columns else None
+            sample_id, arrays = self._sample(*visit, variant, rejects, patches=patches)
             ids.append(sample_id)
             for name, value in arrays.items():
                 if name not in columns:
-                    columns[name] = np.empty((len(positions), *np.shape(value)), value.dtype)
+                    columns[name] = np.empty((len(visits), *np.shape(value)), value.dtype)
                 if value is not patches:
                     columns[name][number] = value
-            # The next sample's patches, nearly all of a batch, are written where they belong.
-            following = columns.get("vision/tokens", [])[number + 1 :]
-            patches = following[0] if len(following) else None
         return Row(
             task=self.plan.task.name,
             batch=index,
@@ -187,16 +182,21 @@ class BatchMaker:
             arrays=columns,
         )
 
+    def _visits(self, index: int, *, rank: int, world_size: int) -> tuple[Variant, list[tuple[int, int, int]]]:
+        """The variant of a batch, and (position, row, epoch) of each of this rank's samples."""
+        variant, positions = self.plan.batch(index, rank=rank, world_size=world_size)
+        rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
+        return variant, list(zip(positions, rows.tolist(), epochs.tolist(), strict=True))
+
     def cost_s(self, index: int) -> float:
         """CPU seconds that batch ``index`` takes in all, from its first samples."""
-        variant, positions = self.plan.batch(index, rank=0, world_size=1)
-        rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
-        self._sample(positions[0], int(rows[0]), int(epochs[0]), variant, [])  # libraries load at first use
+        variant, visits = self._visits(index, rank=0, world_size=1)
+        self._sample(*visits[0], variant, [])  # libraries load at first use
         began, done = self._cpu_s(), 0
-        while done < min(_MEASURED_SAMPLES, len(positions)) and self._cpu_s() - began < _MEASURED_S:
-            self._sample(positions[done], int(rows[done]), int(epochs[done]), variant, [])
+        while done < min(_MEASURED_SAMPLES, len(visits)) and self._cpu_s() - began < _MEASURED_S:
+            self._sample(*visits[done], variant, [])
             done += 1
-        return (self._cpu_s() - began) / done * len(positions)
+        return (self._cpu_s() - began) / done * len(visits)
 
     def _cpu_s(self) -> float:
         decoders = getattr(self.samples.source, "decoders", None)

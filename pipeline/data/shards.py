@@ -122,7 +122,7 @@ class ShardSource:
     def _open_file(self, number: int):
         entry = self.index["shards"][number]
         path = self.folder / entry["file"]
-        if not path.exists() or path.stat().st_size != entry["bytes"]:
+        if not has_size(path, entry):
             raise DataError(f"shard {path}: expected {entry['bytes']} bytes, found another size; preprocess it again")
         return pa.ipc.open_file(pa.memory_map(str(path)))
 
@@ -169,9 +169,14 @@ def damaged_shards(folder: Path) -> list[str]:
     bad = []
     for entry in read_index(folder)["shards"]:
         path = Path(folder) / entry["file"]
-        if not path.exists() or path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+        if not has_size(path, entry) or _sha256(path) != entry["sha256"]:
             bad.append(entry["file"])
     return bad
+
+
+def has_size(path: Path, entry: dict) -> bool:
+    """Whether a shard is there and as long as its index entry says."""
+    return path.exists() and path.stat().st_size == entry["bytes"]
 
 
 def _sha256(path: Path) -> str:

@@ -108,12 +108,17 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
         return trainer.fit().return_value
     except TrainingFailedError as e:
         # What a worker said of data or request is for the user; the traceback around it is not.
-        for failure in getattr(e, "worker_failures", {}).values():
-            while failure is not None:
-                if isinstance(failure, DataError | RequestError):
-                    raise failure from None
-                failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
-        raise
+        said = next(filter(None, map(_own_error, getattr(e, "worker_failures", {}).values())), None)
+        if said is None:
+            raise
+        raise said from None
+
+
+def _own_error(failure: BaseException | None) -> DataError | RequestError | None:
+    """The project's own error inside what Ray wrapped around it."""
+    while failure is not None and not isinstance(failure, DataError | RequestError):
+        failure = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure.__cause__
+    return failure
 
 
 def check_world(spec: RunSpec, num_workers: int) -> None:

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from pipeline.data.media.container import check_duration, frames, open_container, seek, start_of
-from pipeline.data.media.decoders import as_file, check_array, check_cap, find, one_line
+from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.spec import AudioSpec
 
@@ -42,14 +42,7 @@ def decode_audio(
     stop_s = stop_s if end_s is None else min(stop_s, end_s)
     if stop_s <= start_s:
         raise Reject("no_sound", f"asked from {start_s:.2f} s to {stop_s:.2f} s")
-    name = decoder or spec.decoder
-    decode = find(name, built_in=BUILT_IN)
-    try:
-        samples = decode(source, spec, start_s=start_s, end_s=stop_s)
-    except (Reject, MemoryError):
-        raise
-    except Exception as e:
-        raise Reject("not_decodable", f"{name}: {one_line(e)}") from e
+    samples = run(decoder or spec.decoder, source, spec, built_in=BUILT_IN, start_s=start_s, end_s=stop_s)
     samples = check_array(samples, dtype=np.float32, ndim=1, what="float32 (samples,)")
     if not np.isfinite(samples).all():
         raise Reject("not_decodable", "the samples are not finite")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from pipeline.data.media.decoders import as_file, check_cap, one_line
+from pipeline.data.media.decoders import as_file, check_cap
 from pipeline.data.media.errors import Reject
+from pipeline.errors import one_line
 
 
 def open_container(source: str | bytes):
     """An open file of PyAV. Raises Reject where it is none."""
     import av
 
-    try:
-        return av.open(as_file(source))
-    except MemoryError:
-        raise
-    except Exception as e:
-        raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
+    return _or_reject(lambda: av.open(as_file(source)))
 
 
 def check_duration(container, stream, *, max_duration_s: float) -> None:
@@ -44,19 +40,25 @@ def seek(container, stream, time_s: float) -> bool:
     return True
 
 
+def packets(container, stream) -> Iterator:
+    """The stream's packets as they lie in the file. Raises Reject at one that is cut short or cannot be read."""
+    found = container.demux(stream)
+    while (packet := _or_reject(lambda: next(found, None))) is not None:
+        if packet.is_corrupt:
+            raise Reject("not_decodable", "the file is cut short")
+        yield packet
+
+
 def frames(container, stream) -> Iterator:
     """Decoded frames in the order they are shown. Raises Reject at damage that the demuxer or decoder sees."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            if packet.is_corrupt:
-                raise Reject("not_decodable", "the file is cut short")
-            decoded = packet.decode()
-        except (Reject, MemoryError):
-            raise
-        except Exception as e:
-            raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
-        yield from decoded
+    for packet in packets(container, stream):
+        yield from _or_reject(packet.decode)
+
+
+def _or_reject(step: Callable):
+    try:
+        return step()
+    except MemoryError:
+        raise
+    except Exception as e:
+        raise Reject("not_decodable", f"PyAV: {one_line(e)[:120]}") from e

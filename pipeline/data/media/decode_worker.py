@@ -20,12 +20,11 @@ import time
 import numpy as np
 
 from pipeline.data.media.clip import open_media
-from pipeline.data.media.decoders import one_line
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.probe import probe
 from pipeline.data.media.storage import confirm_readable, local_path_or_bytes
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
-from pipeline.errors import DataError, RequestError
+from pipeline.errors import DataError, RequestError, one_line
 from pipeline.host_memory import keep_freed_memory
 
 # A clip or two; what is larger goes back to the system.
@@ -56,7 +55,7 @@ class Worker:
             out = {"failed": f"the decode process: {e}"}
         # A row may hold anything.
         except Exception as e:
-            out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e)}"]}
+            out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e)[:120]}"]}
         return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
 
     def _decode(self, request: dict) -> dict:

@@ -42,6 +42,20 @@ def find(name: str, *, built_in: dict[str, Decoder]) -> Decoder:
         raise ValueError(f"{wanted}: {e}") from e
 
 
+def run(
+    name: str, source: str | bytes, spec: Any, *, built_in: dict[str, Decoder], start_s: float, end_s: float | None
+) -> np.ndarray:
+    """What the named decoder makes of a file. Whatever it raises is a Reject, but for a lack of memory."""
+    decode = find(name, built_in=built_in)
+    try:
+        return decode(source, spec, start_s=start_s, end_s=end_s)
+    except (Reject, MemoryError):
+        raise
+    # Libraries raise many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
+    except Exception as e:
+        raise Reject("not_decodable", f"{name}: {e!r}") from e
+
+
 def as_file(source: str | bytes):
     """What libraries take: a path, or a file of the bytes."""
     return io.BytesIO(source) if isinstance(source, bytes) else source
@@ -61,7 +75,3 @@ def check_cap(found: float, most: float, *, reason: str, what: str) -> None:
     """Raises Reject where a file is beyond one of the recipe's caps."""
     if found > most:
         raise Reject(reason, f"{found:.10g} {what}, at most {most:.10g}")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
-from pipeline.data.media.decoders import as_file, check_array, check_cap, find
-from pipeline.data.media.errors import Reject
+from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.spec import ImageSpec
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
@@ -16,14 +15,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 def decode_image(source: str | bytes, spec: ImageSpec) -> np.ndarray:
     """(H, W, 3) uint8, the short side ``spec.short_side`` pixels, upright as its EXIF data say."""
-    decode = find(spec.decoder, built_in=BUILT_IN)
-    try:
-        pixels = decode(source, spec, start_s=0.0, end_s=None)
-    except (Reject, MemoryError):
-        raise
-    # Pillow raises many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
-    except Exception as e:
-        raise Reject("not_decodable", f"{spec.decoder}: {e!r}") from e
+    pixels = run(spec.decoder, source, spec, built_in=BUILT_IN, start_s=0.0, end_s=None)
     pixels = check_array(pixels, dtype=np.uint8, ndim=3, what="uint8 (H, W, 3)")
     return np.asarray(resize_short_side(Image.fromarray(pixels), spec.short_side))
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.data.media.errors import Reject
-from pipeline.errors import DataError, RequestError
+from pipeline.errors import DataError, RequestError, one_line
 
 _ATTEMPTS, _FIRST_WAIT_S = 5, 0.5
 _OBJECT_STORES = ("s3", "gs", "gcs")
@@ -73,7 +73,7 @@ def _object_store(uri: str) -> pyarrow.fs.FileSystem:
     try:
         return pyarrow.fs.FileSystem.from_uri(uri)[0]
     except pa.ArrowInvalid as e:
-        raise RequestError(f"storage: {_in_one_line(e)}") from e
+        raise RequestError(f"storage: {one_line(e)}") from e
 
 
 def _by_fsspec(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -82,8 +82,8 @@ def _by_fsspec(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as e:
-        why = f" ({_in_one_line(e.__cause__)})" if e.__cause__ else ""
-        raise RequestError(f"storage: {uri} cannot be opened: {_in_one_line(e)}{why}") from e
+        why = f" ({one_line(e.__cause__)})" if e.__cause__ else ""
+        raise RequestError(f"storage: {uri} cannot be opened: {one_line(e)}{why}") from e
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 
@@ -103,15 +103,11 @@ def patiently(path: str, read: Callable[[], T]) -> T:
             time.sleep(_FIRST_WAIT_S * 2**attempt)
     # Refused is tried again too: keys are renewed while a run goes on.
     advice = _DENIED_ADVICE if _is_denied(failure) else ""
-    raise DataError(f"storage: {path} could not be read after {_ATTEMPTS} tries: {advice}{_in_one_line(failure)}")
+    raise DataError(f"storage: {path} could not be read after {_ATTEMPTS} tries: {advice}{one_line(failure)}")
 
 
 def _is_denied(error: Exception) -> bool:
     return isinstance(error, PermissionError) or bool(_DENIED.search(str(error)))
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_bytes(path: str, *, max_bytes: int | None = None) -> bytes:

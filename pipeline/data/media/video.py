@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.media.audio import clip_times
-from pipeline.data.media.container import check_duration, frames, open_container, seek, start_of
-from pipeline.data.media.decoders import as_file, check_array, check_cap, find, one_line
+from pipeline.data.media.container import check_duration, frames, open_container, packets, seek, start_of
+from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import canonical_size, resize_short_side
 from pipeline.data.spec import VideoSpec
@@ -24,13 +24,7 @@ def decode_video(
 ) -> np.ndarray:
     """(T, H, W, 3) uint8: at each time start_s + i / fps the last frame shown by then, at most ``max_frames``."""
     start_s, end_s = clip_times(start_s, end_s)
-    decode = find(spec.decoder, built_in=BUILT_IN)
-    try:
-        clip = decode(source, spec, start_s=start_s, end_s=end_s)
-    except (Reject, MemoryError):
-        raise
-    except Exception as e:
-        raise Reject("not_decodable", f"{spec.decoder}: {one_line(e)}") from e
+    clip = run(spec.decoder, source, spec, built_in=BUILT_IN, start_s=start_s, end_s=end_s)
     clip = check_array(clip, dtype=np.uint8, ndim=4, what="uint8 (T, H, W, 3)")[: spec.max_frames]
     if min(clip.shape[1:3]) == spec.short_side:
         return clip
@@ -183,14 +177,9 @@ def _refuse_torn(source: str | bytes, spec: VideoSpec, *, stop_s: float) -> None
     with open_container(source) as container:
         stream = _video_stream(container, spec)
         first_s = start_of(stream) or 0.0
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt:
-                    raise Reject("not_decodable", "the file is cut short")
-                if packet.pts is not None and float(packet.pts * packet.time_base) - first_s > stop_s + 1.0:
-                    return
-        except OSError as e:
-            raise Reject("not_decodable", f"PyAV: {one_line(e)}") from e
+        for packet in packets(container, stream):
+            if packet.pts is not None and float(packet.pts * packet.time_base) - first_s > stop_s + 1.0:
+                return
 
 
 BUILT_IN = {"pyav": _read_pyav, "decord": _read_decord}

@@ -1,13 +1,12 @@
 """Still images: every format, transparency, sizes, and a reason for everything that is no image."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.broken_media import png
 from pipeline.data.media.errors import REASONS, Reject
 from pipeline.data.media.image import decode_image
 from pipeline.data.spec import ImageSpec
@@ -36,11 +35,7 @@ def reject(path, spec: ImageSpec = SPEC) -> Reject:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that says how large it is and has almost no pixels."""
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return png(width, height, b"\0" * 100)
 
 
 @pytest.mark.parametrize(
