@@ -17,7 +17,7 @@ import numpy as np
 
 from model.config import from_variant
 from model.imp import Imp, Inputs, Structure
-from model.step import OptimizerConfig, init_state, make_step, state_shapes
+from model.step import OptimizerConfig, init_state, make_step, state_shapes, step_groups
 from pipeline.host_memory import keep_freed_memory
 
 LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
@@ -30,11 +30,11 @@ def main() -> None:
     structure = Structure("nce", 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
     imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
-    shapes = {g: state_shapes(imp)[g] for g in structure.groups}
+    shapes = {g: state_shapes(imp)[g] for g in step_groups(imp, structure, optimizer)}
     lowered = jax.jit(make_step(imp, structure, optimizer)).lower(
         shapes, structure.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)
     )
-    state = {g: s for g, s in init_state(imp.init(0)).items() if g in structure.groups}
+    state = {g: s for g, s in init_state(imp.init(0)).items() if g in shapes}
     batch = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), structure.batch_shapes())
     steps, compile_cpu_s = {}, {}
     for name, options in LEVELS.items():

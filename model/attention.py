@@ -15,7 +15,7 @@ class SelfAttention(nnx.Module):
     """Bias-free multi-head self-attention, with LayerNorm of queries and keys over head_dim where ``qk_norm``."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.num_heads, self.head_dim, self.choice = config.num_heads, config.head_dim, config.attention
         dtype = jnp.dtype(config.dtype)
         init = lecun_normal(fan_in=config.width)
         self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
@@ -26,13 +26,36 @@ class SelfAttention(nnx.Module):
             self.key_norm = nnx.LayerNorm(config.head_dim, use_bias=False, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.qk_norm = config.qk_norm
 
+    @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         """token_mask: True = a real token; nobody attends to the others."""
         batch, num_tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
+        # Batch and tokens are one axis for the matrix products: XLA's CPU compiler writes out a transposed copy of a
+        # gradient that is summed over two axes, which cost a quarter of a step (benchmarks/model_step.py).
+        qkv = self.qkv(x.reshape(-1, width)).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         mask = None if token_mask is None else token_mask[:, None, None, :]
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        return self.out(attended.reshape(batch, num_tokens, width))
+        kernel = implementation(self.choice, query, masked=mask is not None)
+        attended = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=kernel)
+        return self.out(attended.reshape(-1, width)).reshape(x.shape)
+
+
+def implementation(choice: str, query, *, masked: bool) -> str:
+    """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's.
+
+    Masked attention stays with XLA: only texts have masks, and they are short.
+    Raises RuntimeError or NotImplementedError for "cudnn" where there is none.
+    """
+    if choice != "auto":
+        return choice
+    if masked or jax.default_backend() != "gpu":
+        return "xla"
+    like = jax.ShapeDtypeStruct(query.shape, query.dtype)
+    try:
+        # cuDNN's limits on type, head_dim, lengths and hardware are checked while tracing.
+        jax.eval_shape(lambda q: jax.nn.dot_product_attention(q, q, q, implementation="cudnn"), like)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return "xla"
+    return "cudnn"

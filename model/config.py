@@ -10,22 +10,69 @@ import dataclasses
 import difflib
 
 MODALITIES = ("vision", "audio", "text")
-REMAT = ("none", "full", "dots")
+
+# Settings with a fixed list of values; the first is the default.
+CHOICES = {
+    "remat": ("full", "none", "dots", "attention"),
+    "towers": ("shared", "per_modality"),
+    "attention": ("auto", "xla", "cudnn"),
+    "dtype": ("float32", "bfloat16", "auto"),
+}
+MOE_CHOICES = {
+    "placement": ("last", "interleaved"),
+    "router": ("experts_choose", "tokens_choose"),
+    "group": ("sample", "tokens"),
+    "dispatch": ("auto", "index", "einsum"),
+}
+
+
+def _check_choices(config, choices: dict[str, tuple[str, ...]], prefix: str = "") -> None:
+    for name, known in choices.items():
+        found = getattr(config, name)
+        if found not in known:
+            raise ValueError(f"{prefix}{name} is {found!r}; known: {', '.join(sorted(known))}")
 
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """Mixture-of-Experts layers: the last ``num_layers`` of the encoder (paper: the last 6 of 12 for S and B).
+    """Mixture-of-Experts layers of the encoder.
 
+    placement: "last", the paper's: the last ``num_layers``; "interleaved": every (depth / num_layers)-th, as V-MoE.
+    router: "experts_choose", the paper's: an expert takes its best tokens; "tokens_choose": a token takes its
+      ``num_selected`` best experts while they have room, tokens in the order of the batch or, with ``batch_priority``,
+      of their best probability. The rest of the tokens-choose settings: ``load_balance_weight`` of Switch's loss.
+    capacity_factor: slots of all experts together over the tokens (over tokens x num_selected for tokens_choose).
+    z_loss_weight: of the mean squared logsumexp of the router's logits, added for every sparse layer and pass.
+      The paper has none of these losses.
     group: "sample" lets the tokens of one sample compete for the experts, so that a result never depends on the rest
       of the batch; "tokens" lets up to ``group_size`` tokens of neighbouring samples compete (the authors' release).
+    route_padding: padding competes as real tokens do (the authors' release).
+    dispatch: "index" gathers and scatters, "einsum" multiplies with one-hot masks; "auto": see ``moe.dispatch_form``.
     """
 
     num_experts: int
     num_layers: int
     capacity_factor: float = 1.0
+    placement: str = "last"
+    router: str = "experts_choose"
+    num_selected: int = 1
+    batch_priority: bool = False
+    load_balance_weight: float = 0.0
+    z_loss_weight: float = 0.0
     group: str = "sample"
     group_size: int = 2048
+    route_padding: bool = False
+    dispatch: str = "auto"
+
+    def __post_init__(self):
+        _check_choices(self, MOE_CHOICES, "moe.")
+        if self.num_experts < 1 or self.capacity_factor <= 0 or self.group_size < 1:
+            raise ValueError(
+                f"moe needs experts, capacity and a group of tokens, found num_experts {self.num_experts}, "
+                f"capacity_factor {self.capacity_factor}, group_size {self.group_size}"
+            )
+        if not 1 <= self.num_selected <= self.num_experts:
+            raise ValueError(f"moe.num_selected {self.num_selected} must be from 1 to num_experts {self.num_experts}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +80,14 @@ class ModelConfig:
     """One shared encoder and the sizes of what surrounds it.
 
     positions: buckets of each learned position table at the largest input (vision T, H, W; audio T, F; text T).
-    dtype: of the computation; parameters are float32 always.
+    dtype: of the computation; parameters are float32 always. "auto" is settled before a model is built.
     position_scale: initial scale of the LayerNorm over the summed position rows (1 in the release). Smaller, the pooled
       features of two samples differ more at the start, and contrastive losses leave log(batch) sooner.
-    remat: one of REMAT; what they keep is in ``encoder.REMAT_POLICIES``.
+    towers: "shared", the paper's one encoder, or "per_modality", one each (its Figure 6 compares them).
+    attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
+    remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
+    scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
+    contrastive_chunk: pairs of a contrastive loss are compared at most so many columns at a time.
     """
 
     width: int
@@ -56,30 +107,45 @@ class ModelConfig:
     temperature_init: float = 0.2
     temperature_floor: float = 0.01
     position_scale: float = 1.0
+    towers: str = "shared"
+    attention: str = "auto"
     remat: str = "full"
+    scan: bool = True
+    contrastive_chunk: int = 1024
     dtype: str = "float32"
 
     def __post_init__(self):
+        _check_choices(self, CHOICES)
         if self.num_heads * self.head_dim != self.width:
             raise ValueError(
                 f"width {self.width} must be num_heads {self.num_heads} x head_dim {self.head_dim} = "
                 f"{self.num_heads * self.head_dim}"
             )
-        if self.moe and not 0 < self.moe.num_layers <= self.depth:
+        if self.contrastive_chunk < 1:
+            raise ValueError(f"contrastive_chunk must be at least 1, found {self.contrastive_chunk}")
+        if self.moe is None:
+            return
+        if not 0 < self.moe.num_layers <= self.depth:
             raise ValueError(f"moe.num_layers {self.moe.num_layers} must be between 1 and depth {self.depth}")
-        if self.moe and (self.moe.num_experts < 1 or self.moe.capacity_factor <= 0):
+        if self.moe.placement == "interleaved" and self.depth % self.moe.num_layers:
             raise ValueError(
-                f"moe needs experts and capacity, found num_experts {self.moe.num_experts}, "
-                f"capacity_factor {self.moe.capacity_factor}"
+                f"interleaved placement needs a depth that moe.num_layers divides, found depth {self.depth} and "
+                f"moe.num_layers {self.moe.num_layers}"
             )
-        if self.remat not in REMAT:
-            raise ValueError(f"unknown remat policy {self.remat!r}; known: {', '.join(REMAT)}")
-        if self.moe and self.moe.group not in ("sample", "tokens"):
-            raise ValueError(f"moe.group is {self.moe.group!r}; known: sample, tokens")
 
     def positions(self, modality: str) -> tuple[int, ...]:
         """Buckets of the position tables of a modality."""
         return {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}[modality]
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Which layers are mixtures of experts, counted from 0."""
+        if self.moe is None:
+            return ()
+        if self.moe.placement == "last":
+            return tuple(range(self.depth - self.moe.num_layers, self.depth))
+        period = self.depth // self.moe.num_layers
+        return tuple(range(period - 1, self.depth, period))
 
 
 def _sparse(num_experts: int, num_layers: int) -> dict:

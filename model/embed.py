@@ -6,6 +6,7 @@ post-projection, mean over the real tokens (the release's order; no class token)
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -70,6 +71,7 @@ class ModalityLayers(nnx.Module):
         self.post = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.dtype = dtype
 
+    @jax.named_scope("embed")
     def embed(
         self,
         tokens: UInt8[Array, "B N P"] | Float[Array, "B N P"] | Int[Array, "B N"],
@@ -84,6 +86,7 @@ class ModalityLayers(nnx.Module):
             embedded = self.patch(tokens)
         return self.pre(embedded + self.position(positions).astype(self.dtype))
 
+    @jax.named_scope("heads")
     def pool(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B D"]:
         """Post-projection, then the mean over real tokens, in float32."""
         x = self.post(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The shared Transformer encoder: pre-LayerNorm blocks, dense first, Mixture-of-Experts last, each stack one scan.
+"""The shared Transformer encoder: pre-LayerNorm blocks, some of them mixtures of experts, scanned over layers.
 
 Shape letters: B batch, N tokens, D width. The encoder never learns which modality it sees.
 """
@@ -8,17 +8,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from model import sharding
 from model.attention import SelfAttention
 from model.config import ModelConfig
 from model.initializers import lecun_normal
 from model.moe import MoEFeedForward
 
-# What the backward pass keeps of a block: "full" keeps only its input (paper section 3.1.1), "none" everything.
+# What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
+# section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
+# weights, "none" everything.
+_AFTER_ATTENTION = "after_attention"
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -37,8 +43,10 @@ class FeedForward(nnx.Module):
         self.wi = nnx.Linear(width, mlp_dim, kernel_init=lecun_normal(fan_in=width), **common)
         self.wo = nnx.Linear(mlp_dim, width, kernel_init=lecun_normal(fan_in=mlp_dim), **common)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int):
-        return self.wo(jax.nn.gelu(self.wi(x))), {}
+        flat = x.reshape(-1, x.shape[-1])  # as in attention: one axis for the products
+        return self.wo(jax.nn.gelu(self.wi(flat))).reshape(x.shape), {}
 
 
 class Block(nnx.Module):
@@ -51,8 +59,12 @@ class Block(nnx.Module):
         self.mlp = (MoEFeedForward if sparse else FeedForward)(config, rngs=rngs)
 
     def __call__(self, x, token_mask, *, group_samples: int):
-        x = x + self.attention(self.attention_norm(x), token_mask)
-        update, statistics = self.mlp(self.mlp_norm(x), token_mask, group_samples=group_samples)
+        with jax.named_scope("norm"):
+            normed = self.attention_norm(x)
+        x = checkpoint_name(x + self.attention(normed, token_mask), _AFTER_ATTENTION)
+        with jax.named_scope("norm"):
+            normed = self.mlp_norm(x)
+        update, statistics = self.mlp(normed, token_mask, group_samples=group_samples)
         return x + update, statistics
 
 
@@ -64,31 +76,67 @@ def _stack(config: ModelConfig, *, depth: int, sparse: bool, rngs: nnx.Rngs) -> 
 
 
 class Encoder(nnx.Module):
-    """The shared encoder; parameter counts as in the paper's sizes (tests/model/test_config.py)."""
+    """The shared encoder; parameter counts as in the paper's sizes (tests/model/test_config.py).
+
+    ``dense`` and ``sparse`` hold the parameters of their layers in the order of depth, wherever the sparse ones stand.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        num_sparse = config.moe.num_layers if config.moe else 0
+        num_sparse = len(config.sparse_layers)
         if config.depth > num_sparse:
             self.dense = _stack(config, depth=config.depth - num_sparse, sparse=False, rngs=rngs)
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat = config.remat
+        self.remat, self.scan = config.remat, config.scan
+        interleaved = config.moe is not None and config.moe.placement == "interleaved"
+        # Dense layers before each sparse one, where the two alternate in the depth.
+        self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
 
     def __call__(
         self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None = None, *, group_samples: int = 1
     ):
         """Returns (B, N, D) and the statistics of the sparse layers, stacked by layer (empty for a dense model)."""
-        statistics = {}
-        for name in ("dense", "sparse"):
-            if hasattr(self, name):
-                x, statistics = self._scan(getattr(self, name), x, token_mask, group_samples=group_samples)
-        return self.norm(x), statistics
+        stacks = {name: nnx.split(getattr(self, name)) for name in ("dense", "sparse") if hasattr(self, name)}
+        policy = REMAT_POLICIES[self.remat]
 
-    def _scan(self, stacked: Block, x, token_mask, *, group_samples: int):
-        graph, params = nnx.split(stacked)
+        def layer(name: str):
+            graph = stacks[name][0]
 
-        def body(carry, layer_params):
-            return nnx.merge(graph, layer_params)(carry, token_mask, group_samples=group_samples)
+            def run(x, params):
+                block = nnx.merge(graph, sharding.whole(params))
+                return block(sharding.by_rows(x), token_mask, group_samples=group_samples)
 
-        return jax.lax.scan(jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False), x, params)
+            # In a scan nothing can be merged with the forward pass by mistake; unrolled it could.
+            return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scan)
+
+        if self.dense_per_sparse:
+            x, statistics = self._interleaved(x, stacks, layer)
+        else:
+            statistics = {}
+            for name, (_, params) in stacks.items():
+                x, statistics = self._over_layers(layer(name), x, params)
+        with jax.named_scope("norm"):
+            return self.norm(x), statistics
+
+    def _interleaved(self, x, stacks: dict, layer):
+        """Super-blocks of some dense layers and a sparse one."""
+        num_sparse = jax.tree.leaves(stacks["sparse"][1])[0].shape[0]
+        dense = jax.tree.map(lambda p: p.reshape(num_sparse, -1, *p.shape[1:]), stacks["dense"][1])
+        run_dense, run_sparse = layer("dense"), layer("sparse")
+
+        def super_block(x, params):
+            for i in range(self.dense_per_sparse):
+                x, _ = run_dense(x, jax.tree.map(lambda p, i=i: p[i], params[0]))
+            return run_sparse(x, params[1])
+
+        return self._over_layers(super_block, x, (dense, stacks["sparse"][1]))
+
+    def _over_layers(self, body, x, params):
+        if self.scan:
+            return jax.lax.scan(body, x, params)
+        statistics = []
+        for i in range(jax.tree.leaves(params)[0].shape[0]):
+            x, of_layer = body(x, jax.tree.map(lambda p, i=i: p[i], params))
+            statistics.append(of_layer)
+        return x, jax.tree.map(lambda *layers: jnp.stack(layers), *statistics)

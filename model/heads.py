@@ -20,6 +20,7 @@ class CommonSpaceHead(nnx.Module):
         self.wo = nnx.Linear(common, common, kernel_init=lecun_normal(fan_in=common), rngs=rngs)
         self.norm = nnx.LayerNorm(config.common_dim, epsilon=1e-6, rngs=rngs)
 
+    @jax.named_scope("heads")
     def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
         return self.norm(self.wo(jax.nn.gelu(self.wi(features))))
 
@@ -43,11 +44,19 @@ class Pair(nnx.Module):
         return jnp.maximum(self.tau[...], self.floor)
 
 
+class Offset(nnx.Module):
+    """The learned offset of a pair's logits in the sigmoid pair loss (SigLIP starts it at -10)."""
+
+    def __init__(self):
+        self.value = nnx.Param(jnp.asarray(-10.0, jnp.float32))
+
+
 class Classifier(nnx.Module):
     """One linear layer with bias from pooled features to the classes of a data set."""
 
     def __init__(self, config: ModelConfig, *, num_classes: int, rngs: nnx.Rngs):
         self.linear = nnx.Linear(config.width, num_classes, kernel_init=normal(0.02), rngs=rngs)
 
+    @jax.named_scope("heads")
     def __call__(self, features: Float[Array, "B D"]) -> Float[Array, "B K"]:
         return self.linear(features)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from model import sharding
+
 
 def unit(x: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """Rows at unit length; a row of zeros stays zero, and has a gradient of zero."""
@@ -18,13 +20,18 @@ def nce(
     *,
     temperature: Float[Array, ""],
     positive_ids: Int[Array, " B"],
+    chunk_size: int | None = None,
 ) -> Float[Array, ""]:
     """Symmetric noise-contrastive loss over the whole batch.
 
     ½ (lse over row − lse of its positives + the same over columns), mean over rows. Rows with equal ``positive_ids``
     are positives of each other; with all ids different this is the loss of CLIP and of the paper.
     first, second: of any length; the similarity is their cosine.
+    chunk_size: compare so many columns at a time, forward and backward, so that a B x B matrix never exists; the
+      loss is the same. None, or a batch that fits: all at once.
     """
+    if chunk_size is not None and chunk_size < first.shape[0]:
+        return _nce_by_chunks(first, second, temperature, positive_ids, chunk_size)
     logits = unit(first) @ unit(second).T / temperature
     positive = positive_ids[:, None] == positive_ids[None, :]
     matched = jnp.where(positive, logits, -jnp.inf)
@@ -32,6 +39,90 @@ def nce(
     rows = lse(logits, axis=1) - lse(matched, axis=1)
     columns = lse(logits, axis=0) - lse(matched, axis=0)
     return 0.5 * (rows + columns).mean()
+
+
+# Stands for -inf where differences of it are taken.
+_LOWEST = -1e30
+
+
+def _nce_by_chunks(first, second, temperature, positive_ids, chunk_size: int):
+    """A column's logsumexp is complete within its chunk; those of the rows grow from chunk to chunk (Milakov and
+    Gimelshein 2018, arXiv 1805.02867)."""
+    batch = first.shape[0]
+    rows = unit(first) / temperature
+
+    def body(carry, chunk):
+        columns, ids, real = chunk
+        logits = rows @ columns.T
+        everything = jnp.broadcast_to(real, logits.shape)
+        matched = everything & (positive_ids[:, None] == ids[None, :])
+        of_rows, of_positives = carry
+        carry = _more(of_rows, logits, everything), _more(of_positives, logits, matched)
+        # Columns that only fill up the last chunk stand for no sample: any finite value will do.
+        matched = jnp.where(matched | ~real, logits, -jnp.inf)
+        lse = jax.nn.logsumexp
+        return carry, jnp.where(real, lse(logits, axis=0) - lse(matched, axis=0), 0.0).sum()
+
+    chunks = _chunks(unit(second), positive_ids, chunk_size)
+    start = (jnp.full(batch, _LOWEST), jnp.zeros(batch))
+    (everything, positives), columns = jax.lax.scan(_keep_nothing(body), (start, start), chunks)
+    of_rows = _logsumexp(everything) - _logsumexp(positives)
+    return 0.5 * (of_rows.sum() + columns.sum()) / batch
+
+
+def _more(state, logits, keep):
+    """(highest logit of each row, sum of exp(logit - highest)) with more columns; ``keep`` marks those that count."""
+    highest, total = state
+    new = jnp.maximum(highest, jax.lax.stop_gradient(jnp.where(keep, logits, _LOWEST).max(1)))
+    # Where nothing counts the exponent is 0 and its result unused, so that no gradient is infinite.
+    terms = jnp.exp(jnp.where(keep, logits - new[:, None], 0.0))
+    return new, total * jnp.exp(highest - new) + jnp.where(keep, terms, 0.0).sum(1)
+
+
+def _logsumexp(state):
+    highest, total = state
+    return highest + jnp.log(total)
+
+
+def _chunks(second, ids, chunk_size: int):
+    """Columns (chunks, chunk_size, K), their ids, and which are real: the last chunk is filled up."""
+    num_chunks = -(-second.shape[0] // chunk_size)
+    missing = num_chunks * chunk_size - second.shape[0]
+    # Gathered once: each device then compares its own rows with every column.
+    columns, ids = sharding.on_every_device(second), sharding.on_every_device(ids)
+    columns, ids = jnp.pad(columns, ((0, missing), (0, 0))), jnp.pad(ids, (0, missing))
+    real = jnp.arange(num_chunks * chunk_size) < second.shape[0]
+    return columns.reshape(num_chunks, chunk_size, -1), ids.reshape(num_chunks, -1), real.reshape(num_chunks, -1)
+
+
+def _keep_nothing(body):
+    return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+
+
+def sigmoid_pairs(
+    first: Float[Array, "B K"],
+    second: Float[Array, "B K"],
+    *,
+    temperature: Float[Array, ""],
+    offset: Float[Array, ""],
+    positive_ids: Int[Array, " B"],
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343), summed over columns, mean over rows.
+
+    −log σ(±(cosine / temperature + offset)), + for rows of equal ``positive_ids``. chunk_size: as in ``nce``.
+    """
+    batch = first.shape[0]
+    rows = unit(first) / temperature
+
+    def body(total, chunk):
+        columns, ids, real = chunk
+        logits = rows @ columns.T + offset
+        sign = jnp.where(positive_ids[:, None] == ids[None, :], 1.0, -1.0)
+        return total - jnp.where(real, jax.nn.log_sigmoid(sign * logits), 0.0).sum(), None
+
+    chunks = _chunks(unit(second), positive_ids, min(chunk_size or batch, batch))
+    return jax.lax.scan(_keep_nothing(body), jnp.zeros(()), chunks)[0] / batch
 
 
 def softmax_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K"]) -> Float[Array, ""]:
@@ -47,4 +138,5 @@ def sigmoid_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K
 
 
 CLASSIFICATION = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
-OBJECTIVES = ("nce", *CLASSIFICATION)
+CONTRASTIVE = {"nce": nce, "sigmoid_pairs": sigmoid_pairs}
+OBJECTIVES = (*CONTRASTIVE, *CLASSIFICATION)

@@ -1,10 +1,18 @@
-"""Where arrays live: one mesh with the axes (data, expert); the batch over both, parameters replicated."""
+"""Where arrays live: one mesh with the axes (data, expert).
+
+The batch lies over both axes, expert weights over ``expert``, and everything else on every device, or, where FSDP is
+asked for, over ``data``. Routing groups never cross a device: tokens move only between the devices of the expert axis,
+on their way to their experts and back.
+
+The compiler learns of the mesh from ``jax.set_mesh`` around tracing (``step.compile_step``); without one, the functions
+that constrain an array return it as it is.
+"""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "expert")
 
@@ -26,9 +34,119 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def step_shardings(mesh: Mesh):
-    """(state, batch, scalar) shardings of a step."""
-    return replicated(mesh), over_batch(mesh), replicated(mesh)
+def state_shardings(shapes, mesh: Mesh | AbstractMesh, *, fsdp: bool = False):
+    """The sharding of every array of a tree of parameters or moments.
+
+    Expert weights (.., E, in, out) lie over the expert axis. fsdp: the longest axis of every array that the number of
+    devices along ``data`` divides lies over ``data`` too, layers of a stack excepted; the compiler then gathers one
+    layer's weights at a time.
+    Raises ValueError where the expert axis does not divide the experts.
+    """
+    return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh, fsdp=fsdp)), shapes)
+
+
+def _spec(path, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, fsdp: bool) -> PartitionSpec:
+    names = [getattr(key, "key", None) for key in path]
+    axes: list[str | None] = [None] * len(shape)
+    if "experts" in names and mesh.shape["expert"] > 1:
+        num_experts = shape[-3]
+        if num_experts % mesh.shape["expert"]:
+            raise ValueError(f"{num_experts} experts cannot lie over {mesh.shape['expert']} devices in equal parts")
+        axes[-3] = "expert"
+    if fsdp and mesh.shape["data"] > 1:
+        # Stacks of layers are scanned over their first axis, which every device needs whole.
+        stacked = int(bool({"dense", "sparse"} & set(names)))
+        free = [a for a in range(stacked, len(shape)) if axes[a] is None and shape[a] % mesh.shape["data"] == 0]
+        if free:
+            axes[max(free, key=lambda a: shape[a])] = "data"
+    return PartitionSpec(*axes)
+
+
+def check_batch(structure, group_samples: dict[str, int], mesh: Mesh | AbstractMesh) -> None:
+    """Raises ValueError, with the numbers, where the devices cannot share a structure's batch in equal parts that hold
+    whole routing groups. group_samples: modality → samples of a group.
+    """
+    size, parts, devices = structure.global_batch_size, structure.microbatches, mesh.size
+    if size % (devices * parts):
+        each = f" of {parts} microbatches each" if parts > 1 else ""
+        raise ValueError(f"a batch of {size} samples cannot be shared by {devices} devices{each} in equal parts")
+    per_device = size // (devices * parts)
+    for modality, group in group_samples.items():
+        if per_device % group:
+            raise ValueError(
+                f"{per_device} samples a device cannot be cut into {modality} routing groups of {group} samples; make "
+                f"the batch a multiple of {devices * parts * group} (it is {size}), or lower moe.group_size"
+            )
+
+
+def _mesh():
+    """The mesh that the compiler knows of; None without one, or where it is one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def _constrain(x, *spec):
+    return x if _mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def by_rows(x):
+    """An array whose rows lie on the devices of their samples."""
+    return _constrain(x, AXES)
+
+
+def on_every_device(x):
+    return _constrain(x)
+
+
+def whole(params):
+    """Parameters as their use needs them: gathered on every device, expert weights excepted.
+
+    Under FSDP this is where a layer's weights come together, and in the backward pass where their gradients are summed
+    and scattered again.
+    """
+    return jax.tree.map_with_path(
+        lambda path, x: x if "experts" in [getattr(k, "key", None) for k in path] else on_every_device(x), params
+    )
+
+
+def over_groups(function, tokens, token_mask, shared, experts):
+    """``function(tokens, token_mask, shared, experts)`` → (rows, sums), run by each device for its own routing groups.
+
+    tokens, token_mask: their leading axis lies over all devices; so do the rows that come back. shared: a tree of
+    parameters that every device has. experts: a tree of expert weights, of which a device sees its own. sums: a tree
+    of ``total`` values. Without a mesh it is a plain call.
+    """
+    if _mesh() is None:
+        return function(tokens, token_mask, shared, experts)
+    rows, everywhere = PartitionSpec(AXES), PartitionSpec()
+    mapped = jax.shard_map(
+        function,
+        in_specs=(rows, None if token_mask is None else rows, everywhere, PartitionSpec("expert")),
+        out_specs=(rows, everywhere),
+    )
+    return mapped(tokens, token_mask, shared, experts)
+
+
+def to_experts(slots):
+    """Inside ``over_groups``: (E, T, D), a device's slots for all experts → (E / devices, T x devices, D), the slots
+    of its own experts from all devices of the expert axis."""
+    return _exchange(slots, split=0, concat=1)
+
+
+def from_experts(slots):
+    """The way back of ``to_experts``."""
+    return _exchange(slots, split=1, concat=0)
+
+
+def _exchange(slots, *, split: int, concat: int):
+    if _mesh() is None or _mesh().shape["expert"] == 1:
+        return slots
+    return jax.lax.all_to_all(slots, "expert", split_axis=split, concat_axis=concat, tiled=True)
+
+
+def total(tree):
+    """Inside ``over_groups``: sums over all devices."""
+    return tree if _mesh() is None else jax.lax.psum(tree, AXES)
 
 
 def put_batch(local_batch: dict, mesh: Mesh) -> dict:
@@ -37,9 +155,13 @@ def put_batch(local_batch: dict, mesh: Mesh) -> dict:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local_batch)
 
 
-def put_replicated(tree, mesh: Mesh):
-    """The same value on every device of every process."""
-    sharding = replicated(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+def put_state(tree, shardings):
+    """The same host values in every process, placed where ``shardings`` says."""
+
+    def put(x, sharding):
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)

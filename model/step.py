@@ -7,6 +7,7 @@ uses the group's own count of updates.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from model import sharding
 from model.imp import Imp, Structure
 
 
@@ -24,6 +26,8 @@ class OptimizerConfig:
     patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
       far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
       common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
+    dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
+      authors' release does; to compare. Every graph then depends on all tasks.
     """
 
     peak_learning_rate: float
@@ -35,6 +39,7 @@ class OptimizerConfig:
     eps: float = 1e-7
     clip_norm: float = 1.0
     patch_scale: float = 1.0
+    dense_update: bool = False
 
     def schedule(self) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(
@@ -65,31 +70,65 @@ def state_shapes(imp: Imp) -> dict:
     return jax.eval_shape(init_state, imp.shapes())
 
 
+def step_groups(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> tuple[str, ...]:
+    """The groups that a step takes and returns."""
+    return imp.groups if optimizer.dense_update else structure.groups(imp.config)
+
+
 def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
-    """The function (state of the structure's groups, batch, learning rate) → (new state, metrics), not yet jitted.
+    """The function (state of the step's groups, batch, learning rate) → (new state, metrics), not yet jitted.
 
     learning_rate: float32 scalar. metrics: loss, grad_norm (before clipping), learning_rate, finite,
-    temperatures, moe. An update with a non-finite loss or gradient leaves the state as it was, and ``finite`` is False.
+    temperatures, moe, losses. An update with a non-finite loss or gradient leaves the state as it was, and ``finite``
+    is False.
     """
+
+    def loss_and_gradients(params, batch):
+        return jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
 
     def step_fn(state: dict, batch: dict, learning_rate):
         params = {name: group["params"] for name, group in state.items()}
-        (loss, metrics), grads = jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
+        (loss, metrics), grads = _over_microbatches(loss_and_gradients, params, batch, imp=imp, structure=structure)
         # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
         # already reused: the norm then differs from run to run (tests/model/test_step.py).
         grads = jax.lax.optimization_barrier(grads)
-        grad_norm = optax.global_norm(grads)
-        scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = {}
-        for name, group in state.items():
-            scaled = jax.tree.map(lambda g: g * scale, grads[name])
-            updated = _adam(group, scaled, learning_rate=learning_rate, optimizer=optimizer)
-            new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, group)
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.global_norm(grads)
+            scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new = {}
+            for name, group in state.items():
+                scaled = jax.tree.map(lambda g: g * scale, grads[name])
+                updated = _adam(group, scaled, learning_rate=learning_rate, optimizer=optimizer)
+                new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, group)
         scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
         return new, metrics | scalars
 
     return step_fn
+
+
+def _over_microbatches(loss_and_gradients, params: dict, batch: dict, *, imp: Imp, structure: Structure):
+    """((loss, metrics), gradients) of the whole batch, as means over its microbatches.
+
+    A microbatch takes every M-th routing group, so that each device keeps its own rows and no group is cut.
+    """
+    parts = structure.microbatches
+    if parts == 1:
+        return loss_and_gradients(params, batch)
+    (group,) = set(structure.group_samples(imp.config).values()) or {1}
+
+    def cut(x):
+        rest = x.shape[1:]
+        x = x.reshape(-1, parts, group, *rest)
+        return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *rest)
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, loss_and_gradients(params, part)), None
+
+    like = jax.eval_shape(loss_and_gradients, params, jax.tree.map(lambda x: x[0], jax.tree.map(cut, batch)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, _ = jax.lax.scan(body, zeros, jax.tree.map(cut, batch))
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig) -> dict:
@@ -102,20 +141,40 @@ def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig
     return {"params": params, "mu": moments.mu, "nu": moments.nu, "count": moments.count}
 
 
-def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, shardings=None):
-    """The compiled step of a structure for the given shardings, ahead of its first use.
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled step. executable: what jax compiled, with its memory_analysis() and cost_analysis()."""
 
-    shardings: (state sharding, batch sharding, scalar sharding) as in ``sharding.step_shardings``; None: one device.
+    executable: jax.stages.Compiled
+    groups: tuple[str, ...]
+
+    def __call__(self, state: dict, batch: dict, learning_rate) -> dict:
+        """Updates its groups of ``state`` in place, whose old arrays are gone, and returns the metrics."""
+        new, metrics = self.executable({name: state[name] for name in self.groups}, batch, learning_rate)
+        state.update(new)
+        return metrics
+
+
+def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, mesh=None, fsdp: bool = False):
+    """The compiled step of a structure, ahead of its first use.
+
+    mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
+    ``sharding.state_shardings``.
+    Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
     """
-    shapes = {name: state_shapes(imp)[name] for name in structure.groups}
-    learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
+    groups = step_groups(imp, structure, optimizer)
+    shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
     kwargs = {}
-    if shardings is not None:
-        state_sharding, batch_sharding, scalar_sharding = shardings
-        kwargs["in_shardings"] = (state_sharding, batch_sharding, scalar_sharding)
-        kwargs["out_shardings"] = (state_sharding, scalar_sharding)
+    if mesh is not None:
+        sharding.check_batch(structure, structure.group_samples(imp.config), mesh)
+        of_state, everywhere = sharding.state_shardings(shapes, mesh, fsdp=fsdp), sharding.replicated(mesh)
+        kwargs["in_shardings"] = (of_state, sharding.over_batch(mesh), everywhere)
+        kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
     # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and
     # give no faster steps (benchmarks/cpu_step.py).
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return jitted.lower(shapes, structure.batch_shapes(), learning_rate).compile(compiler_options=options)
+    learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        lowered = jitted.lower(shapes, structure.batch_shapes(), learning_rate)
+        return CompiledStep(lowered.compile(compiler_options=options), groups)

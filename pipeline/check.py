@@ -148,7 +148,7 @@ def _labels(manifest: Manifest, data_set: DataSetSpec, tasks: list[TaskSpec]) ->
     if "labels" not in manifest.schema.names:
         return {}
     counts, without = collections.Counter(), 0
-    needed = data_set.classes if any(t.objective != "nce" for t in tasks) else ()
+    needed = data_set.classes if any(t.classifies for t in tasks) else ()
     for labels in manifest.iter_column("labels"):
         counts.update(labels or ())
         without += bool(needed) and not set(labels or ()) & set(needed)

@@ -200,8 +200,7 @@ def evaluate_main(argv: list[str]) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pipeline import recipe as recipes
 
-    if not (arguments.run / "checkpoints").is_dir():
-        raise RequestError(f"--run {arguments.run}: expected a run directory with checkpoints, found none")
+    _check_run(arguments.run)
     from pipeline.evaluate.model import TrainedModel
     from pipeline.evaluate.run import evaluate_run, print_table
     from pipeline.files import write_json
@@ -214,4 +213,41 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     results = evaluate_run(arguments.run, model)
     write_json(arguments.run / "eval.json", results)
     print_table(results)
+    return EXIT_DONE
+
+
+def _check_run(run_dir: Path) -> None:
+    if not (run_dir / "checkpoints").is_dir():
+        raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
+
+
+def export_main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the "
+        "tokenizer. pipeline.export.load_model reads it without Ray.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run directory")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write: a new or an empty one")
+    return run_job(_export, parser.parse_args(argv))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _check_run(arguments.run)
+    from pipeline.export import check_new, save_model
+
+    check_new(arguments.out)
+    from pipeline.evaluate.model import TrainedModel
+
+    model = TrainedModel(arguments.run)
+    save_model(
+        arguments.out,
+        model.imp,
+        model.params,
+        step=model.step,
+        classes={name: model.data_sets[name].classes for name in model.imp.classifiers},
+        tokenizer=model.tokenizer.model if model.tokenizer else None,
+    )
+    files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
+    print(f"{arguments.out}: the model of step {model.step} ({files})")
     return EXIT_DONE

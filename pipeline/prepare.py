@@ -95,6 +95,8 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         keep_checkpoints=recipe.checkpoint.keep_last,
         progress=logging.progress,
         progress_every_s=logging.progress_every_s,
+        expert_parallel=recipe.cluster.expert_parallel,
+        fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
 
@@ -110,7 +112,7 @@ def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
             columns[modality] = why
     if "text" in task.modalities:
         columns["labels" if task.text == "labels" else "text"] = why
-    if task.objective != "nce" or task.positives == "labels":
+    if task.classifies or task.positives == "labels":
         columns["labels"] = why
     return columns
 
@@ -158,8 +160,7 @@ _MOST_CAPTIONS = 1_000_000
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
     """What a tokenizer should know of one task: its captions, or its labels in every prompt."""
     if task.text == "labels":
-        media = next(m for m in task.modalities if m != "text")
-        templates = dict.fromkeys(prompts.train_templates(media) + prompts.EVAL[media])
+        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.EVAL[task.media[0]])
         for label in task.classes or data_set.classes:
             yield from (template.format(label) for template in templates)
         return

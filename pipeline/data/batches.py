@@ -38,7 +38,6 @@ class SampleMaker:
         self.task, self.data_set, self.source, self.tokenizer = task, data_set, source, tokenizer
         self.tokens = tokens
         self.classes = task.classes or data_set.classes
-        self.media = tuple(m for m in task.modalities if m != "text")
 
     def arrays(
         self,
@@ -68,9 +67,9 @@ class SampleMaker:
         if "text" in self.task.modalities:
             text = self._text(clip, rng)
             out |= self.encode_text(text)
-        if self.task.objective == "nce":
+        if self.task.contrasts:
             out["positive_ids"] = np.int32(self._positive_id(clip, out, text if "text" in self.task.modalities else ""))
-        else:
+        if self.task.classifies:
             out["labels"] = self.multi_hot(clip)
         return out
 
@@ -98,7 +97,7 @@ class SampleMaker:
     def _text(self, clip: Clip, rng) -> str:
         if self.task.text == "labels":
             label = " ".join(self._labels(clip))
-            templates = prompts.train_templates(self.media[0])
+            templates = prompts.train_templates(self.task.media[0])
             return templates[int(rng.integers(len(templates))) if rng is not None else 0].format(label)
         # Whether a row has text must not depend on which text is drawn.
         texts = self.texts(clip)

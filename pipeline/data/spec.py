@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 # The encoder's embedder for each kind of media: a still image and a video share theirs.
 MODEL_MODALITY = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
+
+# What a task's loss may be made of: terms that compare modalities, and terms that need a classifier.
+CONTRASTIVE = ("nce", "sigmoid_pairs")
+CLASSIFICATION = ("softmax", "sigmoid")
+OBJECTIVES = (*CONTRASTIVE, *CLASSIFICATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,15 +181,18 @@ class Augment:
 class TaskSpec:
     """One (data set, objective) pair.
 
+    objectives: (name, weight) of each term of the loss. A classifier looks at the first modality that is not text.
     text: "captions" draws one of the row's texts, "labels" fills a prompt with the row's label.
     positives: rows with equal "labels" or "text" are positives of each other; "instance": no two rows are.
     text_length: tokens; longer texts are cut. max_characters: longer texts are left out, as are those that are no text.
     classes: the part of the data set's classes that counts, all by default.
+    pair_weights: (pair of model modalities such as "audio_text", weight) where it is not 1; 0 leaves the pair out.
+    microbatches: a batch is worked through in so many parts for one update.
     """
 
     name: str
     data_set: str
-    objective: str
+    objectives: tuple[tuple[str, float], ...]
     modalities: tuple[str, ...]
     variants: tuple[Variant, ...]
     weight: float | None = None
@@ -193,6 +202,34 @@ class TaskSpec:
     max_characters: int = 100_000
     positives: str = "text"
     augment: Augment = Augment()
+    pair_weights: tuple[tuple[str, float], ...] = ()
+    microbatches: int = 1
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a term of the loss compares modalities."""
+        return any(name in CONTRASTIVE for name, _ in self.objectives)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a term of the loss needs a classifier."""
+        return any(name in CLASSIFICATION for name, _ in self.objectives)
+
+    @property
+    def classified(self) -> str | None:
+        """The modality that the classifier looks at."""
+        return self.media[0] if self.classifies else None
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The pairs that a contrastive term compares, named as in ``pair_weights`` whatever their weight."""
+        names = sorted(MODEL_MODALITY[m] for m in self.modalities)
+        return tuple("_".join(pair) for pair in itertools.combinations(names, 2)) if self.contrasts else ()
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The modalities that are not text."""
+        return tuple(m for m in self.modalities if m != "text")
 
 
 @dataclasses.dataclass(frozen=True)

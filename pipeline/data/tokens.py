@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import scipy.fft
 
-from pipeline.data.spec import AudioSpec
+from pipeline.data.spec import AudioSpec, TokenSpec
 
 
 @functools.lru_cache(maxsize=64)
@@ -53,6 +53,19 @@ def patchify(
         out = np.empty((int(np.prod(grid)) if keep is None else len(keep), t * h * w * channels), frames.dtype)
     out.reshape(cut.shape)[...] = cut
     return out
+
+
+def image_tokens(pixels: np.ndarray, sizes: TokenSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 RGB → tokens (N, P) uint8 and positions (N, 3) int32, as a still image is shown to the model.
+
+    sizes: its patch and position tables; a ModelConfig has them under the same names.
+    Raises ValueError for other arrays, and where the grid of patches is not whole or larger than the tables.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"expected (height, width, 3) uint8 pixels, found {pixels.shape} {pixels.dtype}")
+    _, h, w = sizes.vision_patch
+    tokens = patchify(pixels[None], (1, h, w))
+    return tokens, grid_positions((1, pixels.shape[0] // h, pixels.shape[1] // w), sizes.vision_positions)
 
 
 def kept_tokens(num_tokens: int, drop_rate: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -37,6 +38,8 @@ class TrainedModel:
         self.tokens = self.recipe.token_spec()
         vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
         config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
+        # A kernel is the training machine's: this may be another.
+        config = dataclasses.replace(config, attention="auto")
         structures = [
             structure_of(t, v, self.data_sets[t.data_set], self.tokens)
             for t in self.tasks.values()
@@ -54,8 +57,8 @@ class TrainedModel:
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
         self._encode = jax.jit(
             lambda params, modality, arrays: self.imp.encode(
-                params, modality, arrays["tokens"], arrays["positions"], arrays.get("mask"), group_samples=1
-            )[0],
+                params, modality, arrays["tokens"], arrays["positions"], arrays.get("mask")
+            ),
             static_argnums=1,
         )
 

@@ -57,15 +57,23 @@ def default_list(model: TrainedModel) -> list[EvaluationSettings]:
         return model.recipe.evaluate
     out = {}
     for task in model.tasks.values():
-        media = [m for m in task.modalities if m != "text"]
-        if not model.data_sets[task.data_set].held_out or len(media) != 1:
+        if not model.data_sets[task.data_set].held_out or len(task.media) != 1:
             continue
-        labelled = task.text == "labels" or not task.modalities[1:]
-        kind = "classify" if task.objective != "nce" else "zero_shot" if labelled else "retrieval"
-        entry = EvaluationSettings(data_set=task.data_set, kind=kind, modality=media[0], classes=list(task.classes))
-        if task.objective != "sigmoid":
-            out[repr(entry)] = entry
+        for kind in _default_kinds(task):
+            entry = EvaluationSettings(
+                data_set=task.data_set, kind=kind, modality=task.media[0], classes=list(task.classes)
+            )
+            if entry.served_by(task):
+                out[repr(entry)] = entry
     return list(out.values())
+
+
+def _default_kinds(task: TaskSpec) -> list[str]:
+    """What a task of one medium makes possible. With sigmoid a row has several labels, and no accuracy."""
+    kinds = ["classify"] if "softmax" in dict(task.objectives) else []
+    if task.contrasts:
+        kinds.append("zero_shot" if task.text == "labels" else "retrieval")
+    return kinds
 
 
 def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: dict) -> dict:
@@ -106,13 +114,13 @@ def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
 
 def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
     """The largest input that the tasks of this data set and kind trained on, nothing dropped (the paper's rule)."""
-    nce = settings.kind != "classify"
-    variants = [
-        v
-        for t in model.tasks.values()
-        if t.data_set == settings.data_set and settings.modality in t.modalities and (t.objective == "nce") == nce
-        for v in t.variants
-    ]
+
+    def fits(task: TaskSpec) -> bool:
+        if settings.kind == "classify":
+            return task.classified == settings.modality
+        return task.contrasts and settings.modality in task.modalities
+
+    variants = [v for t in model.tasks.values() if t.data_set == settings.data_set and fits(t) for v in t.variants]
     largest = max(variants, key=lambda v: (np.prod(v.grid), -v.drop_rate))
     return dataclasses.replace(largest, drop_rate=0.0, name=largest.name.split("-")[0])
 
@@ -125,7 +133,8 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         manifest=manifest,
         limits=model.recipe.cluster.decode_limits(),
     )
-    only = dataclasses.replace(task, modalities=(settings.modality,), objective="nce", positives="instance")
+    # Without objectives a sample is its media alone: a row without labels or text is as good.
+    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
     maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 
+from model.config import MoEConfig
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
+from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 
@@ -22,6 +24,9 @@ def check_references(recipe: Recipe) -> None:
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
         _check_task(where, task, recipe.data_sets[task.data_set])
+    specs = recipe.task_specs()
+    for task in specs.values():
+        _check_loss(f"tasks.{task.name}", task)
     for number, e in enumerate(recipe.evaluate):
         where = f"evaluate.{number}"
         _known(e.data_set, recipe.data_sets, f"{where}.data_set")
@@ -33,7 +38,7 @@ def check_references(recipe: Recipe) -> None:
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
-        _check_evaluation(where, e, recipe)
+        _check_evaluation(where, e, specs)
     if not any(t.weight is None or t.weight > 0 for t in recipe.tasks.values()):
         raise RequestError("tasks: every weight is 0, so no task would ever run; give one a positive weight")
 
@@ -49,6 +54,8 @@ def _check_decoders(name: str, data_set: DataSetSettings) -> None:
 def check_model(recipe: Recipe) -> None:
     """What the model's tables can hold."""
     model = recipe.model_config_for(vocab_size=16)
+    _check_experts(recipe, model.moe)
+    _check_router(model.moe)
     for name, task in recipe.tasks.items():
         if "text" in task.modalities and task.text_length > model.text_positions[0]:
             raise RequestError(
@@ -64,13 +71,29 @@ def check_model(recipe: Recipe) -> None:
             )
 
 
-def _check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
-    """There must be a trained task with the heads that the measurement needs."""
-    if any(e.served_by(task) for task in recipe.tasks.values()):
+def _check_experts(recipe: Recipe, moe: MoEConfig | None) -> None:
+    devices = recipe.cluster.expert_parallel
+    num_experts = moe.num_experts if moe else 1
+    if num_experts % devices:
+        found = f"{num_experts} experts" if moe else "a dense model"
+        raise RequestError(f"cluster.expert_parallel: {devices} devices cannot share {found} in equal parts")
+
+
+def _check_router(moe: MoEConfig | None) -> None:
+    if moe is None or moe.router == "tokens_choose":
         return
+    for key in ("num_selected", "batch_priority"):
+        if getattr(moe, key) != MoEConfig.__dataclass_fields__[key].default:
+            raise RequestError(f"model.moe.{key}: is for the router tokens_choose; found {moe.router}")
+
+
+def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSpec]) -> None:
+    """There must be a trained task with the heads that the measurement needs."""
+    if any(e.served_by(task) for task in tasks.values()):
+        return
+    heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(CONTRASTIVE)} and text"
     raise RequestError(
-        f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with "
-        f"{'a classifier' if e.kind == 'classify' else 'text (nce)'}; the recipe has none"
+        f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with {heads}; the recipe has none"
     )
 
 
@@ -92,15 +115,7 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
         raise RequestError(
             f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
         )
-    if task.objective == "nce" and len(modalities) < 2:
-        raise RequestError(f"{where}.modalities: nce needs two or three, found {modalities}")
-    if task.objective != "nce":
-        if len(modalities) != 1 or modalities == ["text"]:
-            raise RequestError(
-                f"{where}.modalities: {task.objective} needs one of image, video, audio; found {modalities}"
-            )
-        if not data_set.classes:
-            raise RequestError(f"{where}: {task.objective} needs data_sets.{task.data_set}.classes, found none")
+    _check_objective(where, task, data_set)
     if task.positives == "text" and "text" not in modalities:
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
     for key, low in (("area", 1.0), ("aspect", None)):
@@ -129,6 +144,38 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
     for side in ("num_frames", "num_mels"):
         if "audio" in modalities and getattr(data_set.audio, side) % 16:
             raise RequestError(f"data_sets.{task.data_set}.audio.{side}: must divide by the patch of 16")
+
+
+def _check_objective(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
+    modalities, names = task.modalities, [name for name, _ in task.objectives]
+    contrast = next((n for n in names if n in CONTRASTIVE), None)
+    classify = next((n for n in names if n in CLASSIFICATION), None)
+    if contrast and len(modalities) < 2:
+        raise RequestError(f"{where}.modalities: {contrast} needs two or three, found {modalities}")
+    if classify and not contrast and (len(modalities) != 1 or modalities == ["text"]):
+        raise RequestError(f"{where}.modalities: {classify} needs one of image, video, audio; found {modalities}")
+    if classify and not data_set.classes:
+        raise RequestError(f"{where}: {classify} needs data_sets.{task.data_set}.classes, found none")
+
+
+def _check_loss(where: str, task: TaskSpec) -> None:
+    """What a loss can weigh, and what it can take in parts."""
+    weights = dict(task.pair_weights)
+    if set(weights) - set(task.pairs):
+        found = ", ".join(task.pairs) or "none, since nothing is compared"
+        raise RequestError(f"{where}.pair_weights: the task's pairs are {found}; found {sorted(weights)}")
+    if task.pairs and not any(weights.get(pair, 1.0) for pair in task.pairs):
+        raise RequestError(f"{where}.pair_weights: every pair has the weight 0, so nothing would be compared")
+    if task.microbatches > 1 and task.contrasts:
+        raise RequestError(
+            f"{where}.microbatches: contrastive losses compare the whole batch; expected 1, found {task.microbatches}"
+        )
+    for variant in task.variants:
+        if variant.global_batch_size % task.microbatches:
+            raise RequestError(
+                f"{where}.microbatches: {task.microbatches} do not divide the batch of {variant.global_batch_size} of "
+                f"variant {variant.name}"
+            )
 
 
 def _known(name: str, known, where: str) -> None:

@@ -54,7 +54,6 @@ def from_dict(raw: dict) -> Recipe:
     except pydantic.ValidationError as e:
         raise RequestError(_message(e)) from e
     check_references(recipe)
-    recipe.task_specs()
     check_model(recipe)
     return recipe
 

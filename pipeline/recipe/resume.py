@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import RequestError
+from pipeline.recipe.reading import from_dict
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -19,13 +20,20 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return out
 
 
-_FREE_PREFIXES = ("cluster.", "logging.", "checkpoint.")
+_FREE = ("cluster", "logging", "checkpoint")
 
 
 def check_resume(old: dict, new: dict) -> None:
-    """Raises RequestError for a difference a resume may not make: any but cluster, logging, checkpoint, more steps."""
+    """Raises RequestError for a difference a resume may not make: any but cluster, logging, checkpoint, more steps.
+
+    A key that came after ``old`` was written counts as its default.
+    """
+    try:
+        old = from_dict({part: settings for part, settings in old.items() if part not in _FREE}).to_dict()
+    except RequestError as e:
+        raise RequestError(f"this run directory's recipe is not one of this version: {e}; use another --run-dir") from e
     for key, a, b in differences(old, new):
-        if key.startswith(_FREE_PREFIXES) or (key == "train.num_steps" and b > a):
+        if key.split(".")[0] in _FREE or (key == "train.num_steps" and b > a):
             continue
         raise RequestError(
             f"this run directory was made with {key} = {a!r}, the recipe now says {b!r}; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import pydantic_core
@@ -25,15 +26,39 @@ class _Strict(pydantic.BaseModel):
 
 
 class MoESettings(_Strict):
+    """The experts of a -moe variant; null leaves what the variant says. ``model.config.MoEConfig`` has the details.
+
+    placement: sparse layers are the "last" ones, or "interleaved" with dense ones. router: "experts_choose", the
+    paper's, or "tokens_choose": a token takes its num_selected best experts while they have room, tokens in the order
+    of the batch or, with batch_priority, of their best probability. capacity_factor: slots of all experts over tokens.
+    load_balance_weight, z_loss_weight: of the losses that some routers need, 0 by default. group: what competes for
+    the experts, the tokens of one "sample" or up to group_size "tokens" of neighbouring samples. route_padding:
+    padding competes too. dispatch: how tokens reach their experts; it changes nothing but the speed.
+    """
+
     num_experts: int | None = pydantic.Field(None, ge=1)
     num_layers: int | None = pydantic.Field(None, ge=1)
     capacity_factor: float | None = pydantic.Field(None, gt=0)
+    placement: Literal["last", "interleaved"] | None = None
+    router: Literal["experts_choose", "tokens_choose"] | None = None
+    num_selected: int | None = pydantic.Field(None, ge=1)
+    batch_priority: bool | None = None
+    load_balance_weight: float | None = pydantic.Field(None, ge=0)
+    z_loss_weight: float | None = pydantic.Field(None, ge=0)
     group: Literal["sample", "tokens"] | None = None
     group_size: int | None = pydantic.Field(None, ge=1)
+    route_padding: bool | None = None
+    dispatch: Literal["auto", "index", "einsum"] | None = None
 
 
 class ModelSettings(_Strict):
-    """variant: a name of model/config.py; the rest replaces its fields."""
+    """variant: a name of model/config.py; the rest replaces its fields (``model.config.ModelConfig``), null does not.
+
+    towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
+    fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
+    "dots" and "attention" to "none". scan: layers are one compiled body that runs depth times; false unrolls it.
+    contrastive_chunk: a contrastive loss compares so many columns at a time.
+    """
 
     variant: str = "imp-tiny-moe"
     moe: MoESettings = MoESettings()
@@ -41,7 +66,11 @@ class ModelSettings(_Strict):
     temperature_init: float | None = pydantic.Field(None, gt=0)
     temperature_floor: float | None = pydantic.Field(None, gt=0)
     position_scale: float | None = pydantic.Field(None, gt=0)
-    remat: Literal["none", "full", "dots"] | None = None
+    towers: Literal["shared", "per_modality"] | None = None
+    attention: Literal["auto", "xla", "cudnn"] | None = None
+    remat: Literal["full", "none", "dots", "attention"] | None = None
+    scan: bool | None = None
+    contrastive_chunk: int | None = pydantic.Field(None, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -153,10 +182,17 @@ class AugmentSettings(_Strict):
 
 
 class TaskSettings(_Strict):
-    """One (data set, objective) pair. weight: null counts the data set's examples (the paper's rule)."""
+    """One (data set, objective) pair. weight: null counts the data set's examples (the paper's rule).
+
+    objective: "nce" or "sigmoid_pairs" compare modalities, "softmax" or "sigmoid" (for several labels a row) classify;
+    a mapping such as {nce: 1.0, softmax: 0.5} is the weighted sum over one batch. A classifier looks at the first
+    modality that is not text. pair_weights: with three modalities, weights of audio_text, audio_vision and text_vision
+    where they are not 1; 0 leaves a pair out. microbatches: a batch is worked through in so many parts for one update,
+    to save memory; for classification alone, since contrastive losses compare the whole batch.
+    """
 
     data_set: str
-    objective: Literal["softmax", "sigmoid", "nce"]
+    objective: str | dict[str, float]
     modalities: list[Literal["image", "video", "audio", "text"]] = pydantic.Field(min_length=1)
     batch_size: int = pydantic.Field(ge=1)
     weight: float | None = pydantic.Field(None, ge=0)
@@ -166,15 +202,45 @@ class TaskSettings(_Strict):
     text_length: int = pydantic.Field(64, ge=1)
     positives: Literal["labels", "text", "instance"] | None = None
     augment: AugmentSettings = AugmentSettings()
+    pair_weights: dict[str, Annotated[float, pydantic.Field(ge=0)]] = {}
+    microbatches: int = pydantic.Field(1, ge=1)
+
+    @pydantic.field_validator("objective", mode="before")
+    @classmethod
+    def _known_terms(cls, given):
+        terms = given if isinstance(given, dict) else {str(given): 1.0}
+        known = all(name in spec.OBJECTIVES and _positive(weight) for name, weight in terms.items())
+        if not terms or not known:
+            names = ", ".join(spec.OBJECTIVES)
+            raise pydantic_core.PydanticCustomError(
+                "objective", f"expected one of {names}, or a mapping of some of them to weights above 0"
+            )
+        return given
+
+    @property
+    def objectives(self) -> tuple[tuple[str, float], ...]:
+        """(name, weight) of every term, in the order of ``spec.OBJECTIVES``."""
+        terms = self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
+        return tuple((name, terms[name]) for name in spec.OBJECTIVES if name in terms)
+
+
+def _positive(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 class TrainSettings(_Strict):
+    """patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
+    every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
+    metrics.jsonl stands for. log_samples: the ids of every batch are written too.
+    """
+
     num_steps: int = pydantic.Field(ge=1)
     learning_rate: float = pydantic.Field(1e-3, gt=0)
     warmup_fraction: float = pydantic.Field(0.05, ge=0, lt=1)
     end_learning_rate: float = pydantic.Field(0.0, ge=0)
     clip_norm: float = pydantic.Field(1.0, gt=0)
     patch_learning_rate_scale: float = pydantic.Field(1.0, ge=0)
+    dense_update: bool = False
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
     log_samples: bool = False
@@ -187,6 +253,8 @@ class CheckpointSettings(_Strict):
 class ClusterSettings(_Strict):
     """num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices.
 
+    expert_parallel: so many devices share the experts of a layer; it divides both their number and the devices'. fsdp:
+    parameters and moments lie over the devices, in place of a copy on each.
     decode: "tasks" (pooled Ray tasks), "actors" (a pool of actors a task), or "auto" (actors from 8 CPUs on).
     block_steps: a block of a stream lasts for about so many steps of the run. queue_blocks: how many it may be ahead.
     decode_timeout_s, decode_memory_mb: what decoding one sample may take; a sample that takes more is a reject.
@@ -200,6 +268,8 @@ class ClusterSettings(_Strict):
     topology: str | None = None
     accelerator_type: str | None = None
     address: str | None = None
+    expert_parallel: int = pydantic.Field(1, ge=1)
+    fsdp: bool = False
     decode: Literal["auto", "tasks", "actors"] = "auto"
     block_steps: int = pydantic.Field(16, ge=1)
     queue_blocks: int = pydantic.Field(2, ge=1)
@@ -240,11 +310,14 @@ class EvaluationSettings(_Strict):
             raise pydantic_core.PydanticCustomError("clips", "expected 1, an image has one view")
         return clips
 
-    def served_by(self, task: TaskSettings | spec.TaskSpec) -> bool:
+    def served_by(self, task: spec.TaskSpec) -> bool:
         """Whether a task trains the heads that this measurement needs."""
-        want_text = self.kind != "classify"
-        fits = self.modality in task.modalities and ("text" in task.modalities) == want_text
-        return task.data_set == self.data_set and fits and (task.objective == "nce") == want_text and task.weight != 0
+        if task.data_set != self.data_set or task.weight == 0:
+            return False
+        if self.kind == "classify":
+            return task.classified == self.modality
+        pair = "_".join(sorted((spec.MODEL_MODALITY[self.modality], "text")))
+        return self.modality in task.modalities and pair in task.pairs and dict(task.pair_weights).get(pair) != 0
 
 
 class Recipe(_Strict):
@@ -273,6 +346,7 @@ class Recipe(_Strict):
             end_learning_rate=t.end_learning_rate,
             clip_norm=t.clip_norm,
             patch_scale=t.patch_learning_rate_scale,
+            dense_update=t.dense_update,
         )
 
     def model_config_for(self, *, vocab_size: int) -> ModelConfig:
@@ -305,17 +379,19 @@ class Recipe(_Strict):
         return spec.TokenSpec()
 
     def _task(self, name: str, t: TaskSettings) -> spec.TaskSpec:
-        fields = t.model_dump(exclude={"variants", "batch_size", "augment", "modalities", "classes", "positives"})
+        kept = {"data_set", "weight", "text", "text_length", "microbatches"}
         return spec.TaskSpec(
             name=name,
+            objectives=t.objectives,
             modalities=tuple(t.modalities),
             classes=tuple(t.classes),
             max_characters=self.text.max_characters,
             positives=t.positives
             or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
             augment=spec.Augment(**t.augment.model_dump()),
+            pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),
-            **fields,
+            **t.model_dump(include=kept),
         )
 
     def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:

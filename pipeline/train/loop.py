@@ -51,7 +51,7 @@ class Loop:
     """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
 
     state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. learning_rates: of every step of
-    the run, float32.
+    the run, float32. skipped_updates: how many were not finite and left the state as it was.
     """
 
     def __init__(
@@ -70,7 +70,8 @@ class Loop:
         self.state, self._feed, self._compiler, self._hooks = state, feed, compiler, hooks
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
         self._learning_rates = learning_rates
-        self.times, self._non_finite, self._ended = Times(), 0, time.perf_counter()
+        self.times, self._ended = Times(), time.perf_counter()
+        self.skipped_updates, self._non_finite = 0, 0
         self._pending: _Pending | None = None
         self._saved = start_step
 
@@ -105,9 +106,7 @@ class Loop:
         compiled, compile_wait_s = self._compiler.ready(batch.what.structure), 0.0
         if compiled is None:
             compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.what.structure))
-        groups = batch.what.structure.groups
-        new, metrics = compiled({g: self.state[g] for g in groups}, batch.arrays, self._learning_rates[step])
-        self.state.update(new)
+        metrics = compiled(self.state, batch.arrays, self._learning_rates[step])
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish()
         self._pending = _Pending(batch, metrics, data_wait_s, compile_wait_s)
@@ -141,6 +140,8 @@ class Loop:
     def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
         what = pending.batch.what
         structure = what.structure
+        if not values.get("losses"):
+            values.pop("losses", None)
         return {
             "step": pending.batch.step + 1,
             "task": what.task,
@@ -156,6 +157,7 @@ class Loop:
         }
 
     def _check_finite(self, values: dict, batch: Batch) -> None:
+        self.skipped_updates += not values["finite"]
         self._non_finite = 0 if values["finite"] else self._non_finite + 1
         if self._non_finite > _MOST_NON_FINITE:
             raise DataError(

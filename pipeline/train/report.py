@@ -79,6 +79,9 @@ def findings(run: Run) -> list[tuple[str, bool]]:
     lost = [row["task"] for row in run.metrics if not math.isfinite(number(row.get("loss")))]
     if lost:
         found.append((f"Losses that are not finite: {len(lost):,}, in {', '.join(dict.fromkeys(lost))}.", True))
+    skipped = number(run.summary.get("skipped_updates"))
+    if skipped > 0:
+        found.append((f"Updates skipped because they were not finite: {skipped:,.0f}.", True))
     outside = [name for name, (share, sigma, actual) in shares(run).items() if abs(actual - share) > 3 * sigma]
     if outside:
         found.append((f"More than 3 sigma off their share of the steps: {', '.join(outside)}.", True))

@@ -63,16 +63,32 @@ def loss(run: Run) -> Html:
         steps, values = run.values("loss", task=name)
         first, last = first_and_last_tenth(values)
         change = (last - first) / abs(first) if first else math.nan
-        objective = str(run.recipe(name).get("objective", "–"))
         lost = int(np.sum(~np.isfinite(values)))
-        rows.append((name, first, last, percent(change), len(values), lost, objective))
+        rows.append((name, first, last, percent(change), len(values), lost, objective(run, name)))
         charts.append(draw.figure(
             draw.curve(steps, values, name=name, limit=SMALL_POINTS), height=190, bar=False, title=name,
             note=f"{draw.format_number(first)} → {draw.format_number(last)}", xaxis=steps_axis(run),
         ))  # fmt: skip
     columns = ("Task", "First tenth", "Last tenth", "Change", "Logged", "Not finite", "Objective")
     note = "<p class='quiet'>Dots: logged losses. Line: running median. Numbers: medians of first and last tenth.</p>"
-    return Html(note + draw.grid(charts) + table(columns, rows))
+    return Html(note + draw.grid(charts) + table(columns, rows) + loss_terms(run))
+
+
+def objective(run: Run, name: str) -> str:
+    """A task's objective in a few words: "nce", or "nce + 0.5 softmax" of a weighted sum."""
+    found = run.recipe(name).get("objective", "–")
+    terms = mapping(found)
+    return " + ".join(t if w == 1 else f"{w} {t}" for t, w in terms.items()) if terms else str(found)
+
+
+def loss_terms(run: Run) -> Html:
+    """What losses of several terms are made of, before weighting."""
+    rows = []
+    for name in run.tasks:
+        for term in dict.fromkeys(key for row in run.rows.get(name, ()) for key in mapping(row.get("losses"))):
+            first, last = first_and_last_tenth(run.values("losses", term, task=name)[1])
+            rows.append((name, term, first, last))
+    return Html("<h3>Terms</h3>" + table(("Task", "Term", "First tenth", "Last tenth"), rows)) if rows else Html("")
 
 
 def mixture(run: Run) -> Html:
@@ -133,8 +149,8 @@ def schedules(run: Run) -> Html:
 def expert_load(run: Run) -> dict[str, np.ndarray]:
     """Per modality: the mean load of each expert in the last tenth of the rows that logged it; 1 = an even share."""
     loads = {}
-    for modality in run.keys("moe", "expert_load"):
-        found = [mapping(mapping(row.get("moe")).get("expert_load")).get(modality) for row in run.metrics]
+    for modality in run.keys("moe"):
+        found = [mapping(mapping(row.get("moe")).get(modality)).get("expert_load") for row in run.metrics]
         rows = [[number(load) for load in row] for row in found if isinstance(row, list) and row]
         rows = [row for row in rows if len(row) == len(rows[-1])]
         if rows:
@@ -144,11 +160,11 @@ def expert_load(run: Run) -> dict[str, np.ndarray]:
 
 
 def experts(run: Run) -> Html:
-    modalities, loads = run.keys("moe", "unrouted_fraction"), expert_load(run)
+    modalities, loads = run.keys("moe"), expert_load(run)
     content, rows = [], []
     traces = []
     for index, modality in enumerate(modalities):
-        steps, fractions = run.values("moe", "unrouted_fraction", modality)
+        steps, fractions = run.values("moe", modality, "unrouted_fraction")
         traces += draw.curve(steps, fractions, name=modality, color=COLORS[index % len(COLORS)])
     if traces:
         title = "Share of tokens that no expert took"
@@ -156,8 +172,8 @@ def experts(run: Run) -> Html:
         content.append(draw.figure(traces, height=280, title=title, showlegend=True, xaxis=steps_axis(run), yaxis=axis))
     if loads:
         content.append(load_heatmap(loads))
-    for modality in dict.fromkeys([*modalities, *loads]):
-        first, last = first_and_last_tenth(run.values("moe", "unrouted_fraction", modality)[1])
+    for modality in modalities:
+        first, last = first_and_last_tenth(run.values("moe", modality, "unrouted_fraction")[1])
         load = loads.get(modality, np.array([math.nan]))
         idle = int(np.sum(load < 0.1)) if modality in loads else None
         extremes = [draw.fixed(value, ".2f") for value in (load.max(), load.min())]

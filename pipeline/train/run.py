@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, init_state, state_shapes
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
+from pipeline.errors import RequestError
 from pipeline.host_memory import keep_freed_memory
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
@@ -30,6 +32,7 @@ class RunSpec:
     """A whole run as plain data; ``prepare.prepare`` makes it from a recipe. Travels to workers.
 
     num_rows: data set → rows of its training manifest. config: the resolved recipe, stored in checkpoints.
+    expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``).
     """
 
     run_dir: str
@@ -50,6 +53,8 @@ class RunSpec:
     progress: str
     progress_every_s: float
     compile_cache: str | None
+    expert_parallel: int
+    fsdp: bool
 
     def schedule(self) -> Schedule:
         return Schedule(
@@ -83,19 +88,17 @@ def train(
 ) -> dict:
     """Runs one rank to the end of the run, or until a stop is asked for. Returns the summary (see ``_summary``)."""
     began = time.perf_counter()
-    run_dir = Path(spec.run_dir)
+    run_dir, schedule, config = Path(spec.run_dir), spec.schedule(), use_compute_type(spec.model)
+    mesh = _mesh(spec, config, schedule)
     checkpoints = Checkpoints(run_dir, keep_last=spec.keep_checkpoints)
     start = checkpoints.latest_step or 0
-    schedule = spec.schedule()
     queues = make_queues(start)
     _use_compile_cache(spec.compile_cache)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    mesh = sharding.make_mesh()
-    imp = Imp.for_structures(use_compute_type(spec.model), list(schedule.structures.values()))
-    shardings = sharding.step_shardings(mesh)
+    imp = Imp.for_structures(config, list(schedule.structures.values()))
     compiler = StepCompiler(
-        lambda structure: compile_step(imp, structure, spec.optimizer, shardings=shardings),
+        lambda structure: compile_step(imp, structure, spec.optimizer, mesh=mesh, fsdp=spec.fsdp),
         schedule.in_order_of_first_use(start),
     )
     quarantine = Quarantine(
@@ -109,7 +112,7 @@ def train(
         quarantine=quarantine,
         put=lambda arrays: sharding.put_batch(arrays, mesh),
     )
-    state = _start_state(imp, checkpoints, start, seed=spec.seed, mesh=mesh)
+    state = _start_state(imp, checkpoints, start, seed=spec.seed, mesh=mesh, fsdp=spec.fsdp)
     writer = _Writer(spec, schedule, checkpoints, rank=rank, start=start)
     loop = Loop(
         state=state,
@@ -134,6 +137,23 @@ def train(
     }
 
 
+def _mesh(spec: RunSpec, config: ModelConfig, schedule: Schedule) -> Mesh:
+    """The mesh of all devices. Raises RequestError where they cannot run what the schedule holds."""
+    backend = jax.default_backend()
+    if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):
+        raise RequestError(f"model.attention: cudnn needs a gpu and bfloat16; found {backend} and {config.dtype}")
+    try:
+        mesh = sharding.make_mesh(expert=spec.expert_parallel)
+    except ValueError as e:
+        raise RequestError(f"cluster.expert_parallel: {e}") from e
+    for (task, variant), structure in schedule.structures.items():
+        try:
+            sharding.check_batch(structure, structure.group_samples(config), mesh)
+        except ValueError as e:
+            raise RequestError(f"task {task}, variant {variant}: {e}") from e
+    return mesh
+
+
 def _use_compile_cache(folder: str | None) -> None:
     if folder is None:
         return
@@ -142,11 +162,12 @@ def _use_compile_cache(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _start_state(imp: Imp, checkpoints: Checkpoints, start: int, *, seed: int, mesh) -> dict:
+def _start_state(imp: Imp, checkpoints: Checkpoints, start: int, *, seed: int, mesh: Mesh, fsdp: bool) -> dict:
+    shapes = state_shapes(imp)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=fsdp)
     if not start:
-        return sharding.put_replicated(init_state(imp.init(seed)), mesh)
-    replicated = sharding.replicated(mesh)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state_shapes(imp))
+        return sharding.put_state(init_state(imp.init(seed)), shardings)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return checkpoints.state(abstract, step=start)
 
 
@@ -228,6 +249,7 @@ def _summary(spec, schedule, loop, compiler, quarantine, *, imp, start: int, don
         "steps": done,
         "start_step": start,
         "num_steps": spec.num_steps,
+        "skipped_updates": loop.skipped_updates,
         "world_size": jax.process_count(),
         "num_devices": jax.device_count(),
         "num_parameters": sum(x.size for x in jax.tree.leaves(imp.shapes())),

@@ -23,16 +23,21 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
         "text": Inputs("text", task.text_length, 0, 1),
     }
     inputs = tuple(shapes[m] for m in model_modalities(task))
-    if task.objective == "nce":
-        return Structure("nce", variant.global_batch_size, inputs)
-    counted = task.classes or data_set.classes
+    classifier = {}
+    if task.classifies:
+        counted = task.classes or data_set.classes
+        classifier = {
+            "classifier": task.data_set,
+            "num_classes": len(data_set.classes),
+            "classes": tuple(data_set.classes.index(c) for c in counted),
+        }
     return Structure(
-        task.objective,
+        task.objectives,
         variant.global_batch_size,
         inputs,
-        classifier=task.data_set,
-        num_classes=len(data_set.classes),
-        classes=tuple(data_set.classes.index(c) for c in counted),
+        pair_weights=task.pair_weights,
+        microbatches=task.microbatches,
+        **classifier,
     )
 
 

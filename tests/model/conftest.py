@@ -74,10 +74,10 @@ def batch():
             i.modality: {name: fill(name, shape, rng) for name, shape in shapes[i.modality].items()}
             for i in structure.inputs
         }
-        if structure.objective == "nce":
-            return arrays | {"positive_ids": np.arange(size, dtype=np.int32)}
-        return arrays | {
-            "labels": np.eye(structure.num_classes, dtype=np.uint8)[np.arange(size) % structure.num_classes]
-        }
+        if structure.contrastive:
+            arrays["positive_ids"] = np.arange(size, dtype=np.int32)
+        if structure.classification:
+            arrays["labels"] = np.eye(structure.num_classes, dtype=np.uint8)[np.arange(size) % structure.num_classes]
+        return arrays
 
     return make

@@ -1,6 +1,7 @@
 """Parameter counts of the published sizes, and what a config refuses."""
 
 import math
+import re
 
 import jax
 import pytest
@@ -104,7 +105,7 @@ def test_more_sparse_layers_than_layers_raise(num_layers):
 
 
 def test_unknown_routing_group_raises():
-    with pytest.raises(ValueError, match="'batch'; known: sample, tokens"):
+    with pytest.raises(ValueError, match=r"moe\.group is 'batch'; known: sample, tokens"):
         from_variant("imp-s-moe", moe={"group": "batch"})
 
 
@@ -113,3 +114,30 @@ def test_position_buckets_of_each_modality():
     assert config.positions("vision") == (16, 32, 32)
     assert config.positions("audio") == (64, 8)
     assert config.positions("text") == (4096,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"remat": "some"}, "remat is 'some'; known: attention, dots, full, none"),
+        ({"towers": "two"}, "towers is 'two'; known: per_modality, shared"),
+        ({"attention": "flash"}, "attention is 'flash'; known: auto, cudnn, xla"),
+        ({"contrastive_chunk": 0}, "contrastive_chunk must be at least 1, found 0"),
+        ({"moe": {"router": "hash"}}, "moe.router is 'hash'; known: experts_choose, tokens_choose"),
+        ({"moe": {"dispatch": "sort"}}, "moe.dispatch is 'sort'; known: auto, einsum, index"),
+        ({"moe": {"num_selected": 9, "num_experts": 8}}, "moe.num_selected 9 must be from 1 to num_experts 8"),
+        ({"moe": {"capacity_factor": 0.0}}, "capacity_factor 0.0"),
+        ({"moe": {"placement": "interleaved", "num_layers": 5}}, "found depth 12 and moe.num_layers 5"),
+    ],
+)
+def test_settings_that_make_no_sense_raise(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_variant("imp-s-moe", **fields)
+
+
+def test_where_sparse_layers_stand():
+    assert from_variant("imp-l-moe").sparse_layers == tuple(range(12, 24))
+    interleaved = from_variant("imp-b-moe", moe={"placement": "interleaved"})
+    assert interleaved.sparse_layers == (1, 3, 5, 7, 9, 11)
+    assert from_variant("imp-b").sparse_layers == ()
+    assert encoder_parameters(interleaved) == encoder_parameters(from_variant("imp-b-moe"))

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from model.attention import SelfAttention
+from model.attention import SelfAttention, implementation
 from model.config import MoEConfig
 from model.encoder import REMAT_POLICIES, Encoder
 from model.imp import Imp
@@ -123,6 +123,44 @@ def test_scan_equals_a_loop_over_layers(mixed, jit):
         np.testing.assert_allclose(statistics[name], stacked, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_interleaved_sparse_layers(tiny, jit, remat):
+    """Six layers, every third sparse: against a loop, and scanned against unrolled."""
+    moe = MoEConfig(2, 2, placement="interleaved")
+    config = tiny(depth=6, moe=moe, qk_norm=True, remat=remat)
+    assert config.sparse_layers == (2, 5)
+    encoder = randomise(Encoder(config, rngs=nnx.Rngs(2)), seed=3)
+    x, mask = tokens(2, 6, 16, seed=4), np.array([[True] * 6, [True] * 4 + [False] * 2])
+    blocks = {name: nnx.split(getattr(encoder, name)) for name in ("dense", "sparse")}
+
+    @jit
+    def by_hand(x, mask):
+        taken = {"dense": 0, "sparse": 0}
+        for name in ("dense", "dense", "sparse", "dense", "dense", "sparse"):
+            graph, params = blocks[name]
+            x, _ = nnx.merge(graph, jax.tree.map(lambda p, i=taken[name]: p[i], params))(x, mask, group_samples=1)
+            taken[name] += 1
+        return encoder.norm(x)
+
+    out, statistics = jit(encoder)(x, mask)
+    np.testing.assert_allclose(out, by_hand(x, mask), rtol=1e-4, atol=1e-4)
+    assert statistics["expert_load"].shape == (2, 2)
+    unrolled = nnx.merge(
+        nnx.graphdef(Encoder(dataclasses.replace(config, scan=False), rngs=nnx.Rngs(0))), nnx.state(encoder)
+    )
+    again, more = jit(unrolled)(x, mask)
+    np.testing.assert_allclose(again, out, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(more["expert_load"], statistics["expert_load"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("choice", "masked", "expected"), [("auto", False, "xla"), ("auto", True, "xla"), ("cudnn", False, "cudnn")]
+)
+def test_attention_kernel_on_a_cpu(choice, masked, expected):
+    query = jax.ShapeDtypeStruct((2, 16, 2, 64), "bfloat16")
+    assert implementation(choice, query, masked=masked) == expected
+
+
 def test_layers_start_different(tiny):
     for name, leaf in flat(Encoder(tiny(depth=3), rngs=nnx.Rngs(0))).items():
         if name.startswith("dense.") and name.endswith("kernel"):
@@ -154,11 +192,11 @@ def with_policy(tiny):
 
 def test_remat_changes_no_gradient(with_policy, jit):
     x, gradients = tokens(2, 6, 16), {}
-    for policy in ("none", "full", "dots"):
+    for policy in REMAT_POLICIES:
         loss, params = with_policy(policy)
         gradients[policy] = jax.tree.leaves(jit(jax.grad(loss, argnums=(0, 1)))(params, x))
     assert all(np.abs(g).max() > 1e-4 for g in gradients["none"])
-    for policy in ("full", "dots"):
+    for policy in ("full", "attention", "dots"):
         for found, expected in zip(gradients[policy], gradients["none"], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4, err_msg=policy)
 
@@ -170,15 +208,15 @@ def test_remat_keeps_less(with_policy):
         backward = jax.eval_shape(lambda params, x: jax.vjp(loss, params, x)[1], params, tokens(2, 6, 16))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
-    assert set(REMAT_POLICIES) == {"none", "full", "dots"}
-    assert kept("full") < kept("dots") < kept("none")
+    assert set(REMAT_POLICIES) == {"none", "full", "attention", "dots"}
+    assert kept("full") < kept("attention") < kept("dots") < kept("none")
 
 
 def test_padding_changes_no_pooled_text(tiny, jit):
     config = tiny(depth=2, moe=MoEConfig(2, 1), qk_norm=True)
     imp = Imp(config, modalities=("text",), pairs=(), classifiers={})
     params, rng = imp.init(0), np.random.default_rng(6)
-    encode = jit(lambda tokens, positions, mask: imp.encode(params, "text", tokens, positions, mask))
+    encode = jit(lambda tokens, positions, mask: imp.forward(params, "text", tokens, positions, mask, group_samples=1))
 
     def features(length: int, *, fill: int):
         """Three texts of 7, 4 and 1 tokens in arrays of ``length``; the rest is ``fill``."""

@@ -22,27 +22,37 @@ SOUNDS = Structure("sigmoid", 4, (AUDIO,), classifier="sounds", num_classes=3, c
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"objective": "ncs"}, "unknown objective 'ncs'; known: nce, softmax, sigmoid"),
+        ({"objectives": "ncs"}, "unknown objective 'ncs'; known: nce, sigmoid_pairs, softmax, sigmoid"),
         (
             {"inputs": (VISION, dataclasses.replace(TEXT, modality="smell"))},
             r"unknown modalities \['smell'\]; known: vision, audio, text",
         ),
         ({"inputs": (VISION,)}, r"nce needs two modalities or more, found \['vision'\]"),
-        ({"objective": "softmax", "classifier": "digits"}, "softmax needs one modality and a classifier"),
-        ({"objective": "sigmoid", "inputs": (AUDIO,)}, "sigmoid needs one modality and a classifier"),
-        ({"objective": "softmax", "inputs": (), "classifier": "digits"}, "softmax needs one modality and a classifier"),
+        ({"objectives": (("nce", 1.0), ("nce", 2.0))}, "expected different objectives with weights above 0"),
+        ({"objectives": (("nce", 1.0), ("softmax", 0.0))}, "expected different objectives with weights above 0"),
+        ({"objectives": (("nce", 1.0), ("softmax", 1.0))}, "softmax needs one modality and a classifier"),
+        ({"microbatches": 2}, "nce compares the whole batch: expected 1 microbatch, found 2"),
+        ({"microbatches": 3}, "a batch of 4 samples cannot be cut into 3 microbatches"),
+        ({"pair_weights": (("audio_text", 1.0),)}, r"expected weights of \['text_vision'\], not all 0"),
+        ({"pair_weights": (("text_vision", 0.0),)}, r"expected weights of \['text_vision'\], not all 0"),
+        ({"objectives": "softmax", "classifier": "digits"}, "softmax needs one modality and a classifier"),
+        ({"objectives": "sigmoid", "inputs": (AUDIO,)}, "sigmoid needs one modality and a classifier"),
+        (
+            {"objectives": "softmax", "inputs": (), "classifier": "digits"},
+            "softmax needs one modality and a classifier",
+        ),
     ],
 )
 def test_structures_that_make_no_sense_raise(fields, message):
     with pytest.raises(ValueError, match=message):
-        Structure(**({"objective": "nce", "global_batch_size": 4, "inputs": (VISION, TEXT)} | fields))
+        Structure(**({"objectives": "nce", "global_batch_size": 4, "inputs": (VISION, TEXT)} | fields))
 
 
-def test_groups_of_structures():
-    assert CAPTIONS.groups == ("encoder", "embed_vision", "embed_text", "pair_text_vision")
-    assert DIGITS.groups == ("encoder", "embed_vision", "classifier_digits")
+def test_groups_of_structures(tiny):
+    assert CAPTIONS.groups(tiny()) == ("encoder", "embed_vision", "embed_text", "pair_text_vision")
+    assert DIGITS.groups(tiny()) == ("encoder", "embed_vision", "classifier_digits")
     assert TRIPLET.pairs == (("audio", "text"), ("audio", "vision"), ("text", "vision"))
-    assert set(TRIPLET.groups) == {
+    assert set(TRIPLET.groups(tiny())) == {
         "encoder",
         *("embed_vision", "embed_audio", "embed_text"),
         *("pair_audio_text", "pair_audio_vision", "pair_text_vision"),
@@ -146,7 +156,7 @@ def run(tiny, jit, batch):
 
     @jit
     def features_and_loss(params, batch):
-        features = {m: imp.encode(params, m, **batch[m])[0] for m in ("vision", "audio", "text")}
+        features = {m: imp.encode(params, m, **batch[m]) for m in ("vision", "audio", "text")}
         return features, imp.loss(params, batch, TRIPLET)
 
     arrays = batch(TRIPLET)
@@ -177,6 +187,89 @@ def test_triplet_is_the_mean_of_three_pairs(run):
     assert metrics["moe"] == {}
     temperatures = {name: float(value) for name, value in metrics["temperatures"].items()}
     assert temperatures == pytest.approx({"audio_text": 0.1, "audio_vision": 0.3, "text_vision": 0.5})
+
+
+def test_pair_weights(run, jit):
+    """Weights 3 and 1, the third pair left out with its heads."""
+    imp, params, batch, _, (_, metrics) = run
+    weights = (("audio_text", 3.0), ("audio_vision", 0.0))
+    structure = dataclasses.replace(TRIPLET, pair_weights=weights)
+    assert structure.pairs == (("audio", "text"), ("text", "vision"))
+    assert "pair_audio_vision" not in structure.groups(imp.config)
+    loss, found = jit(lambda params, batch: imp.loss(params, batch, structure))(params, batch)
+    of_pairs = metrics["losses"]
+    assert set(of_pairs) == {"nce_audio_text", "nce_audio_vision", "nce_text_vision"}
+    expected = (3 * of_pairs["nce_audio_text"] + of_pairs["nce_text_vision"]) / 4
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert set(found["losses"]) == {"nce_audio_text", "nce_text_vision"}
+
+
+def test_a_weighted_sum_over_one_batch(run, jit):
+    """The classifier looks at vision, not at text; the parts are those of the two tasks alone."""
+    imp, params, arrays, _, _ = run
+    structure = Structure(
+        (("nce", 2.0), ("softmax", 0.5)), 4, (TEXT, VISION), classifier="digits", num_classes=5, classes=(0, 2, 3)
+    )
+    assert structure.classified == "vision"
+    assert structure.groups(imp.config) == (
+        *("encoder", "embed_text", "embed_vision"),
+        *("pair_text_vision", "classifier_digits"),
+    )
+    labels = np.eye(5, dtype=np.uint8)[[0, 2, 3, 0]]
+    both = {name: arrays[name] for name in ("vision", "text", "positive_ids")} | {"labels": labels}
+    assert jax.tree.structure(structure.batch_shapes()) == jax.tree.structure(both)
+
+    @jit
+    def losses(params, batch):
+        return [imp.loss(params, batch, s)[0] for s in (CAPTIONS, DIGITS)], imp.loss(params, batch, structure)
+
+    (nce, softmax), (loss, metrics) = losses(params, both)
+    np.testing.assert_allclose(loss, 2 * nce + 0.5 * softmax, rtol=1e-5)
+    parts = {name: float(value) for name, value in metrics["losses"].items()}
+    assert parts == pytest.approx({"nce": float(nce), "softmax": float(softmax)}, rel=1e-5)
+
+
+def test_router_losses_are_added(tiny, jit, batch):
+    moe = MoEConfig(2, 2)
+    weighted = dataclasses.replace(moe, z_loss_weight=0.5, load_balance_weight=2.0)
+
+    def run(moe):
+        imp = Imp.for_structures(tiny(depth=2, moe=moe), [CAPTIONS])
+        return jit(lambda params, batch: imp.loss(params, batch, CAPTIONS))(imp.init(0), batch(CAPTIONS))
+
+    (plain, metrics), (loss, with_losses) = run(moe), run(weighted)
+    assert "router" not in metrics["losses"]
+    # Two layers, two modalities; the statistics are means over layers.
+    sums = {n: 2 * sum(metrics["moe"][m][n] for m in ("vision", "text")) for n in ("z_loss", "load_balance")}
+    expected = 0.5 * sums["z_loss"] + 2.0 * sums["load_balance"]
+    np.testing.assert_allclose(with_losses["losses"]["router"], expected, rtol=1e-5)
+    np.testing.assert_allclose(loss, plain + expected, rtol=1e-5)
+
+
+def test_towers_are_encoders_of_their_own(tiny, jit, batch):
+    """Each modality goes through its own parameters alone; the release's comparison in its Figure 6."""
+    config = tiny(towers="per_modality")
+    imp = Imp.for_structures(config, [CAPTIONS])
+    assert imp.groups[:2] == ("encoder_text", "encoder_vision")
+    assert CAPTIONS.groups(config)[:2] == ("encoder_vision", "encoder_text")
+    params, arrays = imp.init(0), batch(CAPTIONS)
+    encode = jit(lambda params, batch: [imp.encode(params, m, **batch[m]) for m in ("vision", "text")])
+    vision, text = encode(params, arrays)
+    moved = params | {"encoder_text": jax.tree.map(lambda p: p + 0.1, params["encoder_text"])}
+    vision_again, text_again = encode(moved, arrays)
+    np.testing.assert_array_equal(vision_again, vision)
+    assert np.abs(text_again - text).max() > 1e-2
+
+
+def test_offsets_are_a_group_of_the_sigmoid_pair_loss(tiny, jit, batch):
+    pairwise = dataclasses.replace(CAPTIONS, objectives="sigmoid_pairs")
+    imp = Imp.for_structures(tiny(), [CAPTIONS, pairwise])
+    assert "offset_text_vision" in pairwise.groups(imp.config)
+    assert "offset_text_vision" not in CAPTIONS.groups(imp.config)
+    params = imp.init(0)
+    assert params["offset_text_vision"]["value"] == -10.0
+    gradients = jit(jax.grad(lambda params, batch: imp.loss(params, batch, pairwise)[0]))(params, batch(pairwise))
+    assert abs(gradients["offset_text_vision"]["value"]) > 1e-3
 
 
 def test_projection_uses_the_head_of_its_source(run):
@@ -225,12 +318,12 @@ def test_routing_statistics_of_a_loss(tiny, jit, batch):
 def test_a_loss_routes_in_the_groups_of_its_structure(tiny, batch, group, expected):
     """Groups of up to 12 tokens: three samples of 4 tokens fit, two divide the batch of four."""
     imp = Imp.for_structures(tiny(moe=MoEConfig(2, 1, group=group, group_size=12)), [DIGITS])
-    seen, encode = [], imp.encode
+    seen, forward = [], imp.forward
 
     def spy(*args, group_samples):
         seen.append(group_samples)
-        return encode(*args, group_samples=group_samples)
+        return forward(*args, group_samples=group_samples)
 
-    imp.encode = spy
+    imp.forward = spy
     jax.eval_shape(lambda params, batch: imp.loss(params, batch, DIGITS), imp.shapes(), batch(DIGITS))
     assert seen == expected

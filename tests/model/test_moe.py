@@ -1,5 +1,7 @@
 """Routing, dispatch and combination against numbers worked out by hand and references written as loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,17 @@ import pytest
 from flax import nnx
 
 from model.config import MoEConfig
-from model.moe import ExpertsChooseRouter, MoEFeedForward, expert_capacity, group_samples, routing_statistics
+from model.moe import (
+    MoEFeedForward,
+    Router,
+    Routing,
+    auxiliary_loss,
+    dispatch_form,
+    expert_capacity,
+    group_samples,
+    routing_statistics,
+    routing_sums,
+)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -38,7 +50,7 @@ def test_expert_capacity(num_tokens, num_experts, capacity_factor, expected):
 
 
 @pytest.mark.parametrize(
-    ("global_batch_size", "num_tokens", "expected"),
+    ("batch_size", "num_tokens", "expected"),
     [
         (64, 256, 8),
         (256, 16, 128),
@@ -48,8 +60,8 @@ def test_expert_capacity(num_tokens, num_experts, capacity_factor, expected):
         (4, 4096, 1),  # a sample longer than a group
     ],
 )
-def test_samples_of_a_group(global_batch_size, num_tokens, expected):
-    sizes = {"global_batch_size": global_batch_size, "num_tokens": num_tokens}
+def test_samples_of_a_group(batch_size, num_tokens, expected):
+    sizes = {"batch_size": batch_size, "num_tokens": num_tokens}
     assert group_samples(MoEConfig(4, 1, group="tokens", group_size=2048), **sizes) == expected
     assert group_samples(MoEConfig(4, 1, group="sample", group_size=2048), **sizes) == 1
 
@@ -68,7 +80,7 @@ def route_by_loops(x, kernel, *, num_slots, real):
 @pytest.mark.parametrize("padded", [False, True])
 def test_router_takes_the_top_tokens_of_each_expert(tiny, jit, padded):
     config = tiny(moe=MoEConfig(4, 1))
-    router = ExpertsChooseRouter(config, rngs=nnx.Rngs(0))
+    router = Router(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     kernel, x = rng.normal(size=(16, 4)).astype(np.float32), rng.normal(size=(3, 12, 16)).astype(np.float32)
     router.kernel[...] = jnp.asarray(kernel)
@@ -78,7 +90,8 @@ def test_router_takes_the_top_tokens_of_each_expert(tiny, jit, padded):
         real[1, 7:] = False  # 7 real tokens
         real[2, [0, 1, 3, 4, 6, 7, 9, 10, 11]] = False  # 3 real tokens, scattered
         num_slots = [3, 2, 1]  # round(12 / 4), round(7 / 4), round(3 / 4)
-    gates, index, probs = jit(router)(x, real if padded else None)
+    routing = jit(router)(x, real if padded else None)
+    gates, index, probs = routing.gates, routing.index, routing.probs
 
     assert gates.shape == index.shape == (3, 4, 3)
     assert gates.dtype == jnp.float32
@@ -94,12 +107,12 @@ def test_router_takes_the_top_tokens_of_each_expert(tiny, jit, padded):
 
 
 def test_router_is_float32_in_a_bfloat16_model(tiny, jit):
-    router = ExpertsChooseRouter(tiny(moe=MoEConfig(2, 1), dtype="bfloat16"), rngs=nnx.Rngs(0))
+    router = Router(tiny(moe=MoEConfig(2, 1), dtype="bfloat16"), rngs=nnx.Rngs(0))
     kernel = np.zeros((16, 2), np.float32)
     kernel[0] = [1.0, 1.0 + 2**-12]
     router.kernel[...] = jnp.asarray(kernel)
-    _, _, probs = jit(router)(np.ones((1, 2, 16), jnp.bfloat16), None)
-    assert probs[0, 0, 1] > probs[0, 0, 0]  # bfloat16 holds 8 bits: the kernel's columns would be equal
+    routing = jit(router)(np.ones((1, 2, 16), jnp.bfloat16), None)
+    assert routing.probs[0, 0, 1] > routing.probs[0, 0, 0]  # bfloat16 holds 8 bits: the kernel's columns would be equal
 
 
 # Three tokens over three experts. With the identity as router kernel and tokens 1 + ln(weights), a token's
@@ -156,12 +169,92 @@ def test_statistics_by_hand(jit):
     gates = jnp.asarray([[[0.75, 0.5], [0.5, 0.25]], [[0.9, 0.0], [0.6, 0.0]]])
     index = jnp.asarray([[[0, 1], [1, 0]], [[0, 1], [0, 2]]])
     probs = jnp.asarray([[[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]], [[0.9, 0.1], [0.4, 0.6], [0.0, 1.0]]])
-    real = jnp.asarray([[True, True, True], [True, True, False]])
-    found = jit(routing_statistics)(gates, index, probs, real)
+    # Both logits ln(k): their logsumexp is ln(2 k).
+    logits = jnp.log(jnp.asarray([[1.0, 2, 1], [1, 4, 100]]))[..., None] * jnp.ones(2)
+    real = jnp.asarray([[1.0, 1, 1], [1, 1, 0]])
+    routing = Routing(gates=gates, index=index, probs=probs, logits=logits, real=real)
+    found = jit(lambda routing: routing_statistics(routing_sums(routing)))(routing)
     # Tokens 2 of the first group and 1 of the second are taken by none: a slot with gate zero is not used.
     np.testing.assert_allclose(found["unrouted_fraction"], 2 / 5, rtol=1e-6)
+    np.testing.assert_allclose(found["slots_per_token"], 6 / 5, rtol=1e-6)
     np.testing.assert_allclose(found["confidence"], (0.75 + 0.5 + 0.5 + 0.25 + 0.9 + 0.6) / 6, rtol=1e-6)
+    np.testing.assert_allclose(found["expert_slots"], [3 / 6, 3 / 6], rtol=1e-6)
     np.testing.assert_allclose(found["expert_load"], [2.8 / 5, 2.2 / 5], rtol=1e-6)
+    logarithms = np.log([2, 4, 2, 2, 8])
+    np.testing.assert_allclose(found["z_loss"], (logarithms**2).mean(), rtol=1e-6)
+    # Liked best: expert 0 by two tokens and the tie of the second, expert 1 by two.
+    np.testing.assert_allclose(found["load_balance"], 2 * (3 / 5 * 2.8 / 5 + 2 / 5 * 2.2 / 5), rtol=1e-6)
+
+
+def test_auxiliary_loss_by_hand():
+    statistics = {"z_loss": jnp.asarray([1.0, 3.0]), "load_balance": jnp.asarray([1.0, 1.5])}
+    assert auxiliary_loss(statistics, MoEConfig(2, 2)) == 0.0
+    weighted = MoEConfig(2, 2, z_loss_weight=0.5, load_balance_weight=0.01)
+    np.testing.assert_allclose(auxiliary_loss(statistics, weighted), 0.5 * 4 + 0.01 * 2.5, rtol=1e-6)
+
+
+# Five tokens over two experts: what each token gives expert 0; expert 1 gets the rest.
+FIRST = [0.9, 0.6, 0.8, 0.3, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "real", "expected"),
+    [
+        # Capacity round(5 / 2) = 2. In order: tokens 0 and 1 fill expert 0, 2 and 4 are turned away; 3 takes expert 1.
+        ({}, None, {0: [(0, 0.9), (1, 0.6)], 1: [(3, 0.7)]}),
+        # By their best probability: 0 (.9), 2 (.8), then 3 (.7, expert 1); 4 and 1 are turned away.
+        ({"batch_priority": True}, None, {0: [(0, 0.9), (2, 0.8)], 1: [(3, 0.7)]}),
+        # Capacity round(10 / 2) = 5: everybody gets both; second choices come after all first ones.
+        (
+            {"num_selected": 2},
+            None,
+            {
+                0: [(0, 0.9), (1, 0.6), (2, 0.8), (4, 0.7), (3, 0.3)],
+                1: [(3, 0.7), (0, 0.1), (1, 0.4), (2, 0.2), (4, 0.3)],
+            },
+        ),
+        # Half of that, round(2.5) = 2: second choices find expert 1 with one place.
+        ({"num_selected": 2, "capacity_factor": 0.5}, None, {0: [(0, 0.9), (1, 0.6)], 1: [(3, 0.7), (0, 0.1)]}),
+        # Three real tokens: round(3 / 2) = 2 slots; padding asks for nothing.
+        ({}, [False, True, True, False, True], {0: [(1, 0.6), (2, 0.8)], 1: []}),
+        ({"batch_priority": True}, [False, True, True, False, True], {0: [(2, 0.8), (4, 0.7)], 1: []}),
+    ],
+)
+def test_tokens_choose_by_hand(tiny, jit, settings, real, expected):
+    config = tiny(width=2, num_heads=1, head_dim=2, moe=MoEConfig(2, 1, router="tokens_choose", **settings))
+    router = Router(config, rngs=nnx.Rngs(0))
+    router.kernel[...] = jnp.eye(2)
+    first = np.array(FIRST)
+    x = np.log(np.stack([first, 1 - first], axis=-1))[None].astype(np.float32)
+    routing = jit(router)(x, None if real is None else np.array([real]))
+    for expert, pairs in expected.items():
+        gates, index = np.asarray(routing.gates)[0, expert], np.asarray(routing.index)[0, expert]
+        assert index[: len(pairs)].tolist() == [token for token, _ in pairs]
+        np.testing.assert_allclose(gates[: len(pairs)], [gate for _, gate in pairs], rtol=1e-5)
+        assert not gates[len(pairs) :].any()
+
+
+def test_balanced_routing_has_a_load_balance_of_one(tiny, jit):
+    layer = MoEFeedForward(tiny(moe=MoEConfig(4, 1, router="tokens_choose")), rngs=nnx.Rngs(0))
+    layer.router.kernel[...] = jnp.asarray(np.eye(16, 4, dtype=np.float32))
+    x = np.zeros((1, 8, 16), np.float32)
+    x[0, np.arange(8), np.arange(8) % 4] = 30.0  # two tokens for each expert, with probability one
+    statistics = jitted(jit, layer)(x, None)[1]
+    np.testing.assert_allclose(statistics["load_balance"], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(statistics["expert_slots"], [0.25] * 4, rtol=1e-5)
+    np.testing.assert_allclose(statistics["slots_per_token"], 1.0)
+    x[0, :, :4] = [30.0, 0, 0, 0]
+    np.testing.assert_allclose(jitted(jit, layer)(x, None)[1]["load_balance"], 4.0, rtol=1e-5)
+
+
+def test_padding_competes_where_it_is_asked_to(tiny, jit):
+    x, real = tokens(2, 6, 16), np.array([[True] * 6, [True, True, False, False, False, False]])
+    gates = {}
+    for route_padding in (False, True):
+        router = Router(tiny(moe=MoEConfig(2, 1, route_padding=route_padding)), rngs=nnx.Rngs(0))
+        gates[route_padding] = (np.asarray(jit(router)(x, real).gates) > 0).sum(-1)
+    assert gates[False].tolist() == [[3, 3], [1, 1]]
+    assert gates[True].tolist() == [[3, 3], [3, 3]]
 
 
 @pytest.fixture(scope="module")
@@ -192,24 +285,35 @@ def test_layer_against_numpy(layer, forward):
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_index_dispatch_equal_one_hot_dispatch(layer, jit):
-    graph, params = nnx.split(layer)
+@pytest.mark.parametrize("router", ["experts_choose", "tokens_choose"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_dispatch_by_index_and_by_einsum_are_equal(tiny, jit, router, padded):
+    """Values and gradients, by the router's kernel, the experts' weights and the tokens."""
+    moe = MoEConfig(2, 1, router=router, num_selected=2 if router == "tokens_choose" else 1)
+    real = jnp.asarray(np.arange(7) < np.array([[7], [5], [3], [1]])) if padded else None
 
-    def by_index(params, x):
-        return jnp.sin(nnx.merge(graph, params)(x, None, group_samples=1)[0]).sum()
+    def run(dispatch):
+        layer = MoEFeedForward(tiny(moe=dataclasses.replace(moe, dispatch=dispatch)), rngs=nnx.Rngs(3))
+        layer.router.kernel[...] = jnp.asarray(tokens(16, 2, seed=4))
+        graph, params = nnx.split(layer)
 
-    def by_one_hot(params, x):
-        layer = nnx.merge(graph, params)
-        gates, index, _ = layer.router(x, None)
-        mask = jax.nn.one_hot(index, x.shape[1])  # (G, E, C, S)
-        out = layer.experts(jnp.einsum("gsd,gecs->gecd", x, mask))
-        return jnp.sin(jnp.einsum("gecd,gecs,gec->gsd", out, mask, gates)).sum()
+        def loss(params, x):
+            out = nnx.merge(graph, params)(x, real, group_samples=2)[0]
+            return jnp.sin(out).sum(), out
 
-    both = jit(lambda *args: [jax.grad(f, argnums=(0, 1))(*args) for f in (by_index, by_one_hot)])
-    found, expected = both(params, tokens(4, 7, 16))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, tokens(4, 7, 16))
+
+    (_, out), gradients = run("index")
+    (_, expected), expected_gradients = run("einsum")
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         assert np.abs(b).max() > 1e-3
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_dispatch_form():
+    assert dispatch_form(MoEConfig(2, 1)) == "index"  # on a CPU
+    assert dispatch_form(MoEConfig(2, 1, dispatch="einsum")) == "einsum"
 
 
 def test_padding_changes_no_real_token(forward):
@@ -235,7 +339,8 @@ def test_mask_without_padding_equals_no_mask(forward):
 def test_slots_follow_the_real_tokens(layer, jit):
     num_real = np.array([12, 5, 3, 1, 0])
     real = np.arange(12) < num_real[:, None]
-    gates, index, _ = jit(layer.router)(tokens(5, 12, 16), real)
+    routing = jit(layer.router)(tokens(5, 12, 16), real)
+    gates, index = routing.gates, routing.index
     # round(n / 2): 6, round(2.5) = 2, round(1.5) = 2, at least one slot, and nothing to take in an empty sample.
     assert (np.asarray(gates) > 0).sum(-1).tolist() == [[6, 6], [2, 2], [2, 2], [1, 1], [0, 0]]
     assert (np.asarray(index)[1, :, :2] < 5).all()
@@ -247,11 +352,11 @@ def test_slots_follow_the_real_tokens(layer, jit):
     [(45, 1.0, {22}), (45, 1.4, {31, 32}), (60, 1.05, {31, 32})],
 )
 def test_slots_are_the_same_however_much_padding(tiny, jit, num_tokens, capacity_factor, expected):
-    router = ExpertsChooseRouter(tiny(moe=MoEConfig(2, 1, capacity_factor=capacity_factor)), rngs=nnx.Rngs(0))
+    router = Router(tiny(moe=MoEConfig(2, 1, capacity_factor=capacity_factor)), rngs=nnx.Rngs(0))
     x, found = tokens(1, num_tokens + 10, 16), []
     for mask_length in (0, num_tokens, num_tokens + 10):
         mask = np.arange(mask_length)[None] < num_tokens if mask_length else None
-        gates, _, _ = jit(router)(x[:, : mask_length or num_tokens], mask)
+        gates = jit(router)(x[:, : mask_length or num_tokens], mask).gates
         found += (np.asarray(gates) > 0).sum(-1).ravel().tolist()  # of both experts
     assert len(set(found)) == 1, found
     assert found[0] in expected

@@ -1,11 +1,13 @@
 """Losses against hand-worked numbers and float64 references written as loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.objectives import nce, sigmoid_cross_entropy, softmax_cross_entropy, unit
+from model.objectives import nce, sigmoid_cross_entropy, sigmoid_pairs, softmax_cross_entropy, unit
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -110,6 +112,80 @@ def test_nce_gradient_is_finite_at_a_row_of_zeros():
     # Logits [[1, 0], [0, 0]]: rows ln(e + 1) - 1 and ln 2, columns the same.
     np.testing.assert_allclose(value, (np.log(np.e + 1) - 1 + np.log(2)) / 2, rtol=1e-5)
     assert all(np.isfinite(g).all() for g in gradients)
+
+
+@functools.cache
+def chunked(chunk_size: int | None):
+    """(first, second, temperature, ids) → loss and gradients, compiled once for each chunk size."""
+
+    def loss(first, second, temperature, ids):
+        return nce(first, second, temperature=temperature, positive_ids=ids, chunk_size=chunk_size)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.01])
+@pytest.mark.parametrize("ids", [range(11), [1, 1, 3, 1, 5, 3, 7, 1, 9, 9, 3], [2] * 11])
+@pytest.mark.parametrize("chunk_size", [3, 5, 10, 11])
+def test_nce_by_chunks_equals_nce(ids, chunk_size, temperature):
+    """Value and gradients by both sides and the temperature; the last chunk has 2, 1, 1 and 11 columns."""
+    first, second, ids = normal(11, 6, seed=1), normal(11, 6, seed=2), jnp.asarray(list(ids), jnp.int32)
+
+    given = (first, second, jnp.float32(temperature), ids)
+    value, gradients = chunked(chunk_size)(*given)
+    expected, expected_gradients = chunked(None)(*given)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    for found, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-4 * max(0.1, np.abs(other).max()))
+
+
+def test_nce_by_chunks_never_holds_the_whole_matrix():
+    """65,536 pairs: the plain form needs matrices of 17 GB; compiled only."""
+    shape, ids = jax.ShapeDtypeStruct((65_536, 64), jnp.float32), jax.ShapeDtypeStruct((65_536,), jnp.int32)
+
+    def loss(first, second, ids):
+        return nce(first, second, temperature=jnp.float32(0.1), positive_ids=ids, chunk_size=1024)
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape, ids).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 65_536 * 65_536 * 4 / 10
+
+
+def sigmoid_pairs_by_loops(first, second, temperature, offset, ids) -> float:
+    total = 0.0
+    for a, own in zip(first.astype(np.float64), ids, strict=True):
+        for b, other in zip(second.astype(np.float64), ids, strict=True):
+            logit = a @ b / np.linalg.norm(a) / np.linalg.norm(b) / temperature + offset
+            total += np.log1p(np.exp(-logit if own == other else logit))
+    return total / len(ids)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3, 7])
+@pytest.mark.parametrize("ids", [range(7), [1, 1, 3, 1, 5, 3, 8]])
+def test_sigmoid_pairs_against_numpy(ids, chunk_size):
+    first, second, ids = normal(7, 5, seed=1), 3 * normal(7, 5, seed=2), jnp.asarray(list(ids), jnp.int32)
+
+    def loss(first, second, temperature, offset):
+        scale = {"temperature": temperature, "offset": offset}
+        return sigmoid_pairs(first, second, **scale, positive_ids=ids, chunk_size=chunk_size)
+
+    given = (first, second, jnp.float32(0.2), jnp.float32(-2.0))
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*given)
+    np.testing.assert_allclose(value, sigmoid_pairs_by_loops(first, second, 0.2, -2.0, ids), rtol=1e-5)
+    direction = [normal(7, 5, seed=3).astype(np.float64), normal(7, 5, seed=4).astype(np.float64), 0.1, 0.5]
+
+    def along(step: float) -> float:
+        moved = [x + step * d for x, d in zip((first, second, 0.2, -2.0), direction, strict=True)]
+        return sigmoid_pairs_by_loops(*moved, ids)
+
+    found = sum((np.asarray(g, np.float64) * d).sum() for g, d in zip(gradients, direction, strict=True))
+    np.testing.assert_allclose(found, (along(1e-5) - along(-1e-5)) / 2e-5, rtol=1e-3)
+
+
+def test_sigmoid_pairs_by_hand():
+    """Two orthogonal samples that match themselves, temperature 1: logits 1 + offset and offset."""
+    given = {"temperature": jnp.float32(1.0), "offset": jnp.float32(-1.0), "positive_ids": jnp.arange(2)}
+    value = sigmoid_pairs(jnp.eye(2), jnp.eye(2), **given)
+    np.testing.assert_allclose(value, np.log(2) + np.log1p(np.exp(-1)), rtol=1e-6)
 
 
 def value_and_gradient(loss, logits, labels):

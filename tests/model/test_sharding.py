@@ -1,4 +1,4 @@
-"""The same training on one device and on four, in a process of its own with four CPU devices."""
+"""The same training on one device and on eight, in processes of their own with eight CPU devices."""
 
 import json
 import os
@@ -9,96 +9,182 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from model.sharding import make_mesh
+from model.config import MoEConfig
+from model.imp import Imp, Structure
+from model.sharding import check_batch, make_mesh, state_shardings
 
-SCRIPT = """
+SCRIPT = r"""
 import json
+import re
+import sys
 
 import jax
 import numpy as np
 
 from model.config import ModelConfig, MoEConfig
 from model.imp import Imp, Inputs, Structure
-from model.sharding import make_mesh, put_batch, put_replicated, step_shardings
+from model.sharding import make_mesh, over_batch, put_batch, put_state, replicated, state_shardings
 from model.step import OptimizerConfig, compile_step, init_state
 
-config = ModelConfig(
-    width=16, num_heads=2, head_dim=8, depth=1, mlp_dim=32, common_dim=12, vocab_size=40, vision_patch=(4, 2, 2),
-    vision_positions=(4, 4, 4), text_positions=(32,), qk_norm=True, moe=MoEConfig(2, 1, group="sample"),
+BATCH, VISION, TEXT = 16, Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)
+SIZES = dict(
+    width=16, num_heads=2, head_dim=8, depth=2, mlp_dim=32, common_dim=12, vocab_size=40, vision_patch=(4, 2, 2),
+    vision_positions=(4, 4, 4), text_positions=(32,), qk_norm=True,
 )
-structure = Structure("nce", 8, (Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)))
-imp = Imp.for_structures(config, [structure])
-optimizer = OptimizerConfig(1e-2, warmup_steps=0, num_steps=100)
-rng = np.random.default_rng(0)
-batch = {
-    "vision": {
-        "tokens": rng.integers(0, 256, (8, 6, 12)).astype(np.uint8),
-        "positions": rng.integers(0, 4, (8, 6, 3)).astype(np.int32),
-    },
-    "text": {
-        "tokens": rng.integers(0, 40, (8, 5)).astype(np.int32),
-        "positions": np.tile(np.arange(5, dtype=np.int32)[None, :, None], (8, 1, 1)),
-        "mask": np.arange(5) < rng.integers(1, 6, (8, 1)),
-    },
-    "positive_ids": np.array([0, 1, 2, 3, 4, 5, 6, 0], np.int32),
-}
+PAIRS = Structure("nce", BATCH, (VISION, TEXT))
+CLASSES = dict(classifier="digits", num_classes=3, classes=(0, 1, 2))
+MOE = dict(num_experts=4, num_layers=1)
+# (model settings, structure, {name: (devices along the expert axis, FSDP)})
+CASES = [
+    ({"moe": MoEConfig(**MOE)}, PAIRS, {"experts": (4, False), "experts and fsdp": (2, True)}),
+    (
+        {
+            "moe": MoEConfig(
+                **MOE, router="tokens_choose", num_selected=2, dispatch="einsum", load_balance_weight=0.1,
+                placement="interleaved", group="tokens", group_size=12,
+            ),
+            "towers": "per_modality",
+            "contrastive_chunk": 5,
+        },
+        Structure((("nce", 1.0), ("softmax", 0.5)), BATCH, (VISION, TEXT), **CLASSES),
+        {"everything else": (2, False)},
+    ),
+    (
+        {"moe": MoEConfig(**MOE)},
+        Structure("softmax", BATCH, (VISION,), microbatches=2, **CLASSES),
+        {"microbatches": (4, False)},
+    ),
+]
 
 
-def train(mesh):
-    step = compile_step(imp, structure, optimizer, shardings=step_shardings(mesh))
-    state = put_replicated(init_state(imp.init(0)), mesh)
-    arrays, losses, rates = put_batch(batch, mesh), [], optimizer.learning_rates()
-    for at in range(3):
-        state, metrics = step(state, arrays, put_replicated(rates[at], mesh))
+def batch_of(structure):
+    rng = np.random.default_rng(0)
+    batch = {
+        "vision": {
+            "tokens": rng.integers(0, 256, (BATCH, 6, 12)).astype(np.uint8),
+            "positions": rng.integers(0, 4, (BATCH, 6, 3)).astype(np.int32),
+        },
+        "text": {
+            "tokens": rng.integers(0, 40, (BATCH, 5)).astype(np.int32),
+            "positions": np.tile(np.arange(5, dtype=np.int32)[None, :, None], (BATCH, 1, 1)),
+            "mask": np.arange(5) < rng.integers(1, 6, (BATCH, 1)),
+        },
+        "positive_ids": np.array([0, *range(BATCH - 1)], np.int32),
+        "labels": np.eye(3, dtype=np.uint8)[np.arange(BATCH) % 3],
+    }
+    return {name: batch[name] for name in structure.batch_shapes()}
+
+
+def arrays_of(text, operation):
+    # Shapes of what the operation gives, also where it gives several.
+    results = re.findall(r"= (.*?) " + operation + r"(?:-start)?\(", text)
+    shapes = [dims for result in results for dims in re.findall(r"\w+\[([\d,]*)\]", result)]
+    return [[int(n) for n in dims.split(",") if n] for dims in shapes]
+
+
+def train(settings, structure, mesh, fsdp):
+    imp = Imp.for_structures(ModelConfig(**SIZES, **settings), [structure])
+    optimizer = OptimizerConfig(1e-2, warmup_steps=0, num_steps=100)
+    step = compile_step(imp, structure, optimizer, mesh=mesh, fsdp=fsdp)
+    state = init_state(imp.init(0))
+    state = put_state(state, state_shardings(state, mesh, fsdp=fsdp))
+    arrays, losses, rates = put_batch(batch_of(structure), mesh), [], optimizer.learning_rates()
+    for at in range(2):
+        metrics = step(state, arrays, put_state(rates[at], replicated(mesh)))
         losses.append(float(metrics["loss"]))
-    tokens, kernel = arrays["vision"]["tokens"], state["encoder"]["params"]["sparse"]["mlp"]["router"]["kernel"]
+        if at == 0:
+            # One update from zero: the first moment is a tenth of the clipped gradient.
+            gradients = jax.tree.map(np.asarray, {name: group["mu"] for name, group in state.items()})
+    text, rows = step.executable.as_text(), arrays["vision"]["tokens"].addressable_shards
     return {
         "losses": losses,
+        "gradients": [leaf.ravel().tolist() for leaf in jax.tree.leaves(gradients)],
         "statistics": jax.tree.map(lambda x: np.asarray(x).tolist(), metrics["moe"]),
-        "batch_rows": [shard.data.shape[0] for shard in tokens.addressable_shards],
-        "first_rows": sorted(shard.index[0].start or 0 for shard in tokens.addressable_shards),
-        "replicated": kernel.sharding.is_fully_replicated,
-        "copies": len(kernel.addressable_shards),
-        "input_devices": len(jax.tree.leaves(step.input_shardings)[-1].device_set),
+        "first_rows": sorted(shard.index[0].start or 0 for shard in rows),
+        "shards": {
+            "/".join(str(k.key) for k in path): [list(p.shape), list(p.addressable_shards[0].data.shape)]
+            for path, p in jax.tree.leaves_with_path(state)
+        },
+        "collectives": {o: arrays_of(text, o) for o in ("all-gather", "all-reduce", "all-to-all", "reduce-scatter")},
     }
 
 
-devices = jax.devices()
-print(json.dumps({"one": train(make_mesh(devices[:1])), "four": train(make_mesh(devices, expert=2))}))
+devices, found = jax.devices(), {}
+for settings, structure, meshes in CASES:
+    one = train(settings, structure, make_mesh(devices[:1]), False)
+    for name, (expert, fsdp) in meshes.items():
+        found[name] = {"one": one, "eight": train(settings, structure, make_mesh(devices, expert=expert), fsdp)}
+print(json.dumps(found))
 """
+
+CASES = ("experts", "experts and fsdp", "everything else", "microbatches")
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict:
-    flags = "--xla_force_host_platform_device_count=4 "  # and little optimisation: half the time to compile
+    flags = "--xla_force_host_platform_device_count=8 "  # and little optimisation: half the time to compile
     flags += "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=290, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_four_devices_train_as_one_does(runs):
-    one, four = runs["one"], runs["four"]
-    assert len(set(one["losses"])) == 3
-    np.testing.assert_allclose(four["losses"], one["losses"], atol=1e-5)
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_train_as_one_does(runs, case):
+    one, eight = runs[case]["one"], runs[case]["eight"]
+    assert one["losses"][0] != one["losses"][1]
+    np.testing.assert_allclose(eight["losses"], one["losses"], atol=2e-5)
+    for found, expected in zip(eight["gradients"], one["gradients"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
     for modality, statistics in one["statistics"].items():
         for name, value in statistics.items():
-            np.testing.assert_allclose(
-                four["statistics"][modality][name], value, atol=1e-4, err_msg=f"{modality} {name}"
-            )
+            if not (case == "microbatches" and name == "load_balance"):
+                np.testing.assert_allclose(eight["statistics"][modality][name], value, atol=1e-4, err_msg=name)
+    assert one["first_rows"] == [0]
+    assert eight["first_rows"] == list(range(0, 16, 2))
 
 
-def test_the_batch_is_sharded_and_the_state_is_not(runs):
-    one, four = runs["one"], runs["four"]
-    assert (one["batch_rows"], one["copies"]) == ([8], 1)
-    assert four["batch_rows"] == [2, 2, 2, 2]
-    assert four["first_rows"] == [0, 2, 4, 6]
-    assert four["replicated"]
-    assert four["copies"] == four["input_devices"] == 4
+@pytest.mark.parametrize("case", CASES)
+def test_no_tokens_are_gathered(runs, case):
+    """Weights are where they are sharded; besides, pooled features, ids and rows of logits: batch x width numbers."""
+    eight = runs[case]["eight"]
+    parameters = {tuple(shape) for shape, _ in eight["shards"].values()}
+    parameters |= {(1, *shape[1:]) for shape in parameters}  # one layer of a stack
+    parameters |= {(1, shape[1] // 2, *shape[2:]) for shape in parameters if len(shape) == 4}  # experts of a device
+    for shape in eight["collectives"]["all-gather"]:
+        is_parameter = tuple(sorted(shape)) in {tuple(sorted(p)) for p in parameters}
+        assert is_parameter or np.prod(shape) <= 16 * 16, shape
+
+
+def test_expert_slots_go_to_their_experts_and_back(runs):
+    """Of each modality's slots, forward and backward: 4 experts x 2 samples x 1 or 2 slots of 16 numbers a device."""
+    shapes = runs["experts"]["eight"]["collectives"]["all-to-all"]
+    assert shapes
+    assert runs["experts"]["one"]["collectives"]["all-to-all"] == []
+    slots = {np.prod(s) for s in shapes}
+    assert slots <= {2 * 16 * n for n in (1, 2, 4, 8)}, shapes
+
+
+def test_where_parameters_lie(runs):
+    def shard(case: str, path: str):
+        return runs[case]["eight"]["shards"][path]
+
+    kernel, wi = "encoder/params/dense/mlp/wi/kernel", "encoder/mu/sparse/mlp/experts/wi"
+    experts = {path for path, (whole, part) in runs["experts"]["eight"]["shards"].items() if whole != part}
+    assert len(experts) == 6 and all("/experts/" in path for path in experts)  # two matrices, two moments
+    assert shard("experts", wi) == [[1, 4, 16, 32], [1, 1, 16, 32]]
+    # FSDP over 4 devices: the longest axis that 4 divides, never that of the layers; a scalar on every device.
+    fsdp = "experts and fsdp"
+    assert shard(fsdp, kernel) == [[1, 16, 32], [1, 16, 8]]
+    assert shard(fsdp, kernel.replace("params", "nu")) == [[1, 16, 32], [1, 16, 8]]
+    assert shard(fsdp, "embed_text/params/table") == [[40, 16], [10, 16]]
+    assert shard(fsdp, "pair_text_vision/params/tau") == [[], []]
+    assert shard(fsdp, wi) == [[1, 4, 16, 32], [1, 2, 16, 8]]
 
 
 def test_mesh_of_one_device_has_the_axes_of_any_other():
@@ -109,3 +195,49 @@ def test_mesh_of_one_device_has_the_axes_of_any_other():
 def test_devices_that_expert_groups_do_not_divide_raise():
     with pytest.raises(ValueError, match="1 devices cannot be split into 2 expert groups"):
         make_mesh(jax.devices()[:1], expert=2)
+
+
+def mesh_of(data: int, expert: int):
+    return jax.sharding.AbstractMesh((data, expert), ("data", "expert"))
+
+
+def test_experts_that_devices_do_not_divide_raise(tiny, inputs):
+    structure = Structure("nce", 8, (inputs("vision", 4), inputs("text", 5)))
+    shapes = Imp.for_structures(tiny(moe=MoEConfig(3, 1)), [structure]).shapes()
+    with pytest.raises(ValueError, match="3 experts cannot lie over 2 devices in equal parts"):
+        state_shardings(shapes, mesh_of(2, 2))
+    placed = state_shardings(shapes, mesh_of(2, 3))
+    assert placed["encoder"]["sparse"]["mlp"]["experts"]["wi"].spec == PartitionSpec(None, "expert", None, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "message"),
+    [
+        (12, {}, "a batch of 12 samples cannot be shared by 8 devices in equal parts"),
+        (
+            32,
+            {},
+            r"4 samples a device cannot be cut into vision routing groups of 8 samples; make the batch a multiple of "
+            r"64 \(it is 32\), or lower moe.group_size",
+        ),
+        (
+            8,
+            {"objectives": "softmax", "classifier": "c", "num_classes": 2, "classes": (0,), "microbatches": 2},
+            "a batch of 8 samples cannot be shared by 8 devices of 2 microbatches each in equal parts",
+        ),
+    ],
+)
+def test_batches_that_devices_cannot_share_raise(tiny, inputs, size, fields, message):
+    """Groups of up to 32 tokens: eight samples of four, six of five."""
+    modalities = (inputs("vision", 4),) if fields else (inputs("vision", 4), inputs("text", 5))
+    structure = Structure(**({"objectives": "nce", "global_batch_size": size, "inputs": modalities} | fields))
+    config = tiny(moe=MoEConfig(2, 1, group="tokens", group_size=32))
+    with pytest.raises(ValueError, match=message):
+        check_batch(structure, structure.group_samples(config), mesh_of(4, 2))
+
+
+def test_a_batch_that_devices_can_share(tiny, inputs):
+    structure = Structure("nce", 64, (inputs("vision", 4), inputs("text", 4)))
+    groups = structure.group_samples(tiny(moe=MoEConfig(2, 1, group="tokens", group_size=32)))
+    assert groups == {"vision": 8, "text": 8}
+    check_batch(structure, groups, mesh_of(4, 2))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import from_variant
+from model.config import MoEConfig, from_variant
 from model.imp import Imp, Inputs, Structure
 from model.step import OptimizerConfig, compile_step, init_state, make_step, state_shapes
 
@@ -62,7 +62,8 @@ def check_one_step(step, gradients, state, batch, *, at: int, learning_rate: flo
     state = on_host(state)
     grads = on_host(gradients({name: group["params"] for name, group in state.items()}, batch))
     norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(grads)))
-    new, metrics = step(state, batch, rate(at))
+    new = dict(state)
+    metrics = step(new, batch, rate(at))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     np.testing.assert_allclose(metrics["learning_rate"], learning_rate, rtol=1e-5)
     assert metrics["finite"]
@@ -108,7 +109,7 @@ def trained(imp, step, batch):
     """The state after 40 steps on one batch, and the loss of each."""
     state, arrays, losses = init_state(imp.init(0)), batch(SOUNDS), []
     for at in range(40):
-        state, metrics = step(state, arrays, rate(at))
+        metrics = step(state, arrays, rate(at))
         losses.append(float(metrics["loss"]))
     return on_host(state), losses
 
@@ -133,7 +134,8 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(step, trained, bat
     state, _ = trained
     arrays = batch(SOUNDS)
     arrays["audio"]["tokens"][2, 1, 0] = bad
-    new, metrics = step(on_host(state), arrays, rate(40))
+    new = on_host(state)
+    metrics = step(new, arrays, rate(40))
     assert not metrics["finite"]
     assert not np.isfinite(metrics["loss"])
     assert jax.tree.structure(new) == jax.tree.structure(state)
@@ -155,21 +157,62 @@ def test_first_state(imp):
 
 
 def test_a_step_takes_and_returns_its_own_groups(imp, step, trained, batch):
-    state, _ = trained
+    state = on_host(trained[0])
     num_leaves = {name: len(jax.tree.leaves(params)) for name, params in imp.shapes().items()}
-    expected = (
-        sum(3 * num + 1 for num in num_leaves.values()) + 3 + 1
-    )  # moments and counts, the batch, the learning rate
-    assert len(jax.tree.leaves(step.args_info)) == expected
-    new, _ = step(on_host(state), batch(SOUNDS), rate(0))
-    assert set(new) == set(SOUNDS.groups)
-    with pytest.raises(TypeError, match="classifier_topics"):
-        step(on_host(state) | {"classifier_topics": state["classifier_sounds"]}, batch(SOUNDS), rate(0))
+    moments_and_counts, of_the_batch, learning_rate = sum(3 * num + 1 for num in num_leaves.values()), 3, 1
+    found = len(jax.tree.leaves(step.executable.args_info))
+    assert found == moments_and_counts + of_the_batch + learning_rate
+    assert step.groups == SOUNDS.groups(imp.config) == ("encoder", "embed_audio", "classifier_sounds")
+    topics = {"params": np.ones(3)}
+    before = {name: state[name] for name in step.groups}
+    state["classifier_topics"] = topics
+    step(state, batch(SOUNDS), rate(0))
+    assert state["classifier_topics"] is topics
+    assert all(state[name] is not group for name, group in before.items())
+
+
+def test_a_dense_update_moves_the_groups_of_other_tasks(tiny, trained, batch):
+    """With a gradient of zero: moments decay, the momentum that is left still moves the parameters, counts rise."""
+    everything = Imp.for_structures(tiny(), [SOUNDS, TOPICS])
+    dense = dataclasses.replace(ADAM, dense_update=True)
+    step = compile_step(everything, SOUNDS, dense)
+    assert step.groups == everything.groups
+    state, rng = on_host(init_state(everything.init(0))), np.random.default_rng(2)
+    topics = state["classifier_topics"]
+    topics["count"] = np.int32(3)
+    topics["mu"] = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), topics["mu"])
+    topics["nu"] = jax.tree.map(lambda p: rng.uniform(1, 2, size=p.shape).astype(np.float32), topics["nu"])
+    zeros = jax.tree.map(np.zeros_like, topics["params"])
+    expected, count = adam_by_numpy(topics, zeros, scale=1.0, learning_rate=1e-2)
+    step(state, batch(SOUNDS), np.float32(1e-2))
+    assert state["classifier_topics"]["count"] == count == 4
+    for part in ("params", "mu", "nu"):
+        for found, value in zip(jax.tree.leaves(state["classifier_topics"][part]), expected[part], strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=part)
+
+
+@pytest.mark.parametrize("group", ["sample", "tokens"])
+def test_microbatches_update_as_the_whole_batch_does(tiny, jit, batch, group):
+    """Groups of two samples of three tokens in the second case: no group is cut. Statistics are means too."""
+    config = tiny(moe=MoEConfig(2, 1, group=group, group_size=6))
+    whole = dataclasses.replace(SOUNDS, global_batch_size=8)
+    parts = dataclasses.replace(whole, microbatches=2)
+    assert parts.group_samples(config) == whole.group_samples(config) == {"audio": 1 if group == "sample" else 2}
+    imp, arrays, found = Imp.for_structures(config, [whole]), batch(whole), []
+    for structure in (whole, parts):
+        step = jit(make_step(imp, structure, ADAM))
+        found.append(step(init_state(imp.init(0)), arrays, rate(7)))
+    for _, metrics in found:
+        metrics["moe"]["audio"].pop("load_balance")  # a product of means
+    for a, b in zip(*(jax.tree.leaves(metrics) for _, metrics in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(jax.tree.leaves([group["mu"] for group in new.values()]) for new, _ in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_another_task_changes_no_graph(tiny, imp):
     def graph(imp: Imp) -> str:
-        shapes = {name: state_shapes(imp)[name] for name in SOUNDS.groups}
+        shapes = {name: state_shapes(imp)[name] for name in SOUNDS.groups(imp.config)}
         lowered = jax.jit(make_step(imp, SOUNDS, ADAM))
         return lowered.lower(shapes, SOUNDS.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)).as_text()
 
@@ -231,7 +274,8 @@ def test_the_norm_is_the_same_every_time_and_right(batch):
     norms = set()
     for _ in range(25):
         # b1 = .9 and one update: the first moment is a tenth of the clipped gradient.
-        new, metrics = step({g: jax.tree.map(jnp.copy, state[g]) for g in structure.groups}, arrays, np.float32(1e-3))
+        new = {group: jax.tree.map(jnp.copy, state[group]) for group in step.groups}
+        metrics = step(new, arrays, np.float32(1e-3))
         norms.add(float(metrics["grad_norm"]))
         moments = jax.tree.leaves({name: group["mu"] for name, group in new.items()})
         clipped = np.sqrt(sum((np.asarray(m, np.float64) ** 2).sum() for m in moments)) * 10

@@ -175,14 +175,15 @@ def make_data_set():
 
 @pytest.fixture(scope="session")
 def make_task():
-    """A TaskSpec of one 32-pixel variant with 2 x 2 patches, four samples a batch."""
+    """A TaskSpec of one 32-pixel variant with 2 x 2 patches, four samples a batch. objective: one name, or weights."""
 
-    def make(**fields) -> TaskSpec:
+    def make(*, objective: str | dict[str, float] = "softmax", **fields) -> TaskSpec:
+        terms = objective if isinstance(objective, dict) else {objective: 1.0}
         variant = Variant(name="32x32", global_batch_size=4, size=32, grid=(1, 2, 2), num_vision_tokens=4)
         defaults = {
             "name": "toy_task",
             "data_set": "toy",
-            "objective": "softmax",
+            "objectives": tuple(terms.items()),
             "modalities": ("image",),
             "variants": (variant,),
         }

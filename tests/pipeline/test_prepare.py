@@ -52,7 +52,14 @@ def test_prepare_fills_the_run_directory(tmp_path, make_recipe):
     assert spec.tokenizer == (run_dir / "tokenizer.model").read_bytes()
     assert spec.num_rows == {"pets": 30} and (spec.seed, spec.num_steps) == (5, 10) and spec.run_dir == str(run_dir)
     assert list(spec.tasks) == ["pet_text"] and spec.model.vocab_size > 16
+    assert (spec.expert_parallel, spec.fsdp) == (1, False)
     assert spec.schedule().batches_before(10) == {"pet_text": 10}
+
+
+def test_how_parameters_lie_over_devices_reaches_the_run(tmp_path, make_recipe):
+    spec = prepare(make_recipe(cluster={"expert_parallel": 2, "fsdp": True}), tmp_path / "run")
+    assert (spec.expert_parallel, spec.fsdp) == (2, True)
+    check_run_dir(make_recipe(), tmp_path / "run")
 
 
 def test_preparing_again_changes_nothing(tmp_path, make_recipe):
@@ -137,6 +144,11 @@ def test_without_text_there_is_no_tokenizer(tmp_path, make_recipe):
         ({"modalities": ("image", "text"), "objective": "nce", "text": "labels"}, set(), {"id", "image", "labels"}),
         (
             {"modalities": ("image", "text"), "objective": "nce", "positives": "labels"},
+            set(),
+            {"id", "image", "text", "labels"},
+        ),
+        (
+            {"modalities": ("image", "text"), "objective": {"nce": 1.0, "softmax": 1.0}},
             set(),
             {"id", "image", "text", "labels"},
         ),

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.config import from_variant
+from model import objectives
+from model.config import CHOICES, MOE_CHOICES, ModelConfig, MoEConfig, from_variant
 from pipeline import recipe as recipes
+from pipeline.data import spec
 from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, Augment
 from pipeline.errors import RequestError
+from pipeline.recipe.settings import EvaluationSettings, ModelSettings, MoESettings
 from pipeline.train.schedule import structure_of
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
@@ -128,6 +131,29 @@ def test_further_errors_are_counted():
         ("tasks.film_text.batch_size", 0),
         ("tasks.film_text.weight", -1),
         ("tasks.film_text.objective", "mse"),
+        ("tasks.film_text.objective", None),
+        ("tasks.film_text.objective", ["nce"]),
+        ("tasks.film_text.objective", {}),
+        ("tasks.film_text.objective", {"nce": 0}),
+        ("tasks.film_text.objective", {"nce": -1.0}),
+        ("tasks.film_text.objective", {"nce": True}),
+        ("tasks.film_text.objective", {"nce": "1"}),
+        ("tasks.film_text.objective", {"nce": float("inf")}),
+        ("tasks.film_text.objective", {"nce": 1.0, "mse": 1.0}),
+        ("tasks.film_text.pair_weights.text_vision", -1),
+        ("tasks.film_text.microbatches", 0),
+        ("train.dense_update", 1),
+        ("cluster.expert_parallel", 0),
+        ("cluster.fsdp", "yes"),
+        ("model.towers", "two"),
+        ("model.attention", "flash"),
+        ("model.remat", "some"),
+        ("model.scan", 1),
+        ("model.contrastive_chunk", 0),
+        ("model.moe.router", "best"),
+        ("model.moe.num_selected", 0),
+        ("model.moe.z_loss_weight", -0.1),
+        ("model.moe.route_padding", "no"),
         ("tasks.film_text.modalities", []),
         ("tasks.film_text.modalities.1", "smell"),
         ("tasks.film_text.variants.0.drop_rate", 1.0),
@@ -301,6 +327,231 @@ def test_infinite_values_are_refused(path, value):
 
 def test_a_class_named_twice_is_refused():
     assert "cat" in refused(("data_sets.photos.classes", ["cat", "dog", "cat"]))
+
+
+# --- objectives ---
+
+
+def test_names_of_objectives_are_those_of_the_model():
+    assert tuple(objectives.CONTRASTIVE) == spec.CONTRASTIVE
+    assert tuple(objectives.CLASSIFICATION) == spec.CLASSIFICATION
+
+
+CAPTIONED = {"modalities": ["image", "text"], "objective": {"softmax": 0.5, "nce": 2}}
+TRIPLET = {"modalities": ["video", "audio", "text"]}
+
+
+def test_a_weighted_sum_stays_what_the_user_wrote():
+    recipe = recipes.from_dict(changed(*task(**CAPTIONED)))
+    assert recipe.to_dict()["tasks"]["photo_classes"]["objective"] == {"softmax": 0.5, "nce": 2.0}
+    assert recipe.to_dict()["tasks"]["film_text"]["objective"] == "nce"
+    specs = recipe.task_specs()
+    assert specs["photo_classes"].objectives == (("nce", 2.0), ("softmax", 0.5))
+    assert specs["film_text"].objectives == (("nce", 1.0),)
+    photo, film = specs["photo_classes"], specs["film_text"]
+    assert (photo.contrasts, photo.classifies, photo.classified) == (True, True, "image")
+    assert (film.contrasts, film.classifies, film.classified) == (True, False, None)
+    assert recipes.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("modalities", "classified"),
+    [(["text", "audio", "video"], "audio"), (["video", "audio"], "video"), (["text", "video"], "video")],
+)
+def test_a_classifier_looks_at_the_first_modality_that_is_not_text(modalities, classified):
+    fields = {"modalities": modalities, "objective": {"sigmoid_pairs": 1.0, "sigmoid": 1.0}}
+    changes = [("data_sets.films.classes", ["cat", "dog"]), *task("film_text", **fields)]
+    assert recipes.from_dict(changed(*changes)).task_specs()["film_text"].classified == classified
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            task(objective={"nce": 1.0, "softmax": 1.0}),
+            "tasks.photo_classes.modalities: nce needs two or three, found ['image']",
+        ),
+        (task(objective="sigmoid_pairs"), "sigmoid_pairs needs two or three, found ['image']"),
+        (
+            task("film_text", objective={"nce": 1.0, "sigmoid": 1.0}),
+            "tasks.film_text: sigmoid needs data_sets.films.classes, found none",
+        ),
+        (
+            task(objective={"softmax": 1.0, "sigmoid": 1.0}, modalities=["image", "text"]),
+            "tasks.photo_classes.modalities: softmax needs one of image, video, audio; found ['image', 'text']",
+        ),
+        (
+            task("film_text", **TRIPLET, pair_weights={"vision_text": 0.5}),
+            "tasks.film_text.pair_weights: the task's pairs are audio_text, audio_vision, text_vision; "
+            "found ['vision_text']",
+        ),
+        (
+            task("film_text", pair_weights={"audio_text": 0.0}),
+            "tasks.film_text.pair_weights: the task's pairs are text_vision; found ['audio_text']",
+        ),
+        (
+            task(pair_weights={"text_vision": 1.0}),
+            "tasks.photo_classes.pair_weights: the task's pairs are none, since nothing is compared; "
+            "found ['text_vision']",
+        ),
+        (
+            task("film_text", pair_weights={"text_vision": 0.0}),
+            "tasks.film_text.pair_weights: every pair has the weight 0, so nothing would be compared",
+        ),
+        (
+            task("film_text", microbatches=2),
+            "tasks.film_text.microbatches: contrastive losses compare the whole batch; expected 1, found 2",
+        ),
+        (
+            task(**CAPTIONED, microbatches=4),
+            "tasks.photo_classes.microbatches: contrastive losses compare the whole batch; expected 1, found 4",
+        ),
+        (
+            # 64 samples at 256 pixels, 16 at 512.
+            task(microbatches=32),
+            "tasks.photo_classes.microbatches: 32 do not divide the batch of 16 of variant 512x512",
+        ),
+        (
+            task(microbatches=3),
+            "tasks.photo_classes.microbatches: 3 do not divide the batch of 64 of variant 256x256",
+        ),
+    ],
+)
+def test_losses_that_cannot_be(changes, message):
+    assert message in refused(*changes)
+
+
+def test_pair_weights_and_microbatches_come_out_resolved():
+    weights = {"text_vision": 2, "audio_text": 0.0}
+    recipe = recipes.from_dict(changed(*task("film_text", **TRIPLET, pair_weights=weights), *task(microbatches=16)))
+    specs = recipe.task_specs()
+    assert specs["film_text"].pair_weights == (("audio_text", 0.0), ("text_vision", 2.0))
+    assert specs["film_text"].pairs == ("audio_text", "audio_vision", "text_vision")
+    assert (specs["photo_classes"].microbatches, specs["film_text"].microbatches) == (16, 1)
+    assert specs["photo_classes"].pair_weights == specs["photo_classes"].pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "kind", "modality", "served"),
+    [
+        ("photo_classes", {}, "classify", "image", True),
+        ("photo_classes", {}, "zero_shot", "image", False),
+        ("photo_classes", {"objective": "sigmoid"}, "classify", "image", True),
+        ("photo_classes", {"weight": 0.0}, "classify", "image", False),
+        ("photo_classes", CAPTIONED, "classify", "image", True),
+        ("photo_classes", CAPTIONED, "zero_shot", "image", True),
+        ("film_text", {}, "retrieval", "video", True),
+        ("film_text", {"objective": "sigmoid_pairs"}, "retrieval", "video", True),
+        ("film_text", {}, "classify", "video", False),
+        ("film_sound", {}, "retrieval", "video", False),
+        ("film_text", TRIPLET, "retrieval", "audio", True),
+        ("film_text", TRIPLET | {"pair_weights": {"audio_text": 0.0}}, "retrieval", "audio", False),
+        ("film_text", TRIPLET | {"pair_weights": {"audio_text": 0.0}}, "retrieval", "video", True),
+        ("film_text", TRIPLET | {"pair_weights": {"audio_text": 0.5}}, "retrieval", "audio", True),
+    ],
+)
+def test_which_task_serves_a_measurement(name, fields, kind, modality, served):
+    found = recipes.from_dict(changed(*task(name, **fields))).task_specs()[name]
+    assert EvaluationSettings(data_set=found.data_set, kind=kind, modality=modality).served_by(found) == served
+
+
+def test_a_classifier_serves_its_own_modality_alone():
+    changes = [
+        ("data_sets.films.classes", ["cat", "dog"]),
+        *task("film_sound", objective={"nce": 1.0, "softmax": 1.0}),
+    ]
+    recipes.from_dict(changed(*changes, ("evaluate", [{"data_set": "films", "kind": "classify", "modality": "video"}])))
+    message = refused(*changes, ("evaluate", [{"data_set": "films", "kind": "classify", "modality": "audio"}]))
+    assert message == (
+        "evaluate.0: classify of audio on films needs a task there with a classifier of audio; the recipe has none"
+    )
+
+
+# --- the model and the cluster ---
+
+
+def literals(settings, name: str) -> set:
+    """The values that a setting takes, null aside."""
+    values = set()
+    for part in (settings.model_fields[name].annotation, *settings.model_fields[name].annotation.__args__):
+        values |= {v for v in getattr(part, "__args__", ()) if isinstance(v, str)}
+    return values
+
+
+def test_settings_of_the_model_take_the_models_values():
+    for settings, choices in ((ModelSettings, CHOICES), (MoESettings, MOE_CHOICES)):
+        for name, values in choices.items():
+            assert literals(settings, name) == set(values), name
+
+
+def test_settings_of_the_model_are_the_models_fields():
+    assert set(MoESettings.model_fields) == {f.name for f in dataclasses.fields(MoEConfig)}
+    assert set(ModelSettings.model_fields) - {"variant"} <= {f.name for f in dataclasses.fields(ModelConfig)}
+
+
+def test_every_setting_of_the_model_reaches_it():
+    model = {
+        "towers": "per_modality",
+        "attention": "xla",
+        "remat": "attention",
+        "scan": False,
+        "contrastive_chunk": 64,
+        "moe": {
+            "num_experts": 6,
+            "num_layers": 1,
+            "capacity_factor": 1.5,
+            "placement": "interleaved",
+            "router": "tokens_choose",
+            "num_selected": 2,
+            "batch_priority": True,
+            "load_balance_weight": 0.01,
+            "z_loss_weight": 0.001,
+            "group": "tokens",
+            "group_size": 512,
+            "route_padding": True,
+            "dispatch": "einsum",
+        },
+    }
+    found = recipes.from_dict(changed(("model", model))).model_config_for(vocab_size=16)
+    tiny = from_variant("imp-tiny-moe", vocab_size=16, dtype="auto")
+    fields = {name: value for name, value in model.items() if name != "moe"}
+    assert found == dataclasses.replace(tiny, **fields, moe=MoEConfig(**model["moe"]))
+    assert recipes.from_dict(BASE).model_config_for(vocab_size=16) == tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [("cluster.expert_parallel", 3)],
+            "cluster.expert_parallel: 3 devices cannot share 4 experts in equal parts",
+        ),
+        (
+            [("cluster.expert_parallel", 2), ("model.variant", "imp-tiny")],
+            "cluster.expert_parallel: 2 devices cannot share a dense model in equal parts",
+        ),
+        (
+            [("model.moe.num_selected", 2)],
+            "model.moe.num_selected: is for the router tokens_choose; found experts_choose",
+        ),
+        ([("model.moe.batch_priority", True)], "model.moe.batch_priority: is for the router tokens_choose"),
+        (
+            [("model.moe.router", "tokens_choose"), ("model.moe.num_selected", 5)],
+            "model: moe.num_selected 5 must be from 1 to num_experts 4",
+        ),
+        (
+            [("model.moe.placement", "interleaved"), ("model.moe.num_layers", 2)],
+            "model: interleaved placement needs a depth that moe.num_layers divides, found depth 3 and",
+        ),
+    ],
+)
+def test_models_that_cannot_be(changes, message):
+    assert message in refused(*changes)
+
+
+def test_dense_updates_reach_the_optimizer():
+    assert recipes.from_dict(changed(("train.dense_update", True))).optimizer().dense_update
+    assert not recipes.from_dict(BASE).optimizer().dense_update
 
 
 # --- files and overrides ---
@@ -594,6 +845,8 @@ def test_text_that_looks_like_a_number_survives_the_dump(tmp_path):
         ("logging.progress", "none"),
         ("checkpoint.keep_last", 9),
         ("train.num_steps", 101),
+        ("cluster.expert_parallel", 2),
+        ("cluster.fsdp", True),
     ],
 )
 def test_a_resume_may_change(change):
@@ -615,6 +868,8 @@ def test_a_resume_may_change(change):
             ["cat", "dog", "cow"],
         ),
         (("data_sets.films.manifest", "/x"), "data_sets.films.manifest", "/data/films.parquet", "/x"),
+        (("tasks.film_text.objective", "sigmoid_pairs"), "tasks.film_text.objective", "nce", "sigmoid_pairs"),
+        (("tasks.film_text.objective", {"nce": 1.0}), "tasks.film_text.objective", "nce", {"nce": 1.0}),
     ],
 )
 def test_a_resume_may_not_change(change, key, old, new):
@@ -631,6 +886,41 @@ def test_a_resume_may_not_add_or_drop_a_task():
     for a, b in ((old, new), (new, old)):
         with pytest.raises(RequestError, match=r"made with tasks\.film_sound = "):
             recipes.check_resume(a, b)
+
+
+LATER_KEYS = {
+    "tasks.film_text": ("pair_weights", "microbatches"),
+    "train": ("dense_update",),
+    "cluster": ("expert_parallel", "fsdp"),
+    "model": ("towers", "attention", "scan", "contrastive_chunk"),
+    "model.moe": ("placement", "router", "num_selected", "z_loss_weight", "dispatch"),
+}
+
+
+def test_a_run_directory_from_before_a_key_was_there_is_resumed():
+    """Its recipe lacks the key: that stands for the default."""
+    old = recipes.from_dict(BASE).to_dict()
+    for path, keys in LATER_KEYS.items():
+        node = old
+        for part in path.split("."):
+            node = node[part]
+        for key in keys:
+            del node[key]
+    # What a resume may change need not even be known any more.
+    old["cluster"]["gone"] = 1
+    recipes.check_resume(old, recipes.from_dict(BASE).to_dict())
+    new = recipes.from_dict(changed(("train.dense_update", True))).to_dict()
+    with pytest.raises(RequestError, match=r"made with train\.dense_update = False, the recipe now says True"):
+        recipes.check_resume(old, new)
+
+
+def test_a_stored_recipe_that_this_version_cannot_read_is_one_clear_line():
+    new = recipes.from_dict(BASE).to_dict()
+    with pytest.raises(RequestError) as caught:
+        recipes.check_resume(new | {"momentum": 1}, new)
+    assert str(caught.value).startswith(
+        "this run directory's recipe is not one of this version: unknown key 'momentum'"
+    )
 
 
 def test_differences_are_listed_by_key():

@@ -13,12 +13,13 @@ from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.manifest import NOT_UTF8
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
-from pipeline.data.plan import Row, TaskPlan
+from pipeline.data.plan import Row, TaskPlan, group_arrays
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TaskSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import patchify, spectrogram_tokens
 from pipeline.errors import DataError
 from pipeline.train.quarantine import Quarantine, known_bad
+from pipeline.train.schedule import structure_of
 
 NUM_ROWS, NUM_BATCHES = 12, 6
 BAD = {4, 9}
@@ -229,6 +230,32 @@ def test_labels_are_multi_hot_over_the_classes_of_the_data_set(make_data_set, ma
     assert some.multi_hot(clip(labels=("blue", "red"))).tolist() == [0, 0, 1]
     with pytest.raises(Reject, match=r"no_label: labels \['red'\] are none of the task's classes"):
         some.multi_hot(clip(labels=("red",)))
+
+
+def test_a_weighted_sum_of_losses_finds_ids_and_labels_in_one_batch(images, make_task, tokenizer):
+    """Each array is what a task of that term alone would see of the same samples."""
+    fields = {"modalities": ("image", "text"), "text": "labels", "positives": "labels", "text_length": 16}
+    both = make_task(objective={"nce": 1.0, "softmax": 0.5}, **fields)
+    row = make_batches(images, both, tokenizer=tokenizer).row(0, rank=0, world_size=1)
+    alone = make_batches(images, make_task(objective="nce", **fields), tokenizer=tokenizer).row(0, rank=0, world_size=1)
+    assert row.ids == alone.ids and set(row.arrays) == {*alone.arrays, "labels"}
+    for name, array in alone.arrays.items():
+        assert (row.arrays[name] == array).all()
+    kept = [int(i.removeprefix("id-")) for i in row.ids]
+    assert row.arrays["labels"].tolist() == [[int(i % 3 == c) for c in range(3)] for i in kept]
+    shapes = structure_of(both, both.variants[0], images, TokenSpec()).batch_shapes()
+    found = group_arrays(row.arrays)
+    assert {k: v.shape for k, v in found["vision"].items()} == {k: v.shape for k, v in shapes["vision"].items()}
+    assert found["labels"].shape == shapes["labels"].shape and found["positive_ids"].shape == (4,)
+
+
+def test_a_row_needs_what_every_term_needs(make_data_set, make_task, tokenizer):
+    task = make_task(objective={"nce": 1.0, "softmax": 1.0}, modalities=("image", "text"), text_length=16)
+    maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
+    assert set(maker.arrays(clip(), task.variants[0], rng=None)) >= {"text/tokens", "positive_ids", "labels"}
+    for missing, reason in (({"labels": ("unknown",)}, "no_label"), ({"text": ()}, "no_text")):
+        with pytest.raises(Reject, match=reason):
+            maker.arrays(clip(**missing), task.variants[0], rng=None)
 
 
 @pytest.mark.parametrize("text", [(), ("", "  \n")])

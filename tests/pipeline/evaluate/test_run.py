@@ -178,6 +178,38 @@ def test_views_wait_for_the_model_a_batch_at_a_time(make_model, scored, monkeypa
     assert (scored[0][0] == scored[1][0]).all()
 
 
+# --- without a list, what the tasks make possible ---
+
+PAIR = {"modalities": ("video", "text"), "variants": (VARIANT,), "text_length": 8}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        ({"modalities": ("video",)}, ["classify"]),
+        ({"modalities": ("video",), "weight": 0.0}, []),
+        ({"modalities": ("video",), "objective": "sigmoid"}, []),
+        (PAIR | {"objective": "nce"}, ["retrieval"]),
+        (PAIR | {"objective": "sigmoid_pairs", "text": "labels"}, ["zero_shot"]),
+        (PAIR | {"objective": {"nce": 1.0, "softmax": 0.5}, "text": "labels"}, ["classify", "zero_shot"]),
+        (PAIR | {"objective": {"nce": 1.0, "sigmoid": 0.5}}, ["retrieval"]),
+        (PAIR | {"objective": "nce", "modalities": ("video", "audio", "text")}, []),
+    ],
+)
+def test_measurements_follow_from_the_objectives(films, make_task, tokenizer, fields, kinds):
+    model = FakeModel(films, [make_task(**({"variants": (VARIANT,)} | fields))], [], tokenizer)
+    found = run.default_list(model)
+    assert [(e.kind, e.modality, e.data_set) for e in found] == [(kind, "video", "toy") for kind in kinds]
+
+
+def test_a_task_of_two_terms_serves_both_measurements(films, make_task, tokenizer, scored):
+    both = make_task(objective={"nce": 1.0, "softmax": 0.5}, text="labels", **PAIR)
+    model = FakeModel(films, [both], [], tokenizer)
+    assert [e["task"] for e in run.evaluate_run(None, model)] == ["classify_video", "zero_shot_video"]
+    # The features of three good rows, once.
+    assert [n for modality, n in model.seen if modality == "vision"] == [3]
+
+
 def test_nothing_that_can_be_read_is_an_error(make_model, films, tmp_path, write_manifest):
     (tmp_path / "a.mp4").write_bytes(b"damaged")
     manifest = write_manifest(tmp_path / "m.parquet", [{"id": "a", "video": "a.mp4", "labels": ["red"]}])

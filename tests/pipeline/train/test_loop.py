@@ -30,7 +30,7 @@ class FakeFeed:
         self.batches = [self._batch(step) for step in range(num_steps)]
 
     def _batch(self, step):
-        structure = types.SimpleNamespace(groups=("a", "b"), global_batch_size=4, inputs=(), name=f"s{step % 2}")
+        structure = types.SimpleNamespace(global_batch_size=4, inputs=(), name=f"s{step % 2}")
         variant = types.SimpleNamespace(name="all")
         what = types.SimpleNamespace(task="t", variant=variant, structure=structure)
         return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)])
@@ -44,10 +44,11 @@ class FakeFeed:
 
 
 class FakeCompiler:
-    """The first use of each structure takes WAIT_S."""
+    """The first use of each structure takes WAIT_S. bad: steps whose update is not finite. losses: metrics of all."""
 
-    def __init__(self, events):
+    def __init__(self, events, *, bad=(), losses=None):
         self.done, self.events, self.free_at = set(), events, 0.0
+        self.bad, self.losses = bad, losses or {}
 
     def ready(self, structure):
         return self.step if structure.name in self.done else None
@@ -59,12 +60,18 @@ class FakeCompiler:
         return self.step
 
     def step(self, state, arrays, learning_rate):
-        new = {name: value + 1 for name, value in state.items()}
-        return new, {"loss": LateMetric(float(learning_rate), self), "finite": True}
+        state.update({name: state[name] + 1 for name in ("a", "b")})
+        finite = float(learning_rate) not in self.bad
+        return {"loss": LateMetric(float(learning_rate), self), "finite": finite, "losses": self.losses}
 
 
-def run(monkeypatch, *, num_steps, late=()):
-    monkeypatch.setattr("jax.device_get", lambda m: {k: np.asarray(v) for k, v in m.items()})
+def read_metrics(metrics):
+    """What ``jax.device_get`` does, for late metrics."""
+    return {k: read_metrics(v) if isinstance(v, dict) else np.asarray(v) for k, v in metrics.items()}
+
+
+def run(monkeypatch, *, num_steps, late=(), **metrics):
+    monkeypatch.setattr("jax.device_get", read_metrics)
     events, records, saved = [], [], []
 
     def record(r):
@@ -74,7 +81,7 @@ def run(monkeypatch, *, num_steps, late=()):
     loop = Loop(
         state={"a": 0, "b": 0, "c": 0},
         feed=FakeFeed(num_steps, late),
-        compiler=FakeCompiler(events),
+        compiler=FakeCompiler(events, **metrics),
         hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
         start_step=0,
         num_steps=num_steps,
@@ -100,6 +107,25 @@ def test_a_step_is_recorded_before_the_host_waits_for_the_next_ones_compiler(mon
     assert events == ["compile s0", "record 1", "compile s1", "record 2", "record 3"]
 
 
+def test_updates_that_are_not_finite_are_counted(monkeypatch):
+    loop, _, records, _, _ = run(monkeypatch, num_steps=5, bad=(1.0, 2.0, 4.0))
+    assert loop.skipped_updates == 3 and [r["finite"] for r in records] == [True, False, False, True, False]
+
+
+def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(monkeypatch):
+    monkeypatch.setattr("pipeline.train.loop._MOST_NON_FINITE", 2)
+    run(monkeypatch, num_steps=5, bad=(0.0, 1.0, 3.0, 4.0))
+    with pytest.raises(DataError, match=r"step 4 \(t\): 3 updates in a row were not finite"):
+        run(monkeypatch, num_steps=5, bad=(1.0, 2.0, 3.0))
+
+
+def test_losses_are_recorded_where_there_are_several(monkeypatch):
+    _, _, records, _, _ = run(monkeypatch, num_steps=1, losses={"nce": np.float32(2.5), "softmax": np.float32(0.5)})
+    assert records[0]["losses"] == {"nce": 2.5, "softmax": 0.5}
+    _, _, records, _, _ = run(monkeypatch, num_steps=1)
+    assert "losses" not in records[0]
+
+
 def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monkeypatch):
     loop, _, records, saved, _ = run(monkeypatch, num_steps=3)
     assert loop.state == {"a": 3, "b": 3, "c": 0}
@@ -108,7 +134,7 @@ def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monke
 
 
 def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
-    monkeypatch.setattr("jax.device_get", lambda m: {k: np.asarray(v) for k, v in m.items()})
+    monkeypatch.setattr("jax.device_get", read_metrics)
     records, saved, feed = [], [], FakeFeed(5)
     take = feed.next
 

@@ -67,8 +67,8 @@ def metrics_row(step: int, task: str, loss: float) -> dict:
         "step": step, "task": task, "variant": "16x224", "loss": loss, "examples": 8, "tokens": 1568,
         "step_s": 0.1 * (1 + step % 3), "data_wait_s": 0.01, "learning_rate": 1e-3 / step, "grad_norm": 1.0 + step,
         "temperatures": {"text_vision": 0.2}, "wall_s": 2.0 * step,
-        "moe": {"unrouted_fraction": {"vision": 0.3, "text": 0.1},
-                "expert_load": {"vision": [0.5, 0.25, 0.25, 0.0], "text": [0.25, 0.25, 0.25, 0.25]}},
+        "moe": {"vision": {"unrouted_fraction": 0.3, "expert_load": [0.5, 0.25, 0.25, 0.0], "z_loss": 1.5},
+                "text": {"unrouted_fraction": 0.1, "expert_load": [0.25, 0.25, 0.25, 0.25], "z_loss": 1.5}},
     }  # fmt: skip
 
 
@@ -206,6 +206,31 @@ def test_losses_that_are_not_finite(tmp_path):
     assert "Loss fell on 1 of 2 tasks." in page.text["header"]
 
 
+def test_terms_of_a_loss(tmp_path):
+    run_dir = write_run(tmp_path / "demo")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["task"] == "tag":
+            row["losses"] = {"nce": row["loss"] - 1, "softmax": 1.0}
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["tasks"]["tag"]["objective"] = {"nce": 1.0, "softmax": 0.5}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    page = Page(write_report(run_dir))
+    assert page.row("loss", "tag")[-1] == "nce + 0.5 softmax" and page.row("loss", "align")[-1] == "contrastive"
+    terms = [row for row in page.rows["loss"] if row[1:2] and row[1] in ("nce", "softmax")]
+    assert terms == [["tag", "nce", "8.8", "5.2"], ["tag", "softmax", "1", "1"]]
+
+
+def test_skipped_updates_are_bad_news(tmp_path):
+    run_dir = write_run(tmp_path / "demo")
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for count, shown in ((0, False), (3, True)):
+        (run_dir / "summary.json").write_text(json.dumps(summary | {"skipped_updates": count}))
+        text = Page(write_report(run_dir)).text["header"]
+        assert (f"Updates skipped because they were not finite: {count}." in text) == shown
+
+
 def test_rows_with_step_task_and_loss_alone(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "task": "only", "loss": 2.5}\n')
     page = Page(write_report(tmp_path))
@@ -226,7 +251,8 @@ def test_text_from_files_cannot_become_markup(tmp_path):
     rows = [metrics_row(step, (hostile, closing)[step % 2], 1.0) for step in range(1, 9)]
     for row in rows:
         row["temperatures"] = {closing: 0.1}
-        row["moe"] = {key: {closing: value["text"]} for key, value in row["moe"].items()}
+        row["moe"] = {closing: row["moe"]["text"]}
+        row["losses"] = {closing: 1.0}
     (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary = json.loads((run_dir / "summary.json").read_text())
     summary |= {"world_size": hostile, "rejects": {closing: {"drawn": 1, "rejected": 1}}}
@@ -237,7 +263,8 @@ def test_text_from_files_cannot_become_markup(tmp_path):
     assert "<script>alert" not in page.source and "<img" not in page.source and closing not in page.source
     assert sum(tag == "script" for tag, _ in page.tags) == len(page.charts) + 2
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
-    assert [row[0] for row in page.rows["loss"]] == ["Task", hostile, closing]  # shown as text, whole
+    # Shown as text, whole.
+    assert [row[0] for row in page.rows["loss"]] == ["Task", hostile, closing, "Task", hostile, closing]
     labels = [name for chart in page.charts for name in chart["layout"].get("yaxis", {}).get("ticktext", [])]
     labels += [trace["name"] for chart in page.charts for trace in chart["data"] if "name" in trace]
     assert labels and not any("<" in label for label in labels)  # Plotly reads a small HTML of its own

@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline import recipe as recipes
+from pipeline.errors import RequestError
+from pipeline.prepare import prepare
+from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,6 +102,96 @@ def assert_same_state(first: Path, second: Path) -> None:
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
+    def make_queues(start):
+        raise AssertionError("decoding would have started")
+
+    with pytest.raises(RequestError) as caught:
+        train(prepare(recipes.from_dict(recipe), run_dir), make_queues)
+    return str(caught.value)
+
+
+def test_devices_that_cannot_be_grouped_are_a_wrong_request(toy_recipe, tmp_path):
+    """Tests have one device."""
+    toy_recipe["cluster"] = {"expert_parallel": 2}
+    found = refused_before_any_queue(toy_recipe, tmp_path)
+    assert found == "cluster.expert_parallel: 1 devices cannot be split into 2 expert groups"
+
+
+def test_devices_that_cannot_share_a_batch_are_a_wrong_request(toy_recipe, tmp_path, monkeypatch):
+    """With three devices: 8 samples of 16 pixels, the first variant of the first task."""
+    mesh = types.SimpleNamespace(size=3, shape={"data": 3, "expert": 1})
+    monkeypatch.setattr("pipeline.train.run.sharding.make_mesh", lambda *, expert: mesh)
+    found = refused_before_any_queue(toy_recipe, tmp_path)
+    assert found == ("task classes, variant 16x16: a batch of 8 samples cannot be shared by 3 devices in equal parts")
+
+
+def test_routing_groups_that_devices_would_cut_are_a_wrong_request(toy_recipe, tmp_path, monkeypatch):
+    """One patch a sample: the eight of a batch fit into one group; four devices have two samples each."""
+    mesh = types.SimpleNamespace(size=4, shape={"data": 4, "expert": 1})
+    monkeypatch.setattr("pipeline.train.run.sharding.make_mesh", lambda *, expert: mesh)
+    toy_recipe["model"]["moe"] = {"group": "tokens", "group_size": 8}
+    found = refused_before_any_queue(toy_recipe, tmp_path)
+    assert found.startswith(
+        "task classes, variant 16x16: 2 samples a device cannot be cut into vision routing groups of 8 samples"
+    )
+
+
+def test_a_fused_kernel_where_there_is_none_is_a_wrong_request(toy_recipe, tmp_path):
+    toy_recipe["model"]["attention"] = "cudnn"
+    found = refused_before_any_queue(toy_recipe, tmp_path)
+    assert found == "model.attention: cudnn needs a gpu and bfloat16; found cpu and float32"
+
+
+TWO_DEVICES = """
+import sys
+from pathlib import Path
+
+import bare_run
+from pipeline import recipe as recipes
+
+stops = iter([False] * int(sys.argv[3]) + [True])
+bare_run.run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]), should_stop=lambda: next(stops))
+"""
+
+
+def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int) -> None:
+    path = run_dir.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(recipe))
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}:{BARE_RUN.parent}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    command = [sys.executable, "-c", TWO_DEVICES, str(path), str(run_dir), str(num_steps)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache):
+    """Experts over two devices, then everything over two, then one device: the losses of one device throughout."""
+    import numpy as np
+
+    task = toy_recipe["tasks"]["image_text"] | {"objective": {"nce": 1.0, "softmax": 0.5}}
+    toy_recipe["tasks"], cluster = {"image_text": task}, {"compile_cache": str(compile_cache)}
+    toy_recipe["train"]["num_steps"] = 6
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    bare_run = _load_bare_run()
+    bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), whole)
+    run_on_two_devices(toy_recipe | {"cluster": cluster | {"expert_parallel": 2}}, parts, num_steps=2)
+    run_on_two_devices(toy_recipe | {"cluster": cluster | {"fsdp": True}}, parts, num_steps=2)
+    summary = bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), parts)
+    assert (summary["start_step"], summary["steps"], summary["skipped_updates"]) == (4, 6, 0)
+    found, expected = (read_jsonl(d / "metrics.jsonl") for d in (parts, whole))
+    assert [r["step"] for r in found] == list(range(1, 7))
+    np.testing.assert_allclose([r["loss"] for r in found], [r["loss"] for r in expected], rtol=1e-4)
+    for record in expected:
+        losses = record["losses"]
+        assert set(losses) == {"nce", "softmax"}
+        assert record["loss"] == pytest.approx(losses["nce"] + 0.5 * losses["softmax"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_run_directory_and_one_compile_a_structure(toy_recipe, tmp_path, compile_cache):
     bare_run = _load_bare_run()
@@ -106,7 +200,7 @@ def test_run_directory_and_one_compile_a_structure(toy_recipe, tmp_path, compile
     # classes has two variants, image_text and video_audio one each.
     assert summary["num_structures"] == 4
     assert summary["compile_count"] <= 4
-    assert summary["compile_alarms"] == 0
+    assert summary["compile_alarms"] == summary["skipped_updates"] == 0
     records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     seen = {(r["task"], r["variant"]) for r in records}
     assert summary["compile_count"] == len(seen)

@@ -23,7 +23,7 @@ NUM_ROWS = {"photos": 300, "films": 100}
 def task(
     name: str, data_set: str, objective: str, modalities: tuple[str, ...], *variants: Variant, **fields
 ) -> TaskSpec:
-    return TaskSpec(name, data_set, objective, modalities, variants, **fields)
+    return TaskSpec(name, data_set, ((objective, 1.0),), modalities, variants, **fields)
 
 
 TASKS = {
@@ -132,10 +132,34 @@ def test_structures_of_every_task_and_variant():
     assert found["sounds", "16x64x64-drop0.75"].inputs == (Inputs("vision", 16, 3072, 3), Inputs("audio", 64, 256, 2))
     assert [found[key].global_batch_size for key in found] == [8, 32, 32, 8, 16]
     tags = found["tags", "all"]
-    assert (tags.objective, tags.classifier, tags.num_classes, tags.classes) == ("sigmoid", "films", 4, (3, 1))
+    assert (tags.objectives, tags.classifier, tags.num_classes, tags.classes) == (
+        (("sigmoid", 1.0),),
+        "films",
+        4,
+        (3, 1),
+    )
     classes = found["classes", "64x64"]
     assert (classes.classifier, classes.num_classes, classes.classes) == ("photos", 4, (0, 1, 2, 3))
     assert found["captions", "64x64"].classifier is None
+
+
+def test_the_structure_of_a_weighted_sum():
+    terms = (("nce", 1.0), ("softmax", 0.5))
+    both = dataclasses.replace(TASKS["captions"], objectives=terms, classes=("c",))
+    found = structure_of(both, SMALL, DATA_SETS["photos"], TokenSpec())
+    assert found.objectives == terms and [i.modality for i in found.inputs] == ["vision", "text"]
+    assert (found.classifier, found.num_classes, found.classes) == ("photos", 4, (2,))
+    assert found.pairs == (("text", "vision"),) and found.classified == "vision"
+
+
+def test_pair_weights_and_microbatches_reach_the_structure():
+    weights = (("audio_text", 0.0), ("text_vision", 2.0))
+    triplet = task("triplet", "films", "nce", ("video", "audio", "text"), VIDEO, pair_weights=weights)
+    found = structure_of(triplet, VIDEO, DATA_SETS["films"], TokenSpec())
+    assert found.pair_weights == weights and found.pairs == (("audio", "vision"), ("text", "vision"))
+    parts = dataclasses.replace(TASKS["classes"], microbatches=4)
+    assert structure_of(parts, LARGE, DATA_SETS["photos"], TokenSpec()).microbatches == 4
+    assert schedule(1).structures["classes", "64x64"].microbatches == 1
 
 
 def test_shapes_of_a_structure_are_those_of_the_arrays(make_task, make_data_set):

@@ -1,0 +1,11 @@
+"""Write the model of a run's newest checkpoint as safetensors with a JSON config, to use it without the run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.cli import export_main
+
+if __name__ == "__main__":
+    sys.exit(export_main(sys.argv[1:]))

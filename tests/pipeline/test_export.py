@@ -1,0 +1,374 @@
+"""Exported models: equal to the bit, whole or absent, and one clear line for whatever is wrong with the files."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from model.config import ModelConfig, MoEConfig
+from model.imp import Imp
+from pipeline import export
+from pipeline.cli import export_main
+from pipeline.data.tokens import grid_positions, image_tokens, patchify
+from pipeline.errors import RequestError
+from pipeline.export import load_model, read_config, save_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"width": 16, "depth": 2, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "common_dim": 12, "vocab_size": 40}
+MODALITIES, PAIRS = ("audio", "text", "vision"), (("audio", "text"), ("text", "vision"))
+CLASSES = {"toy": ["red", "green", "blue"]}
+
+
+def make_imp(**fields) -> Imp:
+    config = ModelConfig(**SIZES | fields)
+    return Imp(config, modalities=MODALITIES, pairs=PAIRS, offsets=PAIRS[1:], classifiers={"toy": 3})
+
+
+@pytest.fixture(scope="module")
+def imp():
+    return make_imp(moe=MoEConfig(4, 1, capacity_factor=1.5), qk_norm=True)
+
+
+@pytest.fixture(scope="module")
+def params(imp):
+    return imp.init(0)
+
+
+@pytest.fixture
+def folder(imp, params, tmp_path):
+    save_model(tmp_path / "exported", imp, params, step=7, classes=CLASSES)
+    return tmp_path / "exported"
+
+
+def encode(imp: Imp):
+    return jax.jit(imp.encode, static_argnums=1)
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"moe": MoEConfig(4, 1, placement="interleaved", group="tokens"), "towers": "per_modality"},
+        {"dtype": "bfloat16", "position_scale": 0.3, "text_positions": (64,), "remat": "none"},
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path, fields):
+    imp = make_imp(**fields)
+    params = imp.init(3)
+    # Values that a text form or another type would change.
+    odd = np.array([-0.0, 1e-42, np.nan, np.inf, np.float32(1 / 3)], np.float32)
+    params["classifier_toy"]["linear"]["kernel"] = np.resize(odd, (16, 3))
+    # An array whose memory is not in its own order.
+    params["embed_audio"]["pre"]["kernel"] = np.asfortranarray(params["embed_audio"]["pre"]["kernel"])
+    save_model(tmp_path / "out", imp, params, step=7, classes=CLASSES)
+    loaded, found = load_model(tmp_path / "out")
+    assert_equal(params, found)
+    assert (loaded.config, loaded.groups) == (imp.config, imp.groups)
+    assert (loaded.modalities, loaded.pairs, loaded.offsets) == (imp.modalities, imp.pairs, imp.offsets)
+    assert loaded.classifiers == imp.classifiers
+
+
+def test_files_have_the_names_and_forms_that_others_read(imp, folder):
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    arrays = load_file(folder / "model.safetensors")
+    assert {a.dtype for a in arrays.values()} == {np.dtype(np.float32)}
+    assert arrays["encoder/dense/attention/qkv/kernel"].shape == (1, 16, 48)
+    assert arrays["pair_text_vision/tau"].shape == ()
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["format"], config["step"], config["classifiers"]) == (1, 7, CLASSES)
+    assert (config["pairs"], config["offsets"]) == ([list(p) for p in PAIRS], [["text", "vision"]])
+    assert (config["model"]["width"], config["model"]["moe"]["capacity_factor"]) == (16, 1.5)
+    assert read_config(folder)["model"] == imp.config
+
+
+def test_features_are_the_same_before_and_after(imp, params, folder):
+    loaded, found = load_model(folder)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "vision": (rng.integers(0, 256, (2, 4, 768), np.uint8), rng.integers(0, 16, (2, 4, 3), np.int32)),
+        "text": (rng.integers(0, 40, (2, 4), np.int32), rng.integers(0, 8, (2, 4, 1), np.int32)),
+    }
+    for modality, given in arrays.items():
+        before, after = (encode(i)(p, modality, *given) for i, p in ((imp, params), (loaded, found)))
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
+def test_fields_that_change_no_parameter_can_be_replaced(folder, params):
+    loaded, found = load_model(folder, dtype="bfloat16", attention="xla")
+    assert (loaded.config.dtype, loaded.config.attention) == ("bfloat16", "xla")
+    assert_equal(params, found)
+    with pytest.raises(RequestError, match=r"array \S+: expected F32 \(32, 3\), found F32 \(16, 3\)"):
+        load_model(folder, width=32, num_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "name"), [(b"\x0a\x0fsentencepiece", "tokenizer.model"), (b'{"model": {}}', "tokenizer.json")]
+)
+def test_the_tokenizer_is_named_after_its_kind(imp, params, tmp_path, tokenizer, name):
+    save_model(tmp_path / "out", imp, params, step=1, classes=CLASSES, tokenizer=tokenizer)
+    assert (tmp_path / "out" / name).read_bytes() == tokenizer
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_an_empty_folder_is_filled_and_one_in_use_is_left_alone(imp, params, tmp_path):
+    out = tmp_path / "a" / "b"
+    out.mkdir(parents=True)
+    save_model(out, imp, params, step=1, classes=CLASSES)
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(RequestError, match=r"b: expected a new or an empty folder, found (config|model)\."):
+        save_model(out, imp, params, step=2, classes=CLASSES)
+    assert (out / "config.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match="file: expected a new or an empty folder, found a file"):
+        save_model(tmp_path / "file", imp, params, step=2, classes=CLASSES)
+    with pytest.raises(RequestError, match="expected a place for a folder, found Not a directory"):
+        save_model(tmp_path / "file" / "out", imp, params, step=2, classes=CLASSES)
+
+
+def test_nothing_is_left_of_an_export_that_fails(imp, params, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(export, "write_json", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_model(tmp_path / "out", imp, params, step=1, classes=CLASSES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_and_classes_of_another_model_are_refused(imp, params, tmp_path):
+    missing = {name: group for name, group in params.items() if name != "pair_audio_text"}
+    with pytest.raises(ValueError, match=r"expected \d+ arrays, found \d+: no pair_audio_text/.* and \d+ more"):
+        save_model(tmp_path / "out", imp, missing, step=1, classes=CLASSES)
+    halves = jax.tree.map(lambda x: np.asarray(x, np.float16), params)
+    with pytest.raises(ValueError, match=r"expected F32 \(.*\), found float16 \("):
+        save_model(tmp_path / "out", imp, halves, step=1, classes=CLASSES)
+    with pytest.raises(ValueError, match=r"classes: expected as many names as {'toy': 3}, found {'toy': 2}"):
+        save_model(tmp_path / "out", imp, params, step=1, classes={"toy": ["red", "green"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(folder: Path) -> str:
+    """The one line that loading says."""
+    with pytest.raises(RequestError) as caught:
+        load_model(folder)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(str(folder))
+    return line.removeprefix(f"{folder}/")
+
+
+def test_missing_files(folder):
+    expected = "model.safetensors: expected the model's parameters, found No such file or directory"
+    (folder / "model.safetensors").unlink()
+    assert refused(folder).startswith(expected)
+    (folder / "config.json").unlink()
+    assert refused(folder) == "config.json: expected an exported model's config.json, found No such file or directory"
+
+
+@pytest.mark.parametrize("size", [0, 5, 300, -1])
+def test_truncated_parameters(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    found = path.stat().st_size
+    assert refused(folder).startswith(f"model.safetensors: expected a whole safetensors file, found {found} bytes: ")
+
+
+def test_parameters_that_are_a_pickle(folder):
+    (folder / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR." * 20)
+    assert refused(folder).startswith("model.safetensors: expected a whole safetensors file, found ")
+
+
+NAME = "encoder/norm/scale"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop(NAME), f": no {NAME}"),
+        (lambda a: a.update(other=a[NAME]), ": unknown other"),
+        (lambda a: a.update({NAME: a[NAME][:-1]}), f"array {NAME}: expected F32 (16,), found F32 (15,)"),
+        (lambda a: a.update({NAME: a[NAME].astype(np.float16)}), f"array {NAME}: expected F32 (16,), found F16 (16,)"),
+    ],
+)
+def test_other_arrays_than_the_model_has(folder, change, message):
+    arrays = load_file(folder / "model.safetensors")
+    number = len(arrays)
+    change(arrays)
+    save_file(arrays, folder / "model.safetensors")
+    line = refused(folder)
+    assert message in line and line.endswith("; is it of the same export as config.json?")
+    if len(arrays) != number:
+        assert f"expected {number} arrays, found {len(arrays)}" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format", 2, "expected an exported model of format 1, found format 2"),
+        ("format", None, "expected an exported model of format 1, found format None"),
+        ("step", "7", 'step: expected an integer, found "7"'),
+        ("pairs", ..., "expected the keys of format 1, found in the file no pairs"),
+        ("pears", [], "expected the keys of format 1, found in the file unknown pears"),
+        ("modalities", ["vision", "smell"], 'modalities: expected some of vision, audio, text, found ["vision", "sm'),
+        ("pairs", [["text", "text"]], 'pairs: expected pairs of two of audio, text, vision, found [["text", "text"]]'),
+        ("classifiers", {"toy": 3}, 'classifiers: expected a list of class names for each data set, found {"toy": 3}'),
+        ("model", [], "model: expected an object, found []"),
+        ("model.width", ..., "expected the keys of format 1, found in model no width"),
+        ("model.wdth", 16, "expected the keys of format 1, found in model unknown wdth"),
+        ("model.width", "16", 'model.width: expected an integer above 0, found "16"'),
+        ("model.depth", -1, "model.depth: expected an integer above 0, found -1"),
+        ("model.width", 24, "width 24 must be num_heads 2 x head_dim 8 = 16"),
+        ("model.dtype", "int8", "dtype is 'int8'; known: auto, bfloat16, float32"),
+        ("model.dtype", "auto", "data type 'auto' not understood"),
+        ("model.scan", 1, "model.scan: expected a bool, found 1"),
+        ("model.vision_patch", [4, 16], "model.vision_patch: expected 3 integers above 0, found [4, 16]"),
+        ("model.moe.router", "oracle", "moe.router is 'oracle'; known: experts_choose, tokens_choose"),
+        ("model.moe.num_experts", True, "model.moe.num_experts: expected an integer above 0, found true"),
+    ],
+)
+def test_other_settings_than_a_model_has(folder, key, value, message):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    *outer, last = key.split(".")
+    node = config
+    for part in outer:
+        node = node[part]
+    node.pop(last) if value is ... else node.update({last: value})
+    path.write_text(json.dumps(config))
+    line = refused(folder)
+    assert line.startswith("config.json: ") and message in line
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_settings_that_are_no_json(folder, text):
+    (folder / "config.json").write_bytes(text)
+    assert refused(folder).startswith("config.json: expected JSON, found ")
+
+
+def test_settings_that_a_newer_version_added_have_their_defaults(folder, imp):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["model"]["contrastive_chunk"]
+    path.write_text(json.dumps(config))
+    assert load_model(folder)[0].config == imp.config
+
+
+def test_tokens_of_an_image(imp):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    tokens, positions = image_tokens(pixels, imp.config)
+    assert (tokens == patchify(pixels[None], (1, 16, 16))).all() and tokens.dtype == np.uint8
+    assert (positions == grid_positions((1, 2, 4), (16, 32, 32))).all()
+    for wrong in (pixels.astype(np.float32), pixels[..., 0], np.zeros((32, 32, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r"expected \(height, width, 3\) uint8 pixels, found \("):
+            image_tokens(wrong, imp.config)
+
+
+def readme_example() -> str:
+    section = (ROOT / "README.md").read_text().partition("## Use the encoder")[2].partition("\n## ")[0]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+# Whoever imports these fails.
+BARRED = ("ray", "pyarrow", "pydantic", "orbax", "pipeline.train", "pipeline.recipe", "pipeline.evaluate")
+
+
+def test_the_example_of_the_readme_runs_without_the_libraries_of_a_run(imp, params, folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(folder.parent / "cat.jpg")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({BARRED}))\n{readme_example()}\nnp.save('f.npy', features)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shown = np.asarray(Image.open(folder.parent / "cat.jpg").convert("RGB").resize((256, 256)))
+    tokens, positions = image_tokens(shown, imp.config)
+    expected = encode(imp)(params, "vision", tokens[None], positions[None])
+    found = np.load(folder.parent / "f.npy")
+    assert found.shape == (1, 16)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+RECIPE = {
+    "data_sets": {"photos": {"manifest": "/data/photos.parquet", "classes": ["cat", "dog"]}},
+    "tasks": {
+        "classes": {
+            "data_set": "photos",
+            "objective": "softmax",
+            "modalities": ["image"],
+            "batch_size": 4,
+            "variants": [{"size": 32}],
+        },
+        "captions": {
+            "data_set": "photos",
+            "objective": "nce",
+            "modalities": ["image", "text"],
+            "batch_size": 4,
+            "variants": [{"size": 32}],
+        },
+    },
+    "train": {"num_steps": 2},
+    "model": {"variant": "imp-tiny-moe", "common_dim": 16},
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path, tokenizer):
+    """A run's newest checkpoint, with all it has to say of itself."""
+    from model.step import init_state
+    from pipeline import recipe as recipes
+    from pipeline.train.checkpoint import Checkpoints
+    from pipeline.train.run import use_compute_type
+    from pipeline.train.schedule import structure_of
+
+    recipe = recipes.from_dict(RECIPE)
+    data_sets, tokens = recipe.data_set_specs(), recipe.token_spec()
+    structures = [
+        structure_of(t, v, data_sets[t.data_set], tokens) for t in recipe.task_specs().values() for v in t.variants
+    ]
+    config = use_compute_type(recipe.model_config_for(vocab_size=tokenizer.vocab_size))
+    state = init_state(Imp.for_structures(config, structures).init(5))
+    checkpoints = Checkpoints(tmp_path / "run")
+    data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
+    checkpoints.save(2, state=state, data=data)
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, capsys):
+    from pipeline.evaluate.model import TrainedModel
+
+    out = tmp_path / "exported"
+    assert export_main(["--run", str(run_dir), "--out", str(out)]) == 0
+    expected = f"{out}: the model of step 2 (config.json, model.safetensors, tokenizer.model)"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    model, (imp, params) = TrainedModel(run_dir), load_model(out)
+    assert_equal(model.params, params)
+    assert (imp.config, imp.groups) == (model.imp.config, model.imp.groups)
+    assert (read_config(out)["step"], read_config(out)["classifiers"]) == (2, {"photos": ["cat", "dog"]})
+    assert (out / "tokenizer.model").read_bytes() == tokenizer.model
+    tokens, positions = image_tokens(np.full((32, 32, 3), 90, np.uint8), imp.config)
+    theirs = model.features("vision", [{"tokens": tokens, "positions": positions}])
+    ours = encode(imp)(params, "vision", tokens[None], positions[None])
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_wrong_requests_are_one_line_and_exit_2(run_dir, tmp_path, capsys):
+    assert export_main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: --run {tmp_path}: expected a run directory with checkpoints, found none"
+    assert export_main(["--run", str(run_dir), "--out", str(run_dir)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {run_dir}: expected a new or an empty folder, found checkpoints in it"
