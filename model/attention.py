@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
 
 from model.config import ModelConfig
 from model.initializers import lecun_normal
+from model.shapes import Array, Bool, Float
 
 
 class SelfAttention(nnx.Module):

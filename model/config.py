@@ -13,7 +13,7 @@ MODALITIES = ("vision", "audio", "text")
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
-    "remat": ("full", "none", "dots", "attention"),
+    "remat": ("attention", "full", "dots", "none"),
     "towers": ("shared", "per_modality"),
     "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16", "auto"),
@@ -109,7 +109,7 @@ class ModelConfig:
     position_scale: float = 1.0
     towers: str = "shared"
     attention: str = "auto"
-    remat: str = "full"
+    remat: str = "attention"
     scan: bool = True
     contrastive_chunk: int = 1024
     dtype: str = "float32"

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from model.config import ModelConfig
 from model.initializers import lecun_normal, normal
+from model.shapes import Array, Bool, Float, Int, UInt8
 
 
 class PositionEmbedding(nnx.Module):

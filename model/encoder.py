@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
 
 from model import sharding
+from model.activations import gelu
 from model.attention import SelfAttention
 from model.config import ModelConfig
 from model.initializers import lecun_normal
 from model.moe import MoEFeedForward
+from model.shapes import Array, Bool, Float
 
 # What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
 # section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
@@ -46,7 +47,7 @@ class FeedForward(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int):
         flat = x.reshape(-1, x.shape[-1])  # as in attention: one axis for the products
-        return self.wo(jax.nn.gelu(self.wi(flat))).reshape(x.shape), {}
+        return self.wo(gelu(self.wi(flat))).reshape(x.shape), {}
 
 
 class Block(nnx.Module):

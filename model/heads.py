@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from model.config import ModelConfig
 from model.initializers import lecun_normal, normal
+from model.shapes import Array, Float
 
 
 class CommonSpaceHead(nnx.Module):

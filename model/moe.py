@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
 
 from model import sharding
+from model.activations import gelu
 from model.config import ModelConfig, MoEConfig
 from model.initializers import lecun_normal, normal
+from model.shapes import Array, Bool, Float, Int
 
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
@@ -199,7 +200,7 @@ def _run_experts(taken: Float[Array, "G E C D"], experts: dict) -> Float[Array, 
     num_groups, num_experts, capacity, width = taken.shape
     # An expert's slots in all groups are one axis, so that the gradients of its weights need no transposed copy.
     slots = sharding.to_experts(jnp.swapaxes(taken, 0, 1).reshape(num_experts, -1, width))
-    hidden = jax.nn.gelu(jnp.einsum("etd,edf->etf", slots, experts["wi"]))
+    hidden = gelu(jnp.einsum("etd,edf->etf", slots, experts["wi"]))
     out = sharding.from_experts(jnp.einsum("etf,efd->etd", hidden, experts["wo"]))
     return jnp.swapaxes(out.reshape(num_experts, num_groups, capacity, width), 0, 1)
 

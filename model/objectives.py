@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
 from model import sharding
+from model.shapes import Array, Float, Int
 
 
 def unit(x: Float[Array, "B K"]) -> Float[Array, "B K"]:
