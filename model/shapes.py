@@ -1,4 +1,4 @@
-"""Array annotations such as Float[Array, "B N D"]: jaxtyping's, which tests check; nothing where it is not installed."""
+"""Array annotations such as Float[Array, "B N D"]: jaxtyping's, which tests check; nothing without it."""
 
 from __future__ import annotations
 
