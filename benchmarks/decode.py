@@ -67,7 +67,7 @@ def stream_spec(modality: str, manifest: str, *, batches: int) -> StreamSpec:
         batch_size=BATCH[modality],
         spec=TokenSpec(),
     )
-    task = TaskSpec(modality, modality, "nce", (modality,), (variant,), positives="instance")
+    task = TaskSpec(modality, modality, (("nce", 1.0),), (modality,), (variant,), positives="instance")
     return StreamSpec(
         task=task,
         data_set=DataSetSpec(name=modality, manifest=manifest, held_out={}),

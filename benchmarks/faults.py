@@ -71,7 +71,7 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
     )
     num_rows = Manifest(manifest).num_rows
     return StreamSpec(
-        task=TaskSpec(modality, modality, "nce", (modality,), (variant,), positives="instance"),
+        task=TaskSpec(modality, modality, (("nce", 1.0),), (modality,), (variant,), positives="instance"),
         data_set=data_set,
         tokens=TokenSpec(),
         tokenizer=None,

@@ -127,16 +127,16 @@ def torch_sides(config: ModelConfig, patches, labels, *, quick: bool) -> tuple[d
         if not timing.on_cpu() and not torch.cuda.is_available():
             failed[name] = "this torch sees no GPU"
             continue
-        side = torch_side(
-            config,
-            patches,
-            labels,
-            num_classes=NUM_CLASSES,
-            compiled=compiled,
-            clip_norm=CLIP_NORM,
-            learning_rate=LEARNING_RATE,
-        )
         try:
+            side = torch_side(
+                config,
+                patches,
+                labels,
+                num_classes=NUM_CLASSES,
+                compiled=compiled,
+                clip_norm=CLIP_NORM,
+                learning_rate=LEARNING_RATE,
+            )
             side(1)
         except Exception as e:  # no C++ compiler, no Triton, no memory beside JAX's: the other sides count
             failed[name] = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}"

@@ -54,7 +54,8 @@ class PlainViT(nnx.Module):
 
     def __call__(self, patches):
         """patches: (B, N, P) uint8."""
-        x = self.patch(patches.astype(self.dtype) / 127.5 - 1) + self.position[...].astype(self.dtype)
+        pixels = (patches.astype(jnp.float32) / 127.5 - 1).astype(self.dtype)
+        x = self.patch(pixels) + self.position[...].astype(self.dtype)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x).astype(jnp.float32).mean(1))

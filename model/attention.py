@@ -45,17 +45,24 @@ class SelfAttention(nnx.Module):
 def implementation(choice: str, query, *, masked: bool) -> str:
     """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's.
 
-    Masked attention stays with XLA: only texts have masks, and they are short.
-    Raises RuntimeError or NotImplementedError for "cudnn" where there is none.
+    Masked attention always stays with XLA: only texts have masks, and they are short.
     """
-    if choice != "auto":
-        return choice
-    if masked or jax.default_backend() != "gpu":
+    if masked or choice == "xla":
+        return "xla"
+    if choice == "cudnn":
+        return "cudnn"
+    if jax.default_backend() != "gpu" or not _is_ampere_or_later():
         return "xla"
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:
-        # cuDNN's limits on type, head_dim, lengths and hardware are checked while tracing.
+        # cuDNN's limits on type, head_dim and lengths are checked while tracing.
         jax.eval_shape(lambda q: jax.nn.dot_product_attention(q, q, q, implementation="cudnn"), like)
     except (RuntimeError, NotImplementedError, ValueError):
         return "xla"
     return "cudnn"
+
+
+def _is_ampere_or_later() -> bool:
+    """The fused kernel needs compute capability 8.0, which is checked no earlier than at its compilation."""
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
+    return capability.split(".")[0].isdigit() and int(capability.split(".")[0]) >= 8

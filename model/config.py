@@ -121,6 +121,11 @@ class ModelConfig:
                 f"width {self.width} must be num_heads {self.num_heads} x head_dim {self.head_dim} = "
                 f"{self.num_heads * self.head_dim}"
             )
+        if not 0 < self.temperature_floor <= self.temperature_init:
+            raise ValueError(
+                f"expected 0 < temperature_floor <= temperature_init, found {self.temperature_floor} and "
+                f"{self.temperature_init}"
+            )
         if self.contrastive_chunk < 1:
             raise ValueError(f"contrastive_chunk must be at least 1, found {self.contrastive_chunk}")
         if self.moe is None:

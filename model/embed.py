@@ -79,9 +79,10 @@ class ModalityLayers(nnx.Module):
     ) -> Float[Array, "B N D"]:
         """tokens: uint8 pixels of tubelets or patches, float32 spectrogram patches, or token ids."""
         if self.modality == "text":
-            embedded = self.table[...].astype(self.dtype)[tokens]
+            # Looked up, then cast: the gradient of a row is a sum over the batch, and bfloat16 cannot hold one.
+            embedded = self.table[...][tokens].astype(self.dtype)
         elif self.modality == "vision":
-            embedded = self.patch(tokens.astype(self.dtype) / 127.5 - 1.0)
+            embedded = self.patch((tokens.astype(jnp.float32) / 127.5 - 1.0).astype(self.dtype))
         else:
             embedded = self.patch(tokens)
         return self.pre(embedded + self.position(positions).astype(self.dtype))

@@ -77,7 +77,8 @@ class Router(nnx.Module):
         filled, so that more padding changes nothing.
         """
         # The router is float32 whatever the compute type: near-ties would otherwise be decided by rounding.
-        logits = x.astype(jnp.float32) @ self.kernel[...]
+        # Accelerators multiply float32 in fewer bits unless they are told not to.
+        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
         probs = jax.nn.softmax(logits, axis=-1)
         if self.moe.route_padding:
             token_mask = None
@@ -166,9 +167,11 @@ class MoEFeedForward(nnx.Module):
         def of_groups(tokens, mask, router, experts):
             routing = nnx.merge(router_graph, router)(tokens, mask)
             combine = combine_by_index if dispatch_form(self.moe) == "index" else combine_by_einsum
+            # Cast here, so that gradients are summed over devices in float32.
+            experts = jax.tree.map(lambda weight: weight.astype(tokens.dtype), experts)
             return combine(tokens, routing, experts), sharding.total(routing_sums(routing))
 
-        weights = {"wi": self.experts.wi[...].astype(x.dtype), "wo": self.experts.wo[...].astype(x.dtype)}
+        weights = {"wi": self.experts.wi[...], "wo": self.experts.wo[...]}
         combined, sums = sharding.over_groups(of_groups, x.reshape(*groups, width), mask, router, weights)
         return combined.reshape(x.shape), routing_statistics(sums)
 

@@ -100,6 +100,9 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
             for name, group in state.items():
                 scaled = jax.tree.map(lambda g: g * scale, grads[name])
                 updated = _adam(group, scaled, learning_rate=learning_rate, optimizer=optimizer)
+                if "tau" in updated["params"]:
+                    # A temperature below its floor would have no gradient, and stay there.
+                    updated["params"]["tau"] = jnp.maximum(updated["params"]["tau"], imp.config.temperature_floor)
                 new[name] = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, group)
         scalars = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "finite": finite}
         return new, metrics | scalars

@@ -3,7 +3,7 @@
 ``model.safetensors``: the float32 parameters, one array a name such as ``encoder/dense/attention/qkv/kernel``.
 ``config.json``: format, step, model (every field of ModelConfig), modalities, pairs, offsets, and classifiers, data
 set → class names in the order of the classifier's columns. ``tokenizer.model`` (sentencepiece) or ``tokenizer.json``
-where the run has one. Loading takes jax, flax, jaxtyping, numpy and safetensors, and runs no code from the files.
+where the run has one. Loading takes jax, flax, numpy and safetensors, and runs no code from the files.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pipeline import recipe as recipes
 from pipeline.data.text import Tokenizer
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.run import use_compute_type
+from pipeline.train.run import host_device, use_compute_type
 from pipeline.train.schedule import structure_of
 
 _BATCH = 64
@@ -47,12 +47,13 @@ class TrainedModel:
             if t.weight is None or t.weight > 0
         ]
         self.imp = Imp.for_structures(config, structures)
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        # The moments, two thirds of it, never reach the accelerator.
+        sharding = jax.sharding.SingleDeviceSharding(host_device())
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(self.imp)
         )
         state = checkpoints.state(shapes)
-        self.params = {name: group["params"] for name, group in state.items()}
+        self.params = jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])
         checkpoints.close()
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
         self._encode = jax.jit(

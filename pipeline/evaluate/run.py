@@ -116,6 +116,8 @@ def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
     """The largest input that the tasks of this data set and kind trained on, nothing dropped (the paper's rule)."""
 
     def fits(task: TaskSpec) -> bool:
+        if task.weight == 0:
+            return False
         if settings.kind == "classify":
             return task.classified == settings.modality
         return task.contrasts and settings.modality in task.modalities
@@ -214,6 +216,10 @@ def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     source = MODEL_MODALITY[settings.modality]
     owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
     texts = [t for row in held_out.texts for t in row]
+    if not texts:
+        raise RequestError(
+            f"evaluate: no held-out row of {settings.data_set} has a usable text, so nothing to retrieve"
+        )
     media = _unit(_each_clip(lambda x: model.project(x, source=source, target="text"), held_out.features))
     metrics = retrieval(media, _unit(_project_texts(model, task, texts, target=source)), owner)
     count = len(media)

@@ -310,6 +310,18 @@ class EvaluationSettings(_Strict):
             raise pydantic_core.PydanticCustomError("clips", "expected 1, an image has one view")
         return clips
 
+    @pydantic.field_validator("prompts")
+    @classmethod
+    def _with_a_place_for_the_class(cls, prompts: list[str]) -> list[str]:
+        for prompt in prompts:
+            try:
+                filled = prompt.format("\0")
+            except (KeyError, IndexError, ValueError):
+                filled = ""
+            if "\0" not in filled:
+                raise pydantic_core.PydanticCustomError("prompts", "expected {} where the class goes in every prompt")
+        return prompts
+
     def served_by(self, task: spec.TaskSpec) -> bool:
         """Whether a task trains the heads that this measurement needs."""
         if task.data_set != self.data_set or task.weight == 0:

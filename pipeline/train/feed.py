@@ -97,3 +97,6 @@ class Feed:
 
     def close(self) -> None:
         self._closed.set()
+        # A thread that is still putting arrays on a device when the interpreter ends would abort the process. One that
+        # waits for data may stay.
+        self._thread.join(timeout=2.0)

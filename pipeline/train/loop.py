@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Batch, Feed
 from pipeline.train.telemetry import plain
 
-# So many non-finite updates in a row mean the run has diverged; single ones are skipped.
+# So many non-finite updates of a task in a row mean that it has diverged; single ones are skipped.
 _MOST_NON_FINITE = 20
 
 
@@ -71,7 +72,7 @@ class Loop:
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
         self._learning_rates = learning_rates
         self.times, self._ended = Times(), time.perf_counter()
-        self.skipped_updates, self._non_finite = 0, 0
+        self.skipped_updates, self._non_finite = 0, collections.Counter()
         self._pending: _Pending | None = None
         self._saved = start_step
 
@@ -158,11 +159,13 @@ class Loop:
 
     def _check_finite(self, values: dict, batch: Batch) -> None:
         self.skipped_updates += not values["finite"]
-        self._non_finite = 0 if values["finite"] else self._non_finite + 1
-        if self._non_finite > _MOST_NON_FINITE:
+        # By task: one whose updates never are must end the run, however well the others go.
+        task = batch.what.task
+        self._non_finite[task] = 0 if values["finite"] else self._non_finite[task] + 1
+        if self._non_finite[task] > _MOST_NON_FINITE:
             raise DataError(
-                f"step {batch.step + 1} ({batch.what.task}): {self._non_finite} updates in a row were not finite; "
-                "lower train.learning_rate or look at the task's data"
+                f"step {batch.step + 1} ({task}): {self._non_finite[task]} updates of this task in a row were not "
+                "finite; lower train.learning_rate or look at the task's data"
             )
 
     def _save(self, step: int) -> None:

@@ -154,6 +154,14 @@ def _mesh(spec: RunSpec, config: ModelConfig, schedule: Schedule) -> Mesh:
     return mesh
 
 
+def host_device() -> jax.Device:
+    """The CPU, or where jax has been told to do without it the first accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def _use_compile_cache(folder: str | None) -> None:
     if folder is None:
         return
@@ -166,7 +174,10 @@ def _start_state(imp: Imp, checkpoints: Checkpoints, start: int, *, seed: int, m
     shapes = state_shapes(imp)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=fsdp)
     if not start:
-        return sharding.put_state(init_state(imp.init(seed)), shardings)
+        # On the host first: the devices may only hold it in parts.
+        with jax.default_device(host_device()):
+            state = init_state(imp.init(seed))
+        return sharding.put_state(state, shardings)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     return checkpoints.state(abstract, step=start)
 

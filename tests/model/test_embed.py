@@ -53,6 +53,20 @@ def test_one_frame_equals_the_frame_tiled_over_time(tiny):
         np.testing.assert_allclose(found["linear"]["bias"][...], np.cos(expected).sum((0, 1)), rtol=1e-4, atol=1e-4)
 
 
+def test_sums_of_a_bfloat16_model_are_in_float32(tiny):
+    """300 tokens of one id: a sum of ones in bfloat16 stops at 256. Pixels keep all of bfloat16's eight bits."""
+    text = layers(tiny(dtype="bfloat16"), "text")
+    graph, params = nnx.split(text)
+    ids, places = jnp.zeros((1, 300), jnp.int32), jnp.asarray(zeros(1, 300, 1))
+    gradient = jax.grad(lambda params: nnx.merge(graph, params).embed(ids, places).astype(jnp.float32).sum())(params)
+    assert gradient["table"][...][0].tolist() == [300.0] * 16
+    vision = layers(tiny(dtype="bfloat16"), "vision")
+    seen, vision.patch = [], lambda x: seen.append(x) or jnp.zeros((*x.shape[:-1], 16), x.dtype)
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256)
+    vision.embed(jnp.asarray(pixels), jnp.asarray(zeros(1, 1, 3)))
+    assert np.abs(np.asarray(seen[0], np.float64) - (pixels / 127.5 - 1)).max() <= 2**-9  # half of the last bit
+
+
 def test_frames_of_a_tubelet_have_rows_of_their_own(tiny):
     patch = PatchProjection(tiny(), patch_values=8, rngs=nnx.Rngs(0))
     kernel = normal(8, 16, seed=1)

@@ -154,7 +154,8 @@ def test_interleaved_sparse_layers(tiny, jit, remat):
 
 
 @pytest.mark.parametrize(
-    ("choice", "masked", "expected"), [("auto", False, "xla"), ("auto", True, "xla"), ("cudnn", False, "cudnn")]
+    ("choice", "masked", "expected"),
+    [("auto", False, "xla"), ("auto", True, "xla"), ("cudnn", False, "cudnn"), ("cudnn", True, "xla")],
 )
 def test_attention_kernel_on_a_cpu(choice, masked, expected):
     query = jax.ShapeDtypeStruct((2, 16, 2, 64), "bfloat16")

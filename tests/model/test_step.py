@@ -191,6 +191,20 @@ def test_a_dense_update_moves_the_groups_of_other_tasks(tiny, trained, batch):
             np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=part)
 
 
+def test_a_temperature_at_its_floor_can_rise_again(tiny, jit, batch):
+    """Adam's first step is the learning rate, against the gradient's sign: below the floor it would stay for ever."""
+    imp = Imp.for_structures(tiny(temperature_init=0.1, temperature_floor=0.1), [PAIRS])
+    step, state, arrays = jit(make_step(imp, PAIRS, ADAM)), init_state(imp.init(0)), batch(PAIRS)
+    pair = state["pair_audio_text"]
+    pair["mu"]["tau"], pair["count"] = jnp.float32(1.0), jnp.int32(1)  # momentum that pulls it down
+    fallen, _ = step(state, arrays, np.float32(1.0))
+    assert fallen["pair_audio_text"]["params"]["tau"] == np.float32(0.1)
+    pair = fallen["pair_audio_text"]
+    pair["mu"]["tau"], pair["nu"]["tau"] = jnp.float32(-1.0), jnp.float32(1.0)
+    risen, _ = step(fallen, arrays, np.float32(0.01))
+    assert risen["pair_audio_text"]["params"]["tau"] > 0.1
+
+
 @pytest.mark.parametrize("group", ["sample", "tokens"])
 def test_microbatches_update_as_the_whole_batch_does(tiny, jit, batch, group):
     """Groups of two samples of three tokens in the second case: no group is cut. Statistics are means too."""

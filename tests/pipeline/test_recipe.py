@@ -108,6 +108,12 @@ def test_an_unknown_key_of_an_evaluation():
     assert "did you mean 'evaluate.0.prompts'?" in refused(("evaluate", [entry]))
 
 
+@pytest.mark.parametrize("prompt", ["a photo", "a photo of a {class}", "{0} and {1}", "50% {", "{{}}"])
+def test_a_prompt_without_a_place_for_the_class(prompt):
+    entry = {"data_set": "photos", "kind": "zero_shot", "modality": "image", "prompts": ["a {}", prompt]}
+    assert "evaluate.0.prompts: expected {} where the class goes in every prompt" in refused(("evaluate", [entry]))
+
+
 @pytest.mark.parametrize("path", ["train", "data_sets", "tasks", "train.num_steps", "tasks.film_text.batch_size"])
 def test_a_missing_key_is_named(path):
     assert refused((path, DELETE)) == f"missing key {path!r}"

@@ -23,16 +23,19 @@ class LateMetric:
 
 
 class FakeFeed:
-    """Batches of two structures in turn. late: steps whose batch is not there when it is first asked for."""
+    """Batches of two structures in turn. late: steps whose batch is not there when it is first asked for.
 
-    def __init__(self, num_steps, late=()):
-        self.late = set(late)
+    tasks: names that come in turn.
+    """
+
+    def __init__(self, num_steps, late=(), tasks=("t",)):
+        self.late, self.tasks = set(late), tasks
         self.batches = [self._batch(step) for step in range(num_steps)]
 
     def _batch(self, step):
         structure = types.SimpleNamespace(global_batch_size=4, inputs=(), name=f"s{step % 2}")
         variant = types.SimpleNamespace(name="all")
-        what = types.SimpleNamespace(task="t", variant=variant, structure=structure)
+        what = types.SimpleNamespace(task=self.tasks[step % len(self.tasks)], variant=variant, structure=structure)
         return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)])
 
     def next(self, *, wait=True):
@@ -70,7 +73,7 @@ def read_metrics(metrics):
     return {k: read_metrics(v) if isinstance(v, dict) else np.asarray(v) for k, v in metrics.items()}
 
 
-def run(monkeypatch, *, num_steps, late=(), **metrics):
+def run(monkeypatch, *, num_steps, late=(), tasks=("t",), **metrics):
     monkeypatch.setattr("jax.device_get", read_metrics)
     events, records, saved = [], [], []
 
@@ -80,7 +83,7 @@ def run(monkeypatch, *, num_steps, late=(), **metrics):
 
     loop = Loop(
         state={"a": 0, "b": 0, "c": 0},
-        feed=FakeFeed(num_steps, late),
+        feed=FakeFeed(num_steps, late, tasks),
         compiler=FakeCompiler(events, **metrics),
         hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
         start_step=0,
@@ -115,8 +118,10 @@ def test_updates_that_are_not_finite_are_counted(monkeypatch):
 def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(monkeypatch):
     monkeypatch.setattr("pipeline.train.loop._MOST_NON_FINITE", 2)
     run(monkeypatch, num_steps=5, bad=(0.0, 1.0, 3.0, 4.0))
-    with pytest.raises(DataError, match=r"step 4 \(t\): 3 updates in a row were not finite"):
+    with pytest.raises(DataError, match=r"step 4 \(t\): 3 updates of this task in a row were not finite"):
         run(monkeypatch, num_steps=5, bad=(1.0, 2.0, 3.0))
+    with pytest.raises(DataError, match=r"step 6 \(b\): 3 updates of this task in a row were not finite"):
+        run(monkeypatch, num_steps=8, bad=(1.0, 3.0, 5.0), tasks=("a", "b"))
 
 
 def test_losses_are_recorded_where_there_are_several(monkeypatch):
