@@ -121,8 +121,7 @@ def tokens_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] |
     slots = _num_slots(token_mask, moe)[:, None]
     # What is turned away is written outside the table, and dropped.
     place = jnp.where(asked & (place < slots), place, capacity)
-    flat = (jnp.swapaxes(a, 1, 2).reshape(num_groups, -1) for a in (experts, gates))
-    expert, gate = flat
+    expert, gate = (jnp.swapaxes(a, 1, 2).reshape(num_groups, -1) for a in (experts, gates))
     token = jnp.tile(order, (1, moe.num_selected))
 
     def table(values, expert, place):

@@ -45,8 +45,13 @@ def state_shardings(shapes, mesh: Mesh | AbstractMesh, *, fsdp: bool = False):
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh, fsdp=fsdp)), shapes)
 
 
+def names_of(path) -> list:
+    """The keys of nested dicts that lead to a leaf, as jax.tree.map_with_path gives them."""
+    return [getattr(key, "key", None) for key in path]
+
+
 def _spec(path, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, fsdp: bool) -> PartitionSpec:
-    names = [getattr(key, "key", None) for key in path]
+    names = names_of(path)
     axes: list[str | None] = [None] * len(shape)
     if "experts" in names and mesh.shape["expert"] > 1:
         num_experts = shape[-3]
@@ -104,9 +109,7 @@ def whole(params):
     Under FSDP this is where a layer's weights come together, and in the backward pass where their gradients are summed
     and scattered again.
     """
-    return jax.tree.map_with_path(
-        lambda path, x: x if "experts" in [getattr(k, "key", None) for k in path] else on_every_device(x), params
-    )
+    return jax.tree.map_with_path(lambda path, x: x if "experts" in names_of(path) else on_every_device(x), params)
 
 
 def over_groups(function, tokens, token_mask, shared, experts):

@@ -21,6 +21,7 @@ import jax
 from model.config import MODALITIES, VARIANTS, ModelConfig, from_variant
 from model.imp import Imp, Structure, encoder_group, pair_group
 from model.moe import expert_capacity
+from model.sharding import names_of
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
 # gradient, so that the patch projection has one; the usual factor counts two.)
@@ -122,7 +123,7 @@ def _met(shapes, config: ModelConfig) -> int:
     """Parameters that one token meets."""
 
     def of(path, leaf) -> float:
-        names, size = [getattr(key, "key", None) for key in path], math.prod(leaf.shape)
+        names, size = names_of(path), math.prod(leaf.shape)
         if "table" in names or "tables" in names:
             return leaf.shape[-1]
         return size * _experts_per_token(config) / config.moe.num_experts if "experts" in names else size

@@ -128,9 +128,10 @@ def _over_microbatches(loss_and_gradients, params: dict, batch: dict, *, imp: Im
     def body(total, part):
         return jax.tree.map(jnp.add, total, loss_and_gradients(params, part)), None
 
-    like = jax.eval_shape(loss_and_gradients, params, jax.tree.map(lambda x: x[0], jax.tree.map(cut, batch)))
+    microbatches = jax.tree.map(cut, batch)
+    like = jax.eval_shape(loss_and_gradients, params, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-    total, _ = jax.lax.scan(body, zeros, jax.tree.map(cut, batch))
+    total, _ = jax.lax.scan(body, zeros, microbatches)
     return jax.tree.map(lambda x: x / parts, total)
 
 
