@@ -106,17 +106,21 @@ def waits(spec, recipe) -> dict:
     from pipeline.pretrain import cluster_of
     from pipeline.train import ray_trainer
     from pipeline.train.feed import Feed
+    from pipeline.train.gate import Gate
     from pipeline.train.quarantine import Quarantine
+    from pipeline.train.schedule import Position
 
     cluster = cluster_of(recipe)
     ray_trainer.start_ray(cluster)
-    schedule = spec.schedule()
-    streams = ray_trainer.build_streams(spec, cluster, tasks=list(spec.tasks), start_step=0, world_size=1)
+    schedule = spec.schedule(Position())
+    streams = ray_trainer.build_streams(spec, cluster, schedule=schedule, world_size=1)
     queues = {n: ray_trainer.open_queue(s, task=n, start=first, rank=0) for n, (s, first) in streams.items()}
     quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data_sets, 1.0))
     began = time.perf_counter()
     # put: what a device copy reads.
-    feed = Feed(schedule, queues, start=0, stop=spec.num_steps, quarantine=quarantine, put=lambda arrays: arrays)
+    feed = Feed(
+        schedule, queues, start=0, stop=spec.num_steps, quarantine=quarantine, gate=Gate(), put=lambda arrays: arrays
+    )
     waited, bytes_a_step, first_s = [], 0, None
     for _ in range(spec.num_steps):
         asked = time.perf_counter()

@@ -100,6 +100,11 @@ class Structure:
             raise ValueError(f"expected class columns from 0 to {self.num_classes - 1}, found {wrong or 'none'}")
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens of a global batch, of all modalities."""
+        return self.global_batch_size * sum(i.num_tokens for i in self.inputs)
+
+    @property
     def contrastive(self) -> tuple[str, ...]:
         """The objectives that compare modalities."""
         return tuple(name for name, _ in self.objectives if name in objectives.CONTRASTIVE)
@@ -280,7 +285,7 @@ class Imp:
     def loss(self, params: dict, batch: dict, structure: Structure):
         """The loss of one batch and its metrics, a dict of small arrays.
 
-        moe: modality → the mean over layers of ``moe.routing_statistics``. losses: the terms of a weighted sum and the
+        moe: modality → ``moe.routing_statistics``, stacked by sparse layer. losses: the terms of a weighted sum and the
         pairs of a mean, before weighting, where there are several, and what the router's own losses add.
         """
         features, metrics, auxiliary = {}, {"moe": {}, "temperatures": {}, "losses": {}}, 0.0
@@ -291,7 +296,7 @@ class Imp:
                 params, m, arrays["tokens"], arrays["positions"], arrays.get("mask"), group_samples=groups.get(m, 1)
             )
             if statistics:
-                metrics["moe"][m] = jax.tree.map(lambda s: s.mean(0), statistics)
+                metrics["moe"][m] = statistics
                 auxiliary += auxiliary_loss(statistics, self.config.moe)
         terms = {}
         for name in structure.contrastive:

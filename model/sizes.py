@@ -96,6 +96,44 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
     return TRAINING_PASSES * forward
 
 
+# Arrays of the width that the backward pass finds of a layer beside its input, by remat policy; "none" and "dots" also
+# keep arrays of the hidden width (all of them alike in size: (B, N, D) and (B, N, F)).
+_KEPT = {"full": (1, 0), "attention": (2, 0), "dots": (6, 1), "none": (10, 2)}
+
+
+def structure_memory(config: ModelConfig, structure: Structure) -> dict[str, int]:
+    """Bytes of one step of a structure on one device that holds all of it: an estimate, before anything is compiled.
+
+    state: parameters and both moments of the groups it takes. gradients: as large as their parameters. activations:
+    what all layers keep for the backward pass by the remat policy, and what the widest single layer works with: its
+    hidden activations and attention scores, forward and backward. batch: the inputs. Within a half of what XLA plans on
+    a CPU (tests/model/test_sizes.py); fused attention keeps no scores and needs less.
+    """
+    shapes = Imp.for_structures(config, [structure]).shapes()
+    weights = 4 * sum(_count(shapes[group]) for group in structure.groups(config))
+    size, batch = 2 if config.dtype == "bfloat16" else 4, structure.global_batch_size // structure.microbatches
+    kept, working = 0, 0
+    of_width, of_hidden = _KEPT[config.remat]
+    for i in structure.inputs:
+        tokens = batch * i.num_tokens
+        rows = tokens * max(1, math.ceil(config.moe.capacity_factor)) if config.moe else tokens
+        kept += config.depth * size * (of_width * tokens * config.width + of_hidden * rows * config.mlp_dim)
+        scores = 4 * batch * config.num_heads * i.num_tokens**2
+        kept += config.depth * scores if config.remat == "none" else 0
+        # Each with its gradient and a copy of both, as XLA's plans hold them.
+        hidden = size * rows * (config.mlp_dim + config.width)
+        patches = 2 * size * tokens * i.num_values
+        working = max(working, 4 * scores + 4 * hidden + 12 * size * tokens * config.width + patches)
+    cosines = 4 * batch * batch if structure.pairs else 0
+    arrays = jax.tree.leaves(structure.batch_shapes())
+    return {
+        "state": 3 * weights,
+        "gradients": weights,
+        "activations": kept + working + cosines,
+        "batch": sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
+    }
+
+
 def parameters(config: ModelConfig) -> dict:
     """Counts of a model with all modalities and a pair of heads for any two of them, without classifiers.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,11 @@ class CompiledStep:
         return metrics
 
 
+# Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and give no
+# faster steps (benchmarks/cpu_step.py).
+_CPU_OPTIONS = {"xla_backend_optimization_level": 1}
+
+
 def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, mesh=None, fsdp: bool = False):
     """The compiled step of a structure, ahead of its first use.
 
@@ -175,9 +181,9 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
         kwargs["in_shardings"] = (of_state, sharding.over_batch(mesh), everywhere)
         kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
-    # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and
-    # give no faster steps (benchmarks/cpu_step.py).
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    # What the user says goes before: options here would replace their XLA_FLAGS.
+    options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         lowered = jitted.lower(shapes, structure.batch_shapes(), learning_rate)

@@ -20,6 +20,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, text_fault
 from pipeline.prepare import build_corpus, prepare
 from pipeline.recipe import Recipe
+from pipeline.train.schedule import Position
 
 _PERCENTILES = (5, 50, 95)
 _MOST_SHOWN = 10
@@ -36,8 +37,8 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         spec = prepare(recipe, Path(folder))
     tokenizer = Tokenizer(spec.tokenizer) if spec.tokenizer else None
-    probabilities = spec.schedule().sampler
-    shares = dict(zip(probabilities.names, probabilities.probabilities.tolist(), strict=True))
+    schedule = spec.schedule(Position())
+    shares = {name: schedule.share(name) for name in spec.tasks}
     found, stops, looks = {}, [], []
     cpu_s = 0.0
     for name, data_set in spec.data_sets.items():

@@ -24,30 +24,53 @@ def run_job(job, arguments: argparse.Namespace) -> int:
         return EXIT_FAILED
 
 
+def _parser(name: str, description: str, *, epilog: str) -> argparse.ArgumentParser:
+    """epilog: printed as it is, examples first."""
+    return argparse.ArgumentParser(
+        prog=name, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def add_recipe_arguments(
     parser: argparse.ArgumentParser, *, default: Path | None = ROOT / "configs" / "demo.yaml"
 ) -> None:
-    parser.add_argument("--config", type=Path, default=default, required=default is None, help="recipe (YAML)")
+    says = "the recipe, a YAML file" + (" (default: configs/demo.yaml)" if default else "")
+    parser.add_argument("--config", type=Path, default=default, required=default is None, metavar="FILE", help=says)
     parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change one setting of the recipe, e.g. --set train.num_steps=100; may be repeated",
+        help="another value for one key of the recipe, e.g. --set train.num_steps=100; may be repeated",
     )
 
 
 def pretrain_main(argv: list[str]) -> int:
     started = time.time()
-    parser = argparse.ArgumentParser(
-        prog="pretrain.py",
-        description="Pretrain one encoder on many tasks by a recipe. Rerun the same command to resume.",
-        epilog="exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again",
+    parser = _parser(
+        "pretrain.py",
+        "Pretrain one encoder on many tasks by a recipe, evaluate it and write a report.",
+        epilog="""\
+examples:
+  python jobs/pretrain.py                                      the demo, into runs/demo
+  python jobs/pretrain.py --config pets.yaml --print-config    every key of a recipe with its value
+  python jobs/pretrain.py --config pets.yaml --set train.num_steps=20000 --set train.learning_rate=3e-4
+  python jobs/pretrain.py --config pets.yaml --set cluster.num_workers=2
+
+The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
+checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
+What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
+
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
     )
     add_recipe_arguments(parser)
-    parser.add_argument("--run-dir", type=Path, help="where the run is kept (default: runs/<name of the recipe>)")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME, after the recipe)"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved recipe with every default, and stop"
+    )
     arguments = parser.parse_args(argv)
     arguments.started = started
     return run_job(_pretrain, arguments)
@@ -70,19 +93,30 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def preprocess_main(argv: list[str]) -> int:
     if argv[:1] == ["import"]:
         return _import_main(argv[1:])
-    parser = argparse.ArgumentParser(
-        prog="preprocess.py",
-        description="Decode the data sets of a recipe once into Arrow shards. Rerunning goes on.",
-        epilog="preprocess.py import LAYOUT SOURCE --out FILE writes the manifest of a data set in a public layout; "
-        "preprocess.py import --help lists them",
+    parser = _parser(
+        "preprocess.py",
+        "Decode the data sets of a recipe once into Arrow shards, to train from them many times with the same batches.",
+        epilog="""\
+examples:
+  python jobs/preprocess.py --config pets.yaml --out /data/shards
+  python jobs/pretrain.py --config pets.yaml --set data_sets.pets.shards=/data/shards/pets
+
+The same command again goes on where it stopped.
+
+preprocess.py import LAYOUT SOURCE --out FILE writes the manifest of a data set in a public layout;
+preprocess.py import --help lists the layouts.
+
+exit codes: 0 done, 1 failed, 2 the request was wrong""",
     )
     add_recipe_arguments(parser, default=None)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the shards, one subfolder a data set")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the shards, one subfolder a data set"
+    )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated"
     )
     parser.add_argument(
-        "--rows-per-shard", type=_positive, default=256, metavar="ROWS", help="rows of one file (default 256)"
+        "--rows-per-shard", type=_positive, default=256, metavar="ROWS", help="rows of one file (default: 256)"
     )
     return run_job(_preprocess, parser.parse_args(argv))
 
@@ -119,7 +153,9 @@ def _import_main(argv: list[str]) -> int:
     )
     parser.add_argument("layout", metavar="LAYOUT", help="how the data lie, see below")
     parser.add_argument("source", metavar="SOURCE", help="folder or file; s3://, gs:// and other URIs too")
-    parser.add_argument("--out", type=Path, required=True, help="the manifest to write, e.g. data/train.parquet")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the manifest to write, e.g. data/train.parquet"
+    )
     parser.add_argument(
         "--held-out-share",
         type=float,
@@ -157,15 +193,27 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def check_main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="check.py",
-        description="Look at a recipe's data before a run: rows, a decoded sample, captions, labels, leakage, CPUs.",
-        epilog="exit codes: 0 usable, 2 a run would stop",
+    parser = _parser(
+        "check.py",
+        "Look at a recipe's data before a run: rows, a decoded sample of them, captions, labels, what is held out and\n"
+        "trained on alike, and the CPUs that decoding takes.",
+        epilog="""\
+examples:
+  python jobs/check.py --config pets.yaml
+  python jobs/check.py --config pets.yaml --sample 2000 --json > check.json
+
+exit codes: 0 usable, 1 failed, 2 a run would stop""",
     )
     add_recipe_arguments(parser)
-    parser.add_argument("--sample", type=int, default=200, help="rows to decode of each data set (default: 200)")
     parser.add_argument(
-        "--step-s", type=float, default=0.25, help="seconds of a training step that decode must keep up with"
+        "--sample", type=int, default=200, metavar="ROWS", help="rows to decode of each data set (default: 200)"
+    )
+    parser.add_argument(
+        "--step-s",
+        type=float,
+        default=0.25,
+        metavar="SECONDS",
+        help="a training step that decode must keep up with (default: 0.25)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return run_job(_check, parser.parse_args(argv))
@@ -186,13 +234,22 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description="Repeat a run's evaluation from its newest checkpoint and write eval.json.",
+    parser = _parser(
+        "evaluate.py",
+        "Repeat a run's evaluation from its newest checkpoint alone and write eval.json.",
+        epilog="""\
+examples:
+  python jobs/evaluate.py --run runs/pets
+  python jobs/evaluate.py --run runs/pets --config more_held_out_sets.yaml
+
+exit codes: 0 done, 1 failed, 2 the request was wrong""",
     )
-    parser.add_argument("--run", type=Path, required=True, help="run directory")
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
     parser.add_argument(
-        "--config", type=Path, help="recipe whose evaluate list and held-out sets replace the run's own"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a recipe whose evaluate list and held-out sets replace the run's own; its classes must be the same",
     )
     return run_job(_evaluate, parser.parse_args(argv))
 
@@ -222,13 +279,19 @@ def _check_run(run_dir: Path) -> None:
 
 
 def export_main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="export.py",
-        description="Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the "
-        "tokenizer. pipeline.export.load_model reads it without Ray.",
+    parser = _parser(
+        "export.py",
+        "Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
+        epilog="""\
+example:
+  python jobs/export.py --run runs/pets --out exported
+
+pipeline.export.load_model reads the folder without Ray; README.md shows how.
+
+exit codes: 0 done, 1 failed, 2 the request was wrong""",
     )
-    parser.add_argument("--run", type=Path, required=True, help="run directory")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: a new or an empty one")
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
     return run_job(_export, parser.parse_args(argv))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import itertools
 from pathlib import Path
@@ -17,6 +18,10 @@ from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_toke
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, write_bytes
 from pipeline.recipe import Recipe
+from pipeline.train import writers
+from pipeline.train.alarms import feed_advice
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.recorder import LoggingSpec
 from pipeline.train.run import RunSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
@@ -34,8 +39,11 @@ def lock_run_dir(run_dir: Path):
     return lock
 
 
-def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
-    """Raises RequestError when the run directory belongs to another recipe. Writes nothing."""
+def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
+    """Lines on how the mixture changes from that of the run directory. Writes nothing.
+
+    Raises RequestError when the run directory belongs to another recipe.
+    """
     path = run_dir / "config.yaml"
     if path.exists():
         try:
@@ -46,9 +54,10 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> None:
             raise RequestError(
                 f"{path}: expected the run's recipe, found {type(stored).__name__}; use another --run-dir"
             )
-        recipes.check_resume(stored, recipe.to_dict())
-    elif run_dir.exists() and not all(_may_precede_config(p.name) for p in run_dir.iterdir()):
+        return recipes.check_resume(stored, recipe.to_dict())
+    if run_dir.exists() and not all(_may_precede_config(p.name) for p in run_dir.iterdir()):
         raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
+    return []
 
 
 def _may_precede_config(name: str) -> bool:
@@ -68,6 +77,7 @@ def build_corpus(recipe: Recipe) -> None:
 
 def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     """Checks the data sets against the tasks, gets the tokenizer, writes config.yaml. Raises RequestError."""
+    _check_writers(recipe)
     data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
     used = {task.data_set for task in tasks.values()}
     num_rows = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
@@ -76,7 +86,7 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
     config = recipe.to_dict()
     write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
-    train, logging = recipe.train, recipe.logging
+    train = recipe.train
     return RunSpec(
         run_dir=str(run_dir.absolute()),
         config=config,
@@ -90,14 +100,45 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         seed=recipe.seed,
         num_steps=train.num_steps,
         checkpoint_every=train.checkpoint_every,
-        log_every=train.log_every,
-        log_samples=train.log_samples,
-        keep_checkpoints=recipe.checkpoint.keep_last,
-        progress=logging.progress,
-        progress_every_s=logging.progress_every_s,
+        keep_last=recipe.checkpoint.keep_last,
+        keep_every=recipe.checkpoint.keep_every,
+        sampler=recipe.sampler_spec(),
+        stall_timeout_s=recipe.cluster.stall_timeout_s,
+        init_from=recipe.init.from_ and recipes.locate(recipe.init.from_),
+        logging=_logging(recipe),
         expert_parallel=recipe.cluster.expert_parallel,
         fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
+    )
+
+
+def _check_writers(recipe: Recipe) -> None:
+    for name, command in writers.missing(tuple(recipe.logging.writers or ())).items():
+        raise RequestError(f"logging.writers: {name} is not installed; run {command}, or leave it out")
+
+
+def _logging(recipe: Recipe) -> LoggingSpec:
+    settings, cluster = recipe.logging, recipe.cluster
+    named = writers.default_writers() if settings.writers is None else tuple(dict.fromkeys(settings.writers))
+    advice = {
+        name: feed_advice(
+            task.data_set,
+            from_shards=recipe.data_sets[task.data_set].shards is not None,
+            on_cluster=cluster.num_workers > 0,
+            clip_cache_mb=cluster.clip_cache_mb,
+        )
+        for name, task in recipe.tasks.items()
+    }
+    return LoggingSpec(
+        progress=settings.progress,
+        progress_every_s=settings.progress_every_s,
+        log_every=recipe.train.log_every,
+        log_samples=recipe.train.log_samples,
+        writers=named,
+        project=settings.project,
+        profile_steps=settings.profile_steps,
+        peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
+        feed_advice=advice,
     )
 
 
@@ -135,7 +176,7 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> int:
 def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_sets) -> Tokenizer | None:
     """The run's own copy where there is one, the recipe's, or a new one trained on the data sets' text.
 
-    The copy is named tokenizer.model whatever its form.
+    Where the run starts from another one, that one's. The copy is named tokenizer.model whatever its form.
     """
     if not any("text" in task.modalities for task in tasks.values()):
         return None
@@ -147,10 +188,18 @@ def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_s
         tokenizer = load_tokenizer(recipes.locate(recipe.text.tokenizer))
         write_bytes(path, tokenizer.model)
         return tokenizer
+    if recipe.init.from_ and (old := _tokenizer_of(Path(recipes.locate(recipe.init.from_)))):
+        write_bytes(path, old)
+        return load_tokenizer(str(path))
     sentences = itertools.chain.from_iterable(
         _sentences(task, data_sets[task.data_set]) for task in tasks.values() if "text" in task.modalities
     )
     return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size, into=path)
+
+
+def _tokenizer_of(run_dir: Path) -> bytes:
+    """The tokenizer of another run, which its text parameters go with; empty where it had none."""
+    return base64.b64decode(Checkpoints(run_dir).data()["tokenizer"])
 
 
 # More text than this teaches a vocabulary nothing new.

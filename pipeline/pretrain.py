@@ -20,19 +20,23 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
     Returns False when it was interrupted and its state is saved. started: time.time() when the command began.
     """
     clock = _Clock(started)
-    check_run_dir(recipe, run_dir)
+    changes = check_run_dir(recipe, run_dir)
     with contextlib.closing(lock_run_dir(run_dir)):
         with clock("corpus_s"):
             build_corpus(recipe)
         with clock("prepare_s"):
             spec = prepare(recipe, run_dir)
-            done = _steps_done(run_dir)
+            done = spec.checkpoints().latest_step or 0
         if done >= spec.num_steps and (run_dir / "report.html").exists():
             print(f"{run_dir} is finished: {done} of {spec.num_steps} steps. Report: {run_dir / 'report.html'}")
             return True
+        for line in spec.checkpoints().faults():
+            print(f"warning: {line}", file=sys.stderr, flush=True)
         if done:
             print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
-        summary = _train(recipe, spec, clock) if done < spec.num_steps else _old_summary(run_dir)
+        for line in changes:
+            print(f"the mixture changes: {line}", flush=True)
+        summary = _train(recipe, spec, clock) if done < spec.num_steps else _old_summary(run_dir, done)
         if summary["steps"] < spec.num_steps:
             print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
             return False
@@ -44,7 +48,7 @@ def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
     from pipeline.train import ray_trainer
 
     cluster = cluster_of(recipe)
-    ray_trainer.check_world(spec, cluster.num_workers)
+    ray_trainer.check_world(spec, cluster)
     with clock("start_s"):
         ray_trainer.start_ray(cluster)
     with _stop_on_signals() as stop:
@@ -60,7 +64,8 @@ def cluster_of(recipe: Recipe):
 
     settings = recipe.cluster
     return ray_trainer.Cluster(
-        num_workers=settings.num_workers,
+        num_workers=tuple(settings.num_workers) if isinstance(settings.num_workers, list) else settings.num_workers,
+        max_failures=settings.max_failures,
         accelerator=settings.accelerator,
         accelerators_per_worker=settings.accelerators_per_worker,
         cpus_per_worker=settings.cpus_per_worker,
@@ -92,22 +97,12 @@ def _stop_on_signals():
             signal.signal(number, handler)
 
 
-def _steps_done(run_dir: Path) -> int:
-    from pipeline.train.checkpoint import Checkpoints
-
-    checkpoints = Checkpoints(run_dir)
-    try:
-        return checkpoints.latest_step or 0
-    finally:
-        checkpoints.close()
-
-
-def _old_summary(run_dir: Path) -> dict:
+def _old_summary(run_dir: Path, done: int) -> dict:
     """Training had ended, what comes after it had not."""
     import json
 
     path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {"steps": _steps_done(run_dir), "time": {}}
+    return json.loads(path.read_text()) if path.exists() else {"steps": done, "time": {}}
 
 
 def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
@@ -147,8 +142,9 @@ def _print_times(summary: dict) -> None:
     print("where the time went: " + ", ".join(parts) + f"; total {times['total_s']:.0f} s")
     if "first_step_s" in times:
         print(
-            f"first step after {times['first_step_s']:.0f} s; {summary['compile_count']} compiled graphs "
-            f"for {summary['num_structures']} task structures"
+            f"first step after {times['first_step_s']:.0f} s; {summary['compile_count']} compiled graphs for "
+            f"{summary['num_structures']} task structures, {times['compile_s']:.0f} s of compiling; steps waited for it "
+            f"{times['compile_share']:.0%} of the training time"
         )
 
 

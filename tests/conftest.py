@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 
 # Before anything imports ray or jax: no network features, no accelerators, the machine's normal priority for decode.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing here runs long, and much is compiled: a quarter of the time, to the same program of simpler kernels. Processes
+# that tests start inherit it; where a test says so they compile as a user's run does.
+# Of jaxlib's two kinds of kernels 0.11 has one, which is the slower to compile, and does not know the flag.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 
 import pytest
 
@@ -27,9 +36,20 @@ def compile_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(scope="session")
+def make_toy_recipe(toy_corpus):
+    """Makes ``toy_recipe``, for fixtures that several tests share."""
+    return lambda: _toy_recipe(toy_corpus)
+
+
 @pytest.fixture
-def toy_recipe(toy_corpus):
-    """A recipe as a plain dict: image classification with two variants, image-text, video-audio; tiny batches."""
+def toy_recipe(make_toy_recipe):
+    """A recipe as a plain dict, each test's own to change."""
+    return make_toy_recipe()
+
+
+def _toy_recipe(toy_corpus) -> dict:
+    """Image classification with two variants, image-text, video-audio; tiny batches."""
     image = {"short_side": 32}
     moving = toy_corpus / "moving_digits"
     return {

@@ -14,7 +14,7 @@ import numpy as np
 _ROUNDS = 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
-_SALT_TASK, _SALT_VARIANT, _SALT_WINDOWS, _SALT_WITHIN, _SALT_SUBSTITUTE, _SALT_SAMPLE = range(1, 7)
+_SALT_TASK, _SALT_VARIANT, _SALT_WINDOWS, _SALT_WITHIN, _SALT_SUBSTITUTE, _SALT_SAMPLE, SALT_EXACT = range(1, 8)
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
@@ -57,10 +57,15 @@ def uniform(*words) -> np.ndarray:
 
 
 def tasks_at(seed: int, steps: np.ndarray, *, probabilities: np.ndarray) -> np.ndarray:
-    """Task index of each step: a single draw from the multinomial (paper section 3.1, Algorithm 1)."""
-    edges = np.cumsum(probabilities) / np.sum(probabilities)
+    """Task index of each step: a single draw from the multinomial (paper section 3.1, Algorithm 1).
+
+    probabilities: (tasks,), or (steps, tasks) where they change over time.
+    """
+    edges = np.cumsum(probabilities, axis=-1)
+    edges = edges / edges[..., -1:]
     draws = uniform(seed, _SALT_TASK, np.asarray(steps))
-    return np.minimum(np.searchsorted(edges, draws, side="right"), len(edges) - 1)
+    # A task of probability 0 has no room between its edges; the last edge is 1, which no draw reaches.
+    return (edges <= draws[:, None]).sum(-1)
 
 
 def variants_at(seed: int, task: str, batches: np.ndarray, *, num_variants: int) -> np.ndarray:

@@ -15,8 +15,9 @@ from pipeline import recipe as recipes
 from pipeline.data.text import Tokenizer
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.run import host_device, use_compute_type
+from pipeline.train.run import use_compute_type
 from pipeline.train.schedule import structure_of
+from pipeline.train.start import host_device
 
 _BATCH = 64
 
@@ -40,11 +41,12 @@ class TrainedModel:
         config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
         # A kernel is the training machine's: this may be another.
         config = dataclasses.replace(config, attention="auto")
+        running = self.recipe.sampler_spec().runs(self.tasks)
         structures = [
             structure_of(t, v, self.data_sets[t.data_set], self.tokens)
             for t in self.tasks.values()
             for v in t.variants
-            if t.weight is None or t.weight > 0
+            if t.name in running
         ]
         self.imp = Imp.for_structures(config, structures)
         # The moments, two thirds of it, never reach the accelerator.

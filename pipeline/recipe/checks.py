@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 
+import numpy as np
+
 from model.config import MoEConfig
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
@@ -39,8 +41,43 @@ def check_references(recipe: Recipe) -> None:
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
         _check_evaluation(where, e, specs)
-    if not any(t.weight is None or t.weight > 0 for t in recipe.tasks.values()):
+    _check_sampler(recipe)
+
+
+# What each kind of sampler reads of its settings, beside what all do.
+_OF_KIND = {"intervals": "round_robin", "period": "exact", "stages": "multinomial", "bandit": "bandit"}
+
+
+def _check_sampler(recipe: Recipe) -> None:
+    settings, spec = recipe.sampler, recipe.sampler_spec()
+    for key, kind in _OF_KIND.items():
+        if getattr(settings, key) != type(settings).model_fields[key].default and settings.kind != kind:
+            raise RequestError(f"sampler.{key}: is for the kind {kind}; found {settings.kind}")
+    for name in settings.intervals:
+        _known(name, recipe.tasks, "sampler.intervals")
+    for number, stage in enumerate(settings.stages):
+        where = f"sampler.stages.{number}"
+        for name in stage.weights:
+            _known(name, recipe.tasks, f"{where}.weights")
+        if number and stage.from_step <= settings.stages[number - 1].from_step:
+            raise RequestError(f"{where}.from_step: expected more than the stage before, found {stage.from_step}")
+    running = spec.runs(recipe.tasks)
+    if not running:
         raise RequestError("tasks: every weight is 0, so no task would ever run; give one a positive weight")
+    # Weights change at stages alone, between two of them by a straight line: looking there is enough.
+    for step in {0, *(stage.from_step for stage in settings.stages)}:
+        weights = {name: 1.0 if task.weight is None else task.weight for name, task in recipe.tasks.items()}
+        if not any(spec.weights_at(np.array([step]), weights)[0] > 0):
+            raise RequestError(f"sampler.stages: at step {step} every weight is 0, so no task could run")
+    floor = settings.bandit.floor * len(running)
+    if settings.kind == "bandit" and floor > 1:
+        raise RequestError(
+            f"sampler.bandit.floor: {settings.bandit.floor:g} for each of {len(running)} tasks is more than all steps"
+        )
+    if settings.max_share is not None and settings.max_share * len(running) < 1:
+        raise RequestError(
+            f"sampler.max_share: {len(running)} tasks of at most {settings.max_share:g} do not fill all steps"
+        )
 
 
 def _check_decoders(name: str, data_set: DataSetSettings) -> None:

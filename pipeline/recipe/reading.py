@@ -99,7 +99,7 @@ def _known_keys(path: list[str]) -> list[str]:
     node: Any = Recipe
     for part in path:
         if isinstance(node, type) and issubclass(node, pydantic.BaseModel):
-            node = node.model_fields[part].annotation
+            node = next(f for name, f in node.model_fields.items() if part in (name, f.alias)).annotation
             continue
         # A dict or list of models: the part is a name or a number; its last argument is what it holds.
         node = [a for a in getattr(node, "__args__", ()) if a is not type(None)][-1]
@@ -108,4 +108,4 @@ def _known_keys(path: list[str]) -> list[str]:
         if not inner:
             return []
         node = inner[-1]
-    return list(node.model_fields)
+    return [field.alias or name for name, field in node.model_fields.items()]

@@ -20,22 +20,48 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return out
 
 
-_FREE = ("cluster", "logging", "checkpoint")
+_FREE = ("cluster", "logging", "checkpoint", "resume")
 
 
-def check_resume(old: dict, new: dict) -> None:
-    """Raises RequestError for a difference a resume may not make: any but cluster, logging, checkpoint, more steps.
+def check_resume(old: dict, new: dict) -> list[str]:
+    """Lines on how the mixture changes. Raises RequestError for a difference a resume may not make.
 
-    A key that came after ``old`` was written counts as its default.
+    It may change cluster, logging, checkpoint and take more steps; with ``resume.allow_mixture_change`` also which
+    tasks and data sets there are, weights, the sampler and what is evaluated. A key that came after ``old`` was written
+    counts as its default.
     """
     try:
         old = from_dict({part: settings for part, settings in old.items() if part not in _FREE}).to_dict()
     except RequestError as e:
         raise RequestError(f"this run directory's recipe is not one of this version: {e}; use another --run-dir") from e
+    lines = []
     for key, a, b in differences(old, new):
         if key.split(".")[0] in _FREE or (key == "train.num_steps" and b > a):
             continue
-        raise RequestError(
-            f"this run directory was made with {key} = {a!r}, the recipe now says {b!r}; "
-            "use another --run-dir, or set it back"
+        change = _mixture_change(key, a, b)
+        if change and new["resume"]["allow_mixture_change"]:
+            lines.append(change)
+            continue
+        more = (
+            ", set it back, or allow it with --set resume.allow_mixture_change=true" if change else ", or set it back"
         )
+        raise RequestError(
+            f"this run directory was made with {key} = {_short(a)}, the recipe now says {_short(b)}; "
+            f"use another --run-dir{more}"
+        )
+    return lines
+
+
+def _mixture_change(key: str, a: Any, b: Any) -> str | None:
+    """A difference in words where it is one of the mixture."""
+    part, *rest = key.split(".")
+    if part in ("tasks", "data_sets") and len(rest) == 1:
+        return f"{part}.{rest[0]} " + ("is new" if a is None else "is gone" if b is None else "changed")
+    if part in ("sampler", "evaluate") or (part == "tasks" and rest[1:] == ["weight"]):
+        return f"{key}: {_short(a)} is now {_short(b)}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,6 +16,7 @@ from pipeline.data import spec
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
+from pipeline.train.sampler import SamplerSpec, Stage
 
 # Frames of a video variant that names none.
 _FRAMES = 16
@@ -52,7 +53,9 @@ class MoESettings(_Strict):
 
 
 class ModelSettings(_Strict):
-    """variant: a name of model/config.py; the rest replaces its fields (``model.config.ModelConfig``), null does not.
+    """The model: a variant, and what replaces its fields; null leaves what the variant says.
+
+    variant: a name of model/config.py; the rest: fields of ``model.config.ModelConfig``.
 
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
@@ -75,7 +78,9 @@ class ModelSettings(_Strict):
 
 
 class TextSettings(_Strict):
-    """tokenizer: a sentencepiece model or a Hugging Face tokenizer.json; null trains one of vocab_size pieces on the
+    """How texts become tokens.
+
+    tokenizer: a sentencepiece model or a Hugging Face tokenizer.json; null trains one of vocab_size pieces on the
     data sets' own text. max_characters: longer texts of a row are left out; tasks cut the others at text_length tokens.
     """
 
@@ -151,7 +156,10 @@ class AudioSettings(_Strict):
 
 
 class DataSetSettings(_Strict):
-    """held_out: one manifest, or several by name. classes: a list, or a file with one class a line."""
+    """The data sets by name: their manifests, and how their media are decoded where a task or a measurement needs them.
+
+    held_out: one manifest, or several by name. classes: a list, or a file with one class a line.
+    """
 
     manifest: str
     held_out: str | dict[str, str] = {}
@@ -182,7 +190,9 @@ class AugmentSettings(_Strict):
 
 
 class TaskSettings(_Strict):
-    """One (data set, objective) pair. weight: null counts the data set's examples (the paper's rule).
+    """The tasks by name, one (data set, objective) pair each; every step trains one of them.
+
+    weight: null counts the data set's examples (the paper's rule).
 
     objective: "nce" or "sigmoid_pairs" compare modalities, "softmax" or "sigmoid" (for several labels a row) classify;
     a mapping such as {nce: 1.0, softmax: 0.5} is the weighted sum over one batch. A classifier looks at the first
@@ -229,7 +239,9 @@ def _positive(value) -> bool:
 
 
 class TrainSettings(_Strict):
-    """patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
+    """Steps and the optimiser.
+
+    patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
     every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
     metrics.jsonl stands for. log_samples: the ids of every batch are written too.
     """
@@ -246,12 +258,84 @@ class TrainSettings(_Strict):
     log_samples: bool = False
 
 
+class StageSettings(_Strict):
+    """Weights of tasks from a step on."""
+
+    from_step: int = pydantic.Field(ge=0)
+    weights: dict[str, Annotated[float, pydantic.Field(ge=0)]] = pydantic.Field(min_length=1)
+
+
+class BanditSettings(_Strict):
+    """The adaptive sampler: see ``train.sampler.SamplerSpec``."""
+
+    floor: float = pydantic.Field(0.02, ge=0, lt=1)
+    lag: int = pydantic.Field(32, ge=8)
+    gain: float = pydantic.Field(2.0, ge=0, le=20)
+
+
+class SamplerSettings(_Strict):
+    """Which task each step runs; the paper's rule unless something else is asked for.
+
+    kind: "multinomial" draws tasks in proportion to their weights; "uniform" all alike; "round_robin" runs a task
+    whenever a counter is a multiple of its interval; "exact" gives each task its share of every period of steps, in a
+    permuted order; "bandit" draws more of what is not learned yet. temperature: weights are raised to 1 / temperature.
+    max_weight: no weight (number of examples) counts as more. max_share: no task gets a larger share of the steps.
+    variant_weight: a task's weight is "split" over its variants, or each of them has it in "full". intervals: of
+    round_robin, 1 where not named. period: steps of exact; null: those of the run. stages: weights over time, e.g.
+    [{from_step: 1000, weights: {a: 2, b: 0}}]; ramp: they change linearly from stage to stage.
+    """
+
+    kind: Literal["multinomial", "uniform", "round_robin", "exact", "bandit"] = "multinomial"
+    temperature: float = pydantic.Field(1.0, gt=0)
+    max_weight: float | None = pydantic.Field(None, gt=0)
+    max_share: float | None = pydantic.Field(None, gt=0, le=1)
+    variant_weight: Literal["split", "full"] = "split"
+    intervals: dict[str, Annotated[int, pydantic.Field(ge=1)]] = {}
+    period: int | None = pydantic.Field(None, ge=1)
+    stages: list[StageSettings] = []
+    ramp: bool = False
+    bandit: BanditSettings = BanditSettings()
+
+
 class CheckpointSettings(_Strict):
+    """Which checkpoints are kept; a resume may change it.
+
+    keep_last: so many of the newest. keep_every: those of steps that it divides too, for ever.
+    """
+
     keep_last: int = pydantic.Field(2, ge=1)
+    keep_every: int | None = pydantic.Field(None, ge=1)
+
+
+class InitSettings(_Strict):
+    """What a new run starts from.
+
+    from: the directory of another run, whose parameters are taken over where they have the same name and shape, and its
+    tokenizer where the recipe names none; the run prints what was and was not. Moments and steps start anew.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, serialize_by_alias=True)
+
+    from_: str | None = pydantic.Field(None, alias="from")
+
+
+class ResumeSettings(_Strict):
+    """What a resume may change beside cluster, logging, checkpoint and more steps.
+
+    allow_mixture_change: tasks and data sets may come and go, weights and the sampler may change; the others go on where
+    they were.
+    """
+
+    allow_mixture_change: bool = False
 
 
 class ClusterSettings(_Strict):
-    """num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices.
+    """Where the run runs and how its data are decoded; a resume may change it.
+
+    num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices; [min,
+    max] as many as there is room for, and the run goes on with fewer or more when machines go or come.
+    max_failures: so many times a run goes on by itself from its newest checkpoint after workers were lost; machines
+    that were preempted do not count. stall_timeout_s: a worker that finishes nothing for so long ends, with its stacks.
 
     expert_parallel: so many devices share the experts of a layer; it divides both their number and the devices'. fsdp:
     parameters and moments lie over the devices, in place of a copy on each.
@@ -261,7 +345,9 @@ class ClusterSettings(_Strict):
     compile_cache: folder of compiled steps; null: below the user's cache folder.
     """
 
-    num_workers: int = pydantic.Field(0, ge=0)
+    num_workers: int | list[int] = 0
+    max_failures: int = pydantic.Field(10, ge=0)
+    stall_timeout_s: float = pydantic.Field(900.0, gt=0)
     accelerator: Literal["cpu", "gpu", "tpu"] = "cpu"
     accelerators_per_worker: int = pydantic.Field(1, ge=0)
     cpus_per_worker: float = pydantic.Field(1.0, ge=0)
@@ -278,18 +364,52 @@ class ClusterSettings(_Strict):
     decode_memory_mb: int = pydantic.Field(4096, ge=256)
     compile_cache: str | None = None
 
+    @pydantic.field_validator("num_workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, given):
+        whole = all(type(n) is int for n in (given if isinstance(given, list) else [given]))
+        fits = whole and (len(given) == 2 and 1 <= given[0] <= given[1] if isinstance(given, list) else given >= 0)
+        if not fits:
+            raise pydantic_core.PydanticCustomError(
+                "num_workers", "expected a number from 0 on, or [min, max] from 1 on"
+            )
+        return given
+
     def decode_limits(self) -> DecodeLimits:
         return DecodeLimits(timeout_s=self.decode_timeout_s, memory_bytes=self.decode_memory_mb << 20)
 
 
+_Step = Annotated[int, pydantic.Field(ge=1, strict=True)]
+
+
 class LoggingSettings(_Strict):
+    """What a run shows and records meanwhile, beside its metrics.jsonl; a resume may change it.
+
+    progress: "rich" (a live panel), "plain" (a line every progress_every_s), or "auto": the panel on a terminal.
+    writers: where the numbers go too, some of "tensorboard", "wandb" and "mlflow"; null: TensorBoard where it is
+    installed. project: the name under which wandb and mlflow put the run. profile_steps: [first, last] of the steps to
+    trace with jax.profiler. peak_tflops: what one device can do, for the utilisation (mfu); null: by its kind.
+    """
+
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
     progress_every_s: float = pydantic.Field(10.0, gt=0)
+    writers: list[Literal["tensorboard", "wandb", "mlflow"]] | None = None
+    project: str = pydantic.Field("imp", min_length=1)
+    profile_steps: tuple[_Step, _Step] | None = pydantic.Field(None, strict=False)
+    peak_tflops: float | None = pydantic.Field(None, gt=0)
+
+    @pydantic.field_validator("profile_steps")
+    @classmethod
+    def _first_before_last(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps and steps[0] > steps[1]:
+            raise pydantic_core.PydanticCustomError("profile_steps", "expected [first, last], rising")
+        return steps
 
 
 class EvaluationSettings(_Strict):
-    """One thing to measure on a held-out manifest. kind "classify" uses the classifier, "zero_shot" prompts.
+    """What is measured on held-out manifests when the run ends; an empty list measures what the tasks make possible.
 
+    kind: "classify" uses the classifier, "zero_shot" prompts, "retrieval" compares media and captions.
     clips: windows of a row whose results are averaged, evenly spaced over its canonical clip (of a video what
     ``max_frames`` holds, of sound alone the canonical waveform); 1 is the middle of a video and the start of a sound.
     """
@@ -339,6 +459,9 @@ class Recipe(_Strict):
     data_sets: dict[str, DataSetSettings] = pydantic.Field(min_length=1)
     tasks: dict[str, TaskSettings] = pydantic.Field(min_length=1)
     train: TrainSettings
+    sampler: SamplerSettings = SamplerSettings()
+    init: InitSettings = InitSettings()
+    resume: ResumeSettings = ResumeSettings()
     max_reject_fraction: float = pydantic.Field(0.05, ge=0, le=1)
     evaluate: list[EvaluationSettings] = []
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -360,6 +483,12 @@ class Recipe(_Strict):
             patch_scale=t.patch_learning_rate_scale,
             dense_update=t.dense_update,
         )
+
+    def sampler_spec(self) -> SamplerSpec:
+        s = self.sampler
+        stages = tuple(Stage(stage.from_step, tuple(stage.weights.items())) for stage in s.stages)
+        kept = s.model_dump(exclude={"stages", "intervals", "bandit"})
+        return SamplerSpec(stages=stages, intervals=tuple(s.intervals.items()), **kept, **s.bandit.model_dump())
 
     def model_config_for(self, *, vocab_size: int) -> ModelConfig:
         settings = self.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
@@ -434,6 +563,14 @@ def _request(function, *args, where: str, **kwargs):
         return function(*args, **kwargs)
     except ValueError as e:
         raise RequestError(f"{where}: {e}") from e
+
+
+def section_docs() -> dict[str, str]:
+    """Part of a recipe → the line that says what it is: the first of its settings' docstring."""
+    types = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    # Of a mapping or a list of settings, what it holds.
+    types = {name: getattr(kind, "__args__", (kind,))[-1] for name, kind in types.items()}
+    return {name: kind.__doc__.partition("\n")[0] for name, kind in types.items() if issubclass(kind, _Strict)}
 
 
 def locate(uri: str) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 
 import yaml
+
+from pipeline.recipe.settings import section_docs
+
+_WIDTH = 118
+_HEADER = "# A resolved recipe: every setting with its value. What each one means: pipeline/recipe/settings.py\n"
 
 
 class _Loader(yaml.SafeLoader):
@@ -12,7 +19,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that ``_Loader`` would read as a number."""
+    """Quotes the text that ``_Loader`` would read as a number; what occurs twice is written twice."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
 
 
 for _side in (_Loader, _Dumper):
@@ -21,10 +31,72 @@ for _side in (_Loader, _Dumper):
     )
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    # Of YAML's styles only this one holds a line break on one line.
+    style = None if text.splitlines() == [text] else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def read_yaml(text: str):
     """The value of a YAML document. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
 
 def dump(recipe: dict) -> str:
-    return yaml.dump(recipe, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """A resolved recipe as text that reads well, compares line by line and loads to the same again."""
+    docs, parts = section_docs(), [_HEADER]
+    for name, value in recipe.items():
+        comment = f"# {docs[name]}\n" if name in docs else ""
+        parts.append("\n" + comment + "\n".join(_entry(name, value)) + "\n")
+    return "".join(parts)
+
+
+def _entry(name: str, value) -> Iterator[str]:
+    """A section, or a task or data set in one: a line a setting."""
+    if not value or not isinstance(value, dict | list):
+        yield from _setting(f"{_one_line(name)}: ", value)
+        return
+    yield f"{_one_line(name)}:"
+    if isinstance(value, list):
+        for item in value:
+            yield from _setting("  - ", item)
+    elif all(isinstance(inner, dict) for inner in value.values()):
+        for key, inner in value.items():
+            yield from ("  " + line for line in _entry(key, inner))
+    else:
+        for key, inner in value.items():
+            yield from _setting(f"  {_one_line(key)}: ", inner)
+
+
+def _setting(head: str, value) -> Iterator[str]:
+    """One line, or where that would be too long several, broken between the entries of the outermost collection."""
+    if not isinstance(value, dict | list):
+        yield head + _one_line(value, inside=False)
+        return
+    named = isinstance(value, dict)
+    items = [f"{_one_line(k)}: {_one_line(v)}" for k, v in value.items()] if named else [_one_line(v) for v in value]
+    start, end = "{}" if named else "[]"
+    line, indent = head + start, " " * (len(head) - len(head.lstrip()) + 2)
+    for number, item in enumerate(items):
+        more = f", {item}" if number else item
+        if number and len(line) + len(more) >= _WIDTH:
+            yield line + ","
+            line, more = indent, item
+        line += more
+    yield line + end
+
+
+def _one_line(value, *, inside: bool = True) -> str:
+    """inside: as it may stand in a list on one line, where more is quoted than behind a key of its own."""
+    text = yaml.dump(
+        [value] if inside else {"a": value},
+        Dumper=_Dumper,
+        default_flow_style=inside,
+        width=math.inf,
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    return text[1:-2] if inside else text[len("a: ") : -1]

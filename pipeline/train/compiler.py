@@ -20,6 +20,7 @@ class StepCompiler:
         self._compiled: dict[Structure, Callable] = {}
         self.compile_s: dict[Structure, float] = {}
         self.alarms: list[Structure] = []
+        self._told = 0
         self._lock, self._next = threading.Lock(), list(budget)
         self._changed, self._busy, self._failure = threading.Condition(self._lock), None, None
         self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
@@ -62,7 +63,7 @@ class StepCompiler:
                 self.alarms.append(structure)
                 self._budget.add(structure)
                 self._next.insert(0, structure)
-                log.warning("compiling a structure that was not on the list: %s", structure)
+                log.warning("compiling a graph that was not on the list: %s", _in_words(structure))
                 if not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
                     self._thread.start()
@@ -74,6 +75,26 @@ class StepCompiler:
                 raise self._failure
             return self._compiled[structure]
 
+    def new_alarms(self) -> list[str]:
+        """A line for every compile since the last call that was not on the list."""
+        with self._lock:
+            new, self._told = self.alarms[self._told :], len(self.alarms)
+        return [f"compiled a graph that was not on the list: {_in_words(structure)}" for structure in new]
+
+    def memory_bytes(self, structure: Structure) -> int | None:
+        """What the compiler plans for one device: arguments, results that are not donated ones, temporaries. None where
+        it is not compiled or does not say."""
+        step = self.ready(structure)
+        plan = step.executable.memory_analysis() if step is not None else None
+        if plan is None:
+            return None
+        return (
+            plan.argument_size_in_bytes
+            + plan.output_size_in_bytes
+            - plan.alias_size_in_bytes
+            + plan.temp_size_in_bytes
+        )
+
     def close(self) -> None:
         """Drops what is still to come and waits for the compile in progress: exiting in the middle of one aborts."""
         with self._changed:
@@ -83,3 +104,8 @@ class StepCompiler:
     @property
     def num_compiled(self) -> int:
         return len(self.compile_s)
+
+
+def _in_words(structure: Structure) -> str:
+    inputs = ", ".join(f"{i.num_tokens} {i.modality} tokens" for i in structure.inputs)
+    return f"{'+'.join(name for name, _ in structure.objectives)} of {structure.global_batch_size} x ({inputs})"

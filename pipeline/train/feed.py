@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pipeline.data.plan import Row, group_arrays
 from pipeline.errors import DataError
+from pipeline.train.gate import Gate
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.schedule import Schedule, Step
 
@@ -36,7 +37,8 @@ class Batch:
 class Feed:
     """Iterates over the batches of the steps start .. stop - 1, in order.
 
-    put: local arrays → global arrays on the devices.
+    put: local arrays → global arrays on the devices. gate: is told of every batch that is there, and of the one that
+    cannot be made.
     """
 
     def __init__(
@@ -48,21 +50,30 @@ class Feed:
         stop: int,
         put: Callable[[dict], dict],
         quarantine: Quarantine,
+        gate: Gate,
     ):
         self._schedule, self._queues, self._put, self._quarantine = schedule, queues, put, quarantine
+        self._gate = gate
         self._range, self._closed = range(start, stop), threading.Event()
         self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        try:
-            for step in self._range:
+        for step in self._range:
+            try:
+                # An adaptive sampler decides a step once it has seen losses enough.
+                while not self._schedule.wait(step, timeout_s=0.2):
+                    if self._closed.is_set():
+                        return
                 item = self._batch(step)
-                if not self._offer(item):
-                    return
-        except BaseException as e:
-            self._offer(e)
+                self._gate.ready(step)
+            except BaseException as e:
+                self._gate.failed(step, e)
+                self._offer(e)
+                return
+            if not self._offer(item):
+                return
 
     def _offer(self, item) -> bool:
         while not self._closed.is_set():

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Batch, Feed
+from pipeline.train.gate import Gate, Go
 from pipeline.train.telemetry import plain
 
 # So many non-finite updates of a task in a row mean that it has diverged; single ones are skipped.
@@ -21,11 +22,14 @@ _MOST_NON_FINITE = 20
 
 @dataclasses.dataclass
 class Hooks:
-    """What the loop calls. record: a step's metrics. save: (updates done, state). should_stop: before each step."""
+    """What the loop calls. record: a step's metrics. save: (updates done, state); the state may change once it returns.
+    observe: (step counted from 0, loss) of every step, in order. beat: in a few words, what was finished just now.
+    """
 
     record: Callable[[dict], None]
     save: Callable[[int, dict], None]
-    should_stop: Callable[[], bool] = lambda: False
+    observe: Callable[[int, float], None] = lambda step, loss: None
+    beat: Callable[[str], None] = lambda what: None
 
 
 @dataclasses.dataclass
@@ -62,13 +66,14 @@ class Loop:
         feed: Feed,
         compiler: StepCompiler,
         hooks: Hooks,
+        gate: Gate,
         start_step: int,
         num_steps: int,
         learning_rates: np.ndarray,
         checkpoint_every: int,
         log_every: int = 1,
     ):
-        self.state, self._feed, self._compiler, self._hooks = state, feed, compiler, hooks
+        self.state, self._feed, self._compiler, self._hooks, self._gate = state, feed, compiler, hooks, gate
         self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
         self._learning_rates = learning_rates
         self.times, self._ended = Times(), time.perf_counter()
@@ -83,20 +88,30 @@ class Loop:
         """
         step = self._range[0]
         self._ended = time.perf_counter()
-        while step < self._range[1] and not self._hooks.should_stop():
+        while step < self._range[1]:
+            go, others_wait_s = self._ask(step)
+            if go is Go.STOP:
+                break
+            if go is Go.SAVE:
+                self._save(step)
             try:
                 batch, data_wait_s = self._next_batch()
             except DataError:
-                # Other processes of the run do not know yet, and saving needs all of them.
-                if jax.process_count() == 1:
-                    self._save(step)
+                # With several processes the gate has stopped all of them before this step.
+                self._save(step)
                 raise
+            data_wait_s += others_wait_s
             self._update(step, batch, data_wait_s)
             step += 1
             if step % self._checkpoint_every == 0:
                 self._save(step)
         self._save(step)
         return step
+
+    def _ask(self, step: int) -> tuple[Go, float]:
+        """(what to do, seconds waited for other processes to have their batch)."""
+        go = self._gate.go(step, wait=False)
+        return (go, 0.0) if go is not None else self._wait(lambda: self._gate.go(step))
 
     def _next_batch(self) -> tuple[Batch, float]:
         """(the next batch, seconds waited for it)."""
@@ -107,6 +122,7 @@ class Loop:
         compiled, compile_wait_s = self._compiler.ready(batch.what.structure), 0.0
         if compiled is None:
             compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.what.structure))
+            self._hooks.beat(f"compiling {batch.what.task}")
         metrics = compiled(self.state, batch.arrays, self._learning_rates[step])
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish()
@@ -133,7 +149,9 @@ class Loop:
         self.times.data_wait_s += pending.data_wait_s
         self.times.compile_wait_s += pending.compile_wait_s
         self.times.steps_s += step_s
+        self._hooks.beat(f"step {pending.batch.step + 1}")
         self._check_finite(values, pending.batch)
+        self._hooks.observe(pending.batch.step, values["loss"])
         completed = pending.batch.step + 1
         if completed % self._log_every == 0 or completed == self._range[1]:
             self._hooks.record(self._record(pending, values, step_s))
@@ -149,7 +167,8 @@ class Loop:
             "variant": what.variant.name,
             "loss": values.pop("loss"),
             "examples": structure.global_batch_size,
-            "tokens": structure.global_batch_size * sum(i.num_tokens for i in structure.inputs),
+            "tokens": structure.num_tokens,
+            "task_steps": what.batch + 1,
             "step_s": round(step_s, 6),
             "data_wait_s": round(pending.data_wait_s, 6),
             "compile_wait_s": round(pending.compile_wait_s, 6),
@@ -169,12 +188,13 @@ class Loop:
             )
 
     def _save(self, step: int) -> None:
-        """Ends the step that runs and saves, where there is anything new."""
+        """Ends the step that runs and saves, where there is anything new. The arrays are written in the background."""
         self._finish()
         if step == self._saved:
             return
         self._saved = step
         started = time.perf_counter()
         self._hooks.save(step, self.state)
+        self._hooks.beat(f"saving after step {step}")
         self._ended = time.perf_counter()
         self.times.save_s += self._ended - started

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import ray
 import ray.train
-from ray.train import DataConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback, collective
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.streams import (
@@ -27,10 +30,11 @@ from pipeline.data.streams import (
     iterate,
     quiet_ray_data,
 )
-from pipeline.errors import DataError, RequestError
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.errors import DataError, RequestError, one_line
+from pipeline.train.gate import Gate, GateKeeper, Go
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import RunSpec, train
+from pipeline.train.schedule import Schedule
 
 _QUEUE_ROWS = 2
 
@@ -39,7 +43,8 @@ _QUEUE_ROWS = 2
 class Cluster:
     """Where a run runs: ``cluster.*`` of the recipe as plain data."""
 
-    num_workers: int = 0
+    num_workers: int | tuple[int, int] = 0
+    max_failures: int = 10
     accelerator: str = "cpu"
     accelerators_per_worker: int = 1
     cpus_per_worker: float = 1.0
@@ -49,6 +54,20 @@ class Cluster:
     decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
     cache_bytes: int = 0
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
+
+    @property
+    def elastic(self) -> bool:
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that the run may have."""
+        low, high = self.num_workers if self.elastic else (self.num_workers, self.num_workers)
+        return range(low, high + 1)
+
+    def trainer_cpus(self, num_workers: int | None = None) -> float:
+        """CPUs that so many workers take, or the most that there may be."""
+        return (self.sizes[-1] if num_workers is None else num_workers) * self.cpus_per_worker
 
 
 def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
@@ -61,6 +80,10 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
     quiet_ray_data()
     # Nothing of a run leaves the machine without being asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Every process of a stream announces what it executes.
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    # What a worker prints comes once to the driver, not a second time through a logger.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if cluster.address or os.environ.get("RAY_ADDRESS"):
         ray.init(address=cluster.address, logging_level="error")
         return
@@ -69,7 +92,7 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
     # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
     os.environ.setdefault("RAY_worker_niceness", "5")
     # Decode must find CPUs beside the trainers, so theirs are counted on top.
-    cpus = max(1, (os.cpu_count() or 1) - driver_cpus) + round(cluster.num_workers * cluster.cpus_per_worker)
+    cpus = max(1, (os.cpu_count() or 1) - driver_cpus) + round(cluster.trainer_cpus())
     # "local": a head that someone started on this machine is joined only where ``cluster.address`` says so.
     ray.init(
         address="local",
@@ -87,7 +110,11 @@ def _object_store_bytes() -> int:
 
 
 def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> dict:
-    """Trains and returns rank 0's summary."""
+    """Trains and returns rank 0's summary.
+
+    Workers that are lost start again from the newest checkpoint, at most ``cluster.max_failures`` times; what the
+    project itself says of data or request ends the run at once.
+    """
     if cluster.num_workers == 0:
         trainer = JaxTrainer(
             train_loop_per_worker=lambda: _train_locally(spec, cluster, should_stop),
@@ -95,23 +122,66 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
             run_config=_run_config(spec),
         )
         return trainer.fit().return_value
-    trainer = JaxTrainer(
+    # On the driver's machine, which no preemption takes while the run goes on.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
+    trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
-        train_loop_config={"spec": spec},
+        train_loop_config={"spec": spec, "keeper": keeper, "elastic": cluster.elastic},
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
         dataset_config=StreamConfig(spec, cluster),
         datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
         run_config=_run_config(spec, cluster),
     )
+    with _relayed(should_stop, keeper):
+        try:
+            summary = trainer.fit().return_value
+        except TrainingFailedError as e:
+            # What a worker said of data or request is for the user; the traceback around it is not.
+            found = [getattr(e, "controller_failure", None), *getattr(e, "worker_failures", {}).values()]
+            said = next(filter(None, map(_own_error, found)), None)
+            if said is None:
+                raise
+            raise said from None
+    if reason := ray.get(keeper.why.remote()):
+        raise DataError(f"{reason} (stopped after step {summary['steps']}, its state saved)")
+    return summary
+
+
+class _WorkersTrainer(JaxTrainer):
+    """Ray's own handler of Ctrl-C would drop the workers; ours asks them to save and stop."""
+
+    def _register_sigint_handler(self, controller) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _relayed(should_stop: Callable[[], bool], keeper):
+    """Passes a stop that the driver was asked for on to the workers."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            if should_stop():
+                keeper.stop.remote()
+                return
+
+    thread = threading.Thread(target=watch, name="stop-relay", daemon=True)
+    thread.start()
     try:
-        return trainer.fit().return_value
-    except TrainingFailedError as e:
-        # What a worker said of data or request is for the user; the traceback around it is not.
-        said = next(filter(None, map(_own_error, getattr(e, "worker_failures", {}).values())), None)
-        if said is None:
-            raise
-        raise said from None
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class _OwnErrorsEndTheRun(UserCallback):
+    """Ray would start the workers again: bad data or a wrong request would only fail anew."""
+
+    def after_exception(self, run_context, worker_exceptions) -> None:
+        for error in filter(None, map(_own_error, worker_exceptions.values())):
+            raise error
 
 
 def _own_error(failure: BaseException | None) -> DataError | RequestError | None:
@@ -121,19 +191,22 @@ def _own_error(failure: BaseException | None) -> DataError | RequestError | None
     return failure
 
 
-def check_world(spec: RunSpec, num_workers: int) -> None:
-    """Raises RequestError where the workers cannot share a batch in equal parts."""
-    for task in spec.tasks.values():
-        for variant in task.variants:
-            if num_workers and variant.global_batch_size % num_workers:
-                raise RequestError(
-                    f"cluster.num_workers = {num_workers} does not divide the batch of {variant.global_batch_size} of "
-                    f"task {task.name} ({variant.name}); change one of them"
-                )
+def check_world(spec: RunSpec, cluster: Cluster) -> None:
+    """Raises RequestError where a number of workers that the run may have cannot share a batch in equal parts."""
+    for num_workers in filter(None, cluster.sizes):
+        for task in spec.tasks.values():
+            for variant in task.variants:
+                if variant.global_batch_size % num_workers:
+                    asked = f"{cluster.num_workers[0]} to {cluster.num_workers[1]}" if cluster.elastic else num_workers
+                    raise RequestError(
+                        f"cluster.num_workers = {asked}: {num_workers} workers cannot share the batch of "
+                        f"{variant.global_batch_size} of task {task.name} ({variant.name}) in equal parts; change one "
+                        "of them"
+                    )
 
 
 def _running_tasks(spec: RunSpec) -> list[str]:
-    return sorted({task for task, _ in spec.schedule().structures})
+    return sorted(spec.sampler.runs(spec.tasks))
 
 
 def _placeholder():
@@ -157,15 +230,21 @@ def _scaling(cluster: Cluster) -> ScalingConfig:
 def _run_config(spec: RunSpec, cluster: Cluster | None = None) -> RunConfig:
     # Our own checkpoints and metrics are in the run directory; Ray keeps only its bookkeeping there.
     run_dir = Path(spec.run_dir)
-    env = {"JAX_PLATFORMS": "cpu"} if cluster and cluster.accelerator == "cpu" else {}
+    if cluster is None:
+        return RunConfig(name="ray", storage_path=str(run_dir))
     # jax.distributed runs on CPUs only when JaxConfig is told "TPU" and the platform is pinned to the CPU.
-    return RunConfig(name="ray", storage_path=str(run_dir), worker_runtime_env={"env_vars": env})
+    env = {"JAX_PLATFORMS": "cpu"} if cluster.accelerator == "cpu" else {}
+    return RunConfig(
+        name="ray",
+        storage_path=str(run_dir),
+        worker_runtime_env={"env_vars": env},
+        failure_config=FailureConfig(max_failures=cluster.max_failures),
+        callbacks=[_OwnErrorsEndTheRun()],
+    )
 
 
-def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) -> StreamSpec:
-    """The stream of one task from a step on, to the end of the run."""
-    schedule = spec.schedule()
-    start, stop = (schedule.batches_before(step)[task] for step in (start_step, spec.num_steps))
+def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule) -> StreamSpec:
+    """The stream of one task from the schedule's start to the end of the run."""
     data_set = spec.data_sets[spec.tasks[task].data_set]
     return StreamSpec(
         task=spec.tasks[task],
@@ -174,20 +253,20 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, start_step: int) 
         tokenizer=spec.tokenizer,
         seed=spec.seed,
         num_rows=spec.num_rows[data_set.name],
-        start=start,
-        stop=stop,
-        share=(stop - start) / max(1, spec.num_steps - start_step),
+        start=schedule.batches_before(schedule.start)[task],
+        stop=schedule.batches_at_most(task),
+        share=schedule.share(task),
         known_bad=known_bad(Path(spec.run_dir)).get(task, {}),
         cache_bytes=cluster.cache_bytes,
         limits=cluster.limits,
     )
 
 
-def build_streams(spec: RunSpec, cluster: Cluster, *, tasks: list[str], start_step: int, world_size: int) -> dict:
-    """Task → (the stream of its batches from a step on, the first of them). A task that is done has none."""
-    wanted = [stream_spec(spec, cluster, task=name, start_step=start_step) for name in tasks]
+def build_streams(spec: RunSpec, cluster: Cluster, *, schedule: Schedule, world_size: int) -> dict:
+    """Task → (the stream of its batches from the schedule's start on, the first of them). A task that is done has none."""
+    wanted = [stream_spec(spec, cluster, task=name, schedule=schedule) for name in _running_tasks(spec)]
     wanted = [w for w in wanted if w.start < w.stop]
-    cpus = cluster_cpus() - cluster.num_workers * cluster.cpus_per_worker
+    cpus = cluster_cpus() - cluster.trainer_cpus(world_size if cluster.num_workers else 0)
     shares = decode_shares(wanted, cpus=cpus, world_size=world_size)
     return {
         w.task.name: (
@@ -199,22 +278,23 @@ def build_streams(spec: RunSpec, cluster: Cluster, *, tasks: list[str], start_st
 
 
 class StreamConfig(DataConfig):
-    """Builds each task's stream where the world size and the checkpoint are known: at each start of the workers."""
+    """Builds the tasks' streams where the world size and the checkpoint are known: at each start of the workers.
+
+    Ray asks for one data set after another, and anew for each group of workers, of a copy of its own.
+    """
 
     def __init__(self, spec: RunSpec, cluster: Cluster):
         super().__init__()
-        self._spec, self._cluster = spec, cluster
+        self._spec, self._cluster, self._streams = spec, cluster, None
 
     def configure(self, datasets, world_size, worker_handles=None, worker_node_ids=None, **kwargs):
-        quiet_ray_data()
-        checkpoints = Checkpoints(Path(self._spec.run_dir))
-        start = checkpoints.latest_step or 0
-        checkpoints.close()
+        if self._streams is None:
+            quiet_ray_data()
+            schedule = self._spec.schedule(self._spec.position())
+            self._streams = build_streams(self._spec, self._cluster, schedule=schedule, world_size=world_size)
         out = [{} for _ in range(world_size)]
-        streams = build_streams(
-            self._spec, self._cluster, tasks=list(datasets), start_step=start, world_size=world_size
-        )
-        for name, (stream, _) in streams.items():
+        for name in datasets:
+            stream, _ = self._streams[name]
             splits = stream.streaming_split(world_size, equal=True, locality_hints=worker_node_ids)
             for rank, split in enumerate(splits):
                 out[rank][name] = split
@@ -222,13 +302,14 @@ class StreamConfig(DataConfig):
 
 
 def _train_locally(spec: RunSpec, cluster: Cluster, should_stop: Callable[[], bool]) -> dict:
-    def make_queues(start: int) -> dict[str, TaskQueue]:
+    def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
         # Tracing a step holds the interpreter lock for seconds; the streams' threads need it for microseconds, often.
         sys.setswitchinterval(0.001)
-        streams = build_streams(spec, cluster, tasks=_running_tasks(spec), start_step=start, world_size=1)
+        streams = build_streams(spec, cluster, schedule=schedule, world_size=1)
         return {name: open_queue(s, task=name, start=first, rank=0) for name, (s, first) in streams.items()}
 
-    return train(spec, make_queues, should_stop=should_stop)
+    spec.checkpoints().remove_leftovers()
+    return train(spec, make_queues, gate=Gate(should_stop))
 
 
 def open_queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
@@ -237,19 +318,69 @@ def open_queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
     return TaskQueue(rows, task=task, depth=_QUEUE_ROWS)
 
 
+class _WorkerGate(Gate):
+    """One rank's gate. The answer for a step is asked for while the step before runs."""
+
+    def __init__(self, keeper, *, rank: int, elastic: bool):
+        super().__init__()
+        self._keeper, self._rank, self._elastic = keeper, rank, elastic
+        world_size = ray.train.get_context().get_world_size()
+        epoch = ray.get(keeper.begin.remote(world_size)) if rank == 0 else None
+        self._epoch = collective.broadcast_from_rank_zero(epoch)
+        if self._epoch > 1 and rank == 0:
+            print(f"workers started again: {world_size} of them", flush=True)
+        self._asked: dict[int, ray.ObjectRef] = {}
+        self._warned = False
+
+    def ready(self, step: int) -> None:
+        self._keeper.ready.remote(self._epoch, self._rank, step)
+
+    def failed(self, step: int, error: BaseException) -> None:
+        reason = str(error) if isinstance(error, DataError | RequestError) else f"rank {self._rank}: {one_line(error)}"
+        self._keeper.failed.remote(self._epoch, self._rank, step, reason)
+
+    def go(self, step: int, *, wait: bool = True) -> Go | None:
+        answer = self._ask(step)
+        self._ask(step + 1)
+        if not wait and not ray.wait([answer], timeout=0)[0]:
+            return None
+        run, look = ray.get(answer)
+        del self._asked[step]
+        if not run:
+            return Go.STOP
+        return self._preempted() if look else Go.STEP
+
+    def _ask(self, step: int) -> ray.ObjectRef:
+        if step not in self._asked:
+            self._asked[step] = self._keeper.go.remote(self._epoch, step)
+        return self._asked[step]
+
+    def _preempted(self) -> Go:
+        """All ranks look at the same step and see the same: Ray Train agrees on it."""
+        info = ray.train.get_preemption_info()
+        if info is None or self._warned:
+            return Go.STEP
+        self._warned = True
+        if self._rank == 0:
+            then = "going on until it goes" if self._elastic else "stopping"
+            print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
+        return Go.SAVE if self._elastic else Go.STOP
+
+
 def _train_worker(config: dict) -> dict:
     """One Ray Train worker: a host with all its devices."""
     spec: RunSpec = config["spec"]
     quiet_ray_data()
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank = ray.train.get_context().get_world_rank()
 
-    def make_queues(start: int) -> dict[str, TaskQueue]:
-        schedule = spec.schedule()
-        begins, ends = schedule.batches_before(start), schedule.batches_before(spec.num_steps)
+    def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
+        begins = schedule.batches_before(schedule.start)
         # get_dataset_shard is a barrier over the ranks: the same order everywhere.
-        names = [name for name in _running_tasks(spec) if begins[name] < ends[name]]
+        names = [name for name in _running_tasks(spec) if begins[name] < schedule.batches_at_most(name)]
         shards = {name: ray.train.get_dataset_shard(name) for name in names}
         return {name: open_queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
 
-    return train(spec, make_queues, rank=rank, world_size=world_size)
+    gate = _WorkerGate(config["keeper"], rank=rank, elastic=config["elastic"])
+    if rank == 0:
+        spec.checkpoints().remove_leftovers()
+    return train(spec, make_queues, rank=rank, gate=gate)

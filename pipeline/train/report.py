@@ -9,10 +9,12 @@ import numpy as np
 from pipeline.files import write_bytes
 from pipeline.train import report_learning as learning
 from pipeline.train import report_page as draw
+from pipeline.train.report_experts import experts
 from pipeline.train.report_page import COLORS, NEUTRAL, Html, percent, table
 from pipeline.train.report_run import (
     Run,
     first_and_last_tenth,
+    listed,
     mapping,
     median,
     number,
@@ -91,6 +93,10 @@ def findings(run: Run) -> list[tuple[str, bool]]:
     drawn, rejected = (np.nansum([number(item.get(key)) for item in counts]) for key in ("drawn", "rejected"))
     if rejected > 0:
         found.append((f"Samples rejected: {rejected:,.0f} of {drawn:,.0f}.", rejected > 0.01 * drawn))
+    alarms = [(row["step"], str(text)) for row in run.metrics for text in listed(row.get("alarms"))]
+    if alarms:
+        step, text = alarms[0]
+        found.append((f"Alarms: {len(alarms):,}; the first at step {step:,.0f}: {text}.", True))
     step_s, wait_s = (np.nansum(run.values(key)[1]) for key in ("step_s", "data_wait_s"))
     if step_s > 0 and wait_s > 0.1 * (step_s + wait_s):
         found.append((f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time.", True))
@@ -115,7 +121,22 @@ def time(run: Run) -> Html:
         content = time_bar(parts, colors) + table(("Part", "Time", "Of the total"), rows)
     if rest < -0.001 * total:
         content += "<p class='quiet'>Parts that ran side by side add up to more than the total.</p>"
-    return Html(content + step_times(run))
+    return Html(content + step_times(run) + speed(run))
+
+
+def speed(run: Run) -> Html:
+    """Tokens a second, and the utilisation of the devices where their peak is known, over the run."""
+    charts = []
+    for key, title, form in (("tokens_per_s", "Tokens a second", "~s"), ("mfu", "Model FLOPs utilisation", ".0%")):
+        steps, values = run.values(key)
+        if np.isfinite(values).any():
+            note, axis = f"median {format(median(values), '.1%' if key == 'mfu' else ',.0f')}", {"tickformat": form}
+            traces = draw.curve(steps, values, name=title, limit=learning.SMALL_POINTS)
+            charts.append(draw.figure(
+                traces, height=230, title=title, note=note, xaxis=learning.steps_axis(run),
+                yaxis=axis | {"rangemode": "tozero"},
+            ))  # fmt: skip
+    return draw.grid(charts) if charts else Html("")
 
 
 def time_bar(parts: dict[str, float], colors: dict[str, str]) -> Html:
@@ -203,7 +224,7 @@ SECTIONS = {
     "Loss": learning.loss,
     "Mixture": learning.mixture,
     "Schedules": learning.schedules,
-    "Experts": learning.experts,
+    "Experts": experts,
     "Time": time,
     "Structures": structures,
     "Data": data,

@@ -1,4 +1,4 @@
-"""The sections of a report that say what was learned: evaluation, losses, the mixture, schedules, experts."""
+"""The sections of a report that say what was learned: evaluation, losses, the mixture, schedules."""
 
 import math
 
@@ -144,60 +144,3 @@ def schedules(run: Run) -> Html:
         ]  # fmt: skip
         charts.append(draw.figure(traces, height=230, title="Temperatures", showlegend=True, xaxis=steps_axis(run)))
     return draw.grid(charts) if charts else Html("")
-
-
-def expert_load(run: Run) -> dict[str, np.ndarray]:
-    """Per modality: the mean load of each expert in the last tenth of the rows that logged it; 1 = an even share."""
-    loads = {}
-    for modality in run.keys("moe"):
-        found = [mapping(mapping(row.get("moe")).get(modality)).get("expert_load") for row in run.metrics]
-        rows = [[number(load) for load in row] for row in found if isinstance(row, list) and row]
-        rows = [row for row in rows if len(row) == len(rows[-1])]
-        if rows:
-            mean = np.mean(rows[-max(1, len(rows) // 10) :], axis=0)
-            loads[modality] = mean / mean.mean() if mean.mean() > 0 else np.full(len(mean), math.nan)
-    return loads
-
-
-def experts(run: Run) -> Html:
-    modalities, loads = run.keys("moe"), expert_load(run)
-    content, rows = [], []
-    traces = []
-    for index, modality in enumerate(modalities):
-        steps, fractions = run.values("moe", modality, "unrouted_fraction")
-        traces += draw.curve(steps, fractions, name=modality, color=COLORS[index % len(COLORS)])
-    if traces:
-        title = "Share of tokens that no expert took"
-        axis = {"tickformat": ".0%", "rangemode": "tozero"}
-        content.append(draw.figure(traces, height=280, title=title, showlegend=True, xaxis=steps_axis(run), yaxis=axis))
-    if loads:
-        content.append(load_heatmap(loads))
-    for modality in modalities:
-        first, last = first_and_last_tenth(run.values("moe", modality, "unrouted_fraction")[1])
-        load = loads.get(modality, np.array([math.nan]))
-        idle = int(np.sum(load < 0.1)) if modality in loads else None
-        extremes = [draw.fixed(value, ".2f") for value in (load.max(), load.min())]
-        rows.append((modality, percent(first), percent(last), *extremes, idle))
-    columns = ("Modality", "Unrouted, first tenth", "Last tenth", "Busiest expert (× even)", "Idlest", "Below 0.1×")
-    return Html("".join(content) + table(columns, rows)) if rows else Html("")
-
-
-def load_heatmap(loads: dict[str, np.ndarray]) -> Html:
-    num_experts = max(len(load) for load in loads.values())
-    grid = np.full((len(loads), num_experts), math.nan)
-    for row, load in zip(grid, loads.values(), strict=True):
-        row[: len(load)] = load
-    heatmap = {
-        "type": "heatmap", "z": grid, "zmin": 0, "zmax": max(2.0, float(np.nanmax(np.nan_to_num(grid)))),
-        "colorscale": [[0, "#f4efe3"], [0.5, "#6fa5d8"], [1, "#17386b"]], "xgap": 2, "ygap": 2,
-        "texttemplate": "%{z:.2f}", "hovertemplate": "expert %{x}: %{z:.3f}<extra></extra>",
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickfont": {"color": NEUTRAL}},
-    }  # fmt: skip
-    return draw.figure(
-        [heatmap], height=90 + 46 * len(loads), title="Load of each expert", note="last tenth; 1 = an even share",
-        hovermode="closest", xaxis={"dtick": max(1, num_experts // 16), "showgrid": False, "title": {"text": "expert"}},
-        yaxis={
-            "tickvals": np.arange(len(loads)), "ticktext": [draw.label(name) for name in loads],
-            "showgrid": False, "autorange": "reversed",
-        },
-    )  # fmt: skip

@@ -25,19 +25,27 @@ def mapping(value: object) -> dict:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
+def listed(value: object) -> list:
+    return value if isinstance(value, list) else []
+
+
 def records(value: object) -> list[dict]:
     return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds. `metrics` is ordered by step; `rejects` is None where the file is not readable."""
+    """What a run directory holds. `metrics` is ordered by step; `rejects` is None where the file is not readable.
+
+    `experts`: task → variant → modality → running means by layer (`expert_loads.py`).
+    """
 
     config_text: str
     config: dict
     metrics: list[dict]
     summary: dict
     evaluations: list[dict]
+    experts: dict
     rejects: list[dict] | None
 
     @cached_property
@@ -121,6 +129,7 @@ def read_run(run_dir: Path) -> Run:
         metrics=sorted(rows, key=lambda row: row["step"]),
         summary=mapping(_json(_text(run_dir / "summary.json"))),
         evaluations=records(_json(_text(run_dir / "eval.json"))),
+        experts=mapping(_json(_text(run_dir / "experts.json"))),
         rejects=_rejects(run_dir / "quarantine.parquet"),
     )
 

@@ -14,17 +14,22 @@ from jax.sharding import Mesh
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
-from model.step import OptimizerConfig, compile_step, init_state, state_shapes
+from model.step import OptimizerConfig, compile_step, state_shapes
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.errors import RequestError
 from pipeline.host_memory import keep_freed_memory
+from pipeline.train.budget import shape_budget, table
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Feed, RowQueue
+from pipeline.train.gate import Gate
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
-from pipeline.train.schedule import Schedule
-from pipeline.train.telemetry import Progress, StepLog
+from pipeline.train.recorder import LoggingSpec, Recorder
+from pipeline.train.sampler import SamplerSpec
+from pipeline.train.schedule import Position, Schedule
+from pipeline.train.start import start_state
+from pipeline.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +52,40 @@ class RunSpec:
     seed: int
     num_steps: int
     checkpoint_every: int
-    log_every: int
-    log_samples: bool
-    keep_checkpoints: int
-    progress: str
-    progress_every_s: float
+    keep_last: int
+    keep_every: int | None
+    logging: LoggingSpec
     compile_cache: str | None
     expert_parallel: int
     fsdp: bool
+    sampler: SamplerSpec
+    stall_timeout_s: float
+    init_from: str | None
 
-    def schedule(self) -> Schedule:
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(Path(self.run_dir), keep_last=self.keep_last, keep_every=self.keep_every)
+
+    def position(self) -> Position:
+        """Where the newest whole checkpoint stands; the start of the run where there is none.
+
+        Raises RequestError where a data set has another number of rows than then.
+        """
+        checkpoints = self.checkpoints()
+        step = checkpoints.latest_step
+        if not step:
+            return Position()
+        data = checkpoints.data(step)
+        for name, rows in self.num_rows.items():
+            if data["num_rows"].get(name, rows) != rows:
+                raise RequestError(
+                    f"data_sets.{name}: the run began with {data['num_rows'][name]} rows, the manifest now has {rows}, "
+                    "and the order of samples depends on it; put the old manifest back, or give the new rows a data "
+                    "set of their own"
+                )
+        return Position(**data["position"])
+
+    def schedule(self, position: Position) -> Schedule:
+        """The run from a position to its end."""
         return Schedule(
             self.tasks,
             self.data_sets,
@@ -64,6 +93,8 @@ class RunSpec:
             tokens=self.tokens,
             seed=self.seed,
             num_steps=self.num_steps,
+            sampler=self.sampler,
+            position=position,
         )
 
 
@@ -74,32 +105,41 @@ def use_compute_type(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
-# start: the step to start from → the queue of each task.
-QueueMaker = Callable[[int], dict[str, RowQueue]]
+# The schedule from the newest checkpoint on → the queue of each task that still runs.
+QueueMaker = Callable[[Schedule], dict[str, RowQueue]]
 
 
-def train(
-    spec: RunSpec,
-    make_queues: QueueMaker,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict:
-    """Runs one rank to the end of the run, or until a stop is asked for. Returns the summary (see ``_summary``)."""
-    began = time.perf_counter()
-    run_dir, schedule, config = Path(spec.run_dir), spec.schedule(), use_compute_type(spec.model)
+def train(spec: RunSpec, make_queues: QueueMaker, *, rank: int = 0, gate: Gate | None = None) -> dict:
+    """Runs one rank to the end of the run, or until its gate says stop. Returns the summary (see ``_summary``).
+
+    Raises RequestError where the devices, the disk or what ``init_from`` names cannot serve the run; DataError where
+    the data end it, its state saved.
+    """
+    began, gate = time.perf_counter(), gate or Gate()
+    watchdog = Watchdog(
+        Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt", timeout_s=spec.stall_timeout_s, rank=rank
+    )
+    try:
+        return _train(spec, make_queues, rank=rank, gate=gate, watchdog=watchdog, began=began)
+    finally:
+        watchdog.close()
+
+
+def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, watchdog: Watchdog, began: float) -> dict:
+    run_dir, config = Path(spec.run_dir), use_compute_type(spec.model)
+    checkpoints = spec.checkpoints()
+    schedule = spec.schedule(spec.position())
+    start = schedule.start
     mesh = _mesh(spec, config, schedule)
-    checkpoints = Checkpoints(run_dir, keep_last=spec.keep_checkpoints)
-    start = checkpoints.latest_step or 0
-    queues = make_queues(start)
+    imp = Imp.for_structures(config, schedule.model_structures)
+    checkpoints.check_space(state_shapes(imp))
+    queues = make_queues(schedule)
     _use_compile_cache(spec.compile_cache)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    imp = Imp.for_structures(config, list(schedule.structures.values()))
     compiler = StepCompiler(
         lambda structure: compile_step(imp, structure, spec.optimizer, mesh=mesh, fsdp=spec.fsdp),
-        schedule.in_order_of_first_use(start),
+        schedule.in_order_of_first_use(),
     )
     quarantine = Quarantine(
         run_dir, rank=rank, limits={name: d.max_reject_fraction for name, d in spec.data_sets.items()}
@@ -110,30 +150,52 @@ def train(
         start=start,
         stop=spec.num_steps,
         quarantine=quarantine,
+        gate=gate,
         put=lambda arrays: sharding.put_batch(arrays, mesh),
     )
-    state = _start_state(imp, checkpoints, start, seed=spec.seed, mesh=mesh, fsdp=spec.fsdp)
-    writer = _Writer(spec, schedule, checkpoints, rank=rank, start=start)
-    loop = Loop(
-        state=state,
-        feed=feed,
-        compiler=compiler,
+    budget = shape_budget(schedule, config)
+    recorder = Recorder(
+        spec.logging,
+        run_dir=run_dir,
+        rank=rank,
         start_step=start,
         num_steps=spec.num_steps,
-        learning_rates=spec.optimizer.learning_rates(),
-        checkpoint_every=spec.checkpoint_every,
-        log_every=spec.log_every,
-        hooks=Hooks(record=writer.record, save=writer.save, should_stop=should_stop),
+        flops={(b.task, b.variant): b.flops for b in budget},
+        shared_encoder=config.towers == "shared",
     )
+    saver = _Saver(spec, schedule, checkpoints, recorder)
+
+    def record(values: dict) -> None:
+        expected = schedule.expected_before(values["step"])[values["task"]]
+        alarms = compiler.new_alarms()
+        recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
+
     try:
+        state, lines = start_state(imp, spec, checkpoints, start, mesh=mesh)
+        if rank == 0:
+            print("\n".join([table(budget), *lines]), flush=True)
+        watchdog.beat("the state")
+        loop = Loop(
+            state=state,
+            feed=feed,
+            compiler=compiler,
+            gate=gate,
+            start_step=start,
+            num_steps=spec.num_steps,
+            learning_rates=spec.optimizer.learning_rates(),
+            checkpoint_every=spec.checkpoint_every,
+            log_every=spec.logging.log_every,
+            hooks=Hooks(record=record, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
+        )
         done = loop.run()
+        checkpoints.wait()
     finally:
         feed.close()
-        writer.close()
+        recorder.close()
         compiler.close()
-    checkpoints.close()
-    return _summary(spec, schedule, loop, compiler, quarantine, imp=imp, start=start, done=done, began=began) | {
-        "first_step_at": writer.first_step_at
+        checkpoints.close()
+    return _summary(spec, schedule, loop, compiler, quarantine, budget, imp=imp, done=done, began=began) | {
+        "first_step_at": recorder.first_step_at
     }
 
 
@@ -154,14 +216,6 @@ def _mesh(spec: RunSpec, config: ModelConfig, schedule: Schedule) -> Mesh:
     return mesh
 
 
-def host_device() -> jax.Device:
-    """The CPU, or where jax has been told to do without it the first accelerator."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
-
-
 def _use_compile_cache(folder: str | None) -> None:
     if folder is None:
         return
@@ -170,73 +224,34 @@ def _use_compile_cache(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _start_state(imp: Imp, checkpoints: Checkpoints, start: int, *, seed: int, mesh: Mesh, fsdp: bool) -> dict:
-    shapes = state_shapes(imp)
-    shardings = sharding.state_shardings(shapes, mesh, fsdp=fsdp)
-    if not start:
-        # On the host first: the devices may only hold it in parts.
-        with jax.default_device(host_device()):
-            state = init_state(imp.init(seed))
-        return sharding.put_state(state, shardings)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    return checkpoints.state(abstract, step=start)
+class _Saver:
+    """What a checkpoint holds beside the state."""
 
-
-class _Writer:
-    """What the loop's hooks write: metrics and samples (rank 0), checkpoints (every rank)."""
-
-    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, *, rank: int, start: int):
-        self._spec, self._schedule, self._checkpoints, self._rank = spec, schedule, checkpoints, rank
-        self._began, self.first_step_at = time.perf_counter(), None
-        self._metrics = self._samples = self._progress = None
-        run_dir = Path(spec.run_dir)
-        if spec.log_samples:
-            name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
-            self._samples = StepLog(run_dir / name, keep_steps=start)
-        if rank == 0:
-            self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=start)
-            self._progress = Progress(
-                mode=spec.progress, num_steps=spec.num_steps, every_s=spec.progress_every_s, start_step=start
-            )
-
-    def record(self, record: dict) -> None:
-        if self.first_step_at is None:
-            self.first_step_at = time.time()
-        ids = record.pop("ids")
-        if self._samples:
-            self._samples.write({"step": record["step"], "task": record["task"], "ids": ids})
-        if self._metrics:
-            self._metrics.write(record | {"wall_s": round(time.perf_counter() - self._began, 3)})
-            self._progress.update(record)
+    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, recorder: Recorder):
+        self._spec, self._schedule, self._checkpoints, self._recorder = spec, schedule, checkpoints, recorder
 
     def save(self, step: int, state: dict) -> None:
-        for log in (self._metrics, self._samples):
-            if log:
-                log.sync()
+        self._recorder.sync()
         spec = self._spec
         data = {
             "config": spec.config,
-            "batches": self._schedule.batches_before(step),
-            "positions": self._schedule.positions_before(step),
+            "position": dataclasses.asdict(self._schedule.position_at(step)),
+            "samples": self._schedule.positions_before(step),
             "classes": {name: list(d.classes) for name, d in spec.data_sets.items()},
             "num_rows": spec.num_rows,
             "tokenizer": base64.b64encode(spec.tokenizer or b"").decode(),
         }
         self._checkpoints.save(step, state=state, data=data)
 
-    def close(self) -> None:
-        for part in (self._metrics, self._samples, self._progress):
-            if part:
-                part.close()
 
-
-def _summary(spec, schedule, loop, compiler, quarantine, *, imp, start: int, done: int, began: float) -> dict:
+def _summary(spec, schedule, loop, compiler, quarantine, budget, *, imp, done: int, began: float) -> dict:
     """Plain values for summary.json: where the time went, what each task got, what was compiled and rejected."""
     counts, positions = schedule.batches_before(done), schedule.positions_before(done)
-    weights = dict(zip(schedule.sampler.names, schedule.sampler.probabilities.tolist(), strict=True))
+    expected = schedule.expected_before(done)
     tasks = {
         name: {
-            "weight": weights[name],
+            "weight": expected[name] / max(1, sum(expected.values())),
+            "expected_steps": expected[name],
             "steps": counts[name],
             "examples": positions[name],
             "data_set": task.data_set,
@@ -247,18 +262,21 @@ def _summary(spec, schedule, loop, compiler, quarantine, *, imp, start: int, don
     }
     structures = [
         {
-            "task": task,
-            "variant": variant,
-            "compile_s": round(compiler.compile_s.get(structure, 0.0), 3),
-            "vision_tokens": structure.global_batch_size
-            * sum(i.num_tokens for i in structure.inputs if i.modality == "vision"),
-            "tokens": structure.global_batch_size * sum(i.num_tokens for i in structure.inputs),
+            "task": b.task,
+            "variant": b.variant,
+            "compile_s": round(compiler.compile_s.get(b.structure, 0.0), 3),
+            "tokens": b.tokens,
+            "vision_tokens": b.vision_tokens,
+            "flops": b.flops,
+            "memory_estimate_bytes": b.memory_bytes,
+            "memory_bytes": compiler.memory_bytes(b.structure),
         }
-        for (task, variant), structure in schedule.structures.items()
+        for b in budget
     ]
+    train_s = time.perf_counter() - began
     return {
         "steps": done,
-        "start_step": start,
+        "start_step": schedule.start,
         "num_steps": spec.num_steps,
         "skipped_updates": loop.skipped_updates,
         "world_size": jax.process_count(),
@@ -273,7 +291,8 @@ def _summary(spec, schedule, loop, compiler, quarantine, *, imp, start: int, don
         "time": {
             **{k: round(v, 3) for k, v in dataclasses.asdict(loop.times).items()},
             "compile_s": round(sum(compiler.compile_s.values()), 3),
-            "train_s": round(time.perf_counter() - began, 3),
+            "compile_share": round(loop.times.compile_wait_s / train_s, 4),
+            "train_s": round(train_s, 3),
         },
     }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import threading
 
 import numpy as np
 
 from model.imp import Inputs, Structure
 from pipeline.data.plan import TaskPlan, model_modalities
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.sampler import Multinomial
+from pipeline.train.sampler import SamplerSpec
 
 
 def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens: TokenSpec) -> Structure:
@@ -51,10 +53,25 @@ class Step:
     structure: Structure
 
 
-class Schedule:
-    """Task, batch and variant of every step of a run, and the list of structures it will compile.
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands, as a checkpoint holds it.
 
-    num_rows: data set → rows, for the weights and the order.
+    batches: task → how many it has had; tasks that left the recipe keep theirs, should they come back. expected: task →
+    how many its weight has promised so far. sampler: ``Sampler.state``.
+    """
+
+    step: int = 0
+    batches: dict[str, int] = dataclasses.field(default_factory=dict)
+    expected: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampler: dict = dataclasses.field(default_factory=dict)
+
+
+class Schedule:
+    """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
+
+    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below ``known``
+    are decided; ``observe`` decides more. Safe to read in one thread while another observes.
     """
 
     def __init__(
@@ -66,52 +83,120 @@ class Schedule:
         tokens: TokenSpec,
         seed: int,
         num_steps: int,
+        sampler: SamplerSpec = SamplerSpec(),
+        position: Position = Position(),
     ):
-        self.tasks, self.num_steps, self.num_rows = tasks, num_steps, num_rows
-        weights = {n: num_rows[t.data_set] if t.weight is None else t.weight for n, t in tasks.items()}
-        self.sampler = Multinomial(weights, seed=seed)
-        self._steps = self.sampler.tasks(0, num_steps)
-        totals = self.sampler.counts(num_steps)
+        self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
+        self.start = position.step
+        self.weights = sampler.weights(tasks, num_rows)
+        self.sampler = sampler.sampler(
+            self.weights, seed=seed, position=position.sampler, step=self.start, num_steps=num_steps
+        )
+        self._done = {n: position.batches.get(n, 0) for n in tasks}
+        self._grown = threading.Condition()
+        # Of the steps from the start on: task index, and batch within the task.
+        self._steps, self._batches = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._grow()
         self.plans = {
-            n: TaskPlan(t, seed=seed, num_rows=num_rows[t.data_set], num_batches=totals[n]) for n, t in tasks.items()
-        }
-        self._batches = np.zeros(num_steps, np.int64)
-        for index in range(len(tasks)):
-            mine = self._steps == index
-            self._batches[mine] = np.arange(mine.sum())
-        # A task without weight never runs: it gets no structure and no parameters.
-        self._structures = {
-            (n, v.name): structure_of(t, v, data_sets[t.data_set], tokens)
+            n: TaskPlan(t, seed=seed, num_rows=num_rows[t.data_set], num_batches=self.batches_at_most(n))
             for n, t in tasks.items()
-            for v in t.variants
-            if weights[n] > 0
         }
+        # A task that never runs gets no structure to compile; what it has learned before stays in the model.
+        running = sampler.runs(tasks)
+        every = {
+            (n, v.name): structure_of(t, v, data_sets[t.data_set], tokens) for n, t in tasks.items() for v in t.variants
+        }
+        self._structures = {key: s for key, s in every.items() if key[0] in running}
+        self.model_structures = [s for (n, _), s in every.items() if n in running or self._done[n]]
+        self._expected = (self.start, np.array([position.expected.get(n, 0.0) for n in tasks]))
+
+    @property
+    def known(self) -> int:
+        """Steps below it are decided."""
+        return self.start + len(self._steps)
+
+    @property
+    def adaptive(self) -> bool:
+        return self.sampler.known != math.inf
+
+    def _grow(self) -> None:
+        stop = int(min(self.num_steps, self.sampler.known))
+        if stop <= self.known:
+            return
+        more = self.sampler.tasks(self.known, stop)
+        before = np.bincount(self._steps, minlength=len(self.tasks))
+        batches = np.zeros(len(more), np.int64)
+        for index, done in enumerate(self._done.values()):
+            mine = more == index
+            batches[mine] = done + before[index] + np.arange(mine.sum())
+        with self._grown:
+            self._batches = np.concatenate([self._batches, batches])
+            self._steps = np.concatenate([self._steps, more])
+            self._grown.notify_all()
+
+    def observe(self, step: int, loss: float) -> None:
+        """The loss of a step (counted from 0), in order: what an adaptive sampler learns from."""
+        if self.adaptive:
+            self.expected_before(step + 1)
+            self.sampler.observe(step, self[step].task, loss)
+            self._grow()
+
+    def wait(self, step: int, *, timeout_s: float) -> bool:
+        """Whether step ``step`` is decided, after waiting for it."""
+        with self._grown:
+            return self._grown.wait_for(lambda: step < self.known, timeout_s)
 
     def __getitem__(self, step: int) -> Step:
-        """Step ``step``, counted from 0."""
-        name = self.sampler.names[self._steps[step]]
-        batch = int(self._batches[step])
+        """Step ``step``, counted from 0 over the whole run."""
+        name = self.sampler.names[self._steps[step - self.start]]
+        batch = int(self._batches[step - self.start])
         variant = self.tasks[name].variants[self.plans[name].variants[batch]]
         return Step(name, batch, variant, self._structures[name, variant.name])
 
     @property
     def structures(self) -> dict[tuple[str, str], Structure]:
-        """(task, variant) → structure: everything the run may compile, known before step 0."""
+        """(task, variant) → structure: everything the run may compile, known before its first step."""
         return self._structures
 
     def batches_before(self, step: int) -> dict[str, int]:
-        """Each task's number of batches in the first ``step`` steps."""
-        return self.sampler.counts(step)
+        """Each task's number of batches in the first ``step`` steps of the run."""
+        counts = np.bincount(self._steps[: step - self.start], minlength=len(self.tasks))
+        return {n: done + int(count) for (n, done), count in zip(self._done.items(), counts, strict=True)}
+
+    def batches_at_most(self, task: str) -> int:
+        """How many batches the task may have had when the run ends: the number itself where it is decided."""
+        return self.batches_before(self.known)[task] + self.num_steps - self.known
+
+    def expected_before(self, step: int) -> dict[str, float]:
+        """How many of the first ``step`` steps each task's weight promised it. Asked for rising steps."""
+        last, expected = self._expected
+        if step > last:
+            expected = expected + self.sampler.expected(last, step)
+            self._expected = (step, expected)
+        return dict(zip(self.tasks, expected.tolist(), strict=True))
+
+    def share(self, task: str) -> float:
+        """The part of the steps to come that the task is to get."""
+        index, left = list(self.tasks).index(task), self.num_steps - self.start
+        return float(self.sampler.expected(self.start, self.num_steps)[index]) / max(1, left)
 
     def positions_before(self, step: int) -> dict[str, int]:
         """Each task's sample position after the first ``step`` steps."""
         return {n: int(self.plans[n].starts[k]) for n, k in self.batches_before(step).items()}
 
-    def in_order_of_first_use(self, start: int) -> list[Structure]:
-        """The structures that steps from ``start`` on use, each once."""
+    def position_at(self, step: int) -> Position:
+        """Where the run stands after ``step`` steps, all of whose losses were observed."""
+        batches = {**self.position.batches, **self.batches_before(step)}
+        return Position(step, batches, self.expected_before(step), self.sampler.state())
+
+    def in_order_of_first_use(self) -> list[Structure]:
+        """The structures that the run may still use, each once: those of decided steps in their order, then the rest
+        where steps are yet to be decided."""
         found, most = {}, len(set(self._structures.values()))
-        for step in range(start, self.num_steps):
+        for step in range(self.start, self.known):
             found.setdefault(self[step].structure)
             if len(found) == most:
                 break
+        if self.known < self.num_steps:
+            found |= dict.fromkeys(self._structures.values())
         return list(found)

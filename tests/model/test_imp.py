@@ -239,8 +239,8 @@ def test_router_losses_are_added(tiny, jit, batch):
 
     (plain, metrics), (loss, with_losses) = run(moe), run(weighted)
     assert "router" not in metrics["losses"]
-    # Two layers, two modalities; the statistics are means over layers.
-    sums = {n: 2 * sum(metrics["moe"][m][n] for m in ("vision", "text")) for n in ("z_loss", "load_balance")}
+    # Two layers, two modalities.
+    sums = {n: sum(metrics["moe"][m][n].sum() for m in ("vision", "text")) for n in ("z_loss", "load_balance")}
     expected = 0.5 * sums["z_loss"] + 2.0 * sums["load_balance"]
     np.testing.assert_allclose(with_losses["losses"]["router"], expected, rtol=1e-5)
     np.testing.assert_allclose(loss, plain + expected, rtol=1e-5)
@@ -303,14 +303,15 @@ def test_classification_looks_at_its_classes_only(run, jit):
 
 
 def test_routing_statistics_of_a_loss(tiny, jit, batch):
-    """The mean over layers of each modality."""
+    """Of each modality, layer by layer."""
     imp = Imp.for_structures(tiny(depth=2, moe=MoEConfig(4, 2)), [DIGITS])
     _, metrics = jit(lambda params, batch: imp.loss(params, batch, DIGITS))(imp.init(0), batch(DIGITS))
     assert set(metrics["moe"]) == {"vision"}
     statistics = metrics["moe"]["vision"]
-    assert statistics["expert_load"].shape == (4,)
-    np.testing.assert_allclose(statistics["expert_load"].sum(), 1.0, rtol=1e-5)
-    assert 0 <= statistics["unrouted_fraction"] < 1
+    assert statistics["expert_load"].shape == statistics["expert_slots"].shape == (2, 4)
+    np.testing.assert_allclose(statistics["expert_load"].sum(1), [1.0, 1.0], rtol=1e-5)
+    assert statistics["unrouted_fraction"].shape == (2,)
+    assert all(0 <= share < 1 for share in statistics["unrouted_fraction"])
     np.testing.assert_allclose(statistics["confidence"], 0.25, atol=0.1)  # near-uniform at the start
 
 

@@ -124,8 +124,7 @@ CASES = ("experts", "experts and fsdp", "everything else", "microbatches")
 
 @pytest.fixture(scope="module")
 def runs() -> dict:
-    flags = "--xla_force_host_platform_device_count=8 "  # and little optimisation: half the time to compile
-    flags += "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT]
     root = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ import pytest
 from model import sizes
 from model.config import ModelConfig, MoEConfig, from_variant
 from model.imp import Imp, Inputs, Structure
+from model.step import OptimizerConfig, compile_step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,3 +196,17 @@ def test_unknown_names_are_one_line_and_exit_2():
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: unknown model variant 'imp-bb'; did you mean 'imp-b'? Known: imp-tiny, ")
+
+
+@pytest.mark.parametrize(("remat", "num_tokens", "batch"), [("attention", 16, 64), ("attention", 256, 8), ("none", 64, 8)])
+def test_the_memory_of_a_step_before_it_is_compiled(remat, num_tokens, batch):
+    """Against XLA's plan of the compiled step: arguments and temporaries."""
+    config = from_variant("imp-tiny-moe", remat=remat, dtype="float32")
+    inputs = (Inputs("vision", num_tokens, 768, 3), Inputs("text", 12, 0, 1))
+    structure = Structure((("nce", 1.0),), batch, inputs)
+    step = compile_step(Imp.for_structures(config, [structure]), structure, OptimizerConfig(1e-3, 1, 10))
+    plan = step.executable.memory_analysis()
+    estimate = sizes.structure_memory(config, structure)
+    # Weights and moments are exact; the batch is what a step is given beside them.
+    assert estimate["state"] + estimate["batch"] == pytest.approx(plan.argument_size_in_bytes, rel=1e-3)
+    assert 0.65 < sum(estimate.values()) / (plan.argument_size_in_bytes + plan.temp_size_in_bytes) < 1.5

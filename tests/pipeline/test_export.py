@@ -343,7 +343,7 @@ def run_dir(tmp_path, tokenizer):
     checkpoints = Checkpoints(tmp_path / "run")
     data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
     checkpoints.save(2, state=state, data=data)
-    checkpoints.close()
+    checkpoints.wait()
     return tmp_path / "run"
 
 

@@ -3,6 +3,7 @@
 python bare_run.py RECIPE RUN_DIR
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.text import Tokenizer
 from pipeline.prepare import check_run_dir, prepare
+from pipeline.train.gate import Gate
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 
@@ -42,14 +44,17 @@ class DirectQueue:
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     check_run_dir(recipe, run_dir)
     spec = prepare(recipe, run_dir)
-    schedule = spec.schedule()
 
-    def make_queues(start):
-        begins, ends = schedule.batches_before(start), schedule.batches_before(spec.num_steps)
-        return {n: DirectQueue(spec, t, start=begins[n], stop=ends[n]) for n, t in spec.tasks.items()}
+    def make_queues(schedule):
+        begins = schedule.batches_before(schedule.start)
+        return {
+            n: DirectQueue(spec, t, start=begins[n], stop=schedule.batches_at_most(n)) for n, t in spec.tasks.items()
+        }
 
-    return train(spec, make_queues, should_stop=should_stop)
+    spec.checkpoints().remove_leftovers()
+    return train(spec, make_queues, gate=Gate(should_stop))
 
 
 if __name__ == "__main__":
-    run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]))
+    summary = run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]))
+    (Path(sys.argv[2]) / "bare_summary.jsonl").write_text(json.dumps(summary))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.train.gate import Gate
 from pipeline.train.loop import Hooks, Loop
 
 STEP_S, WAIT_S = 0.05, 0.3
@@ -33,9 +34,10 @@ class FakeFeed:
         self.batches = [self._batch(step) for step in range(num_steps)]
 
     def _batch(self, step):
-        structure = types.SimpleNamespace(global_batch_size=4, inputs=(), name=f"s{step % 2}")
+        structure = types.SimpleNamespace(global_batch_size=4, num_tokens=12, name=f"s{step % 2}")
         variant = types.SimpleNamespace(name="all")
-        what = types.SimpleNamespace(task=self.tasks[step % len(self.tasks)], variant=variant, structure=structure)
+        task = self.tasks[step % len(self.tasks)]
+        what = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
         return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)])
 
     def next(self, *, wait=True):
@@ -85,6 +87,7 @@ def run(monkeypatch, *, num_steps, late=(), tasks=("t",), **metrics):
         state={"a": 0, "b": 0, "c": 0},
         feed=FakeFeed(num_steps, late, tasks),
         compiler=FakeCompiler(events, **metrics),
+        gate=Gate(),
         hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
         start_step=0,
         num_steps=num_steps,
@@ -153,6 +156,7 @@ def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
         state={"a": 0, "b": 0, "c": 0},
         feed=feed,
         compiler=FakeCompiler([]),
+        gate=Gate(),
         hooks=Hooks(record=records.append, save=lambda step, state: saved.append((step, dict(state)))),
         start_step=0,
         num_steps=5,

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from pipeline.train import report_page
 from pipeline.train.report import write_report
 
-FILES = ("config.yaml", "metrics.jsonl", "summary.json", "eval.json", "quarantine.parquet")
+FILES = ("config.yaml", "metrics.jsonl", "summary.json", "eval.json", "experts.json", "quarantine.parquet")
 SECTIONS = ("evaluation", "loss", "mixture", "schedules", "experts", "time", "structures", "data", "config")
 
 
@@ -94,6 +94,11 @@ def write_run(run_dir: Path, *, tasks: tuple[str, ...] = ("align", "tag"), num_s
     result = {"dataset": "cifar10", "task": "zeroshot_classification", "num_examples": 400}
     result |= {"metrics": {"acc1": 0.5, "acc5": 0.52}, "chance": {"acc1": 0.1, "acc5": 0.5}}
     (run_dir / "eval.json").write_text(json.dumps([result]))
+    variants = {"16x224": (1, [[0.5, 0.5], [1.0, 0.0]]), "32x224": (3, [[0.1, 0.9], [0.0, 1.0]])}
+    experts = {
+        name: {v: {"vision": {"steps": n, "expert_load": load}} for v, (n, load) in variants.items()} for name in tasks
+    }
+    (run_dir / "experts.json").write_text(json.dumps(experts))
     columns = {
         name: [f"{name}-{index}" for index in range(120)] for name in ("id", "data_set", "source", "reason", "task")
     }
@@ -153,6 +158,35 @@ def test_time_experts_and_data_numbers(tmp_path):
     assert not any(row[0] == "id-100" for row in page.rows["data"])
 
 
+def test_load_by_layer(tmp_path):
+    """Variants by their steps: a quarter of 0.5 and three of 0.1 are 0.2, of two experts 0.4 times an even share."""
+    page = Page(write_report(write_run(tmp_path / "demo")))
+    maps = [chart["data"][0]["z"] for chart in page.charts if chart["data"][0]["type"] == "heatmap"]
+    np.testing.assert_allclose(maps[1:], [[[0.4, 1.6], [0.5, 1.5]]] * 2)
+    assert "align, vision" in page.text["experts"] and "tag, vision" in page.text["experts"]
+
+
+@pytest.mark.parametrize("torn", [[1], {"vision": 3}, {"vision": {"steps": 1, "expert_load": [[1], [1, 2]]}}, None])
+def test_expert_loads_that_are_none(tmp_path, torn):
+    run_dir = write_run(tmp_path / "demo")
+    (run_dir / "experts.json").write_text(json.dumps({"align": {"16x224": torn}, "tag": torn}))
+    assert "Load by layer" not in Page(write_report(run_dir)).text["experts"]
+
+
+def test_alarms_and_speed(tmp_path):
+    run_dir = write_run(tmp_path / "demo")
+    assert "Alarms" not in Page(write_report(run_dir)).text["header"]
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row |= {"tokens_per_s": 100.0 * row["step"], "mfu": 0.25}
+    rows[6]["alarms"], rows[8]["alarms"] = ["tag: diverges", "<b>"], ["again"]
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = Page(write_report(run_dir))
+    assert "Alarms: 3; the first at step 7: tag: diverges." in page.text["header"]
+    # Steps 1 to 40.
+    assert "median 2,050" in page.text["time"] and "median 25.0%" in page.text["time"]
+
+
 def test_empty_directory_and_empty_files(tmp_path):
     for name, content in (("missing", None), ("empty", b""), ("garbage", b"\xff\x00{]: '"), ("other", b"[3, null]")):
         run_dir = tmp_path / name
@@ -165,7 +199,7 @@ def test_empty_directory_and_empty_files(tmp_path):
         assert page.charts == [] and "No step was logged." in page.text["header"]
 
 
-@pytest.mark.parametrize("missing", FILES)
+@pytest.mark.parametrize("missing", [name for name in FILES if name != "experts.json"])
 def test_one_file_missing(tmp_path, missing):
     run_dir = write_run(tmp_path / "demo")
     (run_dir / missing).unlink()
@@ -285,7 +319,8 @@ def test_number_of_tasks_and_length_of_traces(tmp_path, num_tasks):
     path = write_report(write_run(tmp_path / "demo", tasks=tasks, num_steps=6000))
     page = Page(path)
     assert path.stat().st_size < 6e6
-    assert sum(chart["layout"].get("bar") is False for chart in page.charts) == num_tasks
+    small = [chart["data"][0]["type"] for chart in page.charts if chart["layout"].get("bar") is False]
+    assert small.count("scatter") == small.count("heatmap") == num_tasks
     lengths = [len(trace["x"]) for chart in page.charts for trace in chart["data"] if "x" in trace]
     assert max(lengths) <= report_page.MAX_POINTS < 6000
 

@@ -43,7 +43,8 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def start(recipe_path: Path, run_dir: Path, cache: Path) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
+    """Compiled as on a user's machine: XLA's own order of work is part of what is compared bit for bit."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": ""}
     return subprocess.Popen(
         [sys.executable, str(BARE_RUN), str(recipe_path), str(run_dir)],
         env=env,
@@ -71,23 +72,30 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, output
 
 
+@pytest.fixture(scope="module")
+def whole(make_toy_recipe, tmp_path_factory, compile_cache) -> tuple[Path, Path]:
+    """The toy recipe's file, and the directory of a run of it that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe_path = folder / "toy.yaml"
+    recipe_path.write_text(yaml.safe_dump(make_toy_recipe() | {"cluster": {"compile_cache": str(compile_cache)}}))
+    finish(start(recipe_path, folder / "run", folder))
+    return recipe_path, folder / "run"
+
+
 @pytest.mark.slow
-def test_killed_runs_equal_the_one_left_alone(toy_recipe, tmp_path, compile_cache):
-    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
-    recipe_path = tmp_path / "toy.yaml"
-    recipe_path.write_text(yaml.safe_dump(toy_recipe))
-    finish(start(recipe_path, tmp_path / "whole", tmp_path))
+def test_killed_runs_equal_the_one_left_alone(whole, tmp_path):
+    recipe_path, left_alone = whole
     run_dir = tmp_path / "killed"
     # Before the first checkpoint, and twice between checkpoints: from scratch, then from the newest whole one.
     for step in (3, 7, 11):
         kill_at(start(recipe_path, run_dir, tmp_path), run_dir, step)
     finish(start(recipe_path, run_dir, tmp_path))
-    whole, killed = (read_jsonl(d / "metrics.jsonl") for d in (tmp_path / "whole", run_dir))
+    expected, killed = (read_jsonl(d / "metrics.jsonl") for d in (left_alone, run_dir))
     assert [r["step"] for r in killed] == list(range(1, 15))
     exact = ("step", "task", "variant", "loss", "grad_norm", "learning_rate", "temperatures")
-    assert [[r[k] for k in exact] for r in killed] == [[r[k] for k in exact] for r in whole]
-    assert read_jsonl(run_dir / "samples.jsonl") == read_jsonl(tmp_path / "whole" / "samples.jsonl")
-    assert_same_state(tmp_path / "whole", run_dir)
+    assert [[r[k] for k in exact] for r in killed] == [[r[k] for k in exact] for r in expected]
+    assert read_jsonl(run_dir / "samples.jsonl") == read_jsonl(left_alone / "samples.jsonl")
+    assert_same_state(left_alone, run_dir)
 
 
 def assert_same_state(first: Path, second: Path) -> None:
@@ -103,7 +111,7 @@ def assert_same_state(first: Path, second: Path) -> None:
 
 
 def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
-    def make_queues(start):
+    def make_queues(schedule):
         raise AssertionError("decoding would have started")
 
     with pytest.raises(RequestError) as caught:
@@ -161,7 +169,7 @@ def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int) -> None:
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{BARE_RUN.parent}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-c", TWO_DEVICES, str(path), str(run_dir), str(num_steps)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
@@ -193,15 +201,13 @@ def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, c
 
 
 @pytest.mark.slow
-def test_run_directory_and_one_compile_a_structure(toy_recipe, tmp_path, compile_cache):
-    bare_run = _load_bare_run()
-    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
-    summary = bare_run.run(recipes.from_dict(toy_recipe), tmp_path / "run")
+def test_run_directory_and_one_compile_a_structure(whole):
+    (summary,) = read_jsonl(whole[1] / "bare_summary.jsonl")
+    records = read_jsonl(whole[1] / "metrics.jsonl")
     # classes has two variants, image_text and video_audio one each.
     assert summary["num_structures"] == 4
     assert summary["compile_count"] <= 4
     assert summary["compile_alarms"] == summary["skipped_updates"] == 0
-    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
     seen = {(r["task"], r["variant"]) for r in records}
     assert summary["compile_count"] == len(seen)
     assert sum(t["steps"] for t in summary["tasks"].values()) == 14

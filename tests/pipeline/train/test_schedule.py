@@ -1,6 +1,7 @@
 """The run laid out before step 0: tasks, batches, positions, structures."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from model.imp import Inputs
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.sampler import Multinomial
-from pipeline.train.schedule import Schedule, structure_of
+from pipeline.train.sampler import SamplerSpec
+from pipeline.train.schedule import Position, Schedule, structure_of
 
 CLASSES = ("a", "b", "c", "d")
 LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)
@@ -37,33 +38,12 @@ TASKS = {
 }
 
 
-def schedule(num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS) -> Schedule:
-    return Schedule(tasks, DATA_SETS, num_rows=NUM_ROWS, tokens=TokenSpec(), seed=seed, num_steps=num_steps)
+def schedule(num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS, **fields) -> Schedule:
+    return Schedule(tasks, DATA_SETS, num_rows=NUM_ROWS, tokens=TokenSpec(), seed=seed, num_steps=num_steps, **fields)
 
 
 def weighted(**weights: float | None) -> dict[str, TaskSpec]:
     return {n: dataclasses.replace(t, weight=weights.get(n, t.weight)) for n, t in TASKS.items()}
-
-
-# --- the sampler ---
-
-
-def test_probabilities_are_weights_over_their_sum():
-    sampler = Multinomial({"x": 3, "y": 1.0}, seed=0)
-    assert sampler.names == ("x", "y") and sampler.probabilities.tolist() == [0.75, 0.25]
-
-
-@given(start=st.integers(0, 100), length=st.integers(0, 100), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
-def test_steps_are_the_same_from_anywhere_and_counts_count_them(start, length, seed):
-    sampler = Multinomial({"x": 3, "y": 1, "z": 2}, seed=seed)
-    whole = sampler.tasks(0, start + length)
-    assert sampler.tasks(start, start + length).tolist() == whole[start:].tolist()
-    assert sampler.counts(start + length) == {n: int((whole == i).sum()) for i, n in enumerate("xyz")}
-
-
-def test_no_steps_count_nothing():
-    assert Multinomial({"x": 1, "y": 1}, seed=0).counts(0) == {"x": 0, "y": 0}
 
 
 # --- steps ---
@@ -100,9 +80,9 @@ def test_seeds_differ():
 
 def test_weights_default_to_the_number_of_examples():
     # classes and captions 300 rows each, sounds and tags 100 each.
-    assert schedule(1).sampler.probabilities.tolist() == [0.375, 0.375, 0.125, 0.125]
+    assert [schedule(8).share(name) for name in TASKS] == pytest.approx([0.375, 0.375, 0.125, 0.125])
     given = schedule(1, tasks=weighted(classes=1.0, captions=2.0, sounds=1.0, tags=0.0))
-    assert given.sampler.probabilities.tolist() == [0.25, 0.5, 0.25, 0.0]
+    assert [given.share(name) for name in TASKS] == pytest.approx([0.25, 0.5, 0.25, 0.0])
 
 
 def test_a_new_task_changes_no_batch_of_the_others():
@@ -189,9 +169,79 @@ def test_tasks_of_equal_shape_share_their_structure():
 
 @pytest.mark.parametrize("start", [0, 7, 99, 100])
 def test_structures_in_order_of_first_use(start):
-    plan, expected = schedule(100), []
+    whole, expected = schedule(100), []
     for step in range(start, 100):
-        if plan[step].structure not in expected:
-            expected.append(plan[step].structure)
-    assert plan.in_order_of_first_use(start) == expected
-    assert start > 0 or set(expected) == set(plan.structures.values())
+        if whole[step].structure not in expected:
+            expected.append(whole[step].structure)
+    rest = schedule(100, position=whole.position_at(start))
+    assert rest.in_order_of_first_use() == expected
+    assert start > 0 or set(expected) == set(whole.structures.values())
+
+
+# --- going on from a position ---
+
+KINDS = ("multinomial", "uniform", "round_robin", "exact", "bandit")
+
+
+def losses_seen(plan: Schedule, start: int, stop: int) -> list:
+    """The steps as a run takes them: each loss is known once the step has run."""
+    taken = []
+    for step in range(start, stop):
+        assert plan.wait(step, timeout_s=0)
+        taken.append(plan[step])
+        plan.observe(step, 1.0 / (1 + taken[-1].batch))
+    return taken
+
+
+@given(kind=st.sampled_from(KINDS), stop=st.integers(0, 90), seed=st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_a_run_goes_on_as_if_it_had_never_stopped(kind, stop, seed):
+    spec = SamplerSpec(kind=kind, lag=8)
+    whole = schedule(90, seed=seed, sampler=spec)
+    expected = losses_seen(whole, 0, 90)
+    first = schedule(90, seed=seed, sampler=spec)
+    taken = losses_seen(first, 0, stop)
+    stored = json.loads(json.dumps(dataclasses.asdict(first.position_at(stop))))
+    second = schedule(90, seed=seed, sampler=spec, position=Position(**stored))
+    assert taken + losses_seen(second, stop, 90) == expected
+    end, other = second.position_at(90), whole.position_at(90)
+    assert end.batches == other.batches and end.sampler == other.sampler
+    assert end.expected == pytest.approx(other.expected)
+    assert second.positions_before(90) == whole.positions_before(90)
+
+
+def test_an_adaptive_sampler_decides_its_steps_as_losses_come():
+    plan = schedule(100, sampler=SamplerSpec(kind="bandit", lag=8))
+    assert plan.adaptive and plan.known == 16 and not plan.wait(16, timeout_s=0)
+    assert plan.batches_at_most("tags") == plan.batches_before(16)["tags"] + 84
+    losses_seen(plan, 0, 8)
+    assert plan.known == 24
+    # All structures may yet be used, whether or not a decided step does.
+    assert set(plan.in_order_of_first_use()) == set(plan.structures.values())
+
+
+def test_a_mixture_may_change_and_the_others_go_on_where_they_were():
+    old = schedule(60)
+    at = Position(**json.loads(json.dumps(dataclasses.asdict(old.position_at(40)))))
+    late = dataclasses.replace(TASKS["tags"], name="late")
+    mixture = {n: t for n, t in weighted(classes=500.0).items() if n != "sounds"} | {"late": late}
+    new = schedule(80, tasks=mixture, position=at)
+    steps = [new[step] for step in range(40, 80)]
+    for name, t in mixture.items():
+        batches = [s.batch for s in steps if s.task == name]
+        first = old.batches_before(40).get(name, 0)
+        assert batches == list(range(first, first + len(batches))), name
+        if name != "late":
+            assert new.positions_before(40)[name] == old.positions_before(40)[name]
+    assert {s.task for s in steps} == {"classes", "captions", "tags", "late"}
+    # A task that left is remembered, should it come back.
+    assert new.position_at(80).batches["sounds"] == old.batches_before(40)["sounds"]
+
+
+def test_what_a_task_without_weight_has_learned_stays_in_the_model():
+    at = schedule(60, seed=1).position_at(40)
+    assert at.batches["sounds"] > 0
+    rest = schedule(80, tasks=weighted(sounds=0.0), position=at)
+    assert all(task != "sounds" for task, _ in rest.structures)
+    assert schedule(10).structures["sounds", VIDEO.name] in rest.model_structures
+    assert schedule(10).structures["sounds", VIDEO.name] not in schedule(80, tasks=weighted(sounds=0.0)).model_structures

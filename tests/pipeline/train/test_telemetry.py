@@ -1,4 +1,4 @@
-"""The files of a run: cut back on resume, exact numbers; the lines of progress."""
+"""The files of a run: cut back on resume, exact numbers."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.train import telemetry
-from pipeline.train.telemetry import Progress, StepLog, cut_back, plain
+from pipeline.train.telemetry import StepLog, cut_back, plain
 
 
 def steps(path) -> list[int]:
@@ -72,6 +72,7 @@ def test_after_a_resume_each_step_stands_once(tmp_path):
     second.close()
     assert steps(path) == list(range(1, 10))
     assert [json.loads(text)["run"] for text in path.read_text().splitlines()] == [1] * 5 + [2] * 4
+    assert (first.last_step, second.last_step) == (0, 7)
 
 
 def test_a_new_run_starts_with_nothing(tmp_path):
@@ -113,55 +114,6 @@ def test_plain_values():
 
     found = plain({"loss": jnp.float32(0.1), "load": np.array([1 / 3, 2.0], np.float32), "moe": {"n": np.int32(3)}})
     assert found == {"loss": float(np.float32(0.1)), "load": [0.3333333, 2.0], "moe": {"n": 3}}
+    assert plain(np.array([[1 / 3, 2.0], [0.5, 1.0]])) == [[0.3333333, 2.0], [0.5, 1.0]]
     assert type(found["moe"]["n"]) is int and plain(np.bool_(True)) is True
     json.dumps(found)
-
-
-# --- progress ---
-
-
-def record(step: int, **fields) -> dict:
-    defaults = {"task": "digits", "variant": "64x64", "loss": 2.5, "examples": 64, "data_wait_s": 1.0, "step_s": 3.0}
-    return {"step": step} | defaults | fields
-
-
-def test_plain_lines(capsys):
-    progress = Progress(mode="plain", num_steps=3, every_s=0.0)
-    progress.update(record(1))
-    progress.update(record(3, data_wait_s=3.0, step_s=1.0))
-    progress.close()
-    first, last = capsys.readouterr().out.splitlines()
-    # 64 examples in 4 s of which 1 waited; then 128 in 8 s of which 4 waited.
-    assert first == "step 1/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 25% | ? left"
-    assert last.startswith("step 3/3 | digits/64x64 loss 2.5000 | 16 examples/s | data wait 50% | 0:00 left")
-
-
-def test_progress_forgets_a_slow_start_and_counts_no_compile_time(capsys):
-    progress = Progress(mode="plain", num_steps=200, every_s=0.0)
-    progress.update(record(1, data_wait_s=500.0, compile_wait_s=900.0))
-    for step in range(2, 101):
-        progress.update(record(step, data_wait_s=0.0, step_s=2.0))
-    # 100 steps of 2 s are left.
-    assert capsys.readouterr().out.splitlines()[-1].endswith("| 32 examples/s | data wait 0% | 3:20 left")
-
-
-def test_plain_lines_come_seldom_but_the_last_comes(capsys):
-    progress = Progress(mode="plain", num_steps=100, every_s=3600.0)
-    for step in range(1, 101):
-        progress.update(record(step))
-    shown = capsys.readouterr().out.splitlines()
-    assert len(shown) <= 2 and shown[-1].startswith("step 100/100")
-
-
-def test_no_progress(capsys):
-    progress = Progress(mode="none", num_steps=1, every_s=0.0)
-    progress.update(record(1))
-    progress.close()
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (61, "1:01"), (3600, "1:00:00"), (7384, "2:03:04")]
-)
-def test_clock(seconds, text):
-    assert telemetry._clock(seconds) == text

@@ -1,0 +1,54 @@
+"""What the devices of a run can do, and what memory a process holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sys
+
+import jax
+
+# bfloat16 FLOP/s of one device, dense, by what ``jax.Device.device_kind`` contains; the first that matches counts.
+# NVIDIA's data sheets (of H100, H200, B200: half of what they give with sparsity): A100 (nvidia-a100-datasheet), H100
+# (SXM, PCIe, NVL), H200 (SXM, NVL), L4, DGX B200 (72 PFLOPS of FP8 in 8 GPUs, with sparsity). Google Cloud's pages of
+# TPU v4, v5e, v5p and v6e; a device of v4 and v5p is a chip.
+_PEAK_FLOPS = (
+    (r"\bB200\b", 2250e12),
+    (r"\bH100 PCIe\b", 756e12),
+    (r"\bH[12]00 NVL\b", 835e12),
+    (r"\bH[12]00\b", 989e12),
+    (r"\bA100\b", 312e12),
+    (r"\bL4\b", 121e12),
+    (r"TPU v6( lite|e)", 918e12),
+    (r"TPU v5( lite|e)", 197e12),
+    (r"TPU v5", 459e12),
+    (r"TPU v4$", 275e12),
+)
+
+
+def peak_flops(kind: str) -> float | None:
+    """bfloat16 FLOP/s of one device of a kind, None where it is not known. A part of a GPU (MIG) is not known."""
+    if "MIG" in kind:
+        return None
+    return next((peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)), None)
+
+
+def memory() -> dict[str, int]:
+    """rss_bytes: of this process. device_bytes, device_peak_bytes: of its fullest device, where devices say."""
+    found = {"rss_bytes": _resident_bytes()}
+    stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    for name, key in (("device_bytes", "bytes_in_use"), ("device_peak_bytes", "peak_bytes_in_use")):
+        values = [s[key] for s in stats if key in s]
+        if values:
+            found[name] = max(values)
+    return found
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        # Not Linux: the most it ever was, which macOS counts in bytes and others in KiB.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

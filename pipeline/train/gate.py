@@ -1,0 +1,114 @@
+"""Before each step every rank asks its gate whether to go on: all ranks of a run take the same steps, and end after the
+same one. Knows nothing of Ray: ``GateKeeper`` becomes an actor in ``ray_trainer``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Callable
+
+
+class Go(enum.Enum):
+    """What to do next: the step; the step after a save, because a machine is about to go; nothing more."""
+
+    STEP = "step"
+    SAVE = "save"
+    STOP = "stop"
+
+
+class Gate:
+    """The gate of a run of one process. should_stop: asked before each step."""
+
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False):
+        self._should_stop = should_stop
+
+    def ready(self, step: int) -> None:
+        """This process has the batch of a step. Called by the feed's thread."""
+
+    def failed(self, step: int, error: BaseException) -> None:
+        """This process cannot make the batch of a step. Called by the feed's thread."""
+
+    def go(self, step: int, *, wait: bool = True) -> Go | None:
+        """What to do, asked before each step by every process. wait False: None where it is not known yet."""
+        return Go.STOP if self._should_stop() else Go.STEP
+
+
+class GateKeeper:
+    """What the gates of several ranks agree through.
+
+    A step is granted once every rank has its batch. So a rank that cannot make a batch stops all of them before that
+    step, none of them inside it; and a stop that someone asks for comes after the last step that was granted.
+    """
+
+    # Between two looks for machines that are about to be taken away; each look is a barrier of all ranks.
+    look_every_s = 2.0
+
+    def __init__(self):
+        self.epoch, self._changed = 0, asyncio.Condition()
+        self._begin(1)
+
+    def _begin(self, world_size: int) -> None:
+        self._ready = dict.fromkeys(range(world_size), -1)
+        self._granted, self._last, self._looks, self._looked_at = -1, None, set(), 0.0
+        self.reason: str | None = None
+
+    async def begin(self, world_size: int) -> int:
+        """A new group of workers. Returns its epoch; calls of older ones end with a stop. A stop that was asked for
+        holds for the new group too."""
+        async with self._changed:
+            stopped = self._last is not None and self.reason is None
+            self.epoch += 1
+            self._begin(world_size)
+            if stopped:
+                self._last = self._granted
+            self._changed.notify_all()
+        return self.epoch
+
+    async def ready(self, epoch: int, rank: int, step: int) -> None:
+        await self._change(epoch, lambda: self._ready.update({rank: step}))
+
+    async def failed(self, epoch: int, rank: int, step: int, reason: str) -> None:
+        def note():
+            if self._last is None or step <= self._last:
+                self._last, self.reason = step - 1, reason
+
+        await self._change(epoch, note)
+
+    async def _change(self, epoch: int, change) -> None:
+        if epoch == self.epoch:
+            async with self._changed:
+                change()
+                self._changed.notify_all()
+
+    async def stop(self) -> None:
+        """Asks for a stop after the last step that was granted."""
+        async with self._changed:
+            if self._last is None:
+                # No step yet: the first one that is asked for is not granted.
+                self._last = self._granted
+            self._changed.notify_all()
+
+    async def why(self) -> str | None:
+        """What a rank that could not go on has said."""
+        return self.reason
+
+    async def go(self, epoch: int, step: int) -> tuple[bool, bool]:
+        """(whether to run the step, whether to look for preemption first: the same answer for every rank)."""
+        if epoch != self.epoch:
+            return False, False
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: epoch != self.epoch or self._ended(step) or min(self._ready.values()) >= step
+            )
+            if epoch != self.epoch or self._ended(step):
+                return False, False
+            if step > self._granted:
+                self._granted = step
+                if time.monotonic() - self._looked_at > self.look_every_s:
+                    self._looks, self._looked_at = {step}, time.monotonic()
+            return True, step in self._looks
+
+    def _ended(self, step: int) -> bool:
+        return self._last is not None and step > self._last

@@ -1,0 +1,127 @@
+"""The state a run starts with: its newest checkpoint, another run's parameters, or fresh values; and what came whence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from model import sharding
+from model.imp import Imp
+from model.step import init_state, state_shapes
+from pipeline.errors import RequestError
+from pipeline.train.checkpoint import Checkpoints, parameter_shapes
+
+
+def host_device() -> jax.Device:
+    """The CPU, or where jax has been told to do without it the first accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
+def start_state(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, mesh: Mesh) -> tuple[dict, list[str]]:
+    """(state on the devices, lines on what was and was not loaded). spec: ``run.RunSpec``. step: 0, or the checkpoint's.
+
+    A resume takes everything that the checkpoint has of a group, its moments and count too, and starts groups anew that
+    it lacks: those of tasks that came with a change of the mixture. Raises RequestError where the checkpoint is of
+    another model.
+    """
+    shapes = state_shapes(imp)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=spec.fsdp)
+    if step:
+        return _resumed(imp, spec, checkpoints, step, shapes=shapes, shardings=shardings)
+    params, lines = _fresh(imp, spec.seed), []
+    if spec.init_from:
+        params, lines = _taken_over(params, Path(spec.init_from), classes=_classes(spec.data_sets))
+    return sharding.put_state(_on_host(init_state, params), shardings), lines
+
+
+def _fresh(imp: Imp, seed: int) -> dict:
+    # On the host: the devices may only hold the state in parts.
+    return _on_host(imp.init, seed)
+
+
+def _on_host(function, *args):
+    with jax.default_device(host_device()):
+        return function(*args)
+
+
+def _resumed(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, shapes: dict, shardings: dict):
+    stored, wanted = checkpoints.data(step)["groups"], parameter_shapes(shapes)
+    for group in wanted.keys() & stored.keys():
+        if wanted[group] != stored[group]:
+            raise RequestError(f"checkpoint {step} holds {group} in other shapes than this recipe's model; use another --run-dir")
+    old = [group for group in shapes if group in stored]
+    new = [group for group in shapes if group not in stored]
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        {group: shapes[group] for group in old},
+        {group: shardings[group] for group in old},
+    )
+    state, lines = checkpoints.state(abstract, step=step), []
+    if new:
+        params = _fresh(imp, spec.seed)
+        fresh = _on_host(init_state, {group: params[group] for group in new})
+        state |= sharding.put_state(fresh, {group: shardings[group] for group in new})
+        lines.append(f"new, with fresh values: {', '.join(new)}")
+    gone = sorted(stored.keys() - shapes.keys())
+    if gone:
+        lines.append(f"of no task any more, left in checkpoint {step}: {', '.join(gone)}")
+    return {group: state[group] for group in shapes}, lines
+
+
+def _classes(data_sets) -> dict[str, list[str]]:
+    return {f"classifier_{name}": list(d.classes) for name, d in data_sets.items()}
+
+
+def _taken_over(params: dict, source: Path, *, classes: dict[str, list[str]]) -> tuple[dict, list[str]]:
+    """Parameters of another run where they have the same place and shape; moments and counts start anew."""
+    checkpoints = Checkpoints(source)
+    data = checkpoints.data()
+    stored, wanted = data["groups"], parameter_shapes({g: {"params": p} for g, p in params.items()})
+    lines, take = [f"parameters from {source}, step {data['step']}:"], {}
+    for group in params:
+        reason = None
+        if group not in stored:
+            reason = "it has none"
+        elif group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
+            reason = "another list of classes"
+        else:
+            same = [path for path, shape in wanted[group].items() if stored[group].get(path) == shape]
+            if same:
+                take[group] = set(same)
+            other = sorted(wanted[group].keys() - set(same))
+            reason = f"{', '.join(other[:3])}{' and more' if len(other) > 3 else ''} of another shape" if other else None
+        if group in take:
+            lines.append(f"  {group}: {len(take[group])} of {len(wanted[group])} arrays" + (f"; fresh: {reason}" if reason else ""))
+        else:
+            lines.append(f"  {group}: fresh, {reason}")
+    unused = sorted(stored.keys() - params.keys())
+    lines += [f"  not used: {', '.join(unused)}"] if unused else []
+    if not take:
+        raise RequestError(f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}")
+    return _with_loaded(params, checkpoints, take), lines
+
+
+def _with_loaded(params: dict, checkpoints: Checkpoints, take: dict[str, set[str]]) -> dict:
+    place = jax.sharding.SingleDeviceSharding(host_device())
+    leaves, abstract = {}, {}
+    for group, paths in take.items():
+        for path, leaf in jax.tree.leaves_with_path(params[group]):
+            if jax.tree_util.keystr(path) in paths:
+                names = sharding.names_of(path)
+                node = abstract.setdefault(group, {}).setdefault("params", {})
+                for name in names[:-1]:
+                    node = node.setdefault(name, {})
+                node[names[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    loaded = checkpoints.state(abstract)
+    for group in take:
+        for path, leaf in jax.tree.leaves_with_path(loaded[group]["params"]):
+            leaves[group, jax.tree_util.keystr(path)] = leaf
+    return {
+        group: jax.tree.map_with_path(lambda path, x, g=group: leaves.get((g, jax.tree_util.keystr(path)), x), tree)
+        for group, tree in params.items()
+    }

@@ -1,0 +1,69 @@
+"""A run that makes no progress ends, and says where every thread of the process stood."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from pipeline.errors import EXIT_FAILED
+
+# A thread that holds the interpreter lock stops the watchdog too: so much later the fault handler, which needs no lock,
+# does its work.
+_BACKSTOP_S = 30.0
+
+
+class Watchdog:
+    """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr."""
+
+    def __init__(self, path: Path, *, timeout_s: float, rank: int = 0):
+        self._path, self._timeout_s, self._rank = path, timeout_s, rank
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._file = None
+        self._what, self._last, self._closed = "the start", time.monotonic(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def beat(self, what: str) -> None:
+        """Something was finished: ``what``, in a few words."""
+        self._what, self._last = what, time.monotonic()
+
+    def _watch(self) -> None:
+        interval = min(1.0, self._timeout_s / 4)
+        while not self._closed.wait(interval):
+            if time.monotonic() - self._last > self._timeout_s:
+                self._end()
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._file is None:
+            self._file = open(self._path, "w", encoding="utf-8")
+        faulthandler.dump_traceback_later(self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
+
+    def _end(self) -> None:
+        line = (
+            f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s, the last was {self._what}. Where every "
+            f"thread stood: {self._path}. The newest checkpoint stands; cluster.stall_timeout_s says how long to wait"
+        )
+        print(f"failed: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:
+            file.write(line + "\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file=file, all_threads=True)
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        # Threads that hang cannot be ended otherwise.
+        os._exit(EXIT_FAILED)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        if self._file is not None:
+            self._file.close()
+        if self._path.exists() and not self._path.stat().st_size:
+            self._path.unlink()

@@ -1,0 +1,77 @@
+"""A process that hangs ends in bounded time and says where; one that goes on is left alone."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+HANG = """
+import sys, threading, time
+from pathlib import Path
+from pipeline.train.watchdog import Watchdog
+
+dog = Watchdog(Path(sys.argv[1]), timeout_s=1.0, rank=3)
+
+def busy_in_a_thread():
+    time.sleep(60)
+
+def stuck_in_the_loop():
+    {how}
+
+threading.Thread(target=busy_in_a_thread, daemon=True).start()
+for step in range(5):
+    time.sleep(0.4)
+    dog.beat(f"step {{step}}")
+stuck_in_the_loop()
+"""
+
+
+def run(how: str, path: Path) -> tuple[subprocess.CompletedProcess, float]:
+    began = time.monotonic()
+    command = [sys.executable, "-c", HANG.format(how=how), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env={"PYTHONPATH": str(ROOT)})
+    return done, time.monotonic() - began
+
+
+def test_a_hang_ends_with_the_stack_of_every_thread(tmp_path):
+    done, took_s = run("threading.Lock().acquire() and threading.Event().wait()", tmp_path / "stalls/rank-3.txt")
+    assert done.returncode == 1 and took_s < 20
+    text = (tmp_path / "stalls/rank-3.txt").read_text()
+    assert "rank 3: nothing was finished for 1 s, the last was step 4" in done.stderr.splitlines()[0]
+    for where in ("stuck_in_the_loop", "busy_in_a_thread"):
+        assert where in text and where in done.stderr
+
+
+def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path, monkeypatch):
+    """A call into C that never lets go: no Python thread runs any more."""
+    how = "import ctypes; ctypes.PyDLL(None).sleep(90)"
+    script = HANG.replace("dog = ", "import pipeline.train.watchdog as w; w._BACKSTOP_S = 1.0; dog = ")
+    path = tmp_path / "stalls/rank-3.txt"
+    command = [sys.executable, "-c", script.format(how=how), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    assert "stuck_in_the_loop" in path.read_text()
+
+
+def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
+    from pipeline.train.watchdog import Watchdog
+
+    dog = Watchdog(tmp_path / "stalls/rank-0.txt", timeout_s=0.5)
+    for _ in range(10):
+        time.sleep(0.1)
+        dog.beat("a step")
+    dog.close()
+    assert not (tmp_path / "stalls/rank-0.txt").exists()
+    time.sleep(1.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_backstop_left():
+    import faulthandler
+
+    yield
+    faulthandler.cancel_dump_traceback_later()
