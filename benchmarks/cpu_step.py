@@ -27,7 +27,7 @@ REPEATS = 20
 
 
 def main() -> None:
-    structure = Structure("nce", 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
+    structure = Structure((("nce", 1.0),), 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
     imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
     shapes = {g: state_shapes(imp)[g] for g in step_groups(imp, structure, optimizer)}

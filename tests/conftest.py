@@ -17,6 +17,9 @@ os.environ.setdefault(
     + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
 )
 
+# librosa, which spectrograms are compared with, compiles when it is imported.
+os.environ.setdefault("NUMBA_OPT", "0")
+
 import pytest
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

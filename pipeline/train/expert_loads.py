@@ -20,7 +20,7 @@ _KEPT = ("expert_load", "expert_slots", "unrouted_fraction")
 
 
 class ExpertLoads:
-    """Running means of what ``moe.routing_statistics`` says: expert_load and expert_slots (L, E), unrouted_fraction (L,)."""
+    """Running means of expert_load (L, E), expert_slots (L, E), unrouted_fraction (L,) as in ``model/moe.py``."""
 
     def __init__(self):
         # (task, variant, modality) → {"steps": how many are in it, and the means}.
@@ -66,5 +66,10 @@ class ExpertLoads:
 
 
 def layer_means(moe: dict) -> dict:
-    """Statistics stacked by layer as their means over the layers."""
-    return plain({modality: {k: np.mean(v, axis=0) for k, v in values.items()} for modality, values in moe.items()})
+    """Statistics stacked by layer as their means over the layers, rounded to 7 digits."""
+    return {modality: {k: _layer_mean(v) for k, v in values.items()} for modality, values in moe.items()}
+
+
+def _layer_mean(values) -> float | list[float]:
+    mean = np.mean(values, axis=0)
+    return plain(mean) if mean.ndim else float(f"{mean:.7g}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 import ray.train
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback, collective
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -84,7 +85,7 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     # What a worker prints comes once to the driver, not a second time through a logger.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if cluster.address or os.environ.get("RAY_ADDRESS"):
+    if _joins(cluster):
         ray.init(address=cluster.address, logging_level="error")
         return
     # Ray starts its processes by fork and exec at once, which is safe beside JAX's threads.
@@ -101,6 +102,11 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
         object_store_memory=_object_store_bytes(),
         logging_level="error",
     )
+
+
+def _joins(cluster: Cluster) -> bool:
+    """Whether the run joins a cluster that is there."""
+    return bool(cluster.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _object_store_bytes() -> int:
@@ -134,6 +140,7 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
         datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
         run_config=_run_config(spec, cluster),
     )
+    trainer.joined = _joins(cluster)
     with _relayed(should_stop, keeper):
         try:
             summary = trainer.fit().return_value
@@ -150,10 +157,18 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
 
 
 class _WorkersTrainer(JaxTrainer):
-    """Ray's own handler of Ctrl-C would drop the workers; ours asks them to save and stop."""
+    """joined: the cluster was there before."""
+
+    joined = False
 
     def _register_sigint_handler(self, controller) -> None:
-        pass
+        """Nothing: Ray's own would drop the workers at Ctrl-C; ours asks them to save and stop."""
+
+    def _create_default_callbacks(self):
+        """Ray's cleaner of placement groups complains where there is no dashboard. A cluster of this run's own has none,
+        and needs no cleaner: it goes with the run."""
+        found = super()._create_default_callbacks()
+        return found if self.joined else [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 @contextlib.contextmanager

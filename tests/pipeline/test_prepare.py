@@ -44,6 +44,29 @@ def make_recipe(tmp_path, write_manifest):
     return make
 
 
+def test_logging_as_plain_data(tmp_path, make_recipe):
+    logging = prepare(make_recipe(), tmp_path / "default").logging
+    assert (logging.writers, logging.project, logging.profile_steps, logging.peak_flops) == (
+        ("tensorboard",), "imp", None, None
+    )  # fmt: skip
+    assert "decode pets once" in logging.feed_advice["pet_text"]
+    asked = {"writers": [], "project": "x", "profile_steps": [3, 5], "peak_tflops": 1.5, "progress": "none"}
+    logging = prepare(make_recipe(logging=asked), tmp_path / "asked").logging
+    assert (logging.writers, logging.project, logging.profile_steps, logging.peak_flops, logging.progress) == (
+        (), "x", (3, 5), 1.5e12, "none"
+    )  # fmt: skip
+
+
+def test_a_writer_that_is_not_installed_is_a_wrong_request(tmp_path, make_recipe, monkeypatch):
+    monkeypatch.setattr("pipeline.train.writers._importable", lambda name: name == "tensorboard")
+    with pytest.raises(RequestError) as caught:
+        prepare(make_recipe(logging={"writers": ["tensorboard", "mlflow"]}), tmp_path / "run")
+    assert str(caught.value) == (
+        "logging.writers: mlflow is not installed; run pip install 'imp[mlflow]', or leave it out"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_prepare_fills_the_run_directory(tmp_path, make_recipe):
     run_dir, recipe = tmp_path / "run", make_recipe(seed=5)
     spec = prepare(recipe, run_dir)

@@ -173,6 +173,9 @@ def test_further_errors_are_counted():
         ("text.max_characters", 0),
         ("text.max_characters", 1e5),
         ("logging.progress", "loud"),
+        ("logging.writers", "wandb"),
+        ("logging.profile_steps", [5, 3]),
+        ("logging.peak_tflops", 0.0),
         ("train", None),
         ("tasks.photo_classes.augment.area", 0.5),
         ("data_sets.photos.manifest", None),
@@ -181,6 +184,12 @@ def test_further_errors_are_counted():
 def test_a_wrong_value_is_named_with_its_key_and_what_was_found(path, value):
     message = refused((path, value))
     assert message.startswith(path) and f"found {value!r}"[:20] in message
+
+
+@pytest.mark.parametrize(("key", "value", "found"), [("writers", ["comet"], "'comet'"), ("profile_steps", [0, 3], "0")])
+def test_a_wrong_entry_of_logging_is_named(key, value, found):
+    message = refused((f"logging.{key}", value))
+    assert message.startswith(f"logging.{key}.0: ") and message.endswith(f"found {found}")
 
 
 def test_whole_numbers_are_numbers():
