@@ -108,11 +108,11 @@ def waits(spec, recipe) -> dict:
     from pipeline.train.feed import Feed
     from pipeline.train.gate import Gate
     from pipeline.train.quarantine import Quarantine
-    from pipeline.train.schedule import Position
+    from pipeline.train.schedule import START
 
     cluster = cluster_of(recipe)
     ray_trainer.start_ray(cluster)
-    schedule = spec.schedule(Position())
+    schedule = spec.schedule(START)
     streams = ray_trainer.build_streams(spec, cluster, schedule=schedule, world_size=1)
     queues = {n: ray_trainer.open_queue(s, task=n, start=first, rank=0) for n, (s, first) in streams.items()}
     quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data_sets, 1.0))

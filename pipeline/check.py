@@ -20,7 +20,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, text_fault
 from pipeline.prepare import build_corpus, prepare
 from pipeline.recipe import Recipe
-from pipeline.train.schedule import Position
+from pipeline.train.schedule import START
 
 _PERCENTILES = (5, 50, 95)
 _MOST_SHOWN = 10
@@ -37,7 +37,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         spec = prepare(recipe, Path(folder))
     tokenizer = Tokenizer(spec.tokenizer) if spec.tokenizer else None
-    schedule = spec.schedule(Position())
+    schedule = spec.schedule(START)
     shares = {name: schedule.share(name) for name in spec.tasks}
     found, stops, looks = {}, [], []
     cpu_s = 0.0

@@ -124,7 +124,7 @@ def _logging(recipe: Recipe) -> LoggingSpec:
         name: feed_advice(
             task.data_set,
             from_shards=recipe.data_sets[task.data_set].shards is not None,
-            on_cluster=cluster.num_workers > 0 or cluster.address is not None,
+            on_cluster=cluster.num_workers != 0 or cluster.address is not None,
             clip_cache_mb=cluster.clip_cache_mb,
         )
         for name, task in recipe.tasks.items()

@@ -143,8 +143,8 @@ def _print_times(summary: dict) -> None:
     if "first_step_s" in times:
         print(
             f"first step after {times['first_step_s']:.0f} s; {summary['compile_count']} compiled graphs for "
-            f"{summary['num_structures']} task structures, {times['compile_s']:.0f} s of compiling; steps waited for it "
-            f"{times['compile_share']:.0%} of the training time"
+            f"{summary['num_structures']} task structures, {times['compile_s']:.0f} s of compiling, for which steps "
+            f"waited {times['compile_share']:.0%} of the training time"
         )
 
 

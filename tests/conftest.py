@@ -8,15 +8,6 @@ from importlib.metadata import version
 # Before anything imports ray or jax: no network features, no accelerators, the machine's normal priority for decode.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nothing here runs long, and much is compiled: a quarter of the time, to the same program of simpler kernels. Processes
-# that tests start inherit it; where a test says so they compile as a user's run does.
-# Of jaxlib's two kinds of kernels 0.11 has one, which is the slower to compile, and does not know the flag.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
-)
-
 # librosa, which spectrograms are compared with, compiles when it is imported.
 os.environ.setdefault("NUMBA_OPT", "0")
 
@@ -37,6 +28,17 @@ def toy_corpus(tmp_path_factory):
 def compile_cache(tmp_path_factory):
     """Compiled steps for all tests that run the toy recipe."""
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def quick_compile() -> str:
+    """XLA_FLAGS for processes that tests start: the same program of simpler kernels in a quarter of the time.
+
+    Not for tests of what the compiler does: one fault of it that ``model/step.py`` goes around never shows this way.
+    """
+    flags = "--xla_backend_optimization_level=0"
+    # Later ones have one kind of kernels, the slower to compile, and do not know the flag.
+    return flags + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 
 
 @pytest.fixture(scope="session")

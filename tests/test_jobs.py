@@ -51,6 +51,13 @@ def exact(run_dir: Path) -> list[list]:
     return [[r[k] for k in EXACT] for r in metrics(run_dir)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compile(quick_compile):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", quick_compile)
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe_file(make_toy_recipe, tmp_path_factory, compile_cache):
     """The toy recipe over a copy of the digits with one corrupt and one missing image, and two that kill decoders."""

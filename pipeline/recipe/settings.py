@@ -322,8 +322,8 @@ class InitSettings(_Strict):
 class ResumeSettings(_Strict):
     """What a resume may change beside cluster, logging, checkpoint and more steps.
 
-    allow_mixture_change: tasks and data sets may come and go, weights and the sampler may change; the others go on where
-    they were.
+    allow_mixture_change: tasks and data sets may come and go, weights and the sampler may change; the others go on
+    where they were.
     """
 
     allow_mixture_change: bool = False

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax writes the arrays in the background, ``run.json`` beside them makes a checkpoint whole.
 
-``checkpoints/<step>/`` holds what Orbax wrote and, put there last, ``run.json``: step, position, class lists, tokenizer,
-config, and the size of every file. What lacks it, or a file that it lists, is never chosen.
+``checkpoints/<step>/`` holds what Orbax wrote and, put there last, ``run.json``: step, position, class lists,
+tokenizer, config, and the size of every file. What lacks it, or a file that it lists, is never chosen.
 """
 
 from __future__ import annotations
@@ -199,5 +199,3 @@ def _refuse_links(folder: Path) -> None:
     links = [p for p in [folder, *folder.rglob("*")] if p.is_symlink()]
     if links:
         raise RequestError(f"checkpoint: expected plain files, found the symbolic link {links[0]}")
-
-

@@ -89,10 +89,7 @@ class StepCompiler:
         if plan is None:
             return None
         return (
-            plan.argument_size_in_bytes
-            + plan.output_size_in_bytes
-            - plan.alias_size_in_bytes
-            + plan.temp_size_in_bytes
+            plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
         )
 
     def close(self) -> None:

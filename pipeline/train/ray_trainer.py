@@ -15,6 +15,7 @@ import ray
 import ray.train
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback, collective
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -165,8 +166,8 @@ class _WorkersTrainer(JaxTrainer):
         """Nothing: Ray's own would drop the workers at Ctrl-C; ours asks them to save and stop."""
 
     def _create_default_callbacks(self):
-        """Ray's cleaner of placement groups complains where there is no dashboard. A cluster of this run's own has none,
-        and needs no cleaner: it goes with the run."""
+        """Ray's cleaner of placement groups complains where there is no dashboard. A cluster of this run's own has
+        none, and needs no cleaner: it goes with the run."""
         found = super()._create_default_callbacks()
         return found if self.joined else [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
 
@@ -192,11 +193,16 @@ def _relayed(should_stop: Callable[[], bool], keeper):
 
 
 class _OwnErrorsEndTheRun(UserCallback):
-    """Ray would start the workers again: bad data or a wrong request would only fail anew."""
+    """Ray would start the workers again: bad data or a wrong request would only fail anew. Of other failures it says in
+    one line what a log of many pages holds."""
 
     def after_exception(self, run_context, worker_exceptions) -> None:
         for error in filter(None, map(_own_error, worker_exceptions.values())):
             raise error
+        said = {rank: one_line(error) for rank, error in worker_exceptions.items()}
+        # One that died itself says more than those whose peer went away.
+        rank, text = next(((r, t) for r, t in said.items() if "died" in t), next(iter(said.items())))
+        print(f"workers {sorted(said)} failed; rank {rank}: {text[:300]}", flush=True)
 
 
 def _own_error(failure: BaseException | None) -> DataError | RequestError | None:
@@ -255,6 +261,8 @@ def _run_config(spec: RunSpec, cluster: Cluster | None = None) -> RunConfig:
         worker_runtime_env={"env_vars": env},
         failure_config=FailureConfig(max_failures=cluster.max_failures),
         callbacks=[_OwnErrorsEndTheRun()],
+        # Ray Train's own words; what fails in the end is raised here.
+        logging_config=LoggingConfig(log_level="CRITICAL"),
     )
 
 
@@ -278,7 +286,8 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
 
 
 def build_streams(spec: RunSpec, cluster: Cluster, *, schedule: Schedule, world_size: int) -> dict:
-    """Task → (the stream of its batches from the schedule's start on, the first of them). A task that is done has none."""
+    """Task → (the stream of its batches from the schedule's start on, the first of them). A task that is done has
+    none."""
     wanted = [stream_spec(spec, cluster, task=name, schedule=schedule) for name in _running_tasks(spec)]
     wanted = [w for w in wanted if w.start < w.stop]
     cpus = cluster_cpus() - cluster.trainer_cpus(world_size if cluster.num_workers else 0)

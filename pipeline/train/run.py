@@ -27,7 +27,7 @@ from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.recorder import LoggingSpec, Recorder
 from pipeline.train.sampler import SamplerSpec
-from pipeline.train.schedule import Position, Schedule
+from pipeline.train.schedule import START, Position, Schedule
 from pipeline.train.start import start_state
 from pipeline.train.watchdog import Watchdog
 
@@ -73,7 +73,7 @@ class RunSpec:
         checkpoints = self.checkpoints()
         step = checkpoints.latest_step
         if not step:
-            return Position()
+            return START
         data = checkpoints.data(step)
         for name, rows in self.num_rows.items():
             if data["num_rows"].get(name, rows) != rows:
@@ -116,9 +116,7 @@ def train(spec: RunSpec, make_queues: QueueMaker, *, rank: int = 0, gate: Gate |
     the data end it, its state saved.
     """
     began, gate = time.perf_counter(), gate or Gate()
-    watchdog = Watchdog(
-        Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt", timeout_s=spec.stall_timeout_s, rank=rank
-    )
+    watchdog = Watchdog(Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt", timeout_s=spec.stall_timeout_s, rank=rank)
     try:
         return _train(spec, make_queues, rank=rank, gate=gate, watchdog=watchdog, began=began)
     finally:

@@ -31,7 +31,7 @@ class Stage:
 class SamplerSpec:
     """How tasks are drawn.
 
-    kind: "multinomial" draws each step in proportion to the weights (the paper's rule); "uniform" draws all tasks alike;
+    kind: "multinomial" draws each step in proportion to the weights (the paper's rule); "uniform" all tasks alike;
       "round_robin" runs a task whenever a counter is a multiple of its interval (the authors' release); "exact" gives
       every task its share of each ``period`` of steps, permuted (PolyViT's weighted task sampling); "bandit" draws by
       weight times what the losses say.
@@ -181,9 +181,7 @@ class Multinomial(_Stateless):
         self._shares, self._seed = shares, seed
 
     def tasks(self, start: int, stop: int) -> np.ndarray:
-        parts = [
-            order.tasks_at(self._seed, steps, probabilities=self._shares(steps)) for steps in _chunks(start, stop)
-        ]
+        parts = [order.tasks_at(self._seed, steps, probabilities=self._shares(steps)) for steps in _chunks(start, stop)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def expected(self, start: int, stop: int) -> np.ndarray:
@@ -230,7 +228,7 @@ class RoundRobin(_Stateless):
             return np.zeros(0, np.int64)
         first, last = self._counter(start), self._counter(stop - 1)
         counters = np.arange(first, last + 1)
-        turns, tasks = np.nonzero(counters[:, None] % self._intervals[None, :] == 0)
+        _, tasks = np.nonzero(counters[:, None] % self._intervals[None, :] == 0)
         skip = start - int(self._hits(first).sum())
         return self._index[tasks][skip : skip + stop - start]
 

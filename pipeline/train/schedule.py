@@ -67,6 +67,9 @@ class Position:
     sampler: dict = dataclasses.field(default_factory=dict)
 
 
+START, _PAPERS_RULE = Position(), SamplerSpec()
+
+
 class Schedule:
     """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
 
@@ -83,8 +86,8 @@ class Schedule:
         tokens: TokenSpec,
         seed: int,
         num_steps: int,
-        sampler: SamplerSpec = SamplerSpec(),
-        position: Position = Position(),
+        sampler: SamplerSpec = _PAPERS_RULE,
+        position: Position = START,
     ):
         self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
         self.start = position.step

@@ -1,4 +1,4 @@
-"""The state a run starts with: its newest checkpoint, another run's parameters, or fresh values; and what came whence."""
+"""The state a run starts with: its newest checkpoint, another run's parameters, or fresh values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def host_device() -> jax.Device:
 
 
 def start_state(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, mesh: Mesh) -> tuple[dict, list[str]]:
-    """(state on the devices, lines on what was and was not loaded). spec: ``run.RunSpec``. step: 0, or the checkpoint's.
+    """(state on the devices, lines on what was and was not loaded). spec: ``run.RunSpec``. step: a checkpoint's, or 0.
 
     A resume takes everything that the checkpoint has of a group, its moments and count too, and starts groups anew that
     it lacks: those of tasks that came with a change of the mixture. Raises RequestError where the checkpoint is of
@@ -53,7 +53,9 @@ def _resumed(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, shapes: dic
     stored, wanted = checkpoints.data(step)["groups"], parameter_shapes(shapes)
     for group in wanted.keys() & stored.keys():
         if wanted[group] != stored[group]:
-            raise RequestError(f"checkpoint {step} holds {group} in other shapes than this recipe's model; use another --run-dir")
+            raise RequestError(
+                f"checkpoint {step} holds {group} in other shapes than this recipe's model; use another --run-dir"
+            )
     old = [group for group in shapes if group in stored]
     new = [group for group in shapes if group not in stored]
     abstract = jax.tree.map(
@@ -94,15 +96,22 @@ def _taken_over(params: dict, source: Path, *, classes: dict[str, list[str]]) ->
             if same:
                 take[group] = set(same)
             other = sorted(wanted[group].keys() - set(same))
-            reason = f"{', '.join(other[:3])}{' and more' if len(other) > 3 else ''} of another shape" if other else None
+            reason = (
+                f"{', '.join(other[:3])}{' and more' if len(other) > 3 else ''} of another shape" if other else None
+            )
         if group in take:
-            lines.append(f"  {group}: {len(take[group])} of {len(wanted[group])} arrays" + (f"; fresh: {reason}" if reason else ""))
+            lines.append(
+                f"  {group}: {len(take[group])} of {len(wanted[group])} arrays"
+                + (f"; fresh: {reason}" if reason else "")
+            )
         else:
             lines.append(f"  {group}: fresh, {reason}")
     unused = sorted(stored.keys() - params.keys())
     lines += [f"  not used: {', '.join(unused)}"] if unused else []
     if not take:
-        raise RequestError(f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}")
+        raise RequestError(
+            f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}"
+        )
     return _with_loaded(params, checkpoints, take), lines
 
 

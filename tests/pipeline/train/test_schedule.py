@@ -227,7 +227,7 @@ def test_a_mixture_may_change_and_the_others_go_on_where_they_were():
     mixture = {n: t for n, t in weighted(classes=500.0).items() if n != "sounds"} | {"late": late}
     new = schedule(80, tasks=mixture, position=at)
     steps = [new[step] for step in range(40, 80)]
-    for name, t in mixture.items():
+    for name in mixture:
         batches = [s.batch for s in steps if s.task == name]
         first = old.batches_before(40).get(name, 0)
         assert batches == list(range(first, first + len(batches))), name
@@ -244,4 +244,6 @@ def test_what_a_task_without_weight_has_learned_stays_in_the_model():
     rest = schedule(80, tasks=weighted(sounds=0.0), position=at)
     assert all(task != "sounds" for task, _ in rest.structures)
     assert schedule(10).structures["sounds", VIDEO.name] in rest.model_structures
-    assert schedule(10).structures["sounds", VIDEO.name] not in schedule(80, tasks=weighted(sounds=0.0)).model_structures
+    assert (
+        schedule(10).structures["sounds", VIDEO.name] not in schedule(80, tasks=weighted(sounds=0.0)).model_structures
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -63,21 +64,19 @@ def two_tasks(small, bare_run, tmp_path_factory):
 
 
 def copy_run(run_dir: Path, to: Path) -> Path:
-    import shutil
-
     shutil.copytree(run_dir, to)
     return to
 
 
 def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run, tmp_path, capsys):
-    old, run_dir = two_tasks
+    _, run_dir = two_tasks
     run_dir = copy_run(run_dir, tmp_path / "run")
     new = copy.deepcopy(small)
     del new["tasks"]["video_audio"]
     del new["data_sets"]["moving"]
     new["tasks"]["classes"]["weight"] = 10.0
     new["train"]["num_steps"] = 16
-    with pytest.raises(RequestError, match="or allow it with --set resume.allow_mixture_change=true"):
+    with pytest.raises(RequestError, match=r"or allow it with --set resume\.allow_mixture_change=true"):
         check_run_dir(recipes.from_dict(new), run_dir)
     new["resume"] = {"allow_mixture_change": True}
     assert check_run_dir(recipes.from_dict(new), run_dir) == [
@@ -158,7 +157,7 @@ def test_a_new_run_on_the_parameters_of_another(two_tasks, small, bare_run, tmp_
 def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
     recipe = copy.deepcopy(small)
     recipe["init"] = {"from": str(tmp_path / "nothing")}
-    with pytest.raises(RequestError, match="no whole checkpoint in .*nothing"):
+    with pytest.raises(RequestError, match=r"no whole checkpoint in .*nothing"):
         bare_run.run(recipes.from_dict(recipe), tmp_path / "run")
 
 
