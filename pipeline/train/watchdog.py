@@ -48,7 +48,8 @@ class Watchdog:
     def _end(self) -> None:
         line = (
             f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s, the last was {self._what}. Where "
-            f"every thread stood: {self._path}. The newest checkpoint stands; cluster.stall_timeout_s says how long to wait"
+            f"every thread stood: {self._path}. The newest checkpoint stands; cluster.stall_timeout_s is how long to "
+            "wait"
         )
         print(f"failed: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from pipeline import recipe as recipes
 from pipeline.data.text import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.prepare import check_run_dir, lock_run_dir, needed_columns, prepare
+from pipeline.train.schedule import START
 
 ROWS = [
     {"id": f"id-{i}", "image": f"{i}.png", "text": [f"a cat number {i}", "one dog"], "labels": ["cat"]}
@@ -76,7 +77,7 @@ def test_prepare_fills_the_run_directory(tmp_path, make_recipe):
     assert spec.num_rows == {"pets": 30} and (spec.seed, spec.num_steps) == (5, 10) and spec.run_dir == str(run_dir)
     assert list(spec.tasks) == ["pet_text"] and spec.model.vocab_size > 16
     assert (spec.expert_parallel, spec.fsdp) == (1, False)
-    assert spec.schedule().batches_before(10) == {"pet_text": 10}
+    assert spec.schedule(START).batches_before(10) == {"pet_text": 10}
 
 
 def test_how_parameters_lie_over_devices_reaches_the_run(tmp_path, make_recipe):

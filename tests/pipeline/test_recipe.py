@@ -99,7 +99,7 @@ def task(name: str = "photo_classes", **fields) -> list[tuple[str, object]]:
         ("tasks.film_text.modality", "did you mean 'tasks.film_text.modalities'?"),
         ("tasks.film_text.augment.areas", "did you mean 'tasks.film_text.augment.area'?"),
         ("tasks.film_text.variants.0.droprate", "did you mean 'tasks.film_text.variants.0.drop_rate'?"),
-        ("cluster.xyz", "unknown key 'cluster.xyz'; known: num_workers, accelerator, accelerators_per_worker"),
+        ("cluster.xyz", "unknown key 'cluster.xyz'; known: num_workers, max_failures, stall_timeout_s, accelerator"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(path, message):
@@ -913,7 +913,6 @@ def test_a_resume_may_change(change):
         (("seed", 1), "seed", 0, 1),
         (("train.checkpoint_every", 10), "train.checkpoint_every", 1000, 10),
         (("model.moe.num_experts", 8), "model.moe.num_experts", None, 8),
-        (("tasks.film_text.weight", 2.0), "tasks.film_text.weight", None, 2.0),
         (
             ("data_sets.photos.classes", ["cat", "dog", "cow"]),
             "data_sets.photos.classes",
@@ -932,6 +931,27 @@ def test_a_resume_may_not_change(change, key, old, new):
         f"this run directory was made with {key} = {old!r}, the recipe now says {new!r}; "
         "use another --run-dir, or set it back"
     )
+
+
+def resume(*changes, allowed: bool = False) -> list[str]:
+    new = changed(("resume.allow_mixture_change", True), *changes) if allowed else changed(*changes)
+    return recipes.check_resume(recipes.from_dict(BASE).to_dict(), recipes.from_dict(new).to_dict())
+
+
+def test_the_mixture_changes_where_it_is_allowed():
+    change = ("tasks.film_text.weight", 2.0)
+    with pytest.raises(RequestError, match=r"weight = None, the recipe now says 2\.0; .*allow_mixture_change=true$"):
+        resume(change)
+    assert resume(change, allowed=True) == ["tasks.film_text.weight: None is now 2.0"]
+    assert resume(("sampler.temperature", 2.0), allowed=True) == ["sampler.temperature: 1.0 is now 2.0"]
+    film = {**BASE["tasks"]["film_text"], "weight": 3.0}
+    assert resume(("tasks.other", film), allowed=True) == ["tasks.other is new"]
+
+
+def test_an_allowed_mixture_allows_nothing_else():
+    for change in (("seed", 1), ("tasks.film_text.batch_size", 4), ("data_sets.films.manifest", "/x")):
+        with pytest.raises(RequestError, match="or set it back$"):
+            resume(change, allowed=True)
 
 
 def test_a_resume_may_not_add_or_drop_a_task():
