@@ -73,6 +73,7 @@ def recipe_file(make_toy_recipe, tmp_path_factory, compile_cache):
     digits["image"]["decoder"] = "tests.decoders:deadly_image"
     digits["manifest"] = str(copy / "train.parquet")
     recipe["max_reject_fraction"] = 0.5
+    recipe["train"]["num_steps"] = 40
     recipe["cluster"] = {"compile_cache": str(compile_cache), "decode_timeout_s": 2.0}
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -113,23 +114,33 @@ def test_what_a_run_leaves_behind(recipe_file, whole):
     assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def start(job: list[str], run_dir: Path, **environment: str) -> subprocess.Popen:
+    """A run whose processes carry its mark."""
+    return subprocess.Popen(
+        job,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | IMPORTS | {"IMP_TEST_MARK": str(run_dir)} | environment,
+    )
+
+
+def await_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while (not metrics(run_dir) or metrics(run_dir)[-1]["step"] < step) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
 def test_a_killed_run_goes_on_to_the_same_end(recipe_file, whole, tmp_path):
     """kill -9 after a checkpoint, then again: the same losses and samples as the run that was left alone."""
     path, killed = recipe_file[0], tmp_path / "killed"
-    process = subprocess.Popen(
-        command("pretrain.py", "--config", path, "--run-dir", killed),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | IMPORTS | {"IMP_TEST_MARK": str(killed)},
-    )
-    deadline = time.monotonic() + 300
-    while (not metrics(killed) or metrics(killed)[-1]["step"] < 7) and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    assert len(_processes_marked(killed)) > 4  # the driver and Ray's
+    process = start(command("pretrain.py", "--config", path, "--run-dir", killed), killed)
+    await_step(process, killed, 7)
+    assert len(marked(killed)) > 4  # the driver and Ray's
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     killed_at = time.monotonic()
     run_job("pretrain.py", "--config", path, "--run-dir", killed)
     assert exact(killed) == exact(whole)
@@ -146,18 +157,9 @@ def test_a_killed_run_goes_on_to_the_same_end(recipe_file, whole, tmp_path):
 def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
     """Compiled as on a user's machine."""
     path, run_dir = recipe_file[0], tmp_path / "run"
-    process = subprocess.Popen(
-        command("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "train.num_steps=400"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | IMPORTS | {"IMP_TEST_MARK": str(run_dir), "XLA_FLAGS": ""},
-    )
-    deadline = time.monotonic() + 300
-    while not metrics(run_dir) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    job = command("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "train.num_steps=4000")
+    process = start(job, run_dir, XLA_FLAGS="")
+    await_step(process, run_dir, 1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
@@ -169,18 +171,19 @@ def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
 
 def _await_end_of(run_dir: Path, *, deadline: float) -> None:
     """No process of a run may outlive it for long."""
-    while _processes_marked(run_dir) and time.monotonic() < deadline:
+    while marked(run_dir) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not _processes_marked(run_dir)
+    assert not marked(run_dir)
 
 
-def _processes_marked(run_dir: Path) -> list[str]:
-    """Command lines of the processes that inherited the run's mark: the driver, Ray's own, the decoders."""
-    found = []
+def marked(run_dir: Path) -> dict[int, str]:
+    """Process id → command line of those that inherited the run's mark: the driver, Ray's own, the decoders."""
+    found = {}
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and f"IMP_TEST_MARK={run_dir}".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(entry.name)] = line.decode(errors="replace")
         except OSError:
             continue
     return found
@@ -224,14 +227,33 @@ def test_shards_give_the_same_losses_as_media(recipe_file, whole, tmp_path):
     assert rejected(shards) == bad
 
 
-def test_two_workers_see_the_same_samples_and_losses(recipe_file, whole, tmp_path):
+def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whole, tmp_path):
+    """SIGTERM: both save, exit code 75. The same command again, and kill -9 of a worker: the run goes on by itself."""
     two = tmp_path / "two"
-    run_job("pretrain.py", "--config", recipe_file[0], "--run-dir", two, "--set", "cluster.num_workers=2")
+    job = command("pretrain.py", "--config", recipe_file[0], "--run-dir", two, "--set", "cluster.num_workers=2")
+    process = start(job, two)
+    await_step(process, two, 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    stopped = metrics(two)[-1]["step"]
+    assert f"stopped after step {stopped}, state saved" in output and stopped < 40
+
+    process = start(job, two)
+    await_step(process, two, max(stopped, 20) + 1)
+    workers = [pid for pid, line in marked(two).items() if "RayTrainWorker" in line]
+    assert len(workers) == 2
+    os.kill(workers[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert "workers started again: 2 of them" in output and "Traceback" not in output
+
     assert json.loads((two / "summary.json").read_text())["world_size"] == 2
     a, b = metrics(whole), metrics(two)
     assert [(r["step"], r["task"], r["variant"]) for r in a] == [(r["step"], r["task"], r["variant"]) for r in b]
+    # The same batch in two processes: the loss over all of it. Later steps have learned from rounding.
     for x, y in zip(a, b, strict=True):
-        assert x["loss"] == pytest.approx(y["loss"], rel=2e-4)
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5 if x["step"] <= 5 else 1e-3)
     batches = [json.loads(line)["ids"] for line in (whole / "samples.jsonl").read_text().splitlines()]
     halves = [
         [json.loads(line)["ids"] for line in (two / name).read_text().splitlines()]

@@ -950,7 +950,7 @@ def test_the_mixture_changes_where_it_is_allowed():
 
 def test_an_allowed_mixture_allows_nothing_else():
     for change in (("seed", 1), ("tasks.film_text.batch_size", 4), ("data_sets.films.manifest", "/x")):
-        with pytest.raises(RequestError, match="or set it back$"):
+        with pytest.raises(RequestError, match=r"or set it back$"):
             resume(change, allowed=True)
 
 
