@@ -15,7 +15,7 @@ from pipeline.train.alarms import Alarms
 from pipeline.train.expert_loads import ExpertLoads, layer_means
 from pipeline.train.profiler import ProfilerWindow
 from pipeline.train.progress import Progress
-from pipeline.train.telemetry import StepLog
+from pipeline.train.telemetry import StepLog, cut_back
 from pipeline.train.writers import Place, open_writers, scalars
 
 
@@ -63,6 +63,8 @@ class Recorder:
         if spec.log_samples:
             name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
             self._samples = StepLog(run_dir / name, keep_steps=start_step)
+            if rank == 0:
+                _cut_back_ranks_that_left(run_dir, keep_steps=start_step)
         if rank == 0:
             self._rank_0 = _Rank0(
                 spec,
@@ -94,6 +96,13 @@ class Recorder:
         for part in (self._samples, self._rank_0):
             if part:
                 part.close()
+
+
+def _cut_back_ranks_that_left(run_dir: Path, *, keep_steps: int) -> None:
+    """With fewer processes than before nobody else would: what they saw after the checkpoint is seen again by others."""
+    for path in run_dir.glob("samples-rank-*.jsonl"):
+        if int(path.stem.rpartition("-")[2]) >= jax.process_count():
+            cut_back(path, keep_steps=keep_steps)
 
 
 class _Rank0:

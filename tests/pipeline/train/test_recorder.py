@@ -87,6 +87,19 @@ def test_a_resume_has_each_step_once(tmp_path):
         assert [line["step"] for line in lines(tmp_path / name)] == list(range(1, 10))
 
 
+def test_samples_of_ranks_that_left_are_cut_back(tmp_path):
+    """Two processes got to step 3 and died; one goes on from step 1, and sees what rank 1 had seen after it."""
+    spec = LoggingSpec(progress="none", log_samples=True)
+    for rank in (0, 1):
+        recorded = make(tmp_path, spec, rank=rank)
+        for step in (1, 2, 3):
+            recorded.record(record(step))
+        recorded.close()
+    make(tmp_path, spec, start_step=1).close()
+    for name in ("samples.jsonl", "samples-rank-1.jsonl"):
+        assert [line["step"] for line in lines(tmp_path / name)] == [1]
+
+
 def test_sync_reaches_the_disk(tmp_path, monkeypatch):
     recorded, synced = make(tmp_path, LoggingSpec(progress="none", log_samples=True)), []
     recorded.record(record(1, moe=ROUTED))
