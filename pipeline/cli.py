@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,11 +19,27 @@ def run_job(job, arguments: argparse.Namespace) -> int:
     try:
         return job(arguments)
     except RequestError as e:
-        print(f"error: {e}", file=sys.stderr)
+        _say(f"error: {e}")
         return EXIT_REQUEST
     except DataError as e:
-        print(f"failed: {e}", file=sys.stderr)
+        _say(f"failed: {e}")
         return EXIT_FAILED
+    finally:
+        _let_go_of_closed_terminals()
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _let_go_of_closed_terminals() -> None:
+    """The interpreter's last flush to one would turn the exit code into 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser(name: str, description: str, *, epilog: str) -> argparse.ArgumentParser:

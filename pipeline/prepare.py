@@ -23,6 +23,7 @@ from pipeline.train.alarms import feed_advice
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.recorder import LoggingSpec
 from pipeline.train.run import RunSpec
+from pipeline.train.schedule import START
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")
@@ -85,9 +86,8 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
     config = recipe.to_dict()
-    write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     train = recipe.train
-    return RunSpec(
+    spec = RunSpec(
         run_dir=str(run_dir.absolute()),
         config=config,
         tasks=tasks,
@@ -110,6 +110,11 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
+    # Once the recipe stands there, only this recipe goes on: what refuses it comes before.
+    if spec.position() == START and spec.init_from:
+        Checkpoints(Path(spec.init_from)).data()
+    write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
+    return spec
 
 
 def _check_writers(recipe: Recipe) -> None:

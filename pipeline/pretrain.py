@@ -13,6 +13,9 @@ from pathlib import Path
 from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
 
+# Written once training has ended, the page last.
+_OF_THE_END = ("report.html", "eval.json", "summary.json")
+
 
 def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> bool:
     """Runs a recipe to its end in ``run_dir``, from its last checkpoint where there is one.
@@ -36,9 +39,14 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
             print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
         for line in changes:
             print(f"the mixture changes: {line}", flush=True)
+        if done < spec.num_steps:
+            # What stands there is of fewer steps.
+            for name in _OF_THE_END:
+                (run_dir / name).unlink(missing_ok=True)
         summary = _train(recipe, spec, clock) if done < spec.num_steps else _old_summary(run_dir, done)
         if summary["steps"] < spec.num_steps:
-            print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
+            with contextlib.suppress(OSError):
+                print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
             return False
         _finish(run_dir, summary, clock)
     return True
@@ -80,16 +88,18 @@ def cluster_of(recipe: Recipe):
 
 @contextlib.contextmanager
 def _stop_on_signals():
-    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the current step; a second time stops at once."""
     stop = threading.Event()
 
     def handle(number, frame):
         if stop.is_set():
             signal.default_int_handler(number, frame)
-        print("stopping after this step, saving the state ...", file=sys.stderr, flush=True)
         stop.set()
+        # The terminal may be gone, or in the middle of a line.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            print("stopping after this step, saving the state ...", file=sys.stderr, flush=True)
 
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield stop
     finally:
@@ -102,7 +112,8 @@ def _old_summary(run_dir: Path, done: int) -> dict:
     import json
 
     path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {"steps": done, "time": {}}
+    old = json.loads(path.read_text()) if path.exists() else {}
+    return old if old.get("steps") == done else {"steps": done, "time": {}}
 
 
 def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:

@@ -54,7 +54,7 @@ class TrainedModel:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(self.imp)
         )
-        state = checkpoints.state(shapes)
+        state = checkpoints.state(shapes, step=self.step)
         self.params = jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])
         checkpoints.close()
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.

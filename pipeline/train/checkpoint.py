@@ -147,7 +147,12 @@ class Checkpoints:
         if step is None:
             more = "".join(f" ({line})" for line in self.faults()[-1:])
             raise RequestError(f"no whole checkpoint in {self.folder}{more}; train first")
-        data = json.loads((self.folder / str(step) / "run.json").read_text(encoding="utf-8"))
+        try:
+            data = json.loads((self.folder / str(step) / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as e:
+            raise RequestError(
+                f"checkpoint {step} of {self.folder} is not there; all machines of a run must see its directory"
+            ) from e
         if data["format"] != FORMAT:
             raise RequestError(f"checkpoint {step} has format {data['format']}, this version reads {FORMAT}")
         return data

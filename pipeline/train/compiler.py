@@ -13,23 +13,40 @@ log = logging.getLogger(__name__)
 
 
 class StepCompiler:
-    """compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use."""
+    """compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use. built:
+    is called after each."""
 
-    def __init__(self, compile_fn: Callable[[Structure], Callable], budget: list[Structure]):
-        self._compile, self._budget = compile_fn, set(budget)
+    def __init__(
+        self,
+        compile_fn: Callable[[Structure], Callable],
+        budget: list[Structure],
+        *,
+        built: Callable[[], None] = lambda: None,
+    ):
+        self._compile, self._budget, self._built = compile_fn, set(budget), built
         self._compiled: dict[Structure, Callable] = {}
         self.compile_s: dict[Structure, float] = {}
         self.alarms: list[Structure] = []
         self._told = 0
         self._lock, self._next = threading.Lock(), list(budget)
         self._changed, self._busy, self._failure = threading.Condition(self._lock), None, None
+        self._start()
+
+    def _start(self) -> None:
+        self._running = True
         self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being compiled."""
+        return self._busy is not None
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 if not self._next or self._failure:
+                    self._running = False
                     return
                 structure = self._next.pop(0)
                 if structure in self._compiled:
@@ -39,7 +56,7 @@ class StepCompiler:
                 self._build(structure)
             except BaseException as e:
                 with self._changed:
-                    self._failure = e
+                    self._failure, self._busy, self._running = e, None, False
                     self._changed.notify_all()
                 return
 
@@ -50,6 +67,7 @@ class StepCompiler:
             self._compiled[structure], self._busy = step, None
             self.compile_s[structure] = time.perf_counter() - start
             self._changed.notify_all()
+        self._built()
 
     def ready(self, structure: Structure) -> Callable | None:
         """The compiled step if it is there already."""
@@ -64,9 +82,8 @@ class StepCompiler:
                 self._budget.add(structure)
                 self._next.insert(0, structure)
                 log.warning("compiling a graph that was not on the list: %s", _in_words(structure))
-                if not self._thread.is_alive():
-                    self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
-                    self._thread.start()
+                if not self._running:
+                    self._start()
             elif structure in self._next:
                 self._next.remove(structure)
                 self._next.insert(0, structure)

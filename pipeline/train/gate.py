@@ -46,7 +46,8 @@ class GateKeeper:
     look_every_s = 2.0
 
     def __init__(self):
-        self.epoch, self._changed = 0, asyncio.Condition()
+        self.epoch, self.start_step, self._changed = 0, 0, asyncio.Condition()
+        self._heard_at = time.monotonic()
         self._begin(1)
 
     def _begin(self, world_size: int) -> None:
@@ -54,10 +55,11 @@ class GateKeeper:
         self._granted, self._last, self._looks, self._looked_at = -1, None, set(), 0.0
         self.reason: str | None = None
 
-    async def begin(self, world_size: int) -> int:
-        """A new group of workers. Returns its epoch; calls of older ones end with a stop. A stop that was asked for
-        holds for the new group too."""
+    async def begin(self, world_size: int, start_step: int = 0) -> int:
+        """A new group of workers that starts at a step. Returns its epoch; calls of older ones end with a stop. A stop
+        that was asked for holds for the new group too."""
         async with self._changed:
+            self.start_step, self._heard_at = start_step, time.monotonic()
             stopped = self._last is not None and self.reason is None
             self.epoch += 1
             self._begin(world_size)
@@ -67,7 +69,8 @@ class GateKeeper:
         return self.epoch
 
     async def ready(self, epoch: int, rank: int, step: int) -> None:
-        await self._change(epoch, lambda: self._ready.update({rank: step}))
+        # An actor's calls may run in another order than they were made in.
+        await self._change(epoch, lambda: self._ready.update({rank: max(self._ready[rank], step)}))
 
     async def failed(self, epoch: int, rank: int, step: int, reason: str) -> None:
         def note():
@@ -78,6 +81,7 @@ class GateKeeper:
 
     async def _change(self, epoch: int, change) -> None:
         if epoch == self.epoch:
+            self._heard_at = time.monotonic()
             async with self._changed:
                 change()
                 self._changed.notify_all()
@@ -90,6 +94,14 @@ class GateKeeper:
                 self._last = self._granted
             self._changed.notify_all()
 
+    async def silence_s(self) -> float:
+        """Seconds since a rank of the present group was heard of."""
+        return time.monotonic() - self._heard_at
+
+    async def starts_at(self) -> int:
+        """The step at which the present group starts."""
+        return self.start_step
+
     async def why(self) -> str | None:
         """What a rank that could not go on has said."""
         return self.reason
@@ -98,6 +110,7 @@ class GateKeeper:
         """(whether to run the step, whether to look for preemption first: the same answer for every rank)."""
         if epoch != self.epoch:
             return False, False
+        self._heard_at = time.monotonic()
         async with self._changed:
             await self._changed.wait_for(
                 lambda: epoch != self.epoch or self._ended(step) or min(self._ready.values()) >= step

@@ -71,10 +71,9 @@ class Loop:
         num_steps: int,
         learning_rates: np.ndarray,
         checkpoint_every: int,
-        log_every: int = 1,
     ):
         self.state, self._feed, self._compiler, self._hooks, self._gate = state, feed, compiler, hooks, gate
-        self._range, self._checkpoint_every, self._log_every = (start_step, num_steps), checkpoint_every, log_every
+        self._range, self._checkpoint_every = (start_step, num_steps), checkpoint_every
         self._learning_rates = learning_rates
         self.times, self._ended = Times(), time.perf_counter()
         self.skipped_updates, self._non_finite = 0, collections.Counter()
@@ -152,9 +151,7 @@ class Loop:
         self._hooks.beat(f"step {pending.batch.step + 1}")
         self._check_finite(values, pending.batch)
         self._hooks.observe(pending.batch.step, values["loss"])
-        completed = pending.batch.step + 1
-        if completed % self._log_every == 0 or completed == self._range[1]:
-            self._hooks.record(self._record(pending, values, step_s))
+        self._hooks.record(self._record(pending, values, step_s))
 
     def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
         what = pending.batch.what

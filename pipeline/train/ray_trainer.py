@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +33,15 @@ from pipeline.data.streams import (
     iterate,
     quiet_ray_data,
 )
-from pipeline.errors import DataError, RequestError, one_line
+from pipeline.errors import EXIT_RUN_AGAIN, DataError, RequestError, one_line
 from pipeline.train.gate import Gate, GateKeeper, Go
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import RunSpec, train
 from pipeline.train.schedule import Schedule
 
 _QUEUE_ROWS = 2
+# Workers that run are heard of at every step.
+_SILENCE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,21 +140,19 @@ def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> 
         train_loop_config={"spec": spec, "keeper": keeper, "elastic": cluster.elastic},
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
-        dataset_config=StreamConfig(spec, cluster),
+        dataset_config=StreamConfig(spec, cluster, keeper),
         datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
         run_config=_run_config(spec, cluster),
     )
     trainer.joined = _joins(cluster)
-    with _relayed(should_stop, keeper):
+    with _relayed(should_stop, keeper, spec):
         try:
             summary = trainer.fit().return_value
         except TrainingFailedError as e:
             # What a worker said of data or request is for the user; the traceback around it is not.
             found = [getattr(e, "controller_failure", None), *getattr(e, "worker_failures", {}).values()]
             said = next(filter(None, map(_own_error, found)), None)
-            if said is None:
-                raise
-            raise said from None
+            raise said or _failed(spec, cluster, e) from e
     if reason := ray.get(keeper.why.remote()):
         raise DataError(f"{reason} (stopped after step {summary['steps']}, its state saved)")
     return summary
@@ -172,16 +173,36 @@ class _WorkersTrainer(JaxTrainer):
         return found if self.joined else [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
+def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> DataError:
+    """Workers that failed too often, in one line; all that Ray has to say goes to a file."""
+    path = Path(spec.run_dir) / "failure.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    newest = spec.checkpoints().latest_step or "none"
+    return DataError(
+        f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "
+        f"{path}. The newest whole checkpoint is {newest}; run the same command again to go on from it"
+    )
+
+
 @contextlib.contextmanager
-def _relayed(should_stop: Callable[[], bool], keeper):
-    """Passes a stop that the driver was asked for on to the workers."""
+def _relayed(should_stop: Callable[[], bool], keeper, spec: RunSpec):
+    """Passes a stop that the driver was asked for on to the workers.
+
+    Where none of them answers for a minute (Ray waits for machines without a bound) the process ends by itself: what is
+    saved is saved.
+    """
     ended = threading.Event()
 
     def watch() -> None:
+        asked = False
         while not ended.wait(0.2):
-            if should_stop():
+            if not asked and should_stop():
+                asked = True
                 keeper.stop.remote()
-                return
+            if asked and ray.get(keeper.silence_s.remote()) > _SILENCE_S:
+                newest = spec.checkpoints().latest_step or "none"
+                print(f"stopped while no worker ran; the newest whole checkpoint is {newest}", flush=True)
+                os._exit(EXIT_RUN_AGAIN)
 
     thread = threading.Thread(target=watch, name="stop-relay", daemon=True)
     thread.start()
@@ -307,14 +328,15 @@ class StreamConfig(DataConfig):
     Ray asks for one data set after another, and anew for each group of workers, of a copy of its own.
     """
 
-    def __init__(self, spec: RunSpec, cluster: Cluster):
+    def __init__(self, spec: RunSpec, cluster: Cluster, keeper):
         super().__init__()
-        self._spec, self._cluster, self._streams = spec, cluster, None
+        self._spec, self._cluster, self._keeper, self._streams = spec, cluster, keeper, None
 
     def configure(self, datasets, world_size, worker_handles=None, worker_node_ids=None, **kwargs):
         if self._streams is None:
             quiet_ray_data()
-            schedule = self._spec.schedule(self._spec.position())
+            step = ray.get(self._keeper.starts_at.remote())
+            schedule = self._spec.schedule(self._spec.position(step))
             self._streams = build_streams(self._spec, self._cluster, schedule=schedule, world_size=world_size)
         out = [{} for _ in range(world_size)]
         for name in datasets:
@@ -343,14 +365,22 @@ def open_queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
 
 
 class _WorkerGate(Gate):
-    """One rank's gate. The answer for a step is asked for while the step before runs."""
+    """One rank's gate. The answer for a step is asked for while the step before runs.
 
-    def __init__(self, keeper, *, rank: int, elastic: bool):
+    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there.
+    """
+
+    def __init__(self, keeper, spec: RunSpec, *, rank: int, elastic: bool):
         super().__init__()
         self._keeper, self._rank, self._elastic = keeper, rank, elastic
         world_size = ray.train.get_context().get_world_size()
-        epoch = ray.get(keeper.begin.remote(world_size)) if rank == 0 else None
-        self._epoch = collective.broadcast_from_rank_zero(epoch)
+        chosen = None
+        if rank == 0:
+            checkpoints = spec.checkpoints()
+            checkpoints.remove_leftovers()
+            start_step = checkpoints.latest_step or 0
+            chosen = ray.get(keeper.begin.remote(world_size, start_step)), start_step
+        self._epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
         if self._epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)
         self._asked: dict[int, ray.ObjectRef] = {}
@@ -404,7 +434,5 @@ def _train_worker(config: dict) -> dict:
         shards = {name: ray.train.get_dataset_shard(name) for name in names}
         return {name: open_queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
 
-    gate = _WorkerGate(config["keeper"], rank=rank, elastic=config["elastic"])
-    if rank == 0:
-        spec.checkpoints().remove_leftovers()
-    return train(spec, make_queues, rank=rank, gate=gate)
+    gate = _WorkerGate(config["keeper"], spec, rank=rank, elastic=config["elastic"])
+    return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)

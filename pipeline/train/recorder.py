@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from pipeline.errors import DataError, one_line
 from pipeline.train import devices
 from pipeline.train.alarms import Alarms
 from pipeline.train.expert_loads import ExpertLoads, layer_means
@@ -81,10 +83,16 @@ class Recorder:
             self.first_step_at = time.time()
         record = dict(record)
         ids = record.pop("ids")
-        if self._samples:
-            self._samples.write({"step": record["step"], "task": record["task"], "ids": ids})
-        if self._rank_0:
-            self._rank_0.record(record)
+        try:
+            if self._samples:
+                self._samples.write({"step": record["step"], "task": record["task"], "ids": ids})
+            if self._rank_0:
+                self._rank_0.record(record)
+        except OSError as e:
+            raise DataError(
+                f"step {record['step']}: the run directory cannot be written: {one_line(e)}; free some space or mend "
+                "the storage, and run the same command again"
+            ) from e
 
     def sync(self) -> None:
         """Order contract: what a checkpoint covers is on disk before the checkpoint is."""
@@ -93,13 +101,15 @@ class Recorder:
                 part.sync()
 
     def close(self) -> None:
+        # A full disk has its message by now: closing must not hide it.
         for part in (self._samples, self._rank_0):
-            if part:
-                part.close()
+            with contextlib.suppress(OSError):
+                if part:
+                    part.close()
 
 
 def _cut_back_ranks_that_left(run_dir: Path, *, keep_steps: int) -> None:
-    """With fewer processes than before nobody else would: what they saw after the checkpoint is seen again by others."""
+    """With fewer processes than before nobody else would: what they saw after the checkpoint others see again."""
     for path in run_dir.glob("samples-rank-*.jsonl"):
         if int(path.stem.rpartition("-")[2]) >= jax.process_count():
             cut_back(path, keep_steps=keep_steps)
@@ -110,6 +120,7 @@ class _Rank0:
         self, spec: LoggingSpec, *, run_dir: Path, start_step: int, num_steps: int, speed: Speed, alarms: Alarms
     ):
         self._began, self._experts_file = time.perf_counter(), run_dir / "experts.json"
+        self._log_every, self._num_steps, self._unlogged_alarms = spec.log_every, num_steps, []
         self._speed, self._alarms = speed, alarms
         self._loads = ExpertLoads.read(self._experts_file) if start_step else ExpertLoads()
         self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=start_step)
@@ -118,7 +129,7 @@ class _Rank0:
         self._profiler = None
         if spec.profile_steps:
             self._profiler = ProfilerWindow(
-                spec.profile_steps, folder=run_dir / "profile", start_step=start_step, every=spec.log_every
+                spec.profile_steps, folder=run_dir / "profile", start_step=start_step, every=1
             )
         self._progress = Progress(
             mode=spec.progress, num_steps=num_steps, every_s=spec.progress_every_s, start_step=start_step
@@ -128,6 +139,13 @@ class _Rank0:
         moe = record.get("moe", {})
         self._loads.add(record["task"], record["variant"], moe)
         alarms = record.pop("alarms", []) + self._alarms.check(record, self._loads)
+        self._unlogged_alarms += alarms
+        _say([f"alarm at step {record['step']}: {text}" for text in alarms])
+        if self._profiler:
+            self._profiler.reached(record["step"])
+        if record["step"] % self._log_every and record["step"] != self._num_steps:
+            return
+        alarms, self._unlogged_alarms = self._unlogged_alarms, []
         record |= self._speed.of(record) | devices.memory() | {"moe": layer_means(moe)}
         record["wall_s"] = round(time.perf_counter() - self._began, 3)
         if alarms:
@@ -135,11 +153,9 @@ class _Rank0:
         self._metrics.write(record)
         for writer in self._writers:
             writer.write(record["step"], scalars(record))
-        for text in alarms:
-            print(f"alarm at step {record['step']}: {text}", file=sys.stderr, flush=True)
-        self._progress.update(record)
-        if self._profiler:
-            self._profiler.reached(record["step"])
+        # The terminal may be gone, and the run goes on.
+        with contextlib.suppress(OSError, ValueError):
+            self._progress.update(record)
 
     def sync(self) -> None:
         self._metrics.sync()
@@ -152,6 +168,12 @@ class _Rank0:
         for part in (self._profiler, *self._writers):
             if part:
                 part.close()
+
+
+def _say(lines: list[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
 
 
 class Speed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from model.config import ModelConfig
 from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, state_shapes
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
-from pipeline.errors import RequestError
+from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
 from pipeline.train.budget import shape_budget, table
 from pipeline.train.checkpoint import Checkpoints
@@ -65,13 +66,13 @@ class RunSpec:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(Path(self.run_dir), keep_last=self.keep_last, keep_every=self.keep_every)
 
-    def position(self) -> Position:
-        """Where the newest whole checkpoint stands; the start of the run where there is none.
+    def position(self, step: int | None = None) -> Position:
+        """Where the checkpoint of a step stands, or the newest; the start of the run where there is none.
 
         Raises RequestError where a data set has another number of rows than then.
         """
         checkpoints = self.checkpoints()
-        step = checkpoints.latest_step
+        step = checkpoints.latest_step if step is None else step
         if not step:
             return START
         data = checkpoints.data(step)
@@ -109,24 +110,34 @@ def use_compute_type(config: ModelConfig) -> ModelConfig:
 QueueMaker = Callable[[Schedule], dict[str, RowQueue]]
 
 
-def train(spec: RunSpec, make_queues: QueueMaker, *, rank: int = 0, gate: Gate | None = None) -> dict:
+def train(
+    spec: RunSpec,
+    make_queues: QueueMaker,
+    *,
+    rank: int = 0,
+    gate: Gate | None = None,
+    start_step: int | None = None,
+) -> dict:
     """Runs one rank to the end of the run, or until its gate says stop. Returns the summary (see ``_summary``).
 
+    start_step: of the checkpoint to go on from, which all ranks must agree on; None: the newest.
     Raises RequestError where the devices, the disk or what ``init_from`` names cannot serve the run; DataError where
     the data end it, its state saved.
     """
     began, gate = time.perf_counter(), gate or Gate()
     watchdog = Watchdog(Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt", timeout_s=spec.stall_timeout_s, rank=rank)
-    try:
-        return _train(spec, make_queues, rank=rank, gate=gate, watchdog=watchdog, began=began)
-    finally:
-        watchdog.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(watchdog.close)
+        position = spec.position(start_step)
+        return _train(spec, make_queues, position, rank=rank, gate=gate, watchdog=watchdog, began=began, stack=stack)
 
 
-def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, watchdog: Watchdog, began: float) -> dict:
+def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watchdog, began, stack) -> dict:
+    """stack: closes what is opened here, the last first, whatever one of them raises."""
     run_dir, config = Path(spec.run_dir), use_compute_type(spec.model)
     checkpoints = spec.checkpoints()
-    schedule = spec.schedule(spec.position())
+    stack.callback(checkpoints.close)
+    schedule = spec.schedule(position)
     start = schedule.start
     mesh = _mesh(spec, config, schedule)
     imp = Imp.for_structures(config, schedule.model_structures)
@@ -138,7 +149,11 @@ def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, wat
     compiler = StepCompiler(
         lambda structure: compile_step(imp, structure, spec.optimizer, mesh=mesh, fsdp=spec.fsdp),
         schedule.in_order_of_first_use(),
+        built=lambda: watchdog.beat("compiling"),
     )
+    stack.callback(compiler.close)
+    # Neither a long compile nor a slow disk is a hang.
+    watchdog.patient = lambda: compiler.busy or checkpoints.saving
     quarantine = Quarantine(
         run_dir, rank=rank, limits={name: d.max_reject_fraction for name, d in spec.data_sets.items()}
     )
@@ -151,6 +166,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, wat
         gate=gate,
         put=lambda arrays: sharding.put_batch(arrays, mesh),
     )
+    stack.callback(feed.close)
     budget = shape_budget(schedule, config)
     recorder = Recorder(
         spec.logging,
@@ -161,6 +177,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, wat
         flops={(b.task, b.variant): b.flops for b in budget},
         shared_encoder=config.towers == "shared",
     )
+    stack.callback(recorder.close)
     saver = _Saver(spec, schedule, checkpoints, recorder)
 
     def record(values: dict) -> None:
@@ -168,30 +185,30 @@ def _train(spec: RunSpec, make_queues: QueueMaker, *, rank: int, gate: Gate, wat
         alarms = compiler.new_alarms()
         recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
 
+    state, lines = start_state(imp, spec, checkpoints, start, mesh=mesh)
+    if rank == 0:
+        print("\n".join([table(budget), *lines]), flush=True)
+    watchdog.beat("the state")
+    loop = Loop(
+        state=state,
+        feed=feed,
+        compiler=compiler,
+        gate=gate,
+        start_step=start,
+        num_steps=spec.num_steps,
+        learning_rates=spec.optimizer.learning_rates(),
+        checkpoint_every=spec.checkpoint_every,
+        hooks=Hooks(record=record, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
+    )
     try:
-        state, lines = start_state(imp, spec, checkpoints, start, mesh=mesh)
-        if rank == 0:
-            print("\n".join([table(budget), *lines]), flush=True)
-        watchdog.beat("the state")
-        loop = Loop(
-            state=state,
-            feed=feed,
-            compiler=compiler,
-            gate=gate,
-            start_step=start,
-            num_steps=spec.num_steps,
-            learning_rates=spec.optimizer.learning_rates(),
-            checkpoint_every=spec.checkpoint_every,
-            log_every=spec.logging.log_every,
-            hooks=Hooks(record=record, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
-        )
         done = loop.run()
-        checkpoints.wait()
-    finally:
-        feed.close()
-        recorder.close()
-        compiler.close()
-        checkpoints.close()
+    except DataError as e:
+        try:
+            checkpoints.wait()
+        except DataError as failure:
+            raise DataError(f"{e}; and {failure}") from e
+        raise
+    checkpoints.wait()
     return _summary(spec, schedule, loop, compiler, quarantine, budget, imp=imp, done=done, began=began) | {
         "first_step_at": recorder.first_step_at
     }
@@ -227,16 +244,21 @@ class _Saver:
 
     def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, recorder: Recorder):
         self._spec, self._schedule, self._checkpoints, self._recorder = spec, schedule, checkpoints, recorder
+        # Data sets that left the recipe may come back, to where they were.
+        before = checkpoints.data(schedule.start) if schedule.start else {}
+        classes = {name: list(d.classes) for name, d in spec.data_sets.items()}
+        self._lasting = {
+            "classes": before.get("classes", {}) | classes,
+            "num_rows": before.get("num_rows", {}) | spec.num_rows,
+        }
 
     def save(self, step: int, state: dict) -> None:
         self._recorder.sync()
         spec = self._spec
-        data = {
+        data = self._lasting | {
             "config": spec.config,
             "position": dataclasses.asdict(self._schedule.position_at(step)),
             "samples": self._schedule.positions_before(step),
-            "classes": {name: list(d.classes) for name, d in spec.data_sets.items()},
-            "num_rows": spec.num_rows,
             "tokenizer": base64.b64encode(spec.tokenizer or b"").decode(),
         }
         self._checkpoints.save(step, state=state, data=data)

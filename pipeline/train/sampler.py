@@ -82,7 +82,11 @@ class SamplerSpec:
         # Scaled first: the largest weight to a high power must not overflow.
         weights = (weights / weights.max(-1, keepdims=True)) ** (1 / self.temperature) * (weights > 0)
         shares = weights / weights.sum(-1, keepdims=True)
-        return shares if self.max_share is None else np.apply_along_axis(_capped, -1, shares, self.max_share)
+        if self.max_share is None:
+            return shares
+        # Between two stages all steps have the same shares.
+        rows, which = np.unique(shares.reshape(-1, shares.shape[-1]), axis=0, return_inverse=True)
+        return np.array([_capped(row, self.max_share) for row in rows])[which.ravel()].reshape(shares.shape)
 
     def sampler(self, weights: Mapping[str, float], *, seed: int, position: Mapping, step: int, num_steps: int):
         """The sampler of a run that goes on at ``step``. position: what ``Sampler.state`` returned before."""
@@ -94,7 +98,8 @@ class SamplerSpec:
             return RoundRobin({n: intervals.get(n, 1) for n in names if weights[n] > 0}, names=names)
         if self.kind == "exact":
             shares = self.shares(list(weights.values()))
-            if position.get("shares") == dict(zip(names, shares.tolist(), strict=True)):
+            same = position.get("shares") == dict(zip(names, shares.tolist(), strict=True))
+            if same and self.period in (None, position["period"]):
                 return Exact(names, shares, seed=seed, anchor=position["anchor"], period=position["period"])
             return Exact(names, shares, seed=seed, anchor=step, period=self.period or max(1, num_steps - step))
         if self.kind == "bandit":
@@ -209,7 +214,9 @@ class RoundRobin(_Stateless):
     def __init__(self, intervals: Mapping[str, int], *, names: tuple[str, ...]):
         super().__init__(tuple(names))
         self._index = np.array([self.names.index(n) for n in intervals])
-        self._intervals = np.array(list(intervals.values()), np.int64)
+        values = np.array(list(intervals.values()), np.int64)
+        # A common factor only passes over values of the counter at which nothing runs.
+        self._intervals = values // np.gcd.reduce(values)
 
     def _hits(self, counter: int) -> np.ndarray:
         """(running tasks,): how often each ran before the counter had this value."""
@@ -224,8 +231,10 @@ class RoundRobin(_Stateless):
         return low
 
     def tasks(self, start: int, stop: int) -> np.ndarray:
-        if stop <= start:
-            return np.zeros(0, np.int64)
+        parts = [self._tasks(int(steps[0]), int(steps[-1]) + 1) for steps in _chunks(start, stop)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def _tasks(self, start: int, stop: int) -> np.ndarray:
         first, last = self._counter(start), self._counter(stop - 1)
         counters = np.arange(first, last + 1)
         _, tasks = np.nonzero(counters[:, None] % self._intervals[None, :] == 0)
@@ -233,7 +242,10 @@ class RoundRobin(_Stateless):
         return self._index[tasks][skip : skip + stop - start]
 
     def expected(self, start: int, stop: int) -> np.ndarray:
-        return np.bincount(self.tasks(start, stop), minlength=len(self.names)).astype(np.float64)
+        total = np.zeros(len(self.names))
+        for steps in _chunks(start, stop):
+            total += np.bincount(self._tasks(int(steps[0]), int(steps[-1]) + 1), minlength=len(self.names))
+        return total
 
 
 class Exact(_Stateless):
@@ -283,7 +295,7 @@ class Bandit:
 
     def __init__(self, names: tuple[str, ...], shares: np.ndarray, *, seed: int, spec: SamplerSpec, step: int, state):
         self.names, self._base, self._seed, self._spec = tuple(names), np.asarray(shares), seed, spec
-        self._lag = state.get("lag", spec.lag)
+        self._lag = spec.lag
         self._first = dict(state.get("first", {}))
         self._value = dict(state.get("value", {}))
         self._seen = {name: list(pair) for name, pair in state.get("seen", {}).items()}
@@ -291,10 +303,15 @@ class Bandit:
         # Round → shares. The rounds under way and the next one are kept.
         current = step // self._lag
         kept = {int(r): np.array([by.get(n, 0.0) for n in self.names]) for r, by in state.get("rounds", {}).items()}
-        if set(state.get("names", ())) != set(self.names):
-            # Another mixture: what was drawn under the old one no longer holds.
+        if state.get("drawn_by") != self._drawn_by():
+            # Another mixture or other settings: what was drawn under the old ones no longer holds.
             kept = {}
         self._rounds = {r: kept.get(r, self._shares_now()) for r in (current, current + 1)}
+
+    def _drawn_by(self) -> dict:
+        """What the shares of a round depend on beside the losses."""
+        base = dict(zip(self.names, self._base.tolist(), strict=True))
+        return {"base": base, "lag": self._lag, "floor": self._spec.floor, "gain": self._spec.gain}
 
     @property
     def known(self) -> int:
@@ -344,8 +361,7 @@ class Bandit:
     def state(self) -> dict:
         return {
             "kind": "bandit",
-            "lag": self._lag,
-            "names": list(self.names),
+            "drawn_by": self._drawn_by(),
             "first": self._first,
             "value": self._value,
             "seen": self._seen,

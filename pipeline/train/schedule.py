@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import threading
 
@@ -97,8 +98,10 @@ class Schedule:
         )
         self._done = {n: position.batches.get(n, 0) for n in tasks}
         self._grown = threading.Condition()
-        # Of the steps from the start on: task index, and batch within the task.
-        self._steps, self._batches = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        # Of the steps from the start on, the first ``_decided`` of which hold: task index, and batch within the task.
+        left = max(0, num_steps - self.start)
+        self._steps, self._batches, self._decided = np.zeros(left, np.int32), np.zeros(left, np.int64), 0
+        self._counts = np.array(list(self._done.values()), np.int64)
         self._grow()
         self.plans = {
             n: TaskPlan(t, seed=seed, num_rows=num_rows[t.data_set], num_batches=self.batches_at_most(n))
@@ -116,7 +119,7 @@ class Schedule:
     @property
     def known(self) -> int:
         """Steps below it are decided."""
-        return self.start + len(self._steps)
+        return self.start + self._decided
 
     @property
     def adaptive(self) -> bool:
@@ -126,15 +129,15 @@ class Schedule:
         stop = int(min(self.num_steps, self.sampler.known))
         if stop <= self.known:
             return
-        more = self.sampler.tasks(self.known, stop)
-        before = np.bincount(self._steps, minlength=len(self.tasks))
-        batches = np.zeros(len(more), np.int64)
-        for index, done in enumerate(self._done.values()):
-            mine = more == index
-            batches[mine] = done + before[index] + np.arange(mine.sum())
+        more, end = self.sampler.tasks(self.known, stop), stop - self.start
+        self._steps[self._decided : end] = more
+        batches = self._batches[self._decided : end]
+        for index in range(len(self.tasks)):
+            mine = np.flatnonzero(more == index)
+            batches[mine] = self._counts[index] + np.arange(len(mine))
+            self._counts[index] += len(mine)
         with self._grown:
-            self._batches = np.concatenate([self._batches, batches])
-            self._steps = np.concatenate([self._steps, more])
+            self._decided = end
             self._grown.notify_all()
 
     def observe(self, step: int, loss: float) -> None:
@@ -163,7 +166,7 @@ class Schedule:
 
     def batches_before(self, step: int) -> dict[str, int]:
         """Each task's number of batches in the first ``step`` steps of the run."""
-        counts = np.bincount(self._steps[: step - self.start], minlength=len(self.tasks))
+        counts = np.bincount(self._steps[: min(step - self.start, self._decided)], minlength=len(self.tasks))
         return {n: done + int(count) for (n, done), count in zip(self._done.items(), counts, strict=True)}
 
     def batches_at_most(self, task: str) -> int:
@@ -180,8 +183,12 @@ class Schedule:
 
     def share(self, task: str) -> float:
         """The part of the steps to come that the task is to get."""
-        index, left = list(self.tasks).index(task), self.num_steps - self.start
-        return float(self.sampler.expected(self.start, self.num_steps)[index]) / max(1, left)
+        return self._shares[task]
+
+    @functools.cached_property
+    def _shares(self) -> dict[str, float]:
+        expected = self.sampler.expected(self.start, self.num_steps) / max(1, self.num_steps - self.start)
+        return dict(zip(self.tasks, expected.tolist(), strict=True))
 
     def positions_before(self, step: int) -> dict[str, int]:
         """Each task's sample position after the first ``step`` steps."""
@@ -190,16 +197,19 @@ class Schedule:
     def position_at(self, step: int) -> Position:
         """Where the run stands after ``step`` steps, all of whose losses were observed."""
         batches = {**self.position.batches, **self.batches_before(step)}
-        return Position(step, batches, self.expected_before(step), self.sampler.state())
+        expected = {**self.position.expected, **self.expected_before(step)}
+        return Position(step, batches, expected, self.sampler.state())
 
     def in_order_of_first_use(self) -> list[Structure]:
         """The structures that the run may still use, each once: those of decided steps in their order, then the rest
         where steps are yet to be decided."""
-        found, most = {}, len(set(self._structures.values()))
-        for step in range(self.start, self.known):
-            found.setdefault(self[step].structure)
-            if len(found) == most:
-                break
+        most = max(len(t.variants) for t in self.tasks.values())
+        keys = self._steps[: self._decided].astype(np.int64) * most
+        for index, name in enumerate(self.tasks):
+            mine = np.flatnonzero(self._steps[: self._decided] == index)
+            keys[mine] += self.plans[name].variants[self._batches[mine]]
+        _, firsts = np.unique(keys, return_index=True)
+        found = dict.fromkeys(self[self.start + int(first)].structure for first in sorted(firsts))
         if self.known < self.num_steps:
             found |= dict.fromkeys(self._structures.values())
         return list(found)

@@ -71,7 +71,7 @@ def _resumed(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, shapes: dic
         lines.append(f"new, with fresh values: {', '.join(new)}")
     gone = sorted(stored.keys() - shapes.keys())
     if gone:
-        lines.append(f"of no task any more, left in checkpoint {step}: {', '.join(gone)}")
+        lines.append(f"of no task any more, kept as long as checkpoint {step} is: {', '.join(gone)}")
     return {group: state[group] for group in shapes}, lines
 
 
@@ -112,10 +112,10 @@ def _taken_over(params: dict, source: Path, *, classes: dict[str, list[str]]) ->
         raise RequestError(
             f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}"
         )
-    return _with_loaded(params, checkpoints, take), lines
+    return _with_loaded(params, checkpoints, data["step"], take), lines
 
 
-def _with_loaded(params: dict, checkpoints: Checkpoints, take: dict[str, set[str]]) -> dict:
+def _with_loaded(params: dict, checkpoints: Checkpoints, step: int, take: dict[str, set[str]]) -> dict:
     place = jax.sharding.SingleDeviceSharding(host_device())
     leaves, abstract = {}, {}
     for group, paths in take.items():
@@ -126,7 +126,7 @@ def _with_loaded(params: dict, checkpoints: Checkpoints, take: dict[str, set[str
                 for name in names[:-1]:
                     node = node.setdefault(name, {})
                 node[names[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    loaded = checkpoints.state(abstract)
+    loaded = checkpoints.state(abstract, step=step)
     for group in take:
         for path, leaf in jax.tree.leaves_with_path(loaded[group]["params"]):
             leaves[group, jax.tree_util.keystr(path)] = leaf

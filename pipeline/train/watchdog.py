@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED
@@ -15,15 +16,23 @@ from pipeline.errors import EXIT_FAILED
 # A thread that holds the interpreter lock stops the watchdog too: so much later the fault handler, which needs no lock,
 # does its work.
 _BACKSTOP_S = 30.0
+# So many times the usual limit for a compile or a save.
+_PATIENCE = 4
 
 
 class Watchdog:
-    """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr."""
+    """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
+
+    patient: whether something is under way that may take _PATIENCE times as long. What another process has left at
+    ``path`` is kept, and a number added to the name.
+    """
 
     def __init__(self, path: Path, *, timeout_s: float, rank: int = 0):
-        self._path, self._timeout_s, self._rank = path, timeout_s, rank
+        self._timeout_s, self._rank, self._path, number = timeout_s, rank, path, 2
+        self.patient: Callable[[], bool] = lambda: False
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        while self._path.exists() and self._path.stat().st_size:
+            self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
         self._what, self._last, self._closed = "the start", time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -36,14 +45,14 @@ class Watchdog:
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
         while not self._closed.wait(interval):
-            if time.monotonic() - self._last > self._timeout_s:
+            if time.monotonic() - self._last > self._timeout_s * (_PATIENCE if self.patient() else 1):
                 self._end()
             self._arm()
 
     def _arm(self) -> None:
         if self._file is None:
             self._file = open(self._path, "w", encoding="utf-8")
-        faulthandler.dump_traceback_later(self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
+        faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
     def _end(self) -> None:
         line = (

@@ -120,3 +120,14 @@ def test_a_step_waits_for_the_slowest_rank():
         assert (await keeper.go(1, 0))[0]
 
     asyncio.run(story())
+
+
+def test_news_of_batches_may_come_in_another_order():
+    async def story():
+        keeper = GateKeeper()
+        await keeper.begin(1)
+        await keeper.ready(1, 0, 9)
+        await keeper.ready(1, 0, 8)
+        assert (await asyncio.wait_for(keeper.go(1, 9), 1))[0]
+
+    asyncio.run(story())

@@ -279,3 +279,28 @@ def test_a_task_that_joins_the_bandit_starts_with_the_value_of_what_never_ran():
     new = make({"x": 1.0, "y": 1.0, "z": 1.0}, kind="bandit", lag=8, position=old.state(), step=80)
     shares = new.expected(80, 81)
     assert shares[2] > shares[0] and shares[2] > shares[1]
+
+
+def test_other_settings_of_the_bandit_hold_from_the_resume_on():
+    weights = {"x": 1.0, "y": 1.0}
+    old = make(weights, kind="bandit", lag=8)
+    drive(old, lambda name, step: 1.0, 0, 20)
+    stopped = make({"x": 1.0, "y": 0.0}, kind="bandit", lag=8, position=old.state(), step=20)
+    assert set(stopped.tasks(20, 32)) == {0}
+    assert make(weights, kind="bandit", lag=16, position=old.state(), step=20).known == 48
+    first = make(kind="exact", period=10)
+    other = make(kind="exact", period=50, position=first.state(), step=20)
+    assert counts(other, 20, 70) == apportion(np.array([0.375, 0.125, 0.5]), 50).tolist()
+
+
+def test_round_robin_takes_the_memory_of_its_steps():
+    """Intervals with a common factor: at most values of the counter nothing would run."""
+    sampler = RoundRobin({"p": 1000, "q": 2000}, names=("p", "q"))
+    assert "".join("pq"[i] for i in sampler.tasks(0, 6)) == "pqppqp"
+    assert len(sampler.tasks(0, 200_000)) == 200_000
+
+
+def test_capped_stages_of_a_long_run_take_seconds():
+    spec = SamplerSpec(max_share=0.4, stages=(Stage(500_000, (("x", 9.0),)),))
+    sampler = spec.sampler(WEIGHTS, seed=0, position={}, step=0, num_steps=1_000_000)
+    np.testing.assert_allclose(sampler.expected(0, 1_000_000), [4e5, 2e5, 4e5], rtol=0.3)

@@ -159,6 +159,8 @@ def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
     recipe["init"] = {"from": str(tmp_path / "nothing")}
     with pytest.raises(RequestError, match=r"no whole checkpoint in .*nothing"):
         bare_run.run(recipes.from_dict(recipe), tmp_path / "run")
+    # The recipe that is put right may use the same directory.
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_more_steps_on_a_finished_run(two_tasks, bare_run, tmp_path):

@@ -49,12 +49,33 @@ def test_a_hang_ends_with_the_stack_of_every_thread(tmp_path):
 def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path, monkeypatch):
     """A call into C that never lets go: no Python thread runs any more."""
     how = "import ctypes; ctypes.PyDLL(None).sleep(90)"
-    script = HANG.replace("dog = ", "import pipeline.train.watchdog as w; w._BACKSTOP_S = 1.0; dog = ")
+    script = HANG.replace("dog = ", "import pipeline.train.watchdog as w; w._BACKSTOP_S = w._PATIENCE = 1.0; dog = ")
     path = tmp_path / "stalls/rank-3.txt"
     command = [sys.executable, "-c", script.format(how=how), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     assert "stuck_in_the_loop" in path.read_text()
+
+
+def test_what_another_process_has_left_is_kept(tmp_path):
+    from pipeline.train.watchdog import Watchdog
+
+    path = tmp_path / "stalls/rank-0.txt"
+    path.parent.mkdir()
+    path.write_text("stacks of the process before")
+    Watchdog(path, timeout_s=60).close()
+    assert path.read_text() == "stacks of the process before"
+    done, _ = run("threading.Event().wait()", tmp_path / "stalls/rank-0.txt")
+    assert done.returncode == 1 and "stuck_in_the_loop" in (tmp_path / "stalls/rank-0-2.txt").read_text()
+
+
+def test_a_compile_or_a_save_may_take_longer(tmp_path):
+    from pipeline.train.watchdog import Watchdog
+
+    dog = Watchdog(tmp_path / "rank-0.txt", timeout_s=0.4)
+    dog.patient = lambda: True
+    time.sleep(1.0)
+    dog.close()
 
 
 def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
