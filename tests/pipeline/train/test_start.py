@@ -89,7 +89,7 @@ def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run,
     bare_run.run(recipes.from_dict(new), run_dir)
     out = capsys.readouterr().out
     assert "new, with fresh values: embed_text, pair_text_vision" in out
-    assert "of no task any more, left in checkpoint 8: embed_audio, pair_audio_vision" in out
+    assert "of no task any more, kept as long as checkpoint 8 is: embed_audio, pair_audio_vision" in out
     samples = read_jsonl(run_dir / "samples.jsonl")
     assert [s["step"] for s in samples] == list(range(1, 17))
     assert {s["task"] for s in samples[:8]} == {"classes", "video_audio"}
