@@ -40,8 +40,8 @@ from pipeline.train.run import RunSpec, train
 from pipeline.train.schedule import Schedule
 
 _QUEUE_ROWS = 2
-# Workers that run are heard of at every step.
-_SILENCE_S = 60.0
+# Workers that run are heard of at every step; their last save may take this long.
+_SILENCE_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +188,8 @@ def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> Data
 def _relayed(should_stop: Callable[[], bool], keeper, spec: RunSpec):
     """Passes a stop that the driver was asked for on to the workers.
 
-    Where none of them answers for a minute (Ray waits for machines without a bound) the process ends by itself: what is
-    saved is saved.
+    Where none of them is heard of for long (Ray waits for machines without a bound) the process ends by itself: what
+    is saved is saved.
     """
     ended = threading.Event()
 
