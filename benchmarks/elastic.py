@@ -3,10 +3,10 @@
     python benchmarks/elastic.py [--only lost|preempted]
 
 lost: a run of one or two workers (``cluster.num_workers: [1, 2]``) loses a node to SIGKILL; it must go on with one
-worker by itself, and with two again once a node joins. preempted: a run of two workers whose node is drained as a spot
-machine is (``ray drain-node``, 40 seconds' notice) must save and exit with 75. Times are seconds from the event; every
-step of metrics.jsonl must stand once. Each takes some five minutes: Ray itself waits a minute before it gives a size up, and
-looks once a minute for room to grow.
+worker by itself, and with two again once a node joins. preempted: a run of two workers whose node is drained as a
+spot machine is (``ray drain-node``, 40 seconds' notice) must save and exit with 75. Times are seconds from the event;
+every step of metrics.jsonl must stand once. Each takes some five minutes: Ray itself waits a minute before it gives a
+size up, and looks once a minute for room to grow.
 """
 
 from __future__ import annotations
