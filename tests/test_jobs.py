@@ -133,40 +133,36 @@ def await_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_run_goes_on_to_the_same_end(recipe_file, whole, tmp_path):
-    """kill -9 after a checkpoint, then again: the same losses and samples as the run that was left alone."""
-    path, killed = recipe_file[0], tmp_path / "killed"
-    process = start(command("pretrain.py", "--config", path, "--run-dir", killed), killed)
-    await_step(process, killed, 7)
-    assert len(marked(killed)) > 4  # the driver and Ray's
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed_at = time.monotonic()
-    run_job("pretrain.py", "--config", path, "--run-dir", killed)
-    assert exact(killed) == exact(whole)
-    assert (killed / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-
-    _await_end_of(killed, deadline=killed_at + 120)
-
-    # The evaluation again, from the checkpoint alone.
-    (killed / "eval.json").unlink()
-    run_job("evaluate.py", "--run", killed)
-    assert json.loads((killed / "eval.json").read_text()) == json.loads((whole / "eval.json").read_text())
-
-
-def test_interrupt_saves_and_exits_75(recipe_file, tmp_path):
-    """Compiled as on a user's machine."""
+def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, whole, tmp_path):
+    """Ctrl-C, then kill -9 between two checkpoints, then left alone: the losses and samples of ``whole``."""
     path, run_dir = recipe_file[0], tmp_path / "run"
-    job = command("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "train.num_steps=4000")
-    process = start(job, run_dir, XLA_FLAGS="")
-    await_step(process, run_dir, 1)
+    job = command("pretrain.py", "--config", path, "--run-dir", run_dir)
+    process = start(job, run_dir)
+    await_step(process, run_dir, 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
-    assert "state saved" in output
-    last = metrics(run_dir)[-1]["step"]
-    assert (run_dir / "checkpoints" / str(last)).is_dir()
+    stopped = metrics(run_dir)[-1]["step"]
+    assert f"stopped after step {stopped}, state saved" in output and stopped < 40
+    assert (run_dir / "checkpoints" / str(stopped)).is_dir()
     _await_end_of(run_dir, deadline=time.monotonic() + 120)
+
+    process = start(job, run_dir)
+    await_step(process, run_dir, stopped + 2)
+    assert len(marked(run_dir)) > 4  # the driver and Ray's
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed_at = time.monotonic()
+    run_job("pretrain.py", "--config", path, "--run-dir", run_dir)
+    assert exact(run_dir) == exact(whole)
+    assert (run_dir / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+    _await_end_of(run_dir, deadline=killed_at + 120)
+
+    # The evaluation again, from the checkpoint alone.
+    (run_dir / "eval.json").unlink()
+    run_job("evaluate.py", "--run", run_dir)
+    assert json.loads((run_dir / "eval.json").read_text()) == json.loads((whole / "eval.json").read_text())
 
 
 def _await_end_of(run_dir: Path, *, deadline: float) -> None:
