@@ -51,6 +51,7 @@ class Watchdog:
 
     def _arm(self) -> None:
         if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "w", encoding="utf-8")
         faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
@@ -77,3 +78,6 @@ class Watchdog:
             self._file.close()
         if self._path.exists() and not self._path.stat().st_size:
             self._path.unlink()
+            # Another rank's file may be there.
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
