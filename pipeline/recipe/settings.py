@@ -16,7 +16,7 @@ from pipeline.data import spec
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
-from pipeline.train.sampler import SamplerSpec, Stage
+from pipeline.train.sampler import KINDS, SamplerSpec, Stage
 
 # Frames of a video variant that names none.
 _FRAMES = 16
@@ -285,7 +285,7 @@ class SamplerSettings(_Strict):
     [{from_step: 1000, weights: {a: 2, b: 0}}]; ramp: they change linearly from stage to stage.
     """
 
-    kind: Literal["multinomial", "uniform", "round_robin", "exact", "bandit"] = "multinomial"
+    kind: Literal[KINDS] = "multinomial"
     temperature: float = pydantic.Field(1.0, gt=0)
     max_weight: float | None = pydantic.Field(None, gt=0)
     max_share: float | None = pydantic.Field(None, gt=0, le=1)

@@ -39,23 +39,24 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
+    def _folders(self) -> list[int]:
+        """The steps that have a folder, whole or not, rising."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if self.folder.is_dir() else []
+
     @property
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints, rising."""
-        if not self.folder.is_dir():
-            return []
-        found = sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
-        return [step for step in found if self._fault(step) is None]
+        return [step for step in self._folders() if self._fault(step) is None]
 
     @property
     def latest_step(self) -> int | None:
-        return max(self.steps, default=None)
+        # From the newest on: of a long run's many checkpoints only one need be looked through.
+        return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
 
     def faults(self) -> list[str]:
         """A line for every folder of a step that is passed over, and why."""
-        names = sorted(p.name for p in self.folder.iterdir() if p.name.isdigit()) if self.folder.is_dir() else []
-        faults = {name: self._fault(int(name)) for name in names}
-        return [f"checkpoint {name} is passed over: {fault}" for name, fault in faults.items() if fault]
+        faults = {step: self._fault(step) for step in self._folders()}
+        return [f"checkpoint {step} is passed over: {fault}" for step, fault in faults.items() if fault]
 
     def _fault(self, step: int) -> str | None:
         """Why a checkpoint is not whole; None where it is."""
