@@ -109,8 +109,8 @@ class Fingerprint:
 
     def __init__(self):
         self.num_rows = 0
-        self._lengths = {name: hashlib.blake2b(digest_size=16) for name in self.COLUMNS}
-        self._contents = {name: hashlib.blake2b(digest_size=16) for name in self.COLUMNS}
+        # Of each column: lengths of lists, lengths of strings, contents. Apart, so that pieces do not matter.
+        self._digests = {name: [hashlib.blake2b(digest_size=16) for _ in range(3)] for name in self.COLUMNS}
 
     def update(self, rows: pa.RecordBatch) -> None:
         """rows: as ``normalise`` gives them."""
@@ -121,12 +121,12 @@ class Fingerprint:
             self._update(name, column)
 
     def _update(self, name: str, column: pa.Array) -> None:
-        lengths, contents = self._lengths[name], self._contents[name]
+        lists, lengths, contents = self._digests[name]
         if pa.types.is_floating(column.type):
             contents.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)))
             return
-        while pa.types.is_large_list(column.type):
-            lengths.update(_lengths(pc.list_value_length(column)))
+        if pa.types.is_large_list(column.type):
+            lists.update(_lengths(pc.list_value_length(column)))
             column = column.flatten()
         column = column.cast(pa.large_binary())
         lengths.update(_lengths(pc.binary_length(column)))
@@ -134,9 +134,11 @@ class Fingerprint:
 
     def digests(self) -> dict:
         """{"num_rows": of all, column: digest in hexadecimal}."""
-        return {"num_rows": self.num_rows} | {
-            name: self._lengths[name].hexdigest() + self._contents[name].hexdigest() for name in self.COLUMNS
-        }
+        found = {name: hashlib.blake2b(digest_size=16) for name in self.COLUMNS}
+        for name, parts in self._digests.items():
+            for part in parts:
+                found[name].update(part.digest())
+        return {"num_rows": self.num_rows} | {name: digest.hexdigest() for name, digest in found.items()}
 
 
 def _lengths(found: pa.Array) -> np.ndarray:

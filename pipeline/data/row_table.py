@@ -12,7 +12,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.data.columns import TYPES, Fingerprint, normalise, usable
 from pipeline.data.parquet_files import ParquetFiles
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, one_line
 from pipeline.files import cache_dir, whole_file, write_json
 
 _ROWS_PER_BATCH = 4096
@@ -29,8 +28,8 @@ _ROWS_PER_BATCH = 4096
 _IN_MEMORY_ROWS, _IN_MEMORY_BYTES = 16_384, 4 << 20
 # Record batches that stay open.
 _KEPT_BATCHES = 1024
-# Maximum rows of a copy, and the part of the free disk that it may take; bytes of a copy for each of Parquet.
-_MOST_COPIED_ROWS, _MOST_OF_DISK, _GROWTH = 200_000_000, 0.5, 5
+# Maximum rows of a copy; bytes of it for each byte of Parquet, roughly.
+_MOST_COPIED_ROWS, _GROWTH = 200_000_000, 5
 # Copies that stay in the cache: those used last.
 _KEPT_COPIES = 64
 # Of a manifest that is read where it lies: maximum rows of a row group, row groups in memory, files whose rows are
@@ -68,18 +67,25 @@ def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
     """The rows of a manifest, copied where that was not done yet.
 
     Manifests too large for a copy are read where they lie. Raises RequestError where their row groups are too large
-    for that.
+    for that, or where there is no room for the copy.
     """
     if files.num_rows <= _IN_MEMORY_ROWS and files.num_bytes <= _IN_MEMORY_BYTES:
         sink = pa.BufferOutputStream()
         fingerprint = _copy(files, sink)
         return RowTable(sink.getvalue(), fingerprint)
+    # By rows alone, so that the fingerprint is of one kind on every machine.
+    if files.num_rows > _MOST_COPIED_ROWS:
+        return RowGroups(files)
     path = _copy_path(files)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if files.num_rows > _MOST_COPIED_ROWS or not _has_room(files, path.parent):
-        return RowGroups(files, folder=path.parent)
-    with _locked(path.with_suffix(".lock")):
-        return _open_copy(path) or _write_copy(files, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            return _open_copy(path) or _write_copy(files, path)
+    except OSError as e:
+        raise RequestError(
+            f"manifest {files.uri}: a copy of its rows, about {_GROWTH * files.num_bytes / 1e9:.1f} GB, cannot be "
+            f"written to {path.parent}: {one_line(e)}; free some space, or set IMP_CACHE to another folder"
+        ) from e
 
 
 def _copy_path(files: ParquetFiles) -> Path:
@@ -147,11 +153,6 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
-def _has_room(files: ParquetFiles, folder: Path) -> bool:
-    # Columns of few values are far larger here than in Parquet; media paths and captions are two to five times.
-    return _GROWTH * files.num_bytes < _MOST_OF_DISK * shutil.disk_usage(folder).free
-
-
 def _prune(folder: Path) -> None:
     """Removes the copies that were used longest ago. Processes that have one open keep it until they end."""
     copies = sorted(folder.glob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True)
@@ -166,31 +167,33 @@ class RowGroups:
     The fingerprint is of all footers and of the rows of some row groups. Raises RequestError for large row groups.
     """
 
-    def __init__(self, files: ParquetFiles, *, folder: Path):
+    def __init__(self, files: ParquetFiles):
         self._files, self._columns = files, usable(files.schema)
         self._starts = np.cumsum([0, *(rows for rows, _ in files.sizes)])
         self.num_rows = int(self._starts[-1])
-        self._check_groups(folder)
+        self._check_groups()
         self._group = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._read_group)
+        self._group_starts = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._starts_of_groups)
 
-    def _check_groups(self, folder: Path) -> None:
+    def _check_groups(self) -> None:
         rows, groups = max(self._files.sizes, key=lambda size: size[0] / max(1, size[1]))
         if rows > _MOST_ROWS_PER_GROUP * groups:
             raise RequestError(
-                f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy in {folder} (at most "
-                f"{_MOST_COPIED_ROWS}, and half of the free disk), and reading them where they lie takes row groups of "
-                f"at most {_MOST_ROWS_PER_GROUP} rows; found {rows // groups}. Write the manifest with row_group_size="
-                "1024, or set IMP_CACHE to a folder on a larger disk"
+                f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy, and reading them where "
+                f"they lie takes row groups of at most {_MOST_ROWS_PER_GROUP} rows, found {rows // groups}; write the "
+                "manifest with row_group_size=1024"
             )
 
     def row(self, index: int) -> pa.RecordBatch:
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, within = self._files.paths[file], index - int(self._starts[file])
-        footer, number = self._files.footer(path), 0
-        while within >= footer.row_group(number).num_rows:
-            within -= footer.row_group(number).num_rows
-            number += 1
-        return self._group(path, number).slice(within, 1)
+        starts = self._group_starts(path)
+        number = int(np.searchsorted(starts, within, side="right")) - 1
+        return self._group(path, number).slice(within - int(starts[number]), 1)
+
+    def _starts_of_groups(self, path: str) -> np.ndarray:
+        footer = self._files.footer(path)
+        return np.cumsum([0, *(footer.row_group(n).num_rows for n in range(footer.num_row_groups))])
 
     def _read_group(self, path: str, number: int) -> pa.RecordBatch:
         table = self._files.group(path, number, self._columns).combine_chunks()

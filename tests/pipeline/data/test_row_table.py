@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import parquet_files, row_table
+from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.manifest import Manifest
 from pipeline.data.media import storage
 from pipeline.data.row_table import RowGroups, RowTable
@@ -94,7 +95,8 @@ def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
     monkeypatch.setattr(row_table, "_MOST_ROWS_PER_GROUP", 1000)
     manifest = Manifest(write(tmp_path / "m.parquet", row_group_size=NUM_ROWS))
     with pytest.raises(
-        RequestError, match=r"row groups of at most 1000 rows; found 10000\. Write .* row_group_size=1024"
+        RequestError,
+        match=r"groups of at most 1000 rows, found 10000; write .* row_group_size=1024",
     ):
         manifest.row(0)
 
@@ -159,6 +161,33 @@ def test_old_copies_make_room(tmp_path, cache, copied, monkeypatch):
     assert manifests[0].row(9) == wanted(tmp_path / "0.parquet", 9)
 
 
+def test_no_room_for_a_copy(tmp_path, monkeypatch, copied):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"m\.parquet: a copy of its rows, .* cannot be written .*; free some space"):
+        Manifest(write(tmp_path / "m.parquet")).row(0)
+
+
+def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, cache):
+    """A limit on the size of files stops the write as a full disk does."""
+    path = write(tmp_path / "m.parquet", pa.concat_tables([table()] * 2))
+    code = f"""
+import resource, signal
+from pipeline.data.columns import Fingerprint, normalise
+from pipeline.data.manifest import Manifest
+from pipeline.errors import RequestError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+try:
+    Manifest({path!r}).row(0)
+except RequestError as e:
+    print(e)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "cannot be written" in out.stdout and out.returncode == 0, out.stderr
+    assert not [p for p in cache.iterdir() if p.suffix != ".lock"]
+
+
 # --- the fingerprint ---
 
 
@@ -180,6 +209,16 @@ def test_the_same_rows_have_one_fingerprint_however_they_lie(tmp_path, monkeypat
     assert fingerprint(tmp_path / "e" / "m.parquet", table(image=[f"s3://{i}" for i in range(NUM_ROWS)])) == base
     monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
     assert fingerprint(tmp_path / "f" / "m.parquet") == base
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_the_size_of_pieces_changes_no_fingerprint(size):
+    rows, columns = table(0, 100), ["id", "text", "labels", "start_s"]
+    whole, pieces = Fingerprint(), Fingerprint()
+    whole.update(normalise(rows.to_batches()[0], columns))
+    for start in range(0, 100, size):
+        pieces.update(normalise(rows.slice(start, size).combine_chunks().to_batches()[0], columns))
+    assert pieces.digests() == whole.digests()
 
 
 def swapped(column: str, one: int, other: int) -> pa.Table:
