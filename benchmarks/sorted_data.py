@@ -4,7 +4,7 @@
 
 Handwritten digits (scikit-learn's, each shown many times at another place and size) as one tar and two manifests:
 sorted by class, as an import of class folders leaves them, and shuffled. A tiny model learns to classify them for some
-hundred steps, for each of several seeds. accuracy: on digits that are not in the tar. gap: mean of the sorted runs minus
+hundred steps, for each of several seeds. accuracy: on digits that are not in the tar. gap: mean of the sorted runs less
 that of the shuffled ones, in percentage points; spread: standard deviation over the seeds, both orders together. jumps:
 the largest loss over the median in the second half of the steps; a set learned class by class jumps at each of them.
 """
