@@ -110,8 +110,10 @@ def _decode(source: MediaSource, rows: list[int]) -> dict:
             began = time.process_time() + source.decoders.cpu_s
             reject = _try(source, row, modality)
             cost[modality].append(time.process_time() + source.decoders.cpu_s - began)
-            for key, value in _probe(source, record, modality).items():
-                sizes[f"{modality} {key}"].append(value)
+            # What may not be opened is not looked at either.
+            if reject is None or reject.reason != "unknown_scheme":
+                for key, value in _probe(source, record, modality).items():
+                    sizes[f"{modality} {key}"].append(value)
             if reject and not bad:
                 bad = True
                 rejects[reject.reason] += 1
