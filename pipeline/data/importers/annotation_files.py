@@ -22,7 +22,7 @@ def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[d
     folder = Folder(images or folder_of(source))
     there = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
     try:
-        data = json.loads(read_file(source))
+        data = json.loads(text_of(read_file(source)))
         captions: dict[int, list[str]] = {}
         for annotation in data["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
@@ -151,11 +151,18 @@ def _find(files: dict[str, dict[str, str]], cut: list[str], whole: list[str], st
 
 def _records(source: str) -> Iterator[dict]:
     text = text_of(read_file(source))
-    yield from csv.DictReader(io.StringIO(text))
+    yield from _cells(source, csv.DictReader(io.StringIO(text)))
 
 
 def _lines(source: str) -> Iterator[list[str]]:
     """Rows of a CSV whose comments start with # and whose cells are set apart by comma and space."""
     text = text_of(read_file(source))
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    yield from csv.reader(lines, skipinitialspace=True)
+    yield from _cells(source, csv.reader(lines, skipinitialspace=True))
+
+
+def _cells(source: str, rows: Iterator) -> Iterator:
+    try:
+        yield from rows
+    except csv.Error as e:
+        raise RequestError(f"{source}: cannot be read as CSV: {e}") from e

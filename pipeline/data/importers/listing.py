@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
+import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.data.manifest import resolve_filesystem
@@ -102,6 +103,19 @@ def read_file(source: str) -> bytes:
 def text_of(content: bytes) -> str:
     """UTF-8; other bytes stay in it as lone surrogates, by which ``writing`` knows them."""
     return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list:
+    """``to_pylist``, where strings may hold other bytes than UTF-8: they come out as ``text_of`` gives them."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        kind = pa.large_binary() if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else None
+        return [_text(value) for value in column.cast(kind or pa.large_list(pa.large_binary())).to_pylist()]
+
+
+def _text(value: bytes | list | None):
+    return [_text(v) for v in value] if isinstance(value, list) else value and text_of(value)
 
 
 def folder_of(source: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.importers.listing import Skipped, folder_of, open_file
+from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
 from pipeline.data.manifest import MEDIA_COLUMNS
 from pipeline.errors import RequestError
 
@@ -87,7 +87,8 @@ def _records(source: str) -> Iterator[dict]:
         with open_file(source) as file:
             if ending == ".parquet":
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
+                    columns = [values_of(column) for column in batch.columns]
+                    yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
             elif ending in (".csv", ".tsv"):
                 text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
                 yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.importers.folders import text_lines
-from pipeline.data.importers.listing import Folder, Skipped, modality_of, text_of
+from pipeline.data.importers.listing import Folder, Skipped, modality_of, text_of, values_of
 from pipeline.data.media.storage import member_path
 from pipeline.errors import RequestError
 
@@ -60,7 +60,7 @@ def _captions(folder: Folder, name: str, column: str) -> dict[str, str]:
             table = pq.read_table(file, columns=["key", column])
     except (pa.ArrowInvalid, KeyError) as e:
         raise RequestError(f"{folder.uri(name)}: expected the columns key and {column}: {str(e)[:120]}") from e
-    return dict(zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True))
+    return dict(zip(values_of(table["key"]), values_of(table[column]), strict=True))
 
 
 def _id(name: str, key: str) -> str:

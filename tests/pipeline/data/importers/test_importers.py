@@ -422,6 +422,22 @@ def test_nothing_of_a_sample_is_lost_in_silence(tmp_path):
     assert last == "5 rows, 2 left out: no name before its ending × 2, e.g. d.tar: .png"
 
 
+def test_parquet_beside_tars_and_alone_and_coco_of_another_encoding_are_marked(tmp_path):
+    write_tar(tmp_path / "d/0.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2))])
+    raw = pa.array([b"caf\xe9", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"key": ["a", "b"], "caption": raw}), tmp_path / "d/0.parquet")
+    rows, _ = imported("img2dataset", tmp_path / "d", tmp_path)
+    assert [row["text"] for row in rows.values()] == [[NOT_UTF8 + "caf\\xe9"], ["fine"]]
+    lists = pa.ListArray.from_arrays([0, 2, 2], raw)
+    pq.write_table(pa.table({"id": ["x", "y"], "image": ["x.png", "y.png"], "text": lists}), tmp_path / "t.parquet")
+    rows, _ = imported("table", tmp_path / "t.parquet", tmp_path)
+    assert rows["x"]["text"] == [NOT_UTF8 + "caf\\xe9", "fine"] and rows["y"]["text"] == []
+    put(tmp_path / "coco/1.jpg")
+    content = b'{"images":[{"id":1,"file_name":"1.jpg"}],"annotations":[{"image_id":1,"caption":"caf\xe9"}]}'
+    rows, _ = imported("coco_captions", put(tmp_path / "coco/c.json", content), tmp_path)
+    assert rows["1"]["text"] == [NOT_UTF8 + "caf\\xe9"]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
