@@ -102,11 +102,13 @@ def _patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
     return bytes(content)
 
 
-def png(width: int, height: int, data: bytes) -> bytes:
+def png(width: int, height: int, data: bytes, *, depth: int = 8) -> bytes:
+    """depth: bits of each of a pixel's three values."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 

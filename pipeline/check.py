@@ -18,7 +18,7 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import Tokenizer, text_fault
+from pipeline.data.text import CaptionCount, Tokenizer
 from pipeline.prepare import build_corpus, prepare
 from pipeline.recipe import Recipe
 from pipeline.train.schedule import START
@@ -111,8 +111,10 @@ def _decode(source: MediaSource, rows: list[int]) -> dict:
             began = time.process_time() + source.decoders.cpu_s
             reject = _try(source, row, modality)
             cost[modality].append(time.process_time() + source.decoders.cpu_s - began)
-            for key, value in _probe(source, record, modality).items():
-                sizes[f"{modality} {key}"].append(value)
+            # What may not be opened is not looked at either.
+            if reject is None or reject.reason != "unknown_scheme":
+                for key, value in _probe(source, record, modality).items():
+                    sizes[f"{modality} {key}"].append(value)
             if reject and not bad:
                 bad = True
                 rejects[reject.reason] += 1
@@ -167,15 +169,10 @@ def _text(manifest: Manifest, tasks: list[TaskSpec], tokenizer: Tokenizer | None
     captioned = [t for t in tasks if "text" in t.modalities and t.text == "captions"]
     if not captioned or tokenizer is None:
         return {}
-    most, texts, unusable, without = captioned[0].max_characters, [], collections.Counter(), 0
+    count, texts = CaptionCount(captioned[0].max_characters), []
     for row in rows:
-        found = list(manifest.row(row).get("text") or ())
-        faults = [text_fault(text, max_characters=most) for text in found]
-        usable = [text for text, fault in zip(found, faults, strict=True) if fault is None]
-        unusable.update(fault[0] for fault in faults if fault)
-        without += not usable
-        texts += usable
-    out = {"captions": len(texts), "unusable": dict(unusable), "rows_without_a_caption": without}
+        texts += count.add(list(manifest.row(row).get("text") or ()))
+    out = {"captions": len(texts), "unusable": dict(count.unusable), "rows_without_a_caption": count.rows_without}
     if not texts:
         return out
     tokens = np.array([tokenizer.count(text) for text in texts])
@@ -191,9 +188,9 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
     stops, looks = [], []
     rejected, sampled = found["rejects"]["count"], found["sampled"]
     if rejected:
-        line = f"{name}: {rejected} of {sampled} sampled rows are bad ({_counts(found['rejects']['reasons'])})"
+        line = f"{name}: {rejected} of {sampled} sampled rows are bad ({counts_line(found['rejects']['reasons'])})"
         over = rejected > data_set.max_reject_fraction * sampled
-        (stops if over else looks).append(line + (f"; at most {data_set.max_reject_fraction:.0%} may be" * over))
+        (stops if over else looks).append(f"{line}; {allowed_line(data_set)}")
     if found["damaged_shards"]:
         stops.append(
             f"{name}: {len(found['damaged_shards'])} shards are not as they were written, e.g. "
@@ -213,17 +210,26 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
     if labels.get("classes_without_a_row"):
         looks.append(f"{name}: no row has the class {labels['classes_without_a_row'][0]!r}")
     if text.get("rows_without_a_caption"):
-        line = f"{name}: {text['rows_without_a_caption']} of {sampled} sampled rows have no caption that can be used"
+        line = no_caption_line(text["rows_without_a_caption"], f"{sampled} sampled rows", text["unusable"], data_set)
         over = text["rows_without_a_caption"] > data_set.max_reject_fraction * sampled
-        (stops if over else looks).append(line + (f" ({_counts(text['unusable'])})" if text["unusable"] else ""))
+        (stops if over else looks).append(f"{name}: {line}")
     for task, cut in text.get("cut", {}).items():
         if cut > 0.05:
             looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
     return stops, looks
 
 
-def _counts(reasons: dict[str, int]) -> str:
+def counts_line(reasons: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+
+
+def allowed_line(data_set: DataSetSpec) -> str:
+    return f"at most {100 * data_set.max_reject_fraction:.3g} % of rows may be rejected"
+
+
+def no_caption_line(count: int, of: str, unusable: dict[str, int], data_set: DataSetSpec) -> str:
+    why = f" ({counts_line(unusable)})" if unusable else ""
+    return f"{count} of {of} have no caption that can be used{why}; {allowed_line(data_set)}"
 
 
 def print_check(result: dict) -> None:

@@ -203,10 +203,7 @@ def _import(arguments: argparse.Namespace) -> int:
         held_out_share=arguments.held_out_share,
         options=options,
     )
-    for path, rows in done.rows.items():
-        print(f"{path}: {rows:,} rows, columns {', '.join(done.columns)}")
-    for reason, (count, example) in done.skipped.items():
-        print(f"left out: {count:,} x {reason}, e.g. {example}")
+    print("\n".join(done.lines()))
     return EXIT_DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -13,11 +14,13 @@ from pathlib import Path
 import ray
 
 from pipeline import recipe as recipes
+from pipeline.check import allowed_line, counts_line, no_caption_line
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.text import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import write_json
 from pipeline.prepare import build_corpus, needed_columns
@@ -58,6 +61,8 @@ class _Job:
     fingerprint: dict
     limits: DecodeLimits
     rows_per_shard: int
+    # Of captions, where a task uses them.
+    max_characters: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -86,7 +91,9 @@ def _check(
     for task in tasks:
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.fingerprint, limits, rows_per_shard)
+    media = tuple(m for m in MEDIA if m in used)
+    captioned = [t.max_characters for t in tasks if "text" in t.modalities and t.text == "captions"]
+    job = _Job(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
@@ -120,6 +127,11 @@ def _make_shard(job: _Job, number: int) -> dict:
     rows = range(number * job.rows_per_shard, min((number + 1) * job.rows_per_shard, job.num_rows))
     table, rejects = encode_rows(job.source(), rows)
     entry = write_shard(table, job.folder / f"shard-{number:05d}.arrow") | {"rejects": rejects}
+    if job.max_characters is not None:
+        count = CaptionCount(job.max_characters)
+        for texts in table["text"].to_pylist():
+            count.add(texts)
+        entry["captions"] = {"rows_without": count.rows_without, "unusable": dict(count.unusable)}
     # The entry is written after its shard: a shard without one is made again.
     write_json(_entry_path(job, number), entry)
     return entry
@@ -177,8 +189,19 @@ def _write_index(job: _Job, entries: list[dict]) -> dict:
         "bytes": sum(e["bytes"] for e in shards),
         "rejected": len(rejects),
     }
-    reasons = {r["reason"] for r in rejects}
-    counts = ", ".join(f"{sum(r['reason'] == x for r in rejects)} {x}" for x in sorted(reasons)) or "none"
-    print(f"{job.data_set.name}: {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB, rejected: {counts}")
+    counts = counts_line(collections.Counter(sorted(r["reason"] for r in rejects)))
+    rejected = f"{counts} of {job.num_rows} rows; {allowed_line(job.data_set)}" if rejects else "none"
+    print(f"{job.data_set.name}: {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB, rejected: {rejected}")
+    _print_captions(job, [e["captions"] for e in entries if "captions" in e])
     print(f"train from them with --set data_sets.{job.data_set.name}.shards={os.path.abspath(job.folder)}", flush=True)
     return summary
+
+
+def _print_captions(job: _Job, counts: list[dict]) -> None:
+    """Says what training would find: shards hold captions as they are."""
+    without, unusable = sum(c["rows_without"] for c in counts), collections.Counter()
+    for count in counts:
+        unusable.update(count["unusable"])
+    if without:
+        line = no_caption_line(without, f"{job.num_rows} rows", dict(sorted(unusable.items())), job.data_set)
+        print(f"{job.data_set.name}: {line}")

@@ -8,6 +8,10 @@ import itertools
 # The encoder's embedder for each kind of media: a still image and a video share theirs.
 MODEL_MODALITY = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
 
+# Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
+# file, memory, a repository), so the recipe must name them.
+STORAGE_SCHEMES = ("file", "gcs", "gs", "hf", "http", "https", "s3")
+
 # What a task's loss may be made of: terms that compare modalities, and terms that need a classifier.
 CONTRASTIVE = ("nce", "sigmoid_pairs")
 CLASSIFICATION = ("softmax", "sigmoid")
@@ -142,6 +146,7 @@ class DataSetSpec:
     """One manifest and how its media become canonical clips.
 
     shards: a folder of preprocessed shards to read instead of the media. classes: ordered; () where there are none.
+    schemes: of media URIs beside ``STORAGE_SCHEMES`` and those of its manifests.
     """
 
     name: str
@@ -153,6 +158,13 @@ class DataSetSpec:
     video: VideoSpec = VideoSpec()
     audio: AudioSpec = AudioSpec()
     max_reject_fraction: float = 0.05
+    schemes: tuple[str, ...] = ()
+
+    @property
+    def allowed_schemes(self) -> tuple[str, ...]:
+        """Schemes that URIs of its media may have."""
+        manifests = (uri.partition("://") for uri in (self.manifest, *self.held_out.values()))
+        return tuple(sorted({*STORAGE_SCHEMES, *self.schemes, *(scheme for scheme, is_uri, _ in manifests if is_uri)}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ Pad id 0, no begin or end marks.
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import re
@@ -149,6 +150,23 @@ def text_fault(text: str, *, max_characters: int) -> tuple[str, str] | None:
     if not text.strip():
         return "no_text", f"nothing but blanks: {text[:40]!r}"
     return None
+
+
+class CaptionCount:
+    """Rows without a caption that can be used, and the captions that cannot, by reason."""
+
+    def __init__(self, max_characters: int):
+        self.rows = self.rows_without = 0
+        self.unusable: collections.Counter[str] = collections.Counter()
+        self._max_characters = max_characters
+
+    def add(self, texts: list[str]) -> list[str]:
+        """Counts a row; returns those of its captions that can be used."""
+        faults = [text_fault(text, max_characters=self._max_characters) for text in texts]
+        usable = [text for text, fault in zip(texts, faults, strict=True) if fault is None]
+        self.unusable.update(fault[0] for fault in faults if fault)
+        self.rows, self.rows_without = self.rows + 1, self.rows_without + (not usable)
+        return usable
 
 
 def most_telling(faults: list[tuple[str, str]]) -> tuple[str, str]:

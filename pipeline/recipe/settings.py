@@ -158,7 +158,8 @@ class AudioSettings(_Strict):
 class DataSetSettings(_Strict):
     """The data sets by name: their manifests, and how their media are decoded where a task or a measurement needs them.
 
-    held_out: one manifest, or several by name. classes: a list, or a file with one class a line.
+    held_out: one manifest, or several by name. classes: a list, or a file with one class a line. schemes: of media URIs
+    in the manifest, beside file, gs, hf, http, https, s3 and the manifest's own; rows with others are rejects.
     """
 
     manifest: str
@@ -169,6 +170,7 @@ class DataSetSettings(_Strict):
     video: VideoSettings = VideoSettings()
     audio: AudioSettings = AudioSettings()
     max_reject_fraction: float | None = pydantic.Field(None, ge=0, le=1)
+    schemes: list[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*$")]] = []
 
 
 class VariantSettings(_Strict):
@@ -511,6 +513,7 @@ class Recipe(_Strict):
             video=spec.VideoSpec(**s.video.model_dump()),
             audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
             max_reject_fraction=limit,
+            schemes=tuple(s.schemes),
         )
 
     def task_specs(self) -> dict[str, spec.TaskSpec]:

@@ -14,7 +14,7 @@ def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys):
     assert preprocess_main(["import", "class_folders", str(tmp_path / "d"), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{out}: 1 rows, columns id, image, labels",
-        "left out: 1 x not a media file, e.g. cat/a.doc",
+        "1 rows, 1 left out: not a media file × 1, e.g. cat/a.doc",
     ]
     assert pq.read_table(out).num_rows == 1
 

@@ -167,6 +167,7 @@ def test_further_errors_are_counted():
         ("tasks.film_text.modalities.1", "smell"),
         ("tasks.film_text.variants.0.drop_rate", 1.0),
         ("data_sets.films.video.fps", 0.0),
+        ("data_sets.films.schemes", "ftp"),
         ("tasks", {}),
         ("cluster.num_workers", -1),
         ("text.vocab_size", 8),
@@ -190,6 +191,12 @@ def test_a_wrong_value_is_named_with_its_key_and_what_was_found(path, value):
 def test_a_wrong_entry_of_logging_is_named(key, value, found):
     message = refused((f"logging.{key}", value))
     assert message.startswith(f"logging.{key}.0: ") and message.endswith(f"found {found}")
+
+
+def test_schemes_reach_the_data_set_and_are_names():
+    specs = recipes.from_dict(changed(("data_sets.photos.schemes", ["ftp", "zip"]))).data_set_specs()
+    assert specs["photos"].schemes == ("ftp", "zip") and specs["films"].schemes == ()
+    assert refused(("data_sets.photos.schemes", ["ftp://"])).startswith("data_sets.photos.schemes.0: ")
 
 
 def test_whole_numbers_are_numbers():

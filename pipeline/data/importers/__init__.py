@@ -31,11 +31,31 @@ LAYOUTS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import did. skipped: reason → how many rows or files were left out, with one example each."""
+    """What an import did.
+
+    rows: of each manifest. skipped: reason → how many rows or files were left out, with one example. kept: the same of
+    what is wrong with rows that are there.
+    """
 
     rows: dict[str, int]
     columns: list[str]
     skipped: dict[str, tuple[int, str]]
+    kept: dict[str, tuple[int, str]]
+
+    def lines(self) -> list[str]:
+        """For people: the manifests, what is wrong with rows that are there, and last what was left out."""
+        out = [f"{path}: {rows:,} rows, columns {', '.join(self.columns)}" for path, rows in self.rows.items()]
+        if self.kept:
+            out.append(f"kept, but not whole: {_reasons(self.kept)}")
+        left = sum(count for count, _ in self.skipped.values())
+        return [
+            *out,
+            f"{sum(self.rows.values()):,} rows, {left:,} left out" + (left > 0) * f": {_reasons(self.skipped)}",
+        ]
+
+
+def _reasons(counts: dict[str, tuple[int, str]]) -> str:
+    return "; ".join(f"{reason} × {count:,}, e.g. {example}" for reason, (count, example) in counts.items())
 
 
 def import_layout(
@@ -55,11 +75,11 @@ def import_layout(
     if not 0 <= held_out_share < 1:
         raise RequestError(f"--held-out-share: expected 0 or more and below 1, found {held_out_share}")
     skipped = Skipped()
-    rows, columns = write_manifests(read(source, skipped, **options), Path(out), held_out_share=held_out_share)
+    rows, columns = write_manifests(read(source, skipped, **options), Path(out), skipped, held_out_share=held_out_share)
     if not sum(rows.values()):
-        why = "; ".join(f"{count} x {reason}, e.g. {example}" for reason, (count, example) in skipped.reasons.items())
+        why = _reasons(skipped.reasons)
         raise RequestError(f"{layout} {source}: expected rows, found none" + (f": {why}" if why else ""))
-    return Imported(rows, columns, skipped.reasons)
+    return Imported(rows, columns, skipped.reasons, skipped.kept)
 
 
 def help_text() -> str:

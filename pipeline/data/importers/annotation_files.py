@@ -11,7 +11,7 @@ import json
 import posixpath
 from collections.abc import Iterator
 
-from pipeline.data.importers.listing import Folder, Skipped, by_stem, folder_of, read_file
+from pipeline.data.importers.listing import Folder, Skipped, by_stem, folder_of, read_file, text_of
 from pipeline.errors import RequestError
 
 _MISSING = "its media file is not there"
@@ -22,13 +22,15 @@ def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[d
     folder = Folder(images or folder_of(source))
     there = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
     try:
-        data = json.loads(read_file(source))
+        data = json.loads(text_of(read_file(source)))
         captions: dict[int, list[str]] = {}
         for annotation in data["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
         names = [(image["id"], posixpath.basename(image["file_name"])) for image in data["images"]]
     except (ValueError, KeyError, TypeError) as e:
         raise RequestError(f"{source}: expected COCO captions with images and annotations, found {e!r}") from e
+    for number in captions.keys() - {number for number, _ in names}:
+        skipped.add("captions of an image that is not listed", str(number))
     for number, name in names:
         if name not in there:
             skipped.add(_MISSING, name)
@@ -46,7 +48,7 @@ def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") ->
     class_labels_indices.csv, for labels that people can read.
     """
     folder = Folder(media or folder_of(source))
-    files = {m: by_stem(folder, m) for m in ("audio", "video")}
+    files = {m: by_stem(folder, m, skipped) for m in ("audio", "video")}
     readable = {r["mid"]: r["display_name"] for r in _records(names)} if names else {}
     for line in _lines(source):
         if len(line) < 4:
@@ -74,9 +76,9 @@ def kinetics(source: str, skipped: Skipped, videos: str = "", names: str = "", s
     names: for the second form, a file with one class a line. split: only these rows of the first form.
     """
     folder = Folder(videos or folder_of(source))
-    first = read_file(source).decode("utf-8-sig", errors="replace").splitlines()[:1]
+    first = text_of(read_file(source)).splitlines()[:1]
     if first and "youtube_id" in first[0]:
-        yield from _kinetics_official(source, skipped, by_stem(folder, "video"), split)
+        yield from _kinetics_official(source, skipped, by_stem(folder, "video", skipped), split)
     else:
         yield from _kinetics_paths(source, skipped, folder, names)
 
@@ -99,9 +101,9 @@ def _kinetics_official(source: str, skipped: Skipped, files: dict[str, str], spl
 
 
 def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -> Iterator[dict]:
-    classes = [line for line in read_file(names).decode().splitlines() if line.strip()] if names else []
+    classes = [line for line in text_of(read_file(names)).splitlines() if line.strip()] if names else []
     there = set(folder.paths())
-    for line in read_file(source).decode("utf-8-sig", errors="replace").splitlines():
+    for line in text_of(read_file(source)).splitlines():
         if not line.strip():
             continue
         path, separator, label = line.strip().replace(",", " ").rpartition(" ")
@@ -123,7 +125,7 @@ def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -
 def esc50(source: str, skipped: Skipped, audio: str = "", folds: str = "") -> Iterator[dict]:
     """meta/esc50.csv; audio: its folder, by default ../audio. folds: only these, e.g. 1,2,3,4."""
     folder = Folder(audio or posixpath.join(posixpath.dirname(folder_of(source)), "audio"))
-    files, wanted = by_stem(folder, "audio"), set(folds.split(",")) if folds else None
+    files, wanted = by_stem(folder, "audio", skipped), set(folds.split(",")) if folds else None
     for record in _records(source):
         try:
             name, fold, label = record["filename"], record["fold"], record["category"]
@@ -148,12 +150,19 @@ def _find(files: dict[str, dict[str, str]], cut: list[str], whole: list[str], st
 
 
 def _records(source: str) -> Iterator[dict]:
-    text = read_file(source).decode("utf-8-sig", errors="replace")
-    yield from csv.DictReader(io.StringIO(text))
+    text = text_of(read_file(source))
+    yield from _cells(source, csv.DictReader(io.StringIO(text)))
 
 
 def _lines(source: str) -> Iterator[list[str]]:
     """Rows of a CSV whose comments start with # and whose cells are set apart by comma and space."""
-    text = read_file(source).decode("utf-8-sig", errors="replace")
+    text = text_of(read_file(source))
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    yield from csv.reader(lines, skipinitialspace=True)
+    yield from _cells(source, csv.reader(lines, skipinitialspace=True))
+
+
+def _cells(source: str, rows: Iterator) -> Iterator:
+    try:
+        yield from rows
+    except csv.Error as e:
+        raise RequestError(f"{source}: cannot be read as CSV: {e}") from e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from pipeline.data.importers.listing import Folder, Skipped, modality_of
+from pipeline.data.importers.listing import Folder, Skipped, modality_of, text_of
 
 
 def class_folders(source: str, skipped: Skipped) -> Iterator[dict]:
@@ -29,6 +29,9 @@ def sidecar_text(source: str, skipped: Skipped) -> Iterator[dict]:
     for path in paths:
         modality = modality_of(path)
         if modality is None:
+            # A hidden folder may be the manifest's own draft.
+            if not path.endswith(".txt") and "/." not in f"/{path}":
+                skipped.add("not a media file", path)
             continue
         beside = [name for name in (posixpath.splitext(path)[0] + ".txt", path + ".txt") if name in known]
         captions = text_lines(folder.read(beside[0])) if beside else []
@@ -39,6 +42,5 @@ def sidecar_text(source: str, skipped: Skipped) -> Iterator[dict]:
 
 
 def text_lines(content: bytes) -> list[str]:
-    """The lines that are not blank; bytes that are no UTF-8 become the replacement character."""
-    lines = content.decode("utf-8-sig", errors="replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """The lines that are not blank."""
+    return [line.strip() for line in text_of(content).splitlines() if line.strip()]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import posixpath
 
+import pyarrow as pa
 import pyarrow.fs
 
 from pipeline.data.media.storage import resolve_filesystem
 from pipeline.errors import RequestError
 
 ENDINGS = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif"),
-    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v"),
-    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff"),
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm"),
+    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a", ".aac", ".wma"),
 }
 _MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
 
@@ -23,14 +24,26 @@ def modality_of(name: str) -> str | None:
 
 
 class Skipped:
-    """Counts what an import leaves out, by reason."""
+    """Counts what an import leaves out (``reasons``) and what is wrong with rows that it keeps (``kept``), by reason.
+
+    Both are reason → (how many, one example).
+    """
 
     def __init__(self):
         self.reasons: dict[str, tuple[int, str]] = {}
+        self.kept: dict[str, tuple[int, str]] = {}
 
     def add(self, reason: str, example: str) -> None:
-        count, first = self.reasons.get(reason, (0, example))
-        self.reasons[reason] = (count + 1, first)
+        _count(self.reasons, reason, example)
+
+    def keep(self, reason: str, example: str) -> None:
+        """Its row stays."""
+        _count(self.kept, reason, example)
+
+
+def _count(counts: dict[str, tuple[int, str]], reason: str, example: str) -> None:
+    count, first = counts.get(reason, (0, example))
+    counts[reason] = (count + 1, first)
 
 
 class Folder:
@@ -87,14 +100,36 @@ def read_file(source: str) -> bytes:
         return file.read()
 
 
+def text_of(content: bytes) -> str:
+    """UTF-8; other bytes stay in it as lone surrogates, by which ``writing`` knows them."""
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list:
+    """``to_pylist``, where strings may hold other bytes than UTF-8: they come out as ``text_of`` gives them."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        kind = pa.large_binary() if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else None
+        return [_text(value) for value in column.cast(kind or pa.large_list(pa.large_binary())).to_pylist()]
+
+
+def _text(value: bytes | list | None):
+    return [_text(v) for v in value] if isinstance(value, list) else value and text_of(value)
+
+
 def folder_of(source: str) -> str:
     """The folder in which a file lies, as a path or URI."""
     return posixpath.dirname(source if "://" in source else posixpath.abspath(source))
 
 
-def by_stem(folder: Folder, modality: str) -> dict[str, str]:
+def by_stem(folder: Folder, modality: str, skipped: Skipped) -> dict[str, str]:
     """File name without its ending → URI, of all files of a modality; the first in sorted order where two agree."""
     found: dict[str, str] = {}
     for path in folder.paths(*ENDINGS[modality]):
-        found.setdefault(posixpath.splitext(posixpath.basename(path))[0], folder.uri(path))
+        stem = posixpath.splitext(posixpath.basename(path))[0]
+        if stem in found:
+            skipped.add("a second file of one name", path)
+        else:
+            found[stem] = folder.uri(path)
     return found

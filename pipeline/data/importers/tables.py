@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.columns import MEDIA_COLUMNS
-from pipeline.data.importers.listing import Skipped, folder_of, open_file
+from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
 from pipeline.errors import RequestError
 
 
@@ -40,6 +40,9 @@ def table(
     base = (folder or folder_of(source)).rstrip("/")
     found = False
     for number, record in enumerate(_records(source)):
+        if not isinstance(record, dict):
+            skipped.add("a line that is no JSON object", str(record)[:80])
+            continue
         if not found:
             _check_columns(source, record, names)
             found = True
@@ -84,12 +87,13 @@ def _records(source: str) -> Iterator[dict]:
         with open_file(source) as file:
             if ending == ".parquet":
                 for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                    yield from batch.to_pylist()
+                    columns = [values_of(column) for column in batch.columns]
+                    yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
             elif ending in (".csv", ".tsv"):
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+                text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
                 yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")
             elif ending in (".jsonl", ".ndjson", ".json"):
-                for line in io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"):
+                for line in io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape"):
                     if line.strip():
                         yield json.loads(line)
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import posixpath
 import tarfile
@@ -12,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.importers.folders import text_lines
-from pipeline.data.importers.listing import Folder, Skipped, modality_of
+from pipeline.data.importers.listing import Folder, Skipped, modality_of, text_of, values_of
 from pipeline.data.media.storage import member_path
 from pipeline.errors import RequestError
 
 # A member that claims more is refused: no single image, clip or caption is as large.
 _MOST_MEMBER_BYTES = 4 << 30
 _MOST_TEXT_BYTES = 1 << 20
+# Zeros at the end of a tar are fewer.
+_END_BYTES = 1 << 20
 _CAPTION_KEYS, _LABEL_KEYS = ("caption", "captions", "text"), ("label", "labels", "class_name", "cls")
 
 
@@ -41,6 +42,8 @@ def img2dataset(source: str, skipped: Skipped, caption: str = "caption") -> Iter
             if captions is not None:
                 members = {e: m for e, m in members.items() if modality_of(f"x.{e}")}
                 text = captions.get(posixpath.basename(key))
+                if not text:
+                    skipped.keep("no caption in the table beside its tar", _id(name, key))
             yield from _row(folder.uri(name), _id(name, key), members, file, skipped, text=text)
 
 
@@ -57,7 +60,7 @@ def _captions(folder: Folder, name: str, column: str) -> dict[str, str]:
             table = pq.read_table(file, columns=["key", column])
     except (pa.ArrowInvalid, KeyError) as e:
         raise RequestError(f"{folder.uri(name)}: expected the columns key and {column}: {str(e)[:120]}") from e
-    return dict(zip(table["key"].to_pylist(), table[column].to_pylist(), strict=True))
+    return dict(zip(values_of(table["key"]), values_of(table[column]), strict=True))
 
 
 def _id(name: str, key: str) -> str:
@@ -74,15 +77,18 @@ def _samples(folder: Folder, name: str, skipped: Skipped) -> Iterator[tuple[str,
         key, members = None, {}
         for path, offset, size in _members(file, name, skipped):
             base, dot, ending = posixpath.basename(path).partition(".")
-            if not dot:
-                skipped.add("no ending", f"{name}: {path}")
+            if not dot or not base:
+                skipped.add("no name before its ending" if dot else "no ending", f"{name}: {path}")
                 continue
-            mine = posixpath.join(posixpath.dirname(path), base)
+            mine, ending = posixpath.join(posixpath.dirname(path), base), ending.lower()
             if mine != key and members:
                 yield key, members, file
                 members = {}
             key = mine
-            members[ending.lower()] = (offset, size)
+            if ending in members:
+                skipped.add("a file whose key and ending another has", f"{name}: {path}")
+            else:
+                members[ending] = (offset, size)
         if members:
             yield key, members, file
 
@@ -97,13 +103,48 @@ def _members(file, name: str, skipped: Skipped) -> Iterator[tuple[str, int, int]
                 tar.members = []
                 if member.isdir():
                     continue
-                reason = _refused(member, total)
+                reason = _refused(member, total) or _contradicted(file, member)
                 if reason:
                     skipped.add(reason, f"{name}: {member.name[:80]}")
+                    _go_on_behind(tar, file, member, total)
                 else:
                     yield member.name, member.offset_data, member.size
+            if tar.offset >= total:
+                skipped.keep("a tar without an end mark, perhaps cut short", name)
+            _check_end(file, tar.offset, total)
     except (tarfile.TarError, EOFError, OSError, ValueError) as e:
         skipped.add("a tar that cannot be read to its end", f"{name}: {e}")
+
+
+def _header_size(file, member: tarfile.TarInfo) -> int:
+    """What the member's own header says, whatever an extended header says before it."""
+    file.seek(member.offset_data - tarfile.BLOCKSIZE)
+    return tarfile.nti(file.read(tarfile.BLOCKSIZE)[124:136])
+
+
+def _contradicted(file, member: tarfile.TarInfo) -> str | None:
+    # An extended header has a size only where the member's own has no room for it.
+    if "size" in member.pax_headers and member.size != _header_size(file, member):
+        return "a size that its two headers disagree about"
+    return None
+
+
+def _go_on_behind(tar: tarfile.TarFile, file, member: tarfile.TarInfo, total: int) -> None:
+    """Sets the tar to what follows a member whose extended header may have lied about its size."""
+    if member.size < 0 and "size" not in member.pax_headers:
+        raise tarfile.ReadError(f"{member.name[:80]} has a size of {member.size} bytes")
+    if "size" in member.pax_headers and member.isreg():
+        size, fits = _header_size(file, member), 0 <= member.size <= total - member.offset_data
+        if size > 0 or not fits:  # of members beyond 8 GiB the plain header says nothing
+            tar.offset = member.offset_data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _check_end(file, offset: int, total: int) -> None:
+    """Raises ReadError where a tar goes on behind the place at which reading it came to an end without a word."""
+    if offset < total:
+        file.seek(offset)
+        if file.read(_END_BYTES).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {offset} of {total}, and what follows it is not read")
 
 
 def _refused(member: tarfile.TarInfo, total: int) -> str | None:
@@ -111,6 +152,8 @@ def _refused(member: tarfile.TarInfo, total: int) -> str | None:
         return "not a plain file"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "a name that leaves the tar"
+    if member.size < 0:
+        return "a negative size"
     if member.size > _MOST_MEMBER_BYTES:
         return "larger than any sample"
     if member.offset_data + member.size > total:
@@ -124,20 +167,18 @@ def _row(
     row = {"id": sample_id}
     for ending, (offset, size) in members.items():
         modality = modality_of(f"x.{ending.rpartition('.')[2]}")
-        if modality and modality not in row:
+        if modality in row:
+            skipped.keep(f"a sample with a second {modality}, which is not used", f"{sample_id}.{ending}")
+        elif modality:
             row[modality] = member_path(tar, offset, size)
     if not row.keys() & {"image", "video", "audio"}:
         skipped.add("no media", row["id"])
         return
     captions, labels = [text] if text else [], []
     for ending in ("txt", "cls", "json"):
-        offset, size = members.get(ending, (0, 0))
-        if not 0 < size <= _MOST_TEXT_BYTES:
-            continue
-        file.seek(offset)
-        content = file.read(size)
-        if ending == "json":
-            more_captions, more_labels = _from_json(content)
+        content = _sidecar(file, f"{sample_id}.{ending}", members.get(ending, (0, 0)), skipped)
+        if ending == "json" and content:
+            more_captions, more_labels = _from_json(content, f"{sample_id}.json", skipped)
             captions, labels = captions or more_captions, labels or more_labels
         elif ending == "txt":
             captions += text_lines(content)
@@ -146,12 +187,22 @@ def _row(
     yield row | {"text": captions, "labels": labels}
 
 
-def _from_json(content: bytes) -> tuple[list[str], list[str]]:
+def _sidecar(file, path: str, place: tuple[int, int], skipped: Skipped) -> bytes:
+    offset, size = place
+    if size > _MOST_TEXT_BYTES:
+        skipped.keep("a text file too large to be a caption", path)
+        return b""
+    file.seek(offset)
+    return file.read(size)
+
+
+def _from_json(content: bytes, path: str, skipped: Skipped) -> tuple[list[str], list[str]]:
     try:
-        data = json.load(io.BytesIO(content))
-    except ValueError:
-        return [], []
-    if not isinstance(data, dict):
+        data = json.loads(text_of(content))
+        if not isinstance(data, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError):
+        skipped.keep("a .json that cannot be read", path)
         return [], []
     found = []
     for keys in (_CAPTION_KEYS, _LABEL_KEYS):

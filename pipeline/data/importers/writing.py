@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import MEDIA_COLUMNS
+from pipeline.data.columns import MEDIA_COLUMNS, NOT_UTF8
+from pipeline.data.importers.listing import Skipped
 from pipeline.data.order import name_key
-from pipeline.errors import RequestError
 from pipeline.files import whole_file
 
 _STRINGS = pa.list_(pa.string())
@@ -26,6 +26,8 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_PER_GROUP = 1024
+# Bytes of a text that is no UTF-8 that are kept, for people to see.
+_MOST_SHOWN = 80
 
 
 class _Writer:
@@ -63,8 +65,35 @@ class _Writer:
                 writer.write_table(source.read_row_group(group, columns=columns).select(columns))
 
 
-def write_manifests(rows: Iterable[dict], out: Path, *, held_out_share: float) -> tuple[dict[str, int], list[str]]:
-    """({manifest: rows}, columns). Raises RequestError for an id that stands twice.
+def _in_utf8(row: dict, skipped: Skipped) -> dict:
+    """The row with texts and labels that are not UTF-8 marked as in any manifest: tasks reject them by name."""
+    row, marked = dict(row), False
+    for column, value in row.items():
+        if isinstance(value, str):
+            row[column] = _readable(value, mark="")
+        elif column in ("text", "labels") and value:
+            row[column] = [_readable(v, mark=NOT_UTF8) for v in value]
+            marked = marked or row[column] != value
+    if marked:
+        skipped.keep("a text that is not UTF-8, which no task uses", row["id"])
+    return row
+
+
+def _readable(value: str, *, mark: str) -> str:
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError:
+        # Bytes that were no UTF-8, as ``listing.text_of`` reads them; or half a character, which JSON can spell.
+        escaped = all("\udc80" <= c <= "\udcff" for c in value if "\ud800" <= c <= "\udfff")
+        raw = value.encode(errors="surrogateescape" if escaped else "surrogatepass")
+        return mark + (raw[:_MOST_SHOWN] if mark else raw).decode(errors="backslashreplace")
+
+
+def write_manifests(
+    rows: Iterable[dict], out: Path, skipped: Skipped, *, held_out_share: float
+) -> tuple[dict[str, int], list[str]]:
+    """({manifest: rows}, columns). Rows without an id and with the id of an earlier row are left out and counted.
 
     Ids are told apart by 64 bits of a hash: one false alarm in 10^19 pairs.
     """
@@ -75,9 +104,11 @@ def write_manifests(rows: Iterable[dict], out: Path, *, held_out_share: float) -
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as drafts:
         writers = [_Writer(Path(drafts) / path.name, out.parent) for path in paths]
         for row in rows:
+            row = _in_utf8(row, skipped)
             digest = name_key(row["id"])
-            if digest in seen:
-                raise RequestError(f"id {row['id']!r} stands there twice; ids must be unique")
+            if not row["id"] or digest in seen:
+                skipped.add("the id of an earlier row" if row["id"] else "no id", row["id"])
+                continue
             seen.add(digest)
             # The id alone decides, so a row stays on its side however the data set grows.
             held_out = digest < held_out_share * 2**64

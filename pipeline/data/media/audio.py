@@ -6,11 +6,12 @@ import functools
 
 import numpy as np
 
-from pipeline.data.media.container import check_duration, frames, open_container, seek, start_of
+from pipeline.data.media.container import check_duration, decodable, frames, open_container, seek, start_of
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.spec import AudioSpec
 
+_EMPTY = "the sound track is empty"
 # Sound decoders need the packets before a point to get it right: AAC one, MP3 and Opus up to a quarter of a second.
 _PREROLL_S = 0.5
 
@@ -57,8 +58,11 @@ def _read_soundfile(source: str | bytes, spec: AudioSpec, *, start_s: float, end
     except soundfile.LibsndfileError as e:
         try:
             return _read_pyav(source, spec, start_s=start_s, end_s=end_s)
+        # What libsndfile says of a file that it does not know misleads ("does not exist").
         except Reject as other:
-            raise Reject(other.reason, f"soundfile: {e.error_string} {other.detail}") from e
+            if other.detail == _EMPTY:  # of a file with the ending of a sound, and no more
+                raise Reject("not_decodable", "neither soundfile nor PyAV finds sound in it") from e
+            raise Reject(other.reason, f"soundfile cannot read it; {other.detail}") from e
     with file:
         rate, length_s = file.samplerate, file.frames / file.samplerate
         check_cap(length_s, spec.max_duration_s, reason="too_long", what="s")
@@ -75,7 +79,7 @@ def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: f
     with open_container(source) as container:
         if not container.streams.audio:
             raise Reject("no_sound", "there is no sound track")
-        stream = container.streams.audio[0]
+        stream = decodable(container.streams.audio[0])
         check_duration(container, stream, max_duration_s=spec.max_duration_s)
         starts = [start_of(s) for s in (*container.streams.video[:1], stream)]
         zero_s = next((s for s in starts if s is not None), 0.0)
@@ -113,7 +117,7 @@ def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.nd
         if time_s >= stop_s:
             break
     if not parts:
-        raise Reject("no_sound", "the sound track is empty")
+        raise Reject("no_sound", _EMPTY)
     return np.concatenate(parts, axis=1).T, first_s, rate
 
 

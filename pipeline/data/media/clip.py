@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data.media import audio, image, video
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.storage import local_path_or_bytes
+from pipeline.data.media.storage import check_uri, local_path_or_bytes
 from pipeline.data.spec import DataSetSpec
 
 # The decoders that a recipe can name, by modality.
@@ -36,12 +36,14 @@ class Clip:
 def open_media(row: dict, data_set: DataSetSpec, modality: str) -> Callable[[], np.ndarray]:
     """Reaches the storage of one modality of a manifest row; the function it returns decodes.
 
-    Raises Reject for media that are not there or too large, DataError for storage out of reach. The function raises
+    Raises Reject for media that are not there, too large or of a scheme that is not allowed, RequestError where the
+    package for a scheme is missing, DataError for storage out of reach. The function raises
     only Reject.
     """
     start_s, end_s = row.get("start_s") or 0.0, row.get("end_s")
     spec = getattr(data_set, modality)
     path, from_video = source_path(row, modality)
+    check_uri(path, data_set.allowed_schemes)
     source = local_path_or_bytes(path, max_bytes=spec.max_bytes)
     if modality == "image":
         return functools.partial(image.decode_image, source, spec)

@@ -8,12 +8,39 @@ from pipeline.data.media.decoders import as_file, check_cap
 from pipeline.data.media.errors import Reject
 from pipeline.errors import one_line
 
+# Container formats that FFmpeg may take a file for. It knows hundreds, among them lists of other files (concat, hls,
+# dash), network sessions (sdp), devices, texts and numbered images: a media file must not open another one.
+FORMATS = (
+    *("mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "asf", "flv", "ogg", "ivf", "mxf", "nut", "dv", "gif"),
+    *("h264", "hevc", "av1", "m4v", "mjpeg", "yuv4mpegpipe"),
+    *("wav", "w64", "aiff", "au", "caf", "mp3", "flac", "aac", "ac3", "eac3", "amr", "ape", "tta", "wv", "voc"),
+)
+# FFmpeg's messages that mislead. Storage that fails is found out elsewhere (``storage.confirm_readable``).
+_PLAIN = {
+    "Invalid data found when processing input": "damaged, or neither sound nor pictures",
+    "End of file": "the file ends too early",
+    "Input/output error": "the file ends too early",
+}
+_OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+
 
 def open_container(source: str | bytes):
-    """An open file of PyAV. Raises Reject where it is none."""
+    """An open file of PyAV, one of ``FORMATS``. Raises Reject where it is none."""
     import av
 
-    return _or_reject(lambda: av.open(as_file(source)))
+    try:
+        return _or_reject(lambda: av.open(as_file(source), container_options=_OPTIONS))
+    except Reject as e:
+        if isinstance(e.__cause__, av.error.ArgumentError):
+            raise Reject("not_decodable", "PyAV: none of the formats that are read, or damaged") from e
+        raise
+
+
+def decodable(stream):
+    """The stream itself. Raises Reject where FFmpeg has no decoder for it: it then lacks most of its attributes."""
+    if stream.codec_context is None:
+        raise Reject("not_decodable", f"PyAV: no decoder for the codec of its {stream.type} stream")
+    return stream
 
 
 def check_duration(container, stream, *, max_duration_s: float) -> None:
@@ -61,4 +88,6 @@ def _or_reject(step: Callable):
     except MemoryError:
         raise
     except Exception as e:
-        raise Reject("not_decodable", f"PyAV: {one_line(e)[:120]}") from e
+        # FFmpeg's own message, without the path and the number.
+        said = getattr(e, "strerror", None) or one_line(e)
+        raise Reject("not_decodable", f"PyAV: {_PLAIN.get(said, said)[:120]}") from e

@@ -47,7 +47,9 @@ class Worker:
             out = self._decode(request) if request["what"] == "decode" else self._probe(request)
         except Reject as e:
             out = {"reject": [e.reason, e.detail]}
-        except (DataError, RequestError) as e:
+        except RequestError as e:
+            out = {"wrong_request": str(e)}
+        except DataError as e:
             out = {"failed": str(e)}
         except MemoryError:
             out = {"short_of_memory": True}
@@ -110,12 +112,12 @@ class Worker:
 @functools.lru_cache(maxsize=64)
 def _data_set(text: str) -> DataSetSpec:
     """A data set as far as decoding knows it, from ``process._specs_json``."""
-    specs = {"image": ImageSpec, "video": VideoSpec, "audio": AudioSpec}
+    found = json.loads(text)
     values = {
-        name: specs[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-        for name, fields in json.loads(text).items()
+        name: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found[name].items()})
+        for name, kind in {"image": ImageSpec, "video": VideoSpec, "audio": AudioSpec}.items()
     }
-    return DataSetSpec(name="", manifest="", held_out={}, **values)
+    return DataSetSpec(name="", manifest="", held_out={}, schemes=tuple(found["schemes"]), **values)
 
 
 def _status_bytes(key: str) -> int:

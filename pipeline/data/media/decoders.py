@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.data.media.errors import Reject
+from pipeline.errors import one_line
 
 
 class Decoder(Protocol):
@@ -53,7 +54,7 @@ def run(
         raise
     # Libraries raise many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
     except Exception as e:
-        raise Reject("not_decodable", f"{name}: {e!r}") from e
+        raise Reject("not_decodable", f"{name}: {type(e).__name__}: {one_line(e)}") from e
 
 
 def as_file(source: str | bytes):

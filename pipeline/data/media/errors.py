@@ -9,6 +9,8 @@ _PASSING = re.compile(r"\b0x[0-9a-fA-F]{6,}|\[\d\d:\d\d:\d\d\]")
 
 REASONS = {
     "no_media": "the row names no file for a modality its task needs",
+    "unknown_scheme": "the row names a URI of a kind that the recipe does not allow",
+    "bad_uri": "the row names a URI that no file can have",
     "missing_file": "the file the row names does not exist",
     "empty_file": "the file has no bytes",
     "not_decodable": "no decoder could read it",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
+from pipeline.data.media.errors import Reject
 from pipeline.data.spec import ImageSpec
 
-_FORMATS = ["JPEG", "PNG", "WEBP", "GIF"]
+# Formats that Pillow may take a file for. It knows others that run programs (EPS), that are documents, or that are
+# nearly any bytes (TGA).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "PCX", "QOI", "SGI")
 # The recipe's cap on pixels is checked before anything is decoded, so Pillow's own is not needed.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -22,7 +25,11 @@ def decode_image(source: str | bytes, spec: ImageSpec) -> np.ndarray:
 
 def _read_pillow(source: str | bytes, spec: ImageSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
     """The first picture of the file, already at its canonical size. Transparency is laid over white."""
-    with Image.open(as_file(source), formats=_FORMATS) as image:
+    try:
+        opened = Image.open(as_file(source), formats=FORMATS)
+    except UnidentifiedImageError as e:
+        raise Reject("not_decodable", f"Pillow: damaged, or none of {', '.join(FORMATS)}") from e
+    with opened as image:
         target = canonical_size(image.size, spec.short_side)
         for width, height in (image.size, target):
             check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels ({width}x{height})")
@@ -43,12 +50,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        # Heights, temperatures, counts: which value is white is not said.
+        raise Reject("not_decodable", f"Pillow: pixels of 32 bits a channel ({image.format})")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey to its lowest 256 levels.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit grey to its lowest 256 levels.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

@@ -5,7 +5,9 @@ Runs in the decode process, as decoding does.
 
 from __future__ import annotations
 
+from pipeline.data.media.container import open_container
 from pipeline.data.media.decoders import as_file
+from pipeline.data.media.image import FORMATS
 
 
 def probe(source: str | bytes, modality: str) -> dict[str, float]:
@@ -20,14 +22,14 @@ def probe(source: str | bytes, modality: str) -> dict[str, float]:
 def _image(source: str | bytes) -> dict[str, float]:
     from PIL import Image
 
-    with Image.open(as_file(source)) as image:
+    with Image.open(as_file(source), formats=FORMATS) as image:
         return {"width": image.width, "height": image.height}
 
 
 def _video(source: str | bytes) -> dict[str, float]:
     import av
 
-    with av.open(as_file(source)) as container:
+    with open_container(source) as container:
         stream = container.streams.video[0]
         out = {"width": stream.width, "height": stream.height}
         if container.duration:

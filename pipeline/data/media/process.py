@@ -26,7 +26,7 @@ from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import confirm_readable
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RequestError
 
 # Arrays come back in turn in so many pieces of shared memory: a clip holds up to three at once.
 NUM_SLOTS = 4
@@ -66,8 +66,11 @@ class DecodeProcess:
         Raises as ``decode_media`` does; also Reject for what crashes or hangs.
         """
         media = {c: row.get(c) for c in ("image", "video", "audio", "start_s", "end_s")}
-        specs = _specs_json(data_set.image, data_set.video, data_set.audio)
-        return self._reliably({"what": "decode", "row": media, "modality": modality, "specs": specs})
+        specs = _specs_json(data_set.image, data_set.video, data_set.audio, data_set.allowed_schemes)
+        try:
+            return self._reliably({"what": "decode", "row": media, "modality": modality, "specs": specs})
+        except (DataError, RequestError) as e:
+            raise type(e)(f"data set {data_set.name!r}, row {row.get('id')!r}: {e}") from e
 
     def probe(self, path: str, modality: str) -> dict[str, float]:
         """``probe.probe`` of a file."""
@@ -161,6 +164,8 @@ class DecodeProcess:
         try:
             if "reject" in answer:
                 raise Reject(*answer["reject"])
+            if "wrong_request" in answer:
+                raise RequestError(answer["wrong_request"])
             if "failed" in answer:
                 raise DataError(answer["failed"])
             return answer["values"] if "values" in answer else self._array(answer["shape"], np.dtype(answer["dtype"]))
@@ -242,7 +247,7 @@ def _memory_file():
 
 
 @functools.lru_cache(maxsize=64)
-def _specs_json(image: ImageSpec, video: VideoSpec, audio: AudioSpec) -> str:
+def _specs_json(image: ImageSpec, video: VideoSpec, audio: AudioSpec, schemes: tuple[str, ...]) -> str:
     """What decoding depends on of a data set."""
     specs = {"image": image, "video": video, "audio": audio}
-    return json.dumps({name: dataclasses.asdict(spec) for name, spec in specs.items()})
+    return json.dumps({name: dataclasses.asdict(spec) for name, spec in specs.items()} | {"schemes": schemes})

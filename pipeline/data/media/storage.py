@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import time
+import urllib.parse
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ _OBJECT_STORES = ("s3", "gs", "gcs")
 _OPTIONS = re.compile(
     r"\?(?:region|scheme|endpoint_override|retry_limit_seconds|project_id|allow_\w+|tls_\w+)=[^/?]*$", re.ASCII
 )
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 # Left alone, Google's client tries for a quarter of an hour, and then it is asked again.
 _GCS_PATIENCE = "retry_limit_seconds=30"
 # Without the right to list a bucket, S3 does not tell what is missing from what is forbidden.
@@ -34,6 +36,39 @@ T = TypeVar("T")
 
 # A member of a tar is named by the tar, its offset and its length: "shards/00012.tar#1536+80211".
 _MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
+
+
+def check_uri(path: str, allowed: tuple[str, ...]) -> None:
+    """Raises Reject where a path is a URI of another scheme, or one that no file can have.
+
+    A row must not choose what runs to read it. fsspec chains several ("simplecache::https://...",
+    "zip://a::s3://..."): each must be allowed.
+    """
+    if "://" not in path:
+        return
+    first, *others = path.split("::") if path.partition("://")[0] not in _OBJECT_STORES else [path]
+    unknown = [s for s in (part.partition("://")[0] for part in (first, *others)) if s not in allowed]
+    if unknown:
+        found = repr(unknown[0][:40])
+        raise Reject("unknown_scheme", f"{found}, allowed are {', '.join(allowed)}; data_sets.NAME.schemes adds others")
+    scheme, _, rest = path.partition("://")
+    if not _can_be(scheme, rest):
+        raise Reject("bad_uri", f"no file can have the address {path[:200]}")
+
+
+def _can_be(scheme: str, rest: str) -> bool:
+    """Whether what follows a scheme has the parts that it must have: clients take what has not for an outage."""
+    if scheme in _OBJECT_STORES:
+        return _BUCKET.fullmatch(rest.partition("/")[0].rpartition("@")[2]) is not None and "\0" not in rest
+    if scheme == "hf":
+        return all(rest.split("/", 2)) and rest.count("/") >= 2
+    if scheme in ("http", "https"):
+        try:
+            parts = urllib.parse.urlsplit(f"{scheme}://{rest}")
+            return bool(parts.hostname) and not re.search(r"\s", parts.netloc) and parts.port != 0
+        except ValueError:
+            return False
+    return True
 
 
 def member_path(tar: str, offset: int, length: int) -> str:

@@ -9,7 +9,15 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.media.audio import clip_times
-from pipeline.data.media.container import check_duration, frames, open_container, packets, seek, start_of
+from pipeline.data.media.container import (
+    check_duration,
+    decodable,
+    frames,
+    open_container,
+    packets,
+    seek,
+    start_of,
+)
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import canonical_size, resize_short_side
@@ -60,7 +68,7 @@ def _video_stream(container, spec: VideoSpec):
     """The container's first video stream. Raises Reject where there is none or it is beyond a cap."""
     if not container.streams.video:
         raise Reject("no_frames", "there is no video stream")
-    stream = container.streams.video[0]
+    stream = decodable(container.streams.video[0])
     # Decode processes are many; threads of one decoder only add switches.
     stream.thread_type, stream.thread_count = "NONE", 1
     check_cap(
@@ -82,6 +90,7 @@ class _ClipBuilder:
         self._shown_s: list[float] = []
         self._pictures: list[np.ndarray] = []
         self._current, self._picture, self._size = None, None, None
+        self._convert_to_rgb = _converter()
 
     def add(self, frame, shown_s: float) -> bool:
         """Whether the clip needs no later frame."""
@@ -112,9 +121,23 @@ class _ClipBuilder:
             # One size for the whole clip, whatever later frames have.
             self._size = self._size or _canonical_size(frame.width, frame.height, self._spec)
             width, height = self._size
-            rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
-            self._picture = np.rot90(rgb, round(frame.rotation / 90))
+            self._picture = np.rot90(self._convert_to_rgb(frame, width, height), round(frame.rotation / 90))
         return self._picture
+
+
+def _converter():
+    """A function (frame, width, height) → (height, width, 3) uint8, best the same one for all frames of a clip."""
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    swscale = VideoReformatter()
+    # Without the second and third flag the last bit depends on the CPU's instruction sets.
+    how = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+
+    def convert(frame, width: int, height: int) -> np.ndarray:
+        rgb = swscale.reformat(frame, format="rgb24", width=width, height=height, interpolation=how, threads=1)
+        return rgb.to_ndarray()
+
+    return convert
 
 
 def _canonical_size(width: int, height: int, spec: VideoSpec) -> tuple[int, int]:

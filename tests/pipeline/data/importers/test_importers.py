@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.importers import LAYOUTS, help_text, import_layout
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import decode_image
 from pipeline.data.media.storage import local_path_or_bytes, read_bytes
 from pipeline.data.spec import ImageSpec
+from pipeline.data.text import text_fault
 from pipeline.errors import RequestError
 
 
@@ -78,7 +80,7 @@ def test_sidecar_text_has_a_caption_a_line(tmp_path):
     put(tmp_path / "c.png")
     rows, skipped = imported("sidecar_text", tmp_path, tmp_path)
     assert rows["a.mp4"]["text"] == ["one", "two"] and rows["a.mp4"]["video"] == f"{tmp_path}/a.mp4"
-    assert rows["b.wav"]["text"] == ["\ufffd bad"]
+    assert rows["b.wav"]["text"] == [NOT_UTF8 + "\\xff bad"]
     assert skipped == {"no caption beside it": 1}
 
 
@@ -329,11 +331,130 @@ def test_a_held_out_share_depends_on_ids_alone(tmp_path):
     assert held_out - {"c/0.png"} <= grown and not train & grown
 
 
-def test_an_id_that_stands_twice_is_refused_and_nothing_is_written(tmp_path):
-    path = put(tmp_path / "t.csv", "id,image\na,a.png\na,b.png\n")
-    with pytest.raises(RequestError, match="'a' stands there twice"):
-        import_layout("table", str(path), tmp_path / "out/train.parquet")
-    assert not list((tmp_path / "out").iterdir())
+def test_rows_with_the_id_of_an_earlier_one_are_left_out_and_counted(tmp_path):
+    path = put(tmp_path / "t.csv", "id,image\na,a.png\na,b.png\nb,c.png\na,d.png\n")
+    done = import_layout("table", str(path), tmp_path / "out/train.parquet")
+    manifest = Manifest(str(tmp_path / "out/train.parquet"))
+    assert [manifest.row(i)["image"] for i in range(2)] == [f"{tmp_path}/a.png", f"{tmp_path}/c.png"]
+    assert done.skipped == {"the id of an earlier row": (2, "a")}
+
+
+def test_a_doubled_key_in_a_tar_ends_nothing(tmp_path):
+    """Neighbours are one sample, of which the first file of each ending counts; later ones are an id of their own."""
+    members = [("a.png", picture(1)), ("a.png", picture(2)), ("a.txt", b"one"), ("b.png", picture(3))]
+    write_tar(tmp_path / "d/0.tar", [*members, ("a.png", picture(4)), ("c.png", picture(5))])
+    write_tar(tmp_path / "d/1.tar", [("a.png", picture(6))])
+    rows, skipped = imported("webdataset", tmp_path / "d", tmp_path)
+    assert set(rows) == {"0/a", "0/b", "0/c", "1/a"} and rows["0/a"]["text"] == ["one"]
+    assert read_bytes(rows["0/a"]["image"]) == picture(1) and read_bytes(rows["1/a"]["image"]) == picture(6)
+    assert skipped == {"a file whose key and ending another has": 1, "the id of an earlier row": 1}
+
+
+@pytest.mark.parametrize("size", ["-1", "-512", "-100000", "0", "1", "99999999999999999999", "many"])
+def test_what_follows_a_member_with_a_wrong_size_is_read(tmp_path, size):
+    """The extended header lies; the member's own header says where the next one begins."""
+    tar = tmp_path / "d.tar"
+    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as file:
+        for i in range(4):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size, info.pax_headers = len(picture(i)), {"size": size} if i == 1 else {}
+            file.addfile(info, io.BytesIO(picture(i)))
+    rows, skipped = imported("webdataset", tar, tmp_path)
+    assert set(rows) == {"d/0", "d/2", "d/3"} and sum(skipped.values()) == 1
+    assert read_bytes(rows["d/3"]["image"]) == picture(3)
+
+
+def header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("tail", ["negative", "garbage", "another tar", "nothing"])
+def test_a_tar_that_ends_before_its_end_is_named(tmp_path, tail):
+    tar = write_tar(tmp_path / "d.tar", [("1.png", picture(1))])
+    whole, other = tar.read_bytes(), write_tar(tmp_path / "other.tar", [("2.png", picture(2))]).read_bytes()
+    blocks = whole[: 512 + -(-len(picture(1)) // 512) * 512]
+    more = {
+        "negative": header("2.png", -1536),
+        "garbage": b"x" * 2048,
+        "another tar": bytes(10240) + other,
+        "nothing": b"",
+    }
+    tar.write_bytes(blocks + more[tail])
+    done = import_layout("webdataset", str(tar), tmp_path / "o.parquet")
+    assert sum(done.rows.values()) == 1
+    if tail == "nothing":
+        assert done.kept == {"a tar without an end mark, perhaps cut short": (1, "d.tar")}
+    else:
+        assert "a tar that cannot be read to its end" in done.skipped
+
+
+def test_nothing_of_a_sample_is_lost_in_silence(tmp_path):
+    members = [
+        *(("a.png", picture(1)), ("a.txt", b"caf\xe9\nfine"), ("a.cls", b"\xff")),
+        *(("b.png", picture(2)), ("b.json", b"{broken"), ("b.seg.png", picture(3))),
+        *(("c.png", picture(4)), ("c.json", b'["no object"]')),
+        *(("d.png", picture(5)), ("d.txt", b"x" * (1 << 21))),
+        *(("e.png", picture(6)), ("e.json", b'{"caption": "half \\ud83d", "label": "caf\xe9"}')),
+        *((".png", picture(7)), ("f/.txt", b"no key")),
+    ]
+    tar = write_tar(tmp_path / "d.tar", members)
+    done = import_layout("webdataset", str(tar), tmp_path / "o.parquet")
+    manifest = Manifest(str(tmp_path / "o.parquet"))
+    rows = {row["id"]: row for row in (manifest.row(i) for i in range(manifest.num_rows))}
+    assert rows["d/a"]["text"] == [NOT_UTF8 + "caf\\xe9", "fine"] and rows["d/a"]["labels"] == [NOT_UTF8 + "\\xff"]
+    assert rows["d/e"]["text"] == [NOT_UTF8 + "half \\xed\\xa0\\xbd"] and rows["d/e"]["labels"] == [
+        NOT_UTF8 + "caf\\xe9"
+    ]
+    assert [text_fault(text, max_characters=99)[0] for text in (*rows["d/a"]["text"][:1], *rows["d/e"]["text"])] == [
+        "bad_text",
+        "bad_text",
+    ]
+    assert done.skipped == {"no name before its ending": (2, "d.tar: .png")}
+    assert done.kept == {
+        "a text that is not UTF-8, which no task uses": (2, "d/a"),
+        "a .json that cannot be read": (2, "d/b.json"),
+        "a sample with a second image, which is not used": (1, "d/b.seg.png"),
+        "a text file too large to be a caption": (1, "d/d.txt"),
+    }
+    kept, last = done.lines()[1:]
+    assert kept.startswith("kept, but not whole: a text that is not UTF-8, which no task uses × 2, e.g. d/a; ")
+    assert last == "5 rows, 2 left out: no name before its ending × 2, e.g. d.tar: .png"
+
+
+def test_parquet_beside_tars_and_alone_and_coco_of_another_encoding_are_marked(tmp_path):
+    write_tar(tmp_path / "d/0.tar", [("a.jpg", picture(1)), ("b.jpg", picture(2))])
+    raw = pa.array([b"caf\xe9", b"fine"]).view(pa.string())
+    pq.write_table(pa.table({"key": ["a", "b"], "caption": raw}), tmp_path / "d/0.parquet")
+    rows, _ = imported("img2dataset", tmp_path / "d", tmp_path)
+    assert [row["text"] for row in rows.values()] == [[NOT_UTF8 + "caf\\xe9"], ["fine"]]
+    lists = pa.ListArray.from_arrays([0, 2, 2], raw)
+    pq.write_table(pa.table({"id": ["x", "y"], "image": ["x.png", "y.png"], "text": lists}), tmp_path / "t.parquet")
+    rows, _ = imported("table", tmp_path / "t.parquet", tmp_path)
+    assert rows["x"]["text"] == [NOT_UTF8 + "caf\\xe9", "fine"] and rows["y"]["text"] == []
+    put(tmp_path / "coco/1.jpg")
+    content = b'{"images":[{"id":1,"file_name":"1.jpg"}],"annotations":[{"image_id":1,"caption":"caf\xe9"}]}'
+    rows, _ = imported("coco_captions", put(tmp_path / "coco/c.json", content), tmp_path)
+    assert rows["1"]["text"] == [NOT_UTF8 + "caf\\xe9"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"id,image,text\na,caf\xe9.png,caf\xe9\n\xe9,b.png,b\n"),
+        ("t.tsv", b"id\timage\ttext\na\tcaf\xe9.png\tcaf\xe9\n\xe9\tb.png\tb\n"),
+        (
+            "t.jsonl",
+            b'{"id":"a","image":"caf\xe9.png","text":"caf\xe9"}\n3\n{"id":"\xe9","image":"b.png","text":"b"}\n',
+        ),
+    ],
+)
+def test_tables_of_another_encoding_are_marked(tmp_path, name, content):
+    rows, skipped = imported("table", put(tmp_path / name, content), tmp_path)
+    assert rows["a"]["text"] == [NOT_UTF8 + "caf\\xe9"] and rows["a"]["image"] == f"{tmp_path}/caf\\xe9.png"
+    assert rows["\\xe9"]["text"] == ["b"]
+    assert skipped == ({"a line that is no JSON object": 1} if name.endswith("l") else {})
 
 
 @pytest.mark.parametrize(
@@ -354,7 +475,7 @@ def test_wrong_options_and_empty_sources_say_what_is_there(tmp_path):
     put(tmp_path / "d/notes.doc")
     with pytest.raises(RequestError, match="esc50 has audio, folds"):
         import_layout("esc50", str(tmp_path), tmp_path / "o.parquet", options={"fold": "1"})
-    with pytest.raises(RequestError, match=r"found none: 1 x not a media file, e\.g\. notes\.doc"):
+    with pytest.raises(RequestError, match=r"found none: not a media file × 1, e\.g\. notes\.doc"):
         import_layout("class_folders", str(tmp_path / "d"), tmp_path / "o.parquet")
     assert not (tmp_path / "o.parquet").exists()
 

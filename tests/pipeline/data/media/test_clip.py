@@ -67,9 +67,53 @@ def test_media_from_another_file_system(row, make_data_set, frame_numbers, peak_
     for column, path in row.items():
         with fsspec.open(f"memory://clip/{column}", "wb") as f:
             f.write(Path(path).read_bytes())
-    there, data_set = {column: f"memory://clip/{column}" for column in row}, make_data_set()
+    there, data_set = {column: f"memory://clip/{column}" for column in row}, make_data_set(schemes=("memory",))
     for modality in ("video", "audio"):
         assert (decode_media(there, data_set, modality) == decode_media(row, data_set, modality)).all()
+
+
+STORES = {"file", "gcs", "gs", "hf", "http", "https", "s3"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "more"),
+    [
+        ({"manifest": "/data/m.parquet"}, set()),
+        ({"manifest": "abfs://box/m.parquet", "held_out": {"h": "hdfs://there/h.parquet"}}, {"abfs", "hdfs"}),
+        ({"manifest": "s3://box/m.parquet", "schemes": ("ftp",)}, {"ftp"}),
+    ],
+)
+def test_schemes_are_those_of_stores_of_the_manifests_and_of_the_recipe(make_data_set, fields, more):
+    assert set(make_data_set(**fields).allowed_schemes) == STORES | more
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("ftp://host/a.png", "unknown_scheme: 'ftp', allowed are file, gcs, "),
+        ("memory://a", "unknown_scheme: 'memory'"),
+        ("github://owner:repository@main/a.png", "unknown_scheme: 'github'"),
+        ("nonsense://a", "unknown_scheme: 'nonsense'"),
+        ("S3://bucket/a", "unknown_scheme: 'S3'"),
+        ("://a", "unknown_scheme: ''"),
+        ("simplecache::https://host/a.png", "unknown_scheme: 'simplecache'"),
+        ("zip://a.png::file:///archive.zip", "unknown_scheme: 'zip'"),
+        ("https://host/a.png::zip://b", "unknown_scheme: 'zip'"),
+        ("data:image/png;base64,AAAA", "missing_file"),
+        ("s3://", "bad_uri: no file can have the address s3://"),
+        ("s3://two words/a", "bad_uri"),
+        ("gs:///a", "bad_uri"),
+        ("https://", "bad_uri"),
+        ("https://two words.org/a", "bad_uri"),
+        ("http://host:99999/a", "bad_uri"),
+        ("hf://a", "bad_uri"),
+    ],
+)
+def test_a_row_cannot_choose_what_runs_to_read_it(make_data_set, uri, reason):
+    """None of these is tried: trying takes seconds and ends in an error that stops the run."""
+    with pytest.raises(Reject) as caught:
+        decode_media({"image": uri}, make_data_set(), "image")
+    assert str(caught.value).startswith(reason)
 
 
 @pytest.mark.parametrize("modality", ["image", "video", "audio"])

@@ -44,6 +44,16 @@ def png_header(width: int, height: int) -> bytes:
         ("a.png", {}, 0),
         ("a.gif", {}, 0),
         ("a.webp", {"lossless": True}, 0),
+        ("a.bmp", {}, 0),
+        ("a.dib", {}, 0),
+        ("a.tiff", {}, 0),
+        ("a.tif", {"compression": "tiff_lzw"}, 0),
+        ("a.ppm", {}, 0),
+        ("a.jp2", {}, 0),
+        ("a.ico", {"sizes": [(32, 32)]}, 0),
+        ("a.pcx", {}, 0),
+        ("a.sgi", {}, 0),
+        ("a.avif", {"quality": 95, "subsampling": "4:4:4"}, 12),
         ("a.jpg", {"quality": 95, "subsampling": 0}, 12),
         ("a.webp", {"quality": 95}, 30),
     ],
@@ -71,6 +81,34 @@ def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
     values = np.linspace(0, 65535, 32).astype(np.uint16)
     path = save(tmp_path / "a.png", Image.fromarray(np.tile(values, (32, 1))))
     assert np.abs(decode_image(path, SPEC)[0, :, 0].astype(int) - np.rint(values / 257)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.tiff", "a.pgm", "a.jp2"])
+def test_sixteen_bit_grey_of_other_formats(tmp_path, name):
+    """Half of white is grey 127 or 128 of 255."""
+    path = save(tmp_path / name, Image.fromarray(np.full((32, 32), 32_767, np.uint16)))
+    assert np.abs(decode_image(path, SPEC).astype(int) - 127).max() <= 1
+
+
+def test_sixteen_bit_colour(tmp_path):
+    """Red 0x8000, green 0xffff, blue 0x0100 in each pixel of a PNG."""
+    rows = (b"\0" + b"\x80\0\xff\xff\x01\0" * 32) * 32
+    (tmp_path / "a.png").write_bytes(png(32, 32, rows, depth=16))
+    assert (decode_image(str(tmp_path / "a.png"), SPEC) == [128, 255, 1]).all()
+
+
+@pytest.mark.parametrize("values", [np.float32([[0.5]]), np.int32([[70_000]])])
+def test_measurements_are_no_pictures(tmp_path, values):
+    """Which value is white, a file of floating-point numbers or of 32-bit ones does not say."""
+    found = reject(save(tmp_path / "a.tiff", Image.fromarray(np.tile(values, (32, 32)))))
+    assert found.reason == "not_decodable" and "32 bits a channel (TIFF)" in found.detail
+
+
+def test_grey_with_transparency(tmp_path):
+    pixels = np.zeros((32, 32, 2), np.uint8)
+    pixels[:, 16:] = (100, 255)
+    found = decode_image(save(tmp_path / "a.png", Image.fromarray(pixels, "LA")), SPEC)
+    assert (found[:, :16] == 255).all() and (found[:, 16:] == 100).all()
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -125,8 +163,10 @@ def test_other_bytes_are_rejected(tmp_path, content):
     assert reject(tmp_path / "a.png").reason == "not_decodable"
 
 
-def test_formats_that_were_not_asked_for_are_rejected(tmp_path):
-    assert reject(save(tmp_path / "a.bmp", quarters())).reason == "not_decodable"
+@pytest.mark.parametrize("name", ["a.eps", "a.pdf", "a.tga", "a.im"])
+def test_formats_that_run_programs_or_are_rare_are_rejected(tmp_path, name):
+    found = reject(save(tmp_path / name, quarters()))
+    assert found.reason == "not_decodable" and found.detail.startswith("Pillow: damaged, or none of JPEG, PNG")
 
 
 def test_the_pixel_cap(tmp_path):

@@ -16,7 +16,7 @@ from pipeline.data.media import process
 from pipeline.data.media.clip import decode_media
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits, DecodeProcess
-from pipeline.errors import DataError
+from pipeline.errors import DataError, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +227,12 @@ def test_rows_that_hold_anything(decoders, make_data_set, row, reason):
     with pytest.raises(Reject) as caught:
         decoders.decode(row, make_data_set(), modality)
     assert caught.value.reason == reason
+
+
+def test_a_scheme_without_its_package_is_a_wrong_request_that_names_data_set_and_row(decoders, make_data_set):
+    """The recipe allows the scheme, so it is not the row that is wrong."""
+    allowed, row = make_data_set(schemes=("nowhere",)), {"id": "r7", "image": "nowhere://a.png"}
+    with pytest.raises(RequestError, match=r"data set 'toy', row 'r7': storage: nowhere://a\.png cannot be opened"):
+        decoders.decode(row, allowed, "image")
+    with pytest.raises(Reject, match="unknown_scheme: 'nowhere'"):
+        decoders.decode(row, make_data_set(), "image")
