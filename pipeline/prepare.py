@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from pipeline import recipe as recipes
+from pipeline.credentials import redacted_values
 from pipeline.data import prompts
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
@@ -85,7 +86,8 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
-    config = recipe.to_dict()
+    # It stands in the run directory and in checkpoints; the specs have the URIs as they were given.
+    config = redacted_values(recipe.to_dict())
     train = recipe.train
     spec = RunSpec(
         run_dir=str(run_dir.absolute()),

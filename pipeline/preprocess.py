@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from pipeline import recipe as recipes
+from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import MEDIA, decode_settings, encode_rows, has_size, write_shard
@@ -66,7 +67,7 @@ class _Job:
         """What the shards depend on; a folder with another header is refused."""
         return {
             "format": 1,
-            "manifest": self.data_set.manifest,
+            "manifest": redacted(self.data_set.manifest),
             "rows": self.num_rows,
             "rows_per_shard": self.rows_per_shard,
             "modalities": list(self.modalities),
