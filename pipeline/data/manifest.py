@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import functools
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -22,6 +24,8 @@ NOT_UTF8 = "\ufdd0"
 _WORD_COLUMNS = ("text", "labels")
 _TIME_COLUMNS = ("start_s", "end_s")
 _MOST_SHOWN = 80
+# Rows of a batch that ``scan`` gives.
+_SCANNED_ROWS = 1 << 16
 
 
 def _is_string(found: pa.DataType) -> bool:
@@ -174,6 +178,45 @@ class Manifest:
             if column == "id" and None in values:
                 raise self._no_id(start + values.index(None))
             yield from (map(_without_nulls, values) if column in _WORD_COLUMNS else values)
+
+    def scan(self, columns: list[str], *, most_rows: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of its first row, batch of these columns), as stored: paths are relative, nulls are there.
+
+        most_rows: with more rows than that, row groups spread evenly over the manifest, up to so many rows in all.
+        """
+        left, numbers = self.num_rows if most_rows is None else most_rows, range(len(self._groups))
+        if self.num_rows > left:
+            numbers = np.unique(
+                np.linspace(0, len(numbers) - 1, max(1, left * len(numbers) // self.num_rows)).astype(int)
+            )
+        for number in numbers:
+            for first, batch in self._group_batches(number, columns):
+                if left <= 0:
+                    return
+                yield first, batch.slice(0, left)
+                left -= batch.num_rows
+
+    def _group_batches(self, number: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of its first row, batch) of one row group; of a large one, a part is in memory at a time."""
+        first, (file, group) = self._starts[number], self._groups[number]
+        opened = patiently(file, lambda: pq.ParquetFile(file, filesystem=self.filesystem))
+        batches = opened.iter_batches(batch_size=_SCANNED_ROWS, row_groups=[group], columns=columns)
+        while (batch := patiently(file, lambda: next(batches, None))) is not None:
+            yield first, batch
+            first += batch.num_rows
+
+    def some_rows(self, columns: list[str], *, groups: int, rows: int) -> list[dict]:
+        """These columns of ``rows`` rows, evenly spread, of each of ``groups`` row groups, evenly spread."""
+        out = []
+        for number in np.unique(np.linspace(0, len(self._groups) - 1, groups).astype(int)):
+            end = self._starts[number + 1] if number + 1 < len(self._starts) else self.num_rows
+            wanted = np.unique(np.linspace(self._starts[number], end - 1, rows).astype(int))
+            for first, batch in self._group_batches(number, columns):
+                batch = batch.take(pa.array(wanted[(wanted >= first) & (wanted < first + len(batch))] - first))
+                names = batch.schema.names
+                values = [_values(batch.column(name), name) for name in names]
+                out += [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+        return out
 
     def require(self, columns: dict[str, str]) -> None:
         """Raises RequestError unless the columns are there, and every id; columns: name → which task needs it."""
