@@ -268,8 +268,8 @@ def test_whole_numbers_are_numbers():
             "tasks.photo_classes.variants: variant 250x250: frames must divide by 4 and size by 16",
         ),
         (
-            task(variants=[{"size": 256}, {"size": 224}]),
-            "variant 224x224: 196 tokens a sample do not divide the task's 16384 vision tokens a step",
+            task(batch_size=7, variants=[{"size": 256}, {"size": 512}]),
+            "tasks.photo_classes.variants: variant 512x512: a batch of 1 has 1024 of the 1792 vision tokens of the task's",
         ),
         (task(variants=[{"size": 1024}]), "grid (1, 64, 64) is larger than the position tables (16, 32, 32)"),
         (task("film_text", variants=[{"size": 128, "frames": 6}]), "found 6 and 128"),
