@@ -246,7 +246,7 @@ def _tokenizer_of(run_dir: Path) -> bytes:
 
 
 # More text than this teaches a vocabulary nothing new.
-_MOST_CAPTIONS = 1_000_000
+_MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 
 
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
@@ -258,4 +258,9 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
         return
     captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
     usable = (c for c in captions if text_fault(c, max_characters=task.max_characters) is None)
-    yield from itertools.islice(usable, _MOST_CAPTIONS)
+    characters = 0
+    for caption in itertools.islice(usable, _MOST_CAPTIONS):
+        yield caption
+        characters += len(caption)
+        if characters > _MOST_CHARACTERS:
+            return

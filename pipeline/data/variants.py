@@ -75,8 +75,8 @@ def _no_batch(base: Variant, num_tokens: int, *, size: int, spec: TokenSpec) -> 
     sizes = [n for n in near if _shared_batch(batch, tokens, max(1, round(kept * n * n)))][:2]
     works = [f"batch_size {n}" for n in itertools.islice(batches, 1)] + [f"size {n}" for n in sorted(sizes)]
     return (
-        f"a batch of {fits} has {fits * num_tokens} of the {batch * tokens} vision tokens of the task's first variant, and "
-        f"at most {_SHORTFALL:.0%} may be missing; what works: {' or '.join(works)}"
+        f"a batch of {fits} has {fits * num_tokens} of the {batch * tokens} vision tokens of the task's first variant, "
+        f"and at most {_SHORTFALL:.0%} may be missing; what works: {' or '.join(works)}"
     )
 
 

@@ -269,7 +269,7 @@ def test_whole_numbers_are_numbers():
         ),
         (
             task(batch_size=7, variants=[{"size": 256}, {"size": 512}]),
-            "tasks.photo_classes.variants: variant 512x512: a batch of 1 has 1024 of the 1792 vision tokens of the task's",
+            "tasks.photo_classes.variants: variant 512x512: a batch of 1 has 1024 of the 1792 vision tokens of",
         ),
         (task(variants=[{"size": 1024}]), "grid (1, 64, 64) is larger than the position tables (16, 32, 32)"),
         (task("film_text", variants=[{"size": 128, "frames": 6}]), "found 6 and 128"),

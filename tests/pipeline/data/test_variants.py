@@ -115,7 +115,8 @@ def test_a_variant_without_a_batch_says_why():
     with pytest.raises(ValueError) as caught:
         variant(0, 288, base=variant(0, 224, batch_size=8))
     assert str(caught.value) == (
-        "variant 288x288: a batch of 4 has 1296 of the 1568 vision tokens of the task's first variant, and at most 5% may be missing; what works: batch_size 10 or size 208 or size 256"
+        "variant 288x288: a batch of 4 has 1296 of the 1568 vision tokens of the task's first variant, and at "
+        "most 5% may be missing; what works: batch_size 10 or size 208 or size 256"
     )
 
 
