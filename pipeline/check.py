@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import lint
-from pipeline.data.manifest import MEDIA_COLUMNS, Manifest
+from pipeline.data.columns import MEDIA_COLUMNS
+from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits

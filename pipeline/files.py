@@ -13,6 +13,11 @@ from pathlib import Path
 TEMPORARY_SUFFIX = ".partial"
 
 
+def cache_dir() -> Path:
+    """Where what can be made again is kept: $IMP_CACHE, or ~/.cache/imp."""
+    return Path(os.environ.get("IMP_CACHE") or "~/.cache/imp").expanduser()
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path beside ``path`` to write to: it takes its place when the block ends, and is removed where that raises.

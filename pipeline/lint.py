@@ -7,16 +7,18 @@ import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.data.ids import Overlap, Repeats, overlap, repeats
 from pipeline.data.labels import LabelCounts, count_labels
-from pipeline.data.manifest import MEDIA_COLUMNS, Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.presence import present
 from pipeline.data.spec import DataSetSpec, TaskSpec
 
-# Row groups whose media are looked for, and rows of each.
-_GROUPS, _ROWS = 8, 64
+# Rows, spread over a data set, whose media are looked for.
+_ROWS = 64
 # Files in remote storage that are asked for, and seconds to wait for the answers.
 _MOST_REMOTE, _PRESENCE_S = 16, 5.0
 # A task is short of steps below this number, where an even share would be at least twice as many; and below one step in
@@ -27,11 +29,11 @@ _MOST_NAMED = 4
 
 @dataclasses.dataclass(frozen=True)
 class MediaFound:
-    """Of some rows, those whose media are not there. example: (id, what the manifest says, where it would be)."""
+    """Of some rows, those whose media are not there. example: (id, where the file should be, or why nowhere)."""
 
     looked_at: int
     missing: int
-    example: tuple[str, str, str] | None
+    example: tuple[str, str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +98,19 @@ def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> 
 
 def _find_media(manifest: Manifest, modality: str) -> MediaFound:
     """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
-    columns = [c for c in ("id", *MEDIA_COLUMNS) if c in manifest.schema.names]
-    places = []
-    for row in manifest.some_rows(columns, groups=_GROUPS, rows=_ROWS):
-        resolved = {name: manifest.resolve(row[name]) for name in MEDIA_COLUMNS if row.get(name)}
+    files, missing = [], []
+    for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
+        row = manifest.row(number)
         try:
-            path, from_video = source_path(resolved, modality)
-            places.append((row["id"], row["video" if from_video else modality], path))
+            files.append((row["id"], source_path(row, modality)[0]))
         except Reject as e:
-            places.append((row["id"], e.detail, ""))
-    remote = [place for place in places if "://" in place[2]]
-    places = [place for place in places if "://" not in place[2]] + remote[:: max(1, len(remote) // _MOST_REMOTE)]
-    found = iter(present([path for *_, path in places if path], timeout_s=_PRESENCE_S))
-    there = [next(found) if path else False for *_, path in places]
-    missing = [place for place, is_there in zip(places, there, strict=True) if is_there is False]
-    return MediaFound(sum(t is not None for t in there), len(missing), missing[0] if missing else None)
+            missing.append((row["id"], e.detail))
+    remote = [file for file in files if "://" in file[1]]
+    files = [file for file in files if "://" not in file[1]] + remote[:: max(1, len(remote) // _MOST_REMOTE)]
+    there = present([path for _, path in files], timeout_s=_PRESENCE_S)
+    looked_at = len(missing) + sum(t is not None for t in there)
+    missing += [file for file, is_there in zip(files, there, strict=True) if is_there is False]
+    return MediaFound(looked_at, len(missing), missing[-1] if missing else None)
 
 
 def draws_of(tasks: Iterable[TaskSpec], shares: Mapping[str, float]) -> dict[str, float]:
@@ -131,14 +131,10 @@ def _of_media(facts: Facts) -> Problems:
     for modality, found in facts.media.items():
         if not found.missing:
             continue
-        row, given, path = found.example
-        all_missing = found.missing == found.looked_at
-        count = (
-            f"none of {found.looked_at}" if all_missing else f"{found.missing} of {found.looked_at} are missing, of the"
-        )
-        where = f"{given!r}, looked for at {path}" if path else given
-        line = f"{name}: {modality} files: {count} rows looked at" + (" has one" if all_missing else "")
-        line += f", e.g. row {row!r}: {where}"
+        (row, where), all_missing = found.example, found.missing == found.looked_at
+        count = "none of the" if all_missing else f"{found.missing} are missing of the"
+        line = f"{name}: {modality} files: {count} {found.looked_at} looked for" + " is there" * all_missing
+        line += f", e.g. of row {row!r}: {where}"
         if all_missing:
             out.stops.append(f"{line}; relative paths start at the folder of {facts.data_set.manifest}")
         elif found.missing > facts.data_set.max_reject_fraction * found.looked_at:

@@ -87,7 +87,8 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     _check_writers(recipe)
     data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
     used = {task.data_set for task in tasks.values()}
-    num_rows = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
+    fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
+    num_rows = {name: fingerprint["num_rows"] for name, fingerprint in fingerprints.items()}
     shares = _shares(recipe, tasks, num_rows)
     _refuse(problems_of_recipe(recipe, tasks, num_rows=num_rows, shares=shares))
     for name in sorted(used) if look else ():
@@ -106,7 +107,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
         tasks=tasks,
         data_sets=data_sets,
         tokens=recipe.token_spec(),
-        num_rows=num_rows,
+        fingerprints=fingerprints,
         tokenizer=tokenizer.model if tokenizer else None,
         model=model,
         optimizer=recipe.optimizer(),
@@ -201,19 +202,18 @@ def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
     return columns
 
 
-def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> int:
-    """Rows of the training data. Raises RequestError when a column is missing or there is nothing."""
+def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
+    """The fingerprint of the training rows. Raises RequestError when a column is missing or there is nothing."""
     mine = [t for t in tasks.values() if t.data_set == data_set.name]
     if data_set.shards:
-        index = read_index(Path(data_set.shards))
-        rows = sum(entry["rows"] for entry in index["shards"])
-        if not rows:
+        fingerprint = read_index(Path(data_set.shards))["fingerprint"]
+        if not fingerprint["num_rows"]:
             raise RequestError(f"data_sets.{data_set.name}.shards: {data_set.shards} has no rows")
-        return rows
+        return fingerprint
     manifest = Manifest(data_set.manifest)
     for task in mine:
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
-    return manifest.num_rows
+    return manifest.fingerprint
 
 
 def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_sets) -> Tokenizer | None:

@@ -16,7 +16,7 @@ from pipeline import recipe as recipes
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.shards import MEDIA, decode_settings, encode_rows, has_size, write_shard
+from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import DataError, RequestError
@@ -56,9 +56,13 @@ class _Job:
     data_set: DataSetSpec
     modalities: tuple[str, ...]
     folder: Path
-    num_rows: int
+    fingerprint: dict
     limits: DecodeLimits
     rows_per_shard: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.fingerprint["num_rows"]
 
     def source(self) -> MediaSource:
         return MediaSource(self.data_set, modalities=self.modalities, limits=self.limits)
@@ -66,9 +70,10 @@ class _Job:
     def header(self) -> dict:
         """What the shards depend on; a folder with another header is refused."""
         return {
-            "format": 1,
+            "format": FORMAT,
             "manifest": redacted(self.data_set.manifest),
             "rows": self.num_rows,
+            "fingerprint": self.fingerprint,
             "rows_per_shard": self.rows_per_shard,
             "modalities": list(self.modalities),
             "settings": decode_settings(self.data_set),
@@ -82,11 +87,13 @@ def _check(
     for task in tasks:
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows, limits, rows_per_shard)
+    job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.fingerprint, limits, rows_per_shard)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
-        raise RequestError(f"--out {folder}: it holds shards made with other settings; use another folder or remove it")
+        raise RequestError(
+            f"--out {folder}: its shards are of other rows or made with other settings; use another folder or remove it"
+        )
     _check_disk(job)
     write_json(path, job.header())
     return job
@@ -163,7 +170,7 @@ def _print_progress(job: _Job, rows: int, kept: int, began: float) -> None:
 def _write_index(job: _Job, entries: list[dict]) -> dict:
     """index.json makes the folder readable: it is written last."""
     rejects = [r for e in entries for r in e["rejects"]]
-    shards = [{k: e[k] for k in ("file", "rows", "bytes", "sha256")} for e in entries]
+    shards = [{k: e[k] for k in ("file", "rows", "bytes", "sha256", "words")} for e in entries]
     write_json(job.folder / "index.json", job.header() | {"shards": shards, "rejects": rejects})
     summary = {
         "rows": job.num_rows,

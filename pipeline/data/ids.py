@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.manifest import MEDIA_COLUMNS, Manifest
+from pipeline.data.columns import MEDIA_COLUMNS, values
+from pipeline.data.manifest import Manifest
 from pipeline.data.order import mix
 
-# Rows of a manifest that are looked at; of a larger one, row groups spread over it.
+# Rows of a manifest that are looked at, the first ones of a larger one.
 MOST_ROWS = 1 << 26
 # Hashes that are held at a time, 8 bytes each: of more rows, the ids of a random part are compared.
 _MOST_HASHES = 1 << 25
@@ -47,8 +48,6 @@ class Overlap:
 
 def hashes(column: pa.Array) -> np.ndarray:
     """(n,) uint64 of a column of strings: equal for equal bytes; null counts as empty."""
-    if pa.types.is_dictionary(column.type):
-        return hashes(column.dictionary)[column.indices.fill_null(0).to_numpy(zero_copy_only=False)]
     column = column.fill_null("").cast(pa.large_binary())
     offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
@@ -74,7 +73,7 @@ def repeats(manifest: Manifest) -> Repeats:
     """The ids that stand more than once in the first rows that show some; of 10^8 rows and more, in a part of them."""
     part = -(-min(manifest.num_rows, MOST_ROWS) // _MOST_HASHES)
     found, held = np.empty(0, np.uint64), []
-    for _, batch in manifest.scan(["id"], most_rows=MOST_ROWS):
+    for batch in manifest.batches(("id",), most_rows=MOST_ROWS):
         new = hashes(batch.column(0))
         held.append(new[new % np.uint64(part) == 0] if part > 1 else new)
         if sum(map(len, held)) >= _PIECE:
@@ -95,28 +94,26 @@ def repeats(manifest: Manifest) -> Repeats:
 
 
 def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
-    for first, batch in manifest.scan(["id"], most_rows=MOST_ROWS):
-        places = np.flatnonzero(hashes(batch.column(0)) == wanted)
-        if len(places):
-            return manifest.row(first + int(places[0]))["id"]
-    return "?"
+    ids = (batch.column(0) for batch in manifest.batches(("id",)))
+    places = ((column, np.flatnonzero(hashes(column) == wanted)) for column in ids)
+    return next(values(column.slice(int(found[0]), 1), "id")[0] for column, found in places if len(found))
 
 
 def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
     """How many held-out rows are training rows too."""
     media = [c for c in MEDIA_COLUMNS if c in manifest.schema.names and c in held_out.schema.names]
-    columns = ["id", *media]
+    columns = ("id", *media)
     theirs = {c: [] for c in columns}
     for part in _hashed(held_out, columns, most_rows=_MOST_HELD_OUT):
-        for name, values in part.items():
-            theirs[name].append(values)
-    theirs = {name: np.concatenate(values) for name, values in theirs.items()}
-    known = {name: np.unique(values) for name, values in theirs.items()}
-    seen = {name: np.zeros(len(values), bool) for name, values in known.items()}
+        for name, found in part.items():
+            theirs[name].append(found)
+    theirs = {name: np.concatenate(found) for name, found in theirs.items()}
+    known = {name: np.unique(found) for name, found in theirs.items()}
+    seen = {name: np.zeros(len(found), bool) for name, found in known.items()}
     for part in _hashed(manifest, columns, most_rows=MOST_ROWS):
-        for name, values in part.items():
-            places = np.searchsorted(known[name], values).clip(max=len(known[name]) - 1)
-            seen[name][places[known[name][places] == values]] = True
+        for name, found in part.items():
+            places = np.searchsorted(known[name], found).clip(max=len(known[name]) - 1)
+            seen[name][places[known[name][places] == found]] = True
     both = {name: np.isin(theirs[name], known[name][seen[name]]) for name in columns}
     nothing = hashes(pa.array([""]))
     files = np.zeros(len(theirs["id"]), bool)
@@ -125,9 +122,9 @@ def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
     return Overlap(len(files), int(both["id"].sum()), int(files.sum()))
 
 
-def _hashed(manifest: Manifest, columns: list[str], *, most_rows: int) -> Iterator[dict[str, np.ndarray]]:
+def _hashed(manifest: Manifest, columns: tuple[str, ...], *, most_rows: int) -> Iterator[dict[str, np.ndarray]]:
     """Hashes of the columns, of paths as they are resolved."""
-    for _, batch in manifest.scan(columns, most_rows=most_rows):
+    for batch in manifest.batches(columns, most_rows=most_rows):
         yield {
             name: hashes(batch.column(name) if name == "id" else _resolved(manifest, batch.column(name)))
             for name in columns
@@ -136,7 +133,6 @@ def _hashed(manifest: Manifest, columns: list[str], *, most_rows: int) -> Iterat
 
 def _resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
     """``manifest.resolve`` of every path; null and empty ones stay empty."""
-    paths = paths.dictionary_decode() if pa.types.is_dictionary(paths.type) else paths
     paths = paths.fill_null("").cast(pa.large_binary())
     folder, nothing = (
         pa.scalar(text.encode(), pa.large_binary()) for text in (manifest.resolve("x").removesuffix("x"), "")

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline.data.manifest import Manifest
 
-# Rows whose labels are looked at; of a larger manifest, row groups spread over it.
-MOST_ROWS = 1 << 24
+# Rows whose labels are looked at, the first ones of a larger manifest.
+MOST_ROWS = 1 << 26
 # Different labels that are counted; those that come after are not.
 _MOST_LABELS = 1 << 18
 
@@ -31,7 +31,7 @@ def count_labels(manifest: Manifest, class_lists: set[tuple[str, ...]]) -> Label
     looked_at, counts = 0, collections.Counter()
     without = dict.fromkeys(class_lists, 0)
     wanted = {classes: pa.array([c.encode() for c in classes], pa.large_binary()) for classes in class_lists}
-    for _, batch in manifest.scan(["labels"], most_rows=MOST_ROWS):
+    for batch in manifest.batches(("labels",), most_rows=MOST_ROWS):
         rows = batch.column(0)
         labels, parents = _flat(rows), pc.list_parent_indices(rows)
         looked_at += len(rows)
@@ -48,6 +48,4 @@ def count_labels(manifest: Manifest, class_lists: set[tuple[str, ...]]) -> Label
 
 def _flat(rows: pa.Array) -> pa.Array:
     """Every label of the rows as bytes: what is no UTF-8 is a label too."""
-    labels = pc.list_flatten(rows)
-    labels = labels.dictionary_decode() if pa.types.is_dictionary(labels.type) else labels
-    return labels.cast(pa.large_binary())
+    return pc.list_flatten(rows).cast(pa.large_binary())

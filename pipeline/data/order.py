@@ -1,20 +1,24 @@
 """Order is arithmetic: which task a step runs, which variant a batch has, which row a position means.
 
 Everything here is a pure function of integers, so a run can start anywhere at the cost of starting at zero, and no
-order is ever stored. Hashing is splitmix64; permutations are Feistel networks, in constant memory.
+order is ever stored. Hashing is splitmix64; large permutations are Feistel networks, in constant memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 
 import numpy as np
 
-_ROUNDS = 4
+# Rounds of the Feistel network. Four are a strong permutation in theory; the halves of 17 bits are short.
+_ROUNDS = 6
+# Largest size whose permutation is held whole, in 4 bytes a row.
+_SHUFFLED_SIZE = 1 << 16
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
-_SALT_TASK, _SALT_VARIANT, _SALT_WINDOWS, _SALT_WITHIN, _SALT_SUBSTITUTE, _SALT_SAMPLE, SALT_EXACT = range(1, 8)
+_SALT_TASK, _SALT_VARIANT, _SALT_EPOCH, _SALT_SUBSTITUTE, _SALT_SAMPLE, SALT_EXACT = range(1, 7)
 
 
 def _splitmix(x: np.ndarray) -> np.ndarray:
@@ -74,67 +78,59 @@ def variants_at(seed: int, task: str, batches: np.ndarray, *, num_variants: int)
     return np.minimum((draws * num_variants).astype(np.int64), num_variants - 1)
 
 
-def permute(positions: np.ndarray, *, size: int | np.ndarray, key, inverse: bool = False) -> np.ndarray:
-    """A keyed bijection of [0, size) at the given positions: a Feistel network, walked until it lands inside.
+def permute(positions: np.ndarray, *, size: int, key: np.ndarray | int) -> np.ndarray:
+    """A keyed permutation of [0, size) at the given positions, int64. key: one, or one for each position."""
+    positions = np.atleast_1d(np.asarray(positions, np.int64))
+    keys, which = np.unique(np.broadcast_to(mix(key), positions.shape), return_inverse=True)
+    if size > _SHUFFLED_SIZE:
+        return _walk(positions.astype(np.uint64), size=np.uint64(size), key=keys[which]).astype(np.int64)
+    out = np.empty_like(positions)
+    for number, one in enumerate(keys.tolist()):
+        mine = which == number
+        out[mine] = _shuffled(size, one)[positions[mine]]
+    return out
 
-    size and key may be arrays, one for each position. inverse: the position that maps to each value.
-    """
-    value = np.atleast_1d(np.asarray(positions)).astype(np.uint64)
-    size = np.broadcast_to(np.asarray(size, np.uint64), value.shape)
-    key = np.broadcast_to(mix(key), value.shape)
-    half = np.ceil(np.log2(np.maximum(size, 4).astype(np.float64)) / 2).astype(np.uint64)
-    # The only value of a size of 1 is where it belongs.
-    out, active = value.copy(), size > 1
+
+@functools.lru_cache(maxsize=32)
+def _shuffled(size: int, key: int) -> np.ndarray:
+    """The whole permutation of a small size, every one of them equally likely: the order of random numbers."""
+    return np.argsort(mix(key, np.arange(size)), kind="stable").astype(np.int32)
+
+
+def _walk(value: np.ndarray, *, size: np.uint64, key: np.ndarray) -> np.ndarray:
+    """A Feistel network over the next even number of bits, applied until a value lands inside (cycle walking)."""
+    half = np.uint64(-(-(int(size) - 1).bit_length() // 2))
+    out, active = value.copy(), np.ones(value.shape, bool)
     while active.any():
-        out[active] = _feistel(out[active], half=half[active], key=key[active], inverse=inverse)
+        out[active] = _feistel(out[active], half=half, key=key[active])
         active = out >= size
-    return out.astype(np.int64)
+    return out
 
 
-def _feistel(value: np.ndarray, *, half: np.ndarray, key: np.ndarray, inverse: bool) -> np.ndarray:
+def _feistel(value: np.ndarray, *, half: np.uint64, key: np.ndarray) -> np.ndarray:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
-    for r in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
-        if inverse:
-            left, right = right ^ (mix(key, r, left) & mask), left
-        else:
-            left, right = right, left ^ (mix(key, r, right) & mask)
+    for r in range(_ROUNDS):
+        left, right = right, left ^ (mix(key, r, right) & mask)
     return (left << half) | right
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The visiting order of one task over the rows of its data set.
+    """The visiting order of one task over the rows of its data set: each epoch is a permutation of all rows.
 
-    Rows are cut into windows of neighbours; an epoch visits the windows in a permuted order and permutes within each,
-    so reads stay inside one window at a time. Epochs differ.
+    So a batch is a fair draw however the manifest is sorted, at every size: no row's neighbours come with it.
     """
 
     seed: int
     task: str
     num_rows: int
-    window: int = 8192
 
     def rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row, epoch) of each position of the task's endless sequence, both int64."""
-        positions = np.asarray(positions, np.int64)
-        epochs, offsets = np.divmod(positions, self.num_rows)
-        window = min(self.window, self.num_rows)
-        num_windows = -(-self.num_rows // window)
-        short = self.num_rows - (num_windows - 1) * window
-        key = mix(self.seed, name_key(self.task), epochs.astype(np.uint64))
-        # The last window may be short, and the permutation may put it anywhere: what comes after it moves forward.
-        short_slot = permute(
-            np.full(offsets.shape, num_windows - 1), size=num_windows, key=mix(key, _SALT_WINDOWS), inverse=True
-        )
-        before = offsets < short_slot * window
-        inside = ~before & (offsets < short_slot * window + short)
-        slots = np.where(before, offsets // window, np.where(inside, short_slot, (offsets - short) // window + 1))
-        starts = np.where(slots <= short_slot, slots * window, (slots - 1) * window + short)
-        chosen = permute(slots, size=num_windows, key=mix(key, _SALT_WINDOWS))
-        sizes = np.where(chosen == num_windows - 1, short, window)
-        within = permute(offsets - starts, size=sizes, key=mix(key, _SALT_WITHIN, chosen))
-        return chosen * window + within, epochs
+        epochs, offsets = np.divmod(np.asarray(positions, np.int64), self.num_rows)
+        key = mix(self.seed, name_key(self.task), _SALT_EPOCH, epochs)
+        return permute(offsets, size=self.num_rows, key=key), epochs
 
     def substitute(self, position: int, attempt: int) -> int:
         """The row that stands in for a bad one: depends on the position and the attempt alone."""

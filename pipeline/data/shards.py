@@ -1,6 +1,7 @@
 """Preprocessed data sets: canonical clips in Arrow IPC files, memory-mapped. Everything after the clip is shared.
 
-A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (rows, files, sha256, what was decoded and how).
+A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (the manifest's fingerprint, what was decoded and
+how, and the rows, the size and digests of each file).
 Rejected rows stay in their place with a reason for each bad modality, so that the order over a data set, and what each
 task rejects, is the same as over its media.
 """
@@ -10,21 +11,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
-from pipeline.errors import DataError, RequestError
+from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import whole_file
 
 MEDIA = ("image", "video", "audio")
+# Changes where the layout of what is stored does.
+FORMAT = 2
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
+# Shards that a source keeps mapped: a row may be in any of them.
+_KEPT_SHARDS = 256
 _REJECT = pa.struct([("modality", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 SCHEMA = pa.schema(
     [
@@ -91,7 +98,16 @@ def write_shard(table: pa.Table, path: Path) -> dict:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1)
         digest = _sha256(temporary)
-    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
+    entry = {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
+    return entry | {"words": _words(table.to_batches())}
+
+
+def _words(batches: Iterable[pa.RecordBatch]) -> dict:
+    """The fingerprint of a shard's ids and words: little to read beside its media."""
+    fingerprint = Fingerprint()
+    for batch in batches:
+        fingerprint.update(normalise(batch, ["id", "text", "labels"]))
+    return fingerprint.digests()
 
 
 class ShardSource:
@@ -117,14 +133,25 @@ class ShardSource:
         counts = [entry["rows"] for entry in self.index["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self.num_rows = int(self._starts[-1])
-        self._open = functools.lru_cache(maxsize=8)(self._open_file)
+        self._open = functools.lru_cache(maxsize=_KEPT_SHARDS)(self._open_file)
+        self._confirmed: set[int] = set()
 
-    def _open_file(self, number: int):
+    def _open_file(self, number: int) -> pa.RecordBatchFileReader:
+        """Raises DataError where a shard is not the one that the index lists, when it is first opened."""
         entry = self.index["shards"][number]
         path = self.folder / entry["file"]
         if not has_size(path, entry):
             raise DataError(f"shard {path}: expected {entry['bytes']} bytes, found another size; preprocess it again")
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if number not in self._confirmed:
+                found = _words(reader.get_batch(i) for i in range(reader.num_record_batches))
+                if found != entry["words"]:
+                    raise DataError(f"shard {path}: its ids or words are not those in index.json; preprocess it again")
+        except pa.ArrowInvalid as e:
+            raise DataError(f"shard {path}: cannot be read: {one_line(e)[:200]}; preprocess it again") from e
+        self._confirmed.add(number)
+        return reader
 
     def _record(self, row: int) -> pa.RecordBatch:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -157,11 +184,17 @@ class ShardSource:
 def read_index(folder: Path) -> dict:
     """The index of a finished preprocessing run. Raises RequestError where there is none."""
     try:
-        return json.loads((Path(folder) / "index.json").read_text())
+        index = json.loads((Path(folder) / "index.json").read_text())
+        found = index.get("format")
     except FileNotFoundError as e:
         raise RequestError(f"shards {folder}: expected index.json; let jobs/preprocess.py finish first") from e
-    except ValueError as e:
+    except (ValueError, AttributeError) as e:
         raise RequestError(f"shards {folder}: index.json cannot be read: {e}") from e
+    if found != FORMAT:
+        raise RequestError(
+            f"shards {folder}: expected format {FORMAT}, found {found}; run jobs/preprocess.py into another folder"
+        )
+    return index
 
 
 def damaged_shards(folder: Path) -> list[str]:

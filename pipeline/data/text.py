@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.manifest import NOT_UTF8
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import read_bytes
 from pipeline.errors import RequestError

@@ -37,7 +37,8 @@ from pipeline.train.watchdog import Watchdog
 class RunSpec:
     """A whole run as plain data; ``prepare.prepare`` makes it from a recipe. Travels to workers.
 
-    num_rows: data set → rows of its training manifest. config: the resolved recipe, stored in checkpoints.
+    fingerprints: data set → what its training rows are (``data.columns.Fingerprint.digests``). config: the resolved
+    recipe, stored in checkpoints.
     expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``).
     """
 
@@ -46,7 +47,7 @@ class RunSpec:
     tasks: dict[str, TaskSpec]
     data_sets: dict[str, DataSetSpec]
     tokens: TokenSpec
-    num_rows: dict[str, int]
+    fingerprints: dict[str, dict]
     tokenizer: bytes | None
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -69,21 +70,25 @@ class RunSpec:
     def position(self, step: int | None = None) -> Position:
         """Where the checkpoint of a step stands, or the newest; the start of the run where there is none.
 
-        Raises RequestError where a data set has another number of rows than then.
+        Raises RequestError where a data set has other rows than then.
         """
         checkpoints = self.checkpoints()
         step = checkpoints.latest_step if step is None else step
         if not step:
             return START
         data = checkpoints.data(step)
-        for name, rows in self.num_rows.items():
-            if data["num_rows"].get(name, rows) != rows:
+        for name, now in self.fingerprints.items():
+            if fault := _other_rows(data["fingerprints"].get(name, now), now):
                 raise RequestError(
-                    f"data_sets.{name}: the run began with {data['num_rows'][name]} rows, the manifest now has {rows}, "
-                    "and the order of samples depends on it; put the old manifest back, or give the new rows a data "
-                    "set of their own"
+                    f"data_sets.{name}: {fault}, and the order of samples and what they teach depend on it; put the "
+                    "old rows back, or give the new ones a data set of their own"
                 )
         return Position(**data["position"])
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Data set → rows of its training manifest."""
+        return {name: fingerprint["num_rows"] for name, fingerprint in self.fingerprints.items()}
 
     def schedule(self, position: Position) -> Schedule:
         """The run from a position to its end."""
@@ -97,6 +102,16 @@ class RunSpec:
             sampler=self.sampler,
             position=position,
         )
+
+
+def _other_rows(then: dict, now: dict) -> str | None:
+    """The difference between the fingerprints of a data set when the run began and now, in words."""
+    if then["num_rows"] != now["num_rows"]:
+        return f"the run began with {then['num_rows']} rows, the manifest now has {now['num_rows']}"
+    differ = [name for name in then if then[name] != now.get(name)]
+    if not differ:
+        return None
+    return f"the rows are not those that the run began with: {', '.join(differ)} differ, or come in another order"
 
 
 def use_compute_type(config: ModelConfig) -> ModelConfig:
@@ -249,7 +264,7 @@ class _Saver:
         classes = {name: list(d.classes) for name, d in spec.data_sets.items()}
         self._lasting = {
             "classes": before.get("classes", {}) | classes,
-            "num_rows": before.get("num_rows", {}) | spec.num_rows,
+            "fingerprints": before.get("fingerprints", {}) | spec.fingerprints,
         }
 
     def save(self, step: int, state: dict) -> None:

@@ -9,6 +9,7 @@ import tokenizers
 import yaml
 
 from pipeline import recipe as recipes
+from pipeline.data.shards import FORMAT
 from pipeline.data.text import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.prepare import check_run_dir, lock_run_dir, needed_columns, prepare
@@ -212,11 +213,11 @@ def test_a_column_of_another_type_is_a_wrong_request(tmp_path, make_recipe, colu
 
 def test_rows_of_shards_are_counted(tmp_path, make_recipe):
     (tmp_path / "shards").mkdir()
-    index = {"modalities": ["image"], "settings": {}, "shards": [{"rows": 3}, {"rows": 6}]}
+    index = {"format": FORMAT, "fingerprint": {"num_rows": 9}}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     sets = {"pets": make_recipe().to_dict()["data_sets"]["pets"] | {"shards": str(tmp_path / "shards")}}
     assert prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows == {"pets": 9}
-    (tmp_path / "shards" / "index.json").write_text(json.dumps(index | {"shards": []}))
+    (tmp_path / "shards" / "index.json").write_text(json.dumps(index | {"fingerprint": {"num_rows": 0}}))
     with pytest.raises(RequestError, match=r"data_sets\.pets\.shards: .* has no rows"):
         prepare(make_recipe(data_sets=sets), tmp_path / "run")
 

@@ -6,7 +6,7 @@ import posixpath
 
 import pyarrow.fs
 
-from pipeline.data.manifest import resolve_filesystem
+from pipeline.data.media.storage import resolve_filesystem
 from pipeline.errors import RequestError
 
 ENDINGS = {

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.importers.listing import Skipped, folder_of, open_file
-from pipeline.data.manifest import MEDIA_COLUMNS
 from pipeline.errors import RequestError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.manifest import MEDIA_COLUMNS
+from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.order import name_key
 from pipeline.errors import RequestError
 from pipeline.files import whole_file

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.data import prompts
 from pipeline.data.batches import BatchMaker, SampleMaker
-from pipeline.data.manifest import NOT_UTF8
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan, group_arrays

@@ -44,8 +44,8 @@ def test_ids_of_their_own_are_no_repeats(tmp_path, write_manifest, names):
 
 def test_a_manifest_full_of_repeats_is_not_read_to_its_end(tmp_path, write_manifest, monkeypatch):
     monkeypatch.setattr(ids, "_PIECE", 14)
-    found = repeats(manifest(write_manifest, tmp_path / "m.parquet", ["same"] * 100))
-    assert found == Repeats(14, 1, 14, ("same", 14))
+    found = repeats(manifest(write_manifest, tmp_path / "m.parquet", ["same"] * 5000))
+    assert found == Repeats(4096, 1, 4096, ("same", 4096))
 
 
 def test_of_more_rows_than_fit_a_part_is_compared(tmp_path, write_manifest, monkeypatch):

@@ -13,6 +13,7 @@ from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.shards import (
+    FORMAT,
     ShardSource,
     damaged_shards,
     decode_settings,
@@ -37,7 +38,8 @@ def preprocess(data_set: DataSetSpec, folder: Path, *, modalities: tuple[str, ..
         table, bad = encode_rows(source, range(start, min(start + rows_per_shard, source.num_rows)))
         entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow"))
         rejects += bad
-    index = {"modalities": list(modalities), "settings": decode_settings(data_set), "shards": entries}
+    described = {"modalities": list(modalities), "settings": decode_settings(data_set), "shards": entries}
+    index = {"format": FORMAT, "fingerprint": source.manifest.fingerprint} | described
     (folder / "index.json").write_text(json.dumps(index))
     return dataclasses.replace(data_set, shards=str(folder)), rejects
 
@@ -248,3 +250,30 @@ def test_one_flipped_bit_is_found(tmp_path, images):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert damaged_shards(tmp_path / "s") == ["shard-00001.arrow"]
+
+
+@pytest.mark.parametrize("change", ["another shard", "other order", "noise"])
+def test_a_shard_that_is_not_the_listed_one_stops_the_run(tmp_path, images, change):
+    """As when a folder was put together from two runs of preprocessing: equal sizes, other rows."""
+    data_set, _ = preprocess(images, tmp_path / "s", modalities=("image",))
+    first, second = (tmp_path / "s" / f"shard-0000{n}.arrow" for n in (0, 1))
+    if change == "another shard":
+        second.write_bytes(first.read_bytes())
+    elif change == "other order":
+        table, _ = encode_rows(MediaSource(images, modalities=("image",)), range(3, 6))
+        write_shard(table.take([1, 0, 2]), second)
+    else:
+        second.write_bytes(bytes(second.stat().st_size))
+    index = read_index(tmp_path / "s")
+    index["shards"][1]["bytes"] = second.stat().st_size
+    (tmp_path / "s" / "index.json").write_text(json.dumps(index))
+    source = ShardSource(data_set, modalities=("image",))
+    assert source.id(0) == "id-0"
+    with pytest.raises(DataError, match=r"shard-00001\.arrow: .+ preprocess it again"):
+        source.id(3)
+
+
+def test_shards_of_an_older_form_are_refused(tmp_path):
+    (tmp_path / "index.json").write_text('{"format": 1}')
+    with pytest.raises(RequestError, match=r"expected format 2, found 1; run jobs/preprocess\.py into another folder"):
+        read_index(tmp_path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from pipeline.data import prompts
-from pipeline.data.manifest import NOT_UTF8
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.text import Tokenizer, _pieces, load_tokenizer, most_telling, text_fault, train_tokenizer
 from pipeline.errors import RequestError
 

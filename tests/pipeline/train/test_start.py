@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import recipe as recipes
@@ -109,23 +111,41 @@ def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run,
     assert set(before) == {"encoder", "embed_vision", "embed_audio", "pair_audio_vision", "classifier_digits"}
 
 
-def test_a_data_set_that_grew_is_refused(two_tasks, bare_run, tmp_path):
-    """Its order depends on the number of rows."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _grown(rows):
+    return pa.concat_tables([rows, rows.slice(0, 1)])
 
+
+def _reversed(rows):
+    return rows.take(list(range(rows.num_rows))[::-1])
+
+
+def _relabelled(rows):
+    labels = rows["labels"].to_pylist()
+    first = next(i for i, label in enumerate(labels) if label != labels[0])
+    labels[0], labels[first] = labels[first], labels[0]
+    return rows.set_column(rows.schema.get_field_index("labels"), "labels", pa.array(labels, rows["labels"].type))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_grown, r"began with \d+ rows, the manifest now has \d+"),
+        (_reversed, "not those that the run began with: id, labels differ, or come in another order"),
+        (_relabelled, "not those that the run began with: labels differ"),
+    ],
+)
+def test_other_rows_than_the_run_began_with_are_refused(two_tasks, bare_run, tmp_path, change, message):
+    """Order, ids and labels say what a step learned from; a manifest of equal length may hold others."""
     recipe, run_dir = two_tasks
     run_dir, recipe = copy_run(run_dir, tmp_path / "run"), copy.deepcopy(recipe)
     manifest = Path(recipe["data_sets"]["digits"]["manifest"])
-    rows = pq.read_table(manifest)
-    longer = manifest.with_name("longer.parquet")
-    pq.write_table(pa.concat_tables([rows, rows.slice(0, 1)]), longer)
-    text = (run_dir / "config.yaml").read_text().replace(str(manifest), str(longer))
+    other = manifest.with_name("other.parquet")
+    pq.write_table(change(pq.read_table(manifest)), other)
+    text = (run_dir / "config.yaml").read_text().replace(str(manifest), str(other))
     (run_dir / "config.yaml").write_text(text)
-    recipe["data_sets"]["digits"]["manifest"] = str(longer)
+    recipe["data_sets"]["digits"]["manifest"] = str(other)
     recipe["train"]["num_steps"] = 12
-    count = rows.num_rows
-    with pytest.raises(RequestError, match=f"began with {count} rows, the manifest now has {count + 1}"):
+    with pytest.raises(RequestError, match=message):
         bare_run.run(recipes.from_dict(recipe), run_dir)
 
 

@@ -1,0 +1,157 @@
+"""The columns of a manifest: which there are, of which types, and their values as Python sees them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MEDIA_COLUMNS = ("image", "video", "audio")
+WORD_COLUMNS = ("text", "labels")
+TIME_COLUMNS = ("start_s", "end_s")
+# Stands before what is shown of a text or label whose bytes are no UTF-8. A noncharacter: Unicode keeps it for a
+# program's own use, and it passes through Arrow as any other.
+NOT_UTF8 = "\ufdd0"
+# Maximum bytes shown of such a text.
+_MOST_SHOWN = 80
+_STRINGS = pa.large_list(pa.large_string())
+# Column → the type that its values are read as, whatever strings and numbers the file holds.
+TYPES = (
+    dict.fromkeys(("id", *MEDIA_COLUMNS), pa.large_string())
+    | dict.fromkeys(WORD_COLUMNS, _STRINGS)
+    | dict.fromkeys(TIME_COLUMNS, pa.float64())
+)
+
+
+def _is_string(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    # A file whose rows are all null there has no better type.
+    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_null(found)
+
+
+def _is_strings(found: pa.DataType) -> bool:
+    lists = pa.types.is_list(found) or pa.types.is_large_list(found)
+    return (lists and _is_string(found.value_type)) or pa.types.is_null(found)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
+    return any(kind(found) for kind in kinds)
+
+
+_KINDS = {
+    pa.large_string(): ("a string", _is_string),
+    _STRINGS: ("a list of strings", _is_strings),
+    pa.float64(): ("a number of seconds", _is_number),
+}
+
+
+def type_fault(name: str, found: pa.DataType) -> str | None:
+    """The difference between a column's type and the one it should have, in words; None where there is none."""
+    wanted = TYPES[name]
+    expected, fits = _KINDS[wanted]
+    return None if fits(found) else f"expected {expected}, found {found}"
+
+
+def usable(schema: pa.Schema) -> list[str]:
+    """The columns of a schema that a manifest may have, each of a type that can be read."""
+    return [name for name in TYPES if name in schema.names and type_fault(name, schema.field(name).type) is None]
+
+
+def normalise(piece: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
+    """The columns of ``TYPES`` in its types; a column that is not there is all null."""
+    arrays = [
+        piece.column(name).cast(TYPES[name]) if name in piece.schema.names else pa.nulls(len(piece), TYPES[name])
+        for name in columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=columns)
+
+
+def values(column: pa.Array, name: str) -> list:
+    """``to_pylist``, where strings may hold other bytes than UTF-8: texts and labels are marked by ``NOT_UTF8``.
+
+    Ids and paths keep their readable part and show the other bytes as "\\xff". Texts and labels are without nulls.
+    """
+    try:
+        found = column.to_pylist()
+    except UnicodeDecodeError:
+        raw = pa.large_list(pa.large_binary()) if name in WORD_COLUMNS else pa.large_binary()
+        found = [_readable(value, marked=name in WORD_COLUMNS) for value in column.cast(raw).to_pylist()]
+    return [_without_nulls(words) for words in found] if name in WORD_COLUMNS else found
+
+
+def _readable(value: bytes | list | None, *, marked: bool):
+    if isinstance(value, list):
+        return [_readable(v, marked=marked) for v in value]
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        # Ids stay whole, so that they stay different.
+        return (NOT_UTF8 if marked else "") + value[: _MOST_SHOWN if marked else None].decode(errors="backslashreplace")
+
+
+def _without_nulls(words: list | None) -> list | None:
+    return [w for w in words if w is not None] if words and None in words else words
+
+
+class Fingerprint:
+    """Digests of the columns that the order and the losses of a run depend on, whatever pieces the rows come in.
+
+    Media columns are left out: files may move to another place.
+    """
+
+    COLUMNS = ("id", *WORD_COLUMNS, *TIME_COLUMNS)
+
+    def __init__(self):
+        self.num_rows = 0
+        # Of each column: lengths of lists, lengths of strings, contents. Apart, so that pieces do not matter.
+        self._digests = {name: [hashlib.blake2b(digest_size=16) for _ in range(3)] for name in self.COLUMNS}
+
+    def update(self, rows: pa.RecordBatch) -> None:
+        """rows: as ``normalise`` gives them."""
+        self.num_rows += len(rows)
+        for name in self.COLUMNS:
+            # A column that is not there is one of nulls.
+            column = rows.column(name) if name in rows.schema.names else pa.nulls(len(rows), TYPES[name])
+            self._update(name, column)
+
+    def _update(self, name: str, column: pa.Array) -> None:
+        lists, lengths, contents = self._digests[name]
+        if pa.types.is_floating(column.type):
+            contents.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)))
+            return
+        if pa.types.is_large_list(column.type):
+            lists.update(_lengths(pc.list_value_length(column)))
+            column = column.flatten()
+        column = column.cast(pa.large_binary())
+        lengths.update(_lengths(pc.binary_length(column)))
+        contents.update(_content(column))
+
+    def digests(self) -> dict:
+        """{"num_rows": of all, column: digest in hexadecimal}."""
+        found = {name: hashlib.blake2b(digest_size=16) for name in self.COLUMNS}
+        for name, parts in self._digests.items():
+            for part in parts:
+                found[name].update(part.digest())
+        return {"num_rows": self.num_rows} | {name: digest.hexdigest() for name, digest in found.items()}
+
+
+def _lengths(found: pa.Array) -> np.ndarray:
+    """Lengths as int64, of a null -1."""
+    return np.ascontiguousarray(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _content(column: pa.LargeBinaryArray) -> memoryview:
+    """The bytes of all values, one after another."""
+    if column.null_count:
+        column = column.drop_null()
+    _, offsets, data = column.buffers()
+    if not len(column) or data is None:
+        return memoryview(b"")
+    ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    return memoryview(data)[ends[0] : ends[-1]]

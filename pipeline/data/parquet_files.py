@@ -1,0 +1,202 @@
+"""The Parquet files of a manifest: listed, their footers read when asked for, their rows streamed in bounded pieces.
+
+Damage is told from storage out of reach: where reading a file fails, its bytes are read again by a file object that
+notes every failure of the storage. Without one, the file is at fault, and no patience mends it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from pipeline.data.columns import TYPES, type_fault
+from pipeline.data.media.storage import patiently, resolve_filesystem
+from pipeline.errors import RequestError, one_line
+
+# Rows of a piece of a stream.
+_ROWS_PER_PIECE = 16_384
+# Footers that stay in memory: of a data set of many files, those in use.
+_KEPT_FOOTERS = 64
+_LISTING_THREADS = 16
+T = TypeVar("T")
+
+
+class ParquetFiles:
+    """One Parquet file, or all ``*.parquet`` files of a folder, sorted by name.
+
+    Raises RequestError when nothing is there or when a file is no Parquet that can be read; DataError when storage
+    stays out of reach.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self.filesystem, path = patiently(uri, lambda: resolve_filesystem(uri))
+        self.infos = patiently(uri, lambda: self._list(path))
+        self.paths = [info.path for info in self.infos]
+        self.folder = str(PurePosixPath(path).parent) if self.paths == [path] else path
+        self.footer = functools.lru_cache(maxsize=_KEPT_FOOTERS)(self._footer)
+        self._types = functools.lru_cache(maxsize=_KEPT_FOOTERS)(self._file_types)
+
+    def _list(self, path: str) -> list[pyarrow.fs.FileInfo]:
+        try:
+            info = self.filesystem.get_file_info(path)
+        except pa.ArrowInvalid as e:
+            raise RequestError(f"manifest {self.uri}: {e}") from e
+        if info.type == pyarrow.fs.FileType.File:
+            return [info]
+        if info.type == pyarrow.fs.FileType.Directory:
+            selector = pyarrow.fs.FileSelector(path, recursive=False)
+            files = [i for i in self.filesystem.get_file_info(selector) if i.path.endswith(".parquet")]
+            if files:
+                return sorted(files, key=lambda i: i.path)
+        raise RequestError(f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there")
+
+    def stamp(self) -> str:
+        """A digest of what storage says of the files without reading them: names, sizes, times, and here inodes."""
+        digest = hashlib.blake2b(self.uri.encode(), digest_size=16)
+        local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        for info in self.infos:
+            words = [info.path, info.size, info.mtime_ns]
+            if local:
+                # The time of a change of status cannot be set back, as the time of a change of content can.
+                status = os.stat(info.path)
+                words += [status.st_dev, status.st_ino, status.st_ctime_ns]
+            digest.update(repr(words).encode())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(rows, row groups) of each file."""
+        few = len(self.paths) <= _KEPT_FOOTERS
+
+        def size(path: str) -> tuple[int, int]:
+            footer = self.footer(path) if few else self._footer(path)
+            return footer.num_rows, footer.num_row_groups
+
+        with concurrent.futures.ThreadPoolExecutor(_LISTING_THREADS) as threads:
+            return list(threads.map(size, self.paths))
+
+    @property
+    def num_rows(self) -> int:
+        return sum(rows for rows, _ in self.sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(info.size or 0 for info in self.infos)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the first file."""
+        return pa.schema(list(self._types(self.paths[0]).items()))
+
+    def _footer(self, path: str) -> pq.FileMetaData:
+        return self._read(path, lambda file: pq.read_metadata(file))
+
+    def pieces(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows of all files in order, one row group in memory at a time."""
+        for path in self.paths:
+            for number in range(self.footer(path).num_row_groups):
+                yield from self.group(path, number, columns).to_batches(_ROWS_PER_PIECE)
+
+    def group(self, path: str, number: int, columns: list[str]) -> pa.Table:
+        """One row group, of the columns that the file has."""
+        footer, here = self.footer(path), self._here(path, columns)
+
+        def read(file):
+            return pq.ParquetFile(file, metadata=footer, page_checksum_verification=True).read_row_group(number, here)
+
+        return self._read(path, read, what=f", row group {number}")
+
+    def _here(self, path: str, columns: list[str]) -> list[str]:
+        """Those of the columns that the file has. Raises RequestError where one has another type than it should."""
+        types = self._types(path)
+        here = [name for name in columns if name in types]
+        for name in here:
+            if fault := type_fault(name, types[name]):
+                raise RequestError(f"manifest {path}: column {name!r}: {fault}")
+        return here
+
+    def _file_types(self, path: str) -> dict[str, pa.DataType]:
+        """Column → type. Raises RequestError where one stands there twice."""
+        schema = self.footer(path).schema.to_arrow_schema()
+        for name in TYPES:
+            count = schema.names.count(name)
+            if count > 1:
+                raise RequestError(f"manifest {path}: column {name!r} stands there {count} times; keep one of them")
+        return {field.name: field.type for field in schema}
+
+    def footer_bytes(self, path: str) -> bytes:
+        """A file's footer as it is written: what each column chunk holds, where, and its smallest and largest value."""
+
+        def read(file):
+            size = file.size()
+            length = int.from_bytes(file.read_at(4, size - 8), "little")
+            return file.read_at(length, size - 8 - length)
+
+        return self._read(path, read)
+
+    def _read(self, path: str, read: Callable, *, what: str = "") -> T:
+        """``read`` of the open file, again where storage fails. Raises RequestError where the file is at fault."""
+
+        def attempt():
+            try:
+                with self.filesystem.open_input_file(path) as file:
+                    return read(file)
+            except (MemoryError, RequestError):
+                raise
+            except Exception as e:
+                noting = _NotingFile(self.filesystem, path)
+                try:
+                    return read(pa.PythonFile(noting, mode="r"))
+                except Exception as again:
+                    if noting.failure is not None:
+                        raise noting.failure from e
+                    raise RequestError(
+                        f"manifest {path}{what}: expected a Parquet file: {one_line(again)[:200]}; make it again"
+                    ) from again
+
+        return patiently(path, attempt)
+
+
+class _NotingFile(io.RawIOBase):
+    """A file of a file system that notes the first failure of the storage."""
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str):
+        self.failure: Exception | None = None
+        self._file = self._noted(lambda: filesystem.open_input_file(path))
+        self._size = self._noted(self._file.size)
+
+    def _noted(self, step: Callable[[], T]) -> T:
+        try:
+            return step()
+        except Exception as e:
+            self.failure = self.failure or e
+            raise
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._noted(lambda: self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int = -1) -> bytes:
+        return self._noted(lambda: self._file.read(None if size < 0 else size))

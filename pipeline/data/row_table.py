@@ -1,0 +1,219 @@
+"""Rows by number, at the cost of a look into memory: Arrow record batches, in memory or mapped from a local copy.
+
+A manifest is read in random order, and Parquet is not made for that: to reach one row its whole row group is decoded.
+So its rows are copied once a machine into a file below ``files.cache_dir``, which all its processes map. Small ones are
+copied into memory, the largest read where they lie. The fingerprint of the rows is taken on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data.columns import TYPES, Fingerprint, normalise, usable
+from pipeline.data.parquet_files import ParquetFiles
+from pipeline.errors import RequestError, one_line
+from pipeline.files import cache_dir, whole_file, write_json
+
+_ROWS_PER_BATCH = 4096
+# Maximum rows and bytes of the files whose rows each process holds for itself.
+_IN_MEMORY_ROWS, _IN_MEMORY_BYTES = 16_384, 4 << 20
+# Record batches that stay open.
+_KEPT_BATCHES = 1024
+# Maximum rows of a copy; bytes of it for each byte of Parquet, roughly.
+_MOST_COPIED_ROWS, _GROWTH = 200_000_000, 5
+# Copies that stay in the cache: those used last.
+_KEPT_COPIES = 64
+# Of a manifest that is read where it lies: maximum rows of a row group, row groups in memory, files whose rows are
+# fingerprinted.
+_MOST_ROWS_PER_GROUP, _KEPT_GROUPS, _SAMPLED_FILES = 65_536, 16, 64
+
+
+class RowTable:
+    """Rows by number. fingerprint: as ``Fingerprint.digests`` gives it."""
+
+    def __init__(self, source: pa.Buffer | pa.NativeFile, fingerprint: dict):
+        self._reader = pa.ipc.open_file(source)
+        self.fingerprint, self.num_rows = fingerprint, fingerprint["num_rows"]
+        self._batch = functools.lru_cache(maxsize=_KEPT_BATCHES)(self._reader.get_batch)
+
+    def row(self, index: int) -> pa.RecordBatch:
+        """One row, as a record batch of one."""
+        number, within = divmod(index, _ROWS_PER_BATCH)
+        return self._batch(number).slice(within, 1)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows in order."""
+        return (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+
+    def has_null_ids(self) -> bool:
+        return any(batch.column("id").null_count for batch in self.batches())
+
+
+def existing_rows(files: ParquetFiles) -> RowTable | None:
+    """The rows of a manifest whose copy is on this machine: no file of it is opened."""
+    return _open_copy(_copy_path(files))
+
+
+def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
+    """The rows of a manifest, copied where that was not done yet.
+
+    Manifests too large for a copy are read where they lie. Raises RequestError where their row groups are too large
+    for that, or where there is no room for the copy.
+    """
+    if files.num_rows <= _IN_MEMORY_ROWS and files.num_bytes <= _IN_MEMORY_BYTES:
+        sink = pa.BufferOutputStream()
+        fingerprint = _copy(files, sink)
+        return RowTable(sink.getvalue(), fingerprint)
+    # By rows alone, so that the fingerprint is of one kind on every machine.
+    if files.num_rows > _MOST_COPIED_ROWS:
+        return RowGroups(files)
+    path = _copy_path(files)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            return _open_copy(path) or _write_copy(files, path)
+    except OSError as e:
+        raise RequestError(
+            f"manifest {files.uri}: a copy of its rows, about {_GROWTH * files.num_bytes / 1e9:.1f} GB, cannot be "
+            f"written to {path.parent}: {one_line(e)}; free some space, or set IMP_CACHE to another folder"
+        ) from e
+
+
+def _copy_path(files: ParquetFiles) -> Path:
+    return cache_dir() / "manifests" / f"{files.stamp()}.arrow"
+
+
+def _write_copy(files: ParquetFiles, path: Path) -> RowTable:
+    with whole_file(path, durable=False) as whole:
+        with pa.OSFile(str(whole), "wb") as sink:
+            fingerprint = _copy(files, sink)
+        write_json(path.with_suffix(".json"), {"bytes": whole.stat().st_size, "fingerprint": fingerprint})
+    _prune(path.parent)
+    return RowTable(pa.memory_map(str(path)), fingerprint)
+
+
+def _open_copy(path: Path) -> RowTable | None:
+    """A copy that is whole; None where there is none."""
+    try:
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if path.stat().st_size != described["bytes"]:
+            return None
+        path.touch()
+        return RowTable(pa.memory_map(str(path)), described["fingerprint"])
+    except (OSError, ValueError, KeyError, pa.ArrowInvalid):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+    """One process of the machine copies, the others wait for it."""
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(files: ParquetFiles, sink: pa.NativeFile) -> dict:
+    """Writes all rows in batches of equal size. Returns their fingerprint."""
+    columns, fingerprint = usable(files.schema), Fingerprint()
+    schema = pa.schema([(name, TYPES[name]) for name in columns])
+    with pa.ipc.new_file(sink, schema) as writer:
+        for batch in _equal_batches(normalise(p, columns) for p in files.pieces(columns)):
+            fingerprint.update(batch)
+            writer.write_batch(batch)
+    return fingerprint.digests()
+
+
+def _equal_batches(pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of ``_ROWS_PER_BATCH``, the last one shorter."""
+    held, rows = [], 0
+    for piece in pieces:
+        held.append(piece)
+        rows += len(piece)
+        if rows < _ROWS_PER_BATCH:
+            continue
+        table, start = pa.Table.from_batches(held), 0
+        while rows - start >= _ROWS_PER_BATCH:
+            yield _one_batch(table.slice(start, _ROWS_PER_BATCH))
+            start += _ROWS_PER_BATCH
+        held, rows = table.slice(start).to_batches(), rows - start
+    if rows:
+        yield _one_batch(pa.Table.from_batches(held))
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
+
+
+def _prune(folder: Path) -> None:
+    """Removes the copies that were used longest ago. Processes that have one open keep it until they end."""
+    copies = sorted(folder.glob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in copies[_KEPT_COPIES:]:
+        for suffix in (".arrow", ".json", ".lock"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+class RowGroups:
+    """The rows of a manifest that is too large for a copy, each read with its row group from where it lies.
+
+    The fingerprint is of all footers and of the rows of some row groups. Raises RequestError for large row groups.
+    """
+
+    def __init__(self, files: ParquetFiles):
+        self._files, self._columns = files, usable(files.schema)
+        self._starts = np.cumsum([0, *(rows for rows, _ in files.sizes)])
+        self.num_rows = int(self._starts[-1])
+        self._check_groups()
+        self._group = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._read_group)
+        self._group_starts = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._starts_of_groups)
+
+    def _check_groups(self) -> None:
+        rows, groups = max(self._files.sizes, key=lambda size: size[0] / max(1, size[1]))
+        if rows > _MOST_ROWS_PER_GROUP * groups:
+            raise RequestError(
+                f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy, and reading them where "
+                f"they lie takes row groups of at most {_MOST_ROWS_PER_GROUP} rows, found {rows // groups}; write the "
+                "manifest with row_group_size=1024"
+            )
+
+    def row(self, index: int) -> pa.RecordBatch:
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path, within = self._files.paths[file], index - int(self._starts[file])
+        starts = self._group_starts(path)
+        number = int(np.searchsorted(starts, within, side="right")) - 1
+        return self._group(path, number).slice(within - int(starts[number]), 1)
+
+    def _starts_of_groups(self, path: str) -> np.ndarray:
+        footer = self._files.footer(path)
+        return np.cumsum([0, *(footer.row_group(n).num_rows for n in range(footer.num_row_groups))])
+
+    def _read_group(self, path: str, number: int) -> pa.RecordBatch:
+        table = self._files.group(path, number, self._columns).combine_chunks()
+        return normalise(table.to_batches()[0], self._columns)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        return (normalise(piece, self._columns) for piece in self._files.pieces(self._columns))
+
+    def has_null_ids(self) -> bool:
+        """False: looking at all of them takes too long, and a row without one is an error where it is read."""
+        return False
+
+    @functools.cached_property
+    def fingerprint(self) -> dict:
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self._files.paths:
+            digest.update(self._files.footer_bytes(path))
+        sample = Fingerprint()
+        for file in np.unique(np.linspace(0, len(self._files.paths) - 1, _SAMPLED_FILES).astype(int)):
+            groups = self._files.sizes[file][1]
+            if groups:
+                sample.update(self._read_group(self._files.paths[file], groups // 2))
+        return sample.digests() | {"num_rows": self.num_rows, "footers": digest.hexdigest()}

@@ -1,0 +1,341 @@
+"""Rows by number from Parquet of any layout: in memory, from a copy, or where they lie; and what is damaged."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import parquet_files, row_table
+from pipeline.data.columns import Fingerprint, normalise
+from pipeline.data.manifest import Manifest
+from pipeline.data.media import storage
+from pipeline.data.row_table import RowGroups, RowTable
+from pipeline.errors import DataError, RequestError
+
+NUM_ROWS = 10_000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "manifests"
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Manifests of any size get a copy."""
+    monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
+
+
+@pytest.fixture
+def too_large(monkeypatch, copied):
+    """Manifests of any size are too large for a copy."""
+    monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+
+
+def table(start: int = 0, stop: int = NUM_ROWS, **changed) -> pa.Table:
+    numbers = range(start, stop)
+    columns = {
+        "id": [f"row-{i}" for i in numbers],
+        "image": [f"{i}.png" for i in numbers],
+        "text": [None if i % 7 == 3 else [f"text {i}"] * (i % 3) for i in numbers],
+        "labels": [["a"] if i % 2 else ["b", "c"] for i in numbers],
+        "start_s": [None if i % 5 else i / 4 for i in numbers],
+    }
+    return pa.table(columns | changed)
+
+
+def write(path, rows: pa.Table | None = None, **options) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table() if rows is None else rows, path, **options)
+    return str(path)
+
+
+def wanted(path, index: int) -> dict:
+    (row,) = table(index, index + 1).to_pylist()
+    return row | {"image": f"{path.parent}/{row['image']}"}
+
+
+def assert_rows(path, manifest: Manifest) -> None:
+    for index in (0, NUM_ROWS - 1, 4095, 4096, *np.random.default_rng(0).integers(0, NUM_ROWS, 50).tolist()):
+        assert manifest.row(index) == wanted(path, index)
+    assert list(manifest.iter_column("id")) == [f"row-{i}" for i in range(NUM_ROWS)]
+
+
+@pytest.mark.parametrize("row_group_size", [100, 1 << 20])
+def test_rows_in_memory(tmp_path, cache, row_group_size):
+    path = tmp_path / "m.parquet"
+    assert_rows(path, Manifest(write(path, row_group_size=row_group_size)))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("row_group_size", [100, 5000, 1 << 20])
+def test_rows_from_a_copy(tmp_path, cache, copied, row_group_size):
+    path = tmp_path / "m.parquet"
+    assert_rows(path, Manifest(write(path, row_group_size=row_group_size)))
+    assert len(list(cache.glob("*.arrow"))) == 1
+
+
+def test_rows_where_they_lie(tmp_path, cache, too_large):
+    path = tmp_path / "set" / "0.parquet"
+    write(path, table(0, 1), row_group_size=100)
+    write(path.with_name("1.parquet"), table(1, 9000), row_group_size=700)
+    write(path.with_name("2.parquet"), table(9000), row_group_size=100)
+    manifest = Manifest(str(path.parent))
+    assert_rows(path, manifest)
+    assert isinstance(manifest._rows, RowGroups) and not list(cache.glob("*.arrow"))
+    manifest.require({"id": "a task"})
+
+
+def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
+    monkeypatch.setattr(row_table, "_MOST_ROWS_PER_GROUP", 1000)
+    manifest = Manifest(write(tmp_path / "m.parquet", row_group_size=NUM_ROWS))
+    with pytest.raises(
+        RequestError,
+        match=r"groups of at most 1000 rows, found 10000; write .* row_group_size=1024",
+    ):
+        manifest.row(0)
+
+
+def test_a_copy_is_made_once_and_opens_no_file(tmp_path, cache, copied, monkeypatch):
+    path = tmp_path / "m.parquet"
+    fingerprint = Manifest(write(path)).fingerprint
+    monkeypatch.setattr(parquet_files.ParquetFiles, "_read", None)
+    manifest = Manifest(str(path))
+    assert manifest.num_rows == NUM_ROWS and manifest.fingerprint == fingerprint
+    assert manifest.row(7) == wanted(path, 7)
+
+
+def test_another_manifest_of_the_same_size_and_time_gets_its_own_copy(tmp_path, copied):
+    """As ``cp -p`` or a restored backup leave it."""
+    path = tmp_path / "m.parquet"
+    first = Manifest(write(path, table(), compression="none", use_dictionary=False))
+    before, status = first.row(0), path.stat()
+    rows = table()
+    path.unlink()
+    write(path, rows.take(np.arange(NUM_ROWS)[::-1]), compression="none", use_dictionary=False)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
+    second = Manifest(str(path))
+    assert second.row(0)["id"] == f"row-{NUM_ROWS - 1}" and second.fingerprint != first.fingerprint
+    assert first.row(0) == before
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "noise", "no description"])
+def test_a_damaged_copy_is_made_again(tmp_path, cache, copied, damage):
+    path = tmp_path / "m.parquet"
+    Manifest(write(path)).row(0)
+    (copy,) = cache.glob("*.arrow")
+    if damage == "empty":
+        copy.write_bytes(b"")
+    elif damage == "short":
+        copy.write_bytes(copy.read_bytes()[:-1])
+    elif damage == "noise":
+        copy.write_bytes(bytes(copy.stat().st_size))
+    else:
+        copy.with_suffix(".json").write_text("{")
+    assert_rows(path, Manifest(str(path)))
+
+
+def test_processes_that_start_at_once_share_one_copy(tmp_path, cache):
+    path = write(tmp_path / "m.parquet", pa.concat_tables([table()] * 2))
+    code = f"from pipeline.data.manifest import Manifest; print(Manifest({path!r}).row(19_999)['id'])"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+    assert {p.communicate(timeout=120)[0] for p in started} == {b"row-9999\n"}
+    assert len(list(cache.glob("*.arrow"))) == 1
+
+
+def test_old_copies_make_room(tmp_path, cache, copied, monkeypatch):
+    monkeypatch.setattr(row_table, "_KEPT_COPIES", 2)
+    manifests = [Manifest(write(tmp_path / f"{i}.parquet")) for i in range(4)]
+    for number, manifest in enumerate(manifests):
+        manifest.row(0)
+        for copy in cache.glob("*.arrow"):
+            os.utime(copy, (1000 + number, 1000 + number)) if copy.stat().st_mtime > 1e6 else None
+    assert len(list(cache.glob("*.arrow"))) == 2
+    # What is open stays readable.
+    assert manifests[0].row(9) == wanted(tmp_path / "0.parquet", 9)
+
+
+def test_no_room_for_a_copy(tmp_path, monkeypatch, copied):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"m\.parquet: a copy of its rows, .* cannot be written .*; free some space"):
+        Manifest(write(tmp_path / "m.parquet")).row(0)
+
+
+def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, cache):
+    """A limit on the size of files stops the write as a full disk does."""
+    path = write(tmp_path / "m.parquet", pa.concat_tables([table()] * 2))
+    code = f"""
+import resource, signal
+from pipeline.data.columns import Fingerprint, normalise
+from pipeline.data.manifest import Manifest
+from pipeline.errors import RequestError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
+try:
+    Manifest({path!r}).row(0)
+except RequestError as e:
+    print(e)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "cannot be written" in out.stdout and out.returncode == 0, out.stderr
+    assert not [p for p in cache.iterdir() if p.suffix != ".lock"]
+
+
+# --- the fingerprint ---
+
+
+def fingerprint(path, rows: pa.Table | None = None, **options) -> dict:
+    return Manifest(write(path, rows, **options)).fingerprint
+
+
+def test_the_same_rows_have_one_fingerprint_however_they_lie(tmp_path, monkeypatch):
+    base = fingerprint(tmp_path / "a" / "m.parquet")
+    assert base["num_rows"] == NUM_ROWS
+    assert fingerprint(tmp_path / "b" / "m.parquet", row_group_size=33, compression="zstd") == base
+    folder = tmp_path / "c"
+    write(folder / "1.parquet", table(0, 5001))
+    write(folder / "2.parquet", table(5001))
+    assert Manifest(str(folder)).fingerprint == base
+    large = pa.schema([(f.name, pa.large_string() if f.type == pa.string() else f.type) for f in table().schema])
+    assert fingerprint(tmp_path / "d" / "m.parquet", table().cast(large)) == base
+    # Media may move.
+    assert fingerprint(tmp_path / "e" / "m.parquet", table(image=[f"s3://{i}" for i in range(NUM_ROWS)])) == base
+    monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
+    assert fingerprint(tmp_path / "f" / "m.parquet") == base
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_the_size_of_pieces_changes_no_fingerprint(size):
+    rows, columns = table(0, 100), ["id", "text", "labels", "start_s"]
+    whole, pieces = Fingerprint(), Fingerprint()
+    whole.update(normalise(rows.to_batches()[0], columns))
+    for start in range(0, 100, size):
+        pieces.update(normalise(rows.slice(start, size).combine_chunks().to_batches()[0], columns))
+    assert pieces.digests() == whole.digests()
+
+
+def swapped(column: str, one: int, other: int) -> pa.Table:
+    values = table()[column].to_pylist()
+    values[one], values[other] = values[other], values[one]
+    return table(**{column: pa.array(values, table().schema.field(column).type)})
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        ("id", swapped("id", 1234, 1235)),
+        ("text", swapped("text", 10, 12)),
+        ("labels", swapped("labels", 9998, 9999)),
+        ("start_s", swapped("start_s", 5, 10)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["memory", "groups"])
+def test_each_column_has_its_own_digest(tmp_path, monkeypatch, column, rows, kind):
+    if kind == "groups":
+        monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
+        monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+    base = fingerprint(tmp_path / "a.parquet", row_group_size=10_000)
+    other = fingerprint(tmp_path / "b.parquet", rows, row_group_size=10_000)
+    assert {name for name in base if base[name] != other[name]} - {"footers"} == {column}
+
+
+def test_null_empty_and_absent_words_differ(tmp_path):
+    kinds = [[None], [[]], [[""]], [["", ""]], [[None]], [["ab"]], [["a", "b"]]]
+    type_ = pa.list_(pa.string())
+    found = [
+        fingerprint(tmp_path / f"{i}.parquet", pa.table({"id": ["x"], "text": pa.array(k, type_)}))["text"]
+        for i, k in enumerate(kinds)
+    ]
+    assert len(set(found)) == len(kinds)
+
+
+# --- damage against storage out of reach ---
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries, which are not waited for."""
+    found = []
+    monkeypatch.setattr(storage.time, "sleep", found.append)
+    return found
+
+
+def damage(path, kind: str) -> None:
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[-8:-4], "little")
+    if kind == "thrift":
+        content[-8 - length : -8] = os.urandom(length)
+    elif kind == "pages":
+        content[4 : len(content) - 8 - length] = np.random.default_rng(0).bytes(len(content) - 12 - length)
+    elif kind == "encrypted":
+        content[-4:] = content[:4] = b"PARE"
+    elif kind == "torn":
+        content = content[: len(content) // 2]
+    elif kind == "footer length":
+        content[-8:-4] = (1 << 31).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("kind", ["thrift", "pages", "encrypted", "torn", "footer length"])
+@pytest.mark.parametrize("compression", ["snappy", "zstd"])
+def test_damage_is_a_wrong_request_at_once(tmp_path, pauses, kind, compression):
+    path = tmp_path / "m.parquet"
+    write(path, compression=compression)
+    damage(path, kind)
+    with pytest.raises(RequestError, match=r"m\.parquet.*: expected a Parquet file: .*; make it again") as caught:
+        Manifest(str(path)).row(0)
+    assert "\n" not in str(caught.value) and not pauses
+
+
+def test_one_flipped_bit_is_found_where_pages_have_checksums(tmp_path, pauses):
+    path = tmp_path / "m.parquet"
+    write(path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"row-77")] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(RequestError, match=r"m\.parquet, row group 0: expected a Parquet file: .*CRC"):
+        Manifest(str(path)).row(0)
+
+
+def test_storage_that_fails_is_tried_again_and_is_no_damage(tmp_path, pauses, monkeypatch):
+    path = write(tmp_path / "m.parquet")
+    manifest, failures = Manifest(path), iter([True, True, True, True, False])
+
+    def open_input_file(self, name):
+        if next(failures, False):
+            raise OSError("connection reset")
+        return pa.OSFile(name)
+
+    files = manifest._files
+    monkeypatch.setattr(files, "filesystem", type("Flaky", (), {"open_input_file": open_input_file})())
+    # Two failures a try: of the read, and of the look at the bytes.
+    assert manifest.row(3)["id"] == "row-3" and len(pauses) == 2
+    failures = iter([True] * 100)
+    with pytest.raises(DataError, match="could not be read after 5 tries: connection reset"):
+        files.group(path, 0, ["id"])
+
+
+def test_a_column_that_stands_there_twice(tmp_path):
+    rows = pa.table([["a"], ["b"]], names=["id", "id"])
+    pq.write_table(rows, tmp_path / "m.parquet")
+    with pytest.raises(RequestError, match=r"m\.parquet: column 'id' stands there 2 times; keep one of them"):
+        Manifest(str(tmp_path / "m.parquet")).require({"id": "a task"})
+
+
+def test_files_of_a_folder_with_other_columns(tmp_path):
+    """A later file without captions has none; one whose ids are numbers is refused."""
+    write(tmp_path / "s" / "1.parquet", table(0, 10))
+    write(tmp_path / "s" / "2.parquet", table(10, 20).drop_columns(["text"]))
+    manifest = Manifest(str(tmp_path / "s"))
+    assert manifest.row(15)["text"] is None and manifest.row(15)["labels"] == ["a"]
+    assert isinstance(manifest._rows, RowTable)
+    write(tmp_path / "s" / "3.parquet", pa.table({"id": [[1], [2]]}))
+    with pytest.raises(RequestError, match=r"3\.parquet: column 'id': expected a string, found list"):
+        Manifest(str(tmp_path / "s")).row(0)
