@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline import files
+from pipeline import files as pipeline_files
 from pipeline.data.demo import digits, emoji, moving
 from pipeline.data.demo.files import Plan, count_rows, is_written, remove_temporary_files, write_manifest, write_whole
 from pipeline.data.demo.pool import Pool
@@ -42,7 +42,7 @@ digits/, moving_digits/
 
 def cache_dir() -> Path:
     """Where the corpus is kept: below $IMP_CACHE, or below ~/.cache/imp."""
-    return files.cache_dir() / f"demo-v{VERSION}"
+    return pipeline_files.cache_dir() / f"demo-v{VERSION}"
 
 
 def build(root: Path, *, num_processes: int | None = None, progress: bool = True, limit: int | None = None) -> Path:
