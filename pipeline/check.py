@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import lint
 from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
@@ -19,7 +20,7 @@ from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import CaptionCount, Tokenizer
-from pipeline.prepare import build_corpus, prepare
+from pipeline.prepare import build_corpus, prepare, problems_of_recipe
 from pipeline.recipe import Recipe
 from pipeline.train.schedule import START
 
@@ -36,22 +37,27 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
     """
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        spec = prepare(recipe, Path(folder))
+        spec = prepare(recipe, Path(folder), look=False)
     tokenizer = Tokenizer(spec.tokenizer) if spec.tokenizer else None
     schedule = spec.schedule(START)
     shares = {name: schedule.share(name) for name in spec.tasks}
-    found, stops, looks = {}, [], []
+    of_recipe = problems_of_recipe(recipe, spec.tasks, num_rows=spec.num_rows, shares=shares)
+    found, stops, looks = {}, of_recipe.stops, of_recipe.looks
     cpu_s = 0.0
     for name, data_set in spec.data_sets.items():
         tasks = [t for t in spec.tasks.values() if t.data_set == name]
         if not tasks:
             continue
         media = dataclasses.replace(data_set, shards=None)
-        one = _data_set(media, tasks, tokenizer, sample=sample, limits=recipe.cluster.decode_limits())
+        facts = lint.facts_of(media, tasks)
+        one = _data_set(facts, tasks, tokenizer, sample=sample, limits=recipe.cluster.decode_limits())
         one["damaged_shards"] = damaged_shards(data_set.shards) if data_set.shards else []
         found[name] = one
-        more_stops, more_looks = _problems(name, data_set, one)
-        stops, looks = stops + more_stops, looks + more_looks
+        for problems in (
+            _problems(name, data_set, one),
+            lint.problems_of(facts, tasks, draws=lint.draws_of(tasks, shares)),
+        ):
+            stops, looks = stops + problems.stops, looks + problems.looks
         cost = one["decode_s_per_sample"]
         for task in tasks:
             samples = float(np.mean([v.global_batch_size for v in task.variants]))
@@ -67,7 +73,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
 
 
 def _data_set(
-    data_set: DataSetSpec,
+    facts: lint.Facts,
     tasks: list[TaskSpec],
     tokenizer: Tokenizer | None,
     *,
@@ -75,24 +81,24 @@ def _data_set(
     limits: DecodeLimits,
 ) -> dict:
     media = tuple(m for m in MEDIA_COLUMNS if any(m in t.modalities for t in tasks))
-    source = MediaSource(data_set, modalities=media, limits=limits)
+    source = MediaSource(facts.data_set, modalities=media, limits=limits)
     manifest = source.manifest
-    ids = collections.Counter(manifest.iter_column("id"))
-    twice = [i for i, count in ids.items() if count > 1]
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(sample, manifest.num_rows)).astype(int)).tolist()
     decoded = _decode(source, rows)
-    held_out = {name: Manifest(uri) for name, uri in data_set.held_out.items()}
+    repeats = facts.repeats
     return {
         "rows": manifest.num_rows,
         "columns": manifest.schema.names,
         "sampled": len(rows),
         **decoded,
-        "duplicate_ids": {"count": len(twice), "examples": twice[:_MOST_SHOWN]},
-        "held_out": {
-            name: {"rows": other.num_rows, "ids_in_training": sum(i in ids for i in other.iter_column("id"))}
-            for name, other in held_out.items()
+        "duplicate_ids": {
+            "count": repeats.ids,
+            "rows": repeats.rows,
+            "looked_at": repeats.looked_at,
+            "examples": [repeats.example[0]] if repeats.example else [],
         },
-        "labels": _labels(manifest, data_set, tasks),
+        "held_out": {name: _held_out(facts, name) for name in facts.held_out},
+        "labels": _labels(facts, tasks),
         "text": _text(manifest, tasks, tokenizer, rows),
     }
 
@@ -148,20 +154,25 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(v), 3) for p, v in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True)}
 
 
-def _labels(manifest: Manifest, data_set: DataSetSpec, tasks: list[TaskSpec]) -> dict:
-    if "labels" not in manifest.schema.names:
+def _held_out(facts: lint.Facts, name: str) -> dict[str, int]:
+    found = facts.held_out[name]
+    if found is None:
+        return {"rows": facts.num_rows, "ids_in_training": facts.num_rows, "media_in_training": facts.num_rows}
+    return {"rows": found.rows, "ids_in_training": found.ids, "media_in_training": found.media}
+
+
+def _labels(facts: lint.Facts, tasks: list[TaskSpec]) -> dict:
+    found, data_set = facts.labels, facts.data_set
+    if found is None:
         return {}
-    counts, without = collections.Counter(), 0
-    needed = data_set.classes if any(t.classifies for t in tasks) else ()
-    for labels in manifest.iter_column("labels"):
-        counts.update(labels or ())
-        without += bool(needed) and not set(labels or ()) & set(needed)
+    without = {t.name: found.without[lint.classes_of(t, data_set)] for t in tasks if lint.needs_label(t)}
     return {
-        "distinct": len(counts),
-        "most_common": dict(counts.most_common(_MOST_SHOWN)),
-        "least_common": dict(counts.most_common()[: -_MOST_SHOWN - 1 : -1]),
-        "rows_without_a_class": without,
-        "classes_without_a_row": [c for c in data_set.classes if c not in counts][:_MOST_SHOWN],
+        "looked_at": found.looked_at,
+        "distinct": len(found.counts),
+        "most_common": dict(found.counts.most_common(_MOST_SHOWN)),
+        "least_common": dict(found.counts.most_common()[: -_MOST_SHOWN - 1 : -1]),
+        "rows_without_a_class": max(without.values(), default=0),
+        "classes_without_a_row": [c for c in data_set.classes if c not in found.counts][:_MOST_SHOWN],
     }
 
 
@@ -183,8 +194,8 @@ def _text(manifest: Manifest, tasks: list[TaskSpec], tokenizer: Tokenizer | None
     }
 
 
-def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str], list[str]]:
-    """(what would stop or spoil a run, what is worth a look)."""
+def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
+    """Of the decoded sample, the captions and the shards."""
     stops, looks = [], []
     rejected, sampled = found["rejects"]["count"], found["sampled"]
     if rejected:
@@ -196,19 +207,7 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
             f"{name}: {len(found['damaged_shards'])} shards are not as they were written, e.g. "
             f"{found['damaged_shards'][0]}; remove them and run jobs/preprocess.py again"
         )
-    if found["duplicate_ids"]["count"]:
-        stops.append(
-            f"{name}: {found['duplicate_ids']['count']} ids stand more than once, e.g. "
-            f"{found['duplicate_ids']['examples'][0]!r}; ids must be unique"
-        )
-    for other, held_out in found["held_out"].items():
-        if held_out["ids_in_training"]:
-            looks.append(f"{name}: {held_out['ids_in_training']} ids of {other} are in the training data too")
-    labels, text = found["labels"], found["text"]
-    if labels.get("rows_without_a_class"):
-        looks.append(f"{name}: {labels['rows_without_a_class']} rows have none of the recipe's classes")
-    if labels.get("classes_without_a_row"):
-        looks.append(f"{name}: no row has the class {labels['classes_without_a_row'][0]!r}")
+    text = found["text"]
     if text.get("rows_without_a_caption"):
         line = no_caption_line(text["rows_without_a_caption"], f"{sampled} sampled rows", text["unusable"], data_set)
         over = text["rows_without_a_caption"] > data_set.max_reject_fraction * sampled
@@ -216,7 +215,7 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> tuple[list[str],
     for task, cut in text.get("cut", {}).items():
         if cut > 0.05:
             looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
-    return stops, looks
+    return lint.Problems(stops, looks)
 
 
 def counts_line(reasons: dict[str, int]) -> str:
@@ -242,6 +241,9 @@ def print_check(result: dict) -> None:
         table = Table(title=name, show_header=False, title_justify="left")
         held_out = ", ".join(f"{k} {v['rows']:,}" for k, v in one["held_out"].items())
         table.add_row("rows", f"{one['rows']:,}" + (f"; held out: {held_out}" if held_out else ""))
+        compared = one["duplicate_ids"]["looked_at"]
+        if compared < one["rows"]:
+            table.add_row("ids", f"of {compared:,} rows compared with each other")
         table.add_row("columns", ", ".join(one["columns"]))
         table.add_row("bad", f"{one['rejects']['count']} of {one['sampled']} sampled")
         for example in one["rejects"]["examples"][:3]:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.credentials import redacted, redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +100,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     recipe = recipes.load(arguments.config, arguments.overrides)
     if arguments.print_config:
-        print(recipes.dump(recipe.to_dict()), end="")
+        print(recipes.dump(redacted_values(recipe.to_dict())), end="")
         return EXIT_DONE
     run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
     from pipeline.pretrain import pretrain
@@ -203,7 +204,7 @@ def _import(arguments: argparse.Namespace) -> int:
         held_out_share=arguments.held_out_share,
         options=options,
     )
-    print("\n".join(done.lines()))
+    print(redacted("\n".join(done.lines())))
     return EXIT_DONE
 
 
@@ -243,7 +244,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.sample < 1 or arguments.step_s <= 0:
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
-    result = check(recipe, sample=arguments.sample, step_s=arguments.step_s)
+    result = redacted_values(check(recipe, sample=arguments.sample, step_s=arguments.step_s))
     print(json.dumps(result, indent=1)) if arguments.json else print_check(result)
     return EXIT_DONE if result["usable"] else EXIT_REQUEST
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pipeline.credentials import redacted
+
 EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN = 0, 1, 2, 75
 
 
-class RequestError(Exception):
+class _Told(Exception):
+    """An error whose text people read, and which then stands in logs: without the credentials of the URIs it names."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(redacted(str(message)))
+
+
+class RequestError(_Told):
     """What was asked for is wrong: one line that says what was expected, what was found, what to do. Exit code 2."""
 
 
-class DataError(Exception):
+class DataError(_Told):
     """The data stopped the run (too many rejects, storage out of reach): the message names the source. Exit code 1."""
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import fcntl
 import itertools
+import sys
 from pathlib import Path
 
 import yaml
 
+from pipeline import lint
 from pipeline import recipe as recipes
+from pipeline.credentials import redacted, redacted_values
 from pipeline.data import prompts
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
@@ -76,16 +79,27 @@ def build_corpus(recipe: Recipe) -> None:
             raise RequestError(str(e)) from e
 
 
-def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
-    """Checks the data sets against the tasks, gets the tokenizer, writes config.yaml. Raises RequestError."""
+def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
+    """Checks the data sets against the tasks, gets the tokenizer, writes config.yaml. Raises RequestError.
+
+    look: into the data too (``lint``); what is worth a look is printed.
+    """
     _check_writers(recipe)
     data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
+    num_rows = {name: fingerprint["num_rows"] for name, fingerprint in fingerprints.items()}
+    shares = _shares(recipe, tasks, num_rows)
+    _refuse(problems_of_recipe(recipe, tasks, num_rows=num_rows, shares=shares))
+    for name in sorted(used) if look else ():
+        if not data_sets[name].shards:
+            mine = [t for t in tasks.values() if t.data_set == name]
+            _refuse(lint.problems_of(lint.facts_of(data_sets[name], mine), mine, draws=lint.draws_of(mine, shares)))
     run_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
-    config = recipe.to_dict()
+    # It stands in the run directory and in checkpoints; the specs have the URIs as they were given.
+    config = redacted_values(recipe.to_dict())
     train = recipe.train
     spec = RunSpec(
         run_dir=str(run_dir.absolute()),
@@ -115,6 +129,31 @@ def prepare(recipe: Recipe, run_dir: Path) -> RunSpec:
         Checkpoints(Path(spec.init_from)).data()
     write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     return spec
+
+
+def problems_of_recipe(
+    recipe: Recipe, tasks: dict[str, TaskSpec], *, num_rows: dict[str, int], shares: dict[str, float]
+) -> lint.Problems:
+    """What can be told without a look into the data. shares: task → part of the steps it is to get."""
+    out = lint.batches_of(tasks.values(), num_rows)
+    out += lint.steps_of(shares, num_steps=recipe.train.num_steps)
+    out += lint.variants_of(tasks.values())
+    return out
+
+
+def _shares(recipe: Recipe, tasks: dict[str, TaskSpec], num_rows: dict[str, int]) -> dict[str, float]:
+    """Task → the part of the run's steps it is to get."""
+    spec, num_steps = recipe.sampler_spec(), recipe.train.num_steps
+    sampler = spec.sampler(spec.weights(tasks, num_rows), seed=recipe.seed, position={}, step=0, num_steps=num_steps)
+    return dict(zip(sampler.names, (sampler.expected(0, num_steps) / num_steps).tolist(), strict=True))
+
+
+def _refuse(problems: lint.Problems) -> None:
+    """Raises RequestError for the first that would stop the run; prints the others."""
+    for line in problems.looks:
+        print(redacted(f"warning: {line}"), file=sys.stderr, flush=True)
+    for line in problems.stops:
+        raise RequestError(line)
 
 
 def _check_writers(recipe: Recipe) -> None:
@@ -207,7 +246,7 @@ def _tokenizer_of(run_dir: Path) -> bytes:
 
 
 # More text than this teaches a vocabulary nothing new.
-_MOST_CAPTIONS = 1_000_000
+_MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 
 
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
@@ -219,4 +258,9 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
         return
     captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
     usable = (c for c in captions if text_fault(c, max_characters=task.max_characters) is None)
-    yield from itertools.islice(usable, _MOST_CAPTIONS)
+    characters = 0
+    for caption in itertools.islice(usable, _MOST_CAPTIONS):
+        yield caption
+        characters += len(caption)
+        if characters > _MOST_CHARACTERS:
+            return

@@ -15,6 +15,7 @@ import ray
 
 from pipeline import recipe as recipes
 from pipeline.check import allowed_line, counts_line, no_caption_line
+from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
@@ -75,7 +76,7 @@ class _Job:
         """What the shards depend on; a folder with another header is refused."""
         return {
             "format": FORMAT,
-            "manifest": self.data_set.manifest,
+            "manifest": redacted(self.data_set.manifest),
             "rows": self.num_rows,
             "fingerprint": self.fingerprint,
             "rows_per_shard": self.rows_per_shard,

@@ -48,7 +48,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
             with contextlib.suppress(OSError):
                 print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
             return False
-        _finish(run_dir, summary, clock)
+        _finish(recipe, run_dir, summary, clock)
     return True
 
 
@@ -116,8 +116,9 @@ def _old_summary(run_dir: Path, done: int) -> dict:
     return old if old.get("steps") == done else {"steps": done, "time": {}}
 
 
-def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
+def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None:
     """Evaluation, quarantine list, report; the summary says where the time went."""
+    from pipeline.evaluate.model import TrainedModel
     from pipeline.evaluate.run import evaluate_run, print_table
     from pipeline.files import write_json
     from pipeline.train.quarantine_table import write_table
@@ -126,7 +127,10 @@ def _finish(run_dir: Path, summary: dict, clock: _Clock) -> None:
     write_json(run_dir / "summary.json", summary)
     write_table(run_dir)
     with clock("evaluation_s"):
-        results = evaluate_run(run_dir)
+        model = TrainedModel(run_dir)
+        # The stored recipe is without the credentials of its URIs.
+        model.use_recipe(recipe)
+        results = evaluate_run(run_dir, model)
     write_json(run_dir / "eval.json", results)
     summary["time"] |= {name: round(value, 3) for name, value in clock.times.items()}
     summary["time"]["total_s"] = round(time.time() - clock.started, 3)

@@ -264,7 +264,7 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     [
         (["train.num_stepz=3"], "did you mean 'train.num_steps'"),
         (["data_sets.digits.manifest=/nowhere/train.parquet"], "found nothing there"),
-        (["tasks.classes.batch_size=7"], "do not divide"),
+        (["tasks.classes.batch_size=7"], "at most 5% may be missing"),
     ],
 )
 def test_wrong_requests_are_one_line_and_exit_2(toy_recipe, tmp_path, overrides, message):

@@ -67,9 +67,14 @@ class Manifest:
         scheme = self.uri.split("://", 1)[0] + "://" if "://" in self.uri else ""
         return scheme + full
 
-    def batches(self, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows in order, in the types of ``columns.TYPES`` and in bounded pieces."""
-        return (batch.select(columns) for batch in self._rows.batches())
+    def batches(self, columns: tuple[str, ...], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, or of the first, in order, in the types of ``columns.TYPES`` and bounded pieces."""
+        left = self.num_rows if most_rows is None else most_rows
+        for batch in self._rows.batches():
+            if left <= 0:
+                return
+            yield batch.select(columns).slice(0, left)
+            left -= len(batch)
 
     def iter_column(self, column: str):
         """Every value of one column, in row order, as ``row`` gives it but for paths: they stay relative."""

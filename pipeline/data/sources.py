@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.process import DecodeLimits, shared
@@ -68,9 +69,9 @@ class MediaSource:
         return self._record(row)["id"]
 
     def where(self, row: int) -> str:
-        """The media files of a row, for a reader of the quarantine list."""
+        """The media files of a row, for a reader of the quarantine list: without credentials."""
         record = self._record(row)
-        return " ".join(record[c] for c in ("image", "video", "audio") if record.get(c))
+        return redacted(" ".join(record[c] for c in ("image", "video", "audio") if record.get(c)))
 
     def words(self, row: int) -> tuple[list[str], list[str]]:
         """(text, labels) of a row."""

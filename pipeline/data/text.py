@@ -9,6 +9,7 @@ import collections
 import io
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -193,11 +194,28 @@ def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
     return Tokenizer(model.getvalue())
 
 
+# Characters of one piece of text that sentencepiece trains on: it leaves out what has more than 4,192 bytes, and no
+# character has more than four.
+_MOST_TRAINED = 1000
+
+
+def _pieces(sentences: Iterable[str]) -> Iterator[str]:
+    """The sentences, long ones in pieces that end at a blank where there is one."""
+    for text in sentences:
+        start = 0
+        while len(text) - start > _MOST_TRAINED:
+            end = text.rfind(" ", start + 1, start + _MOST_TRAINED)
+            end = end if end > 0 else start + _MOST_TRAINED
+            yield text[start:end]
+            start = end
+        yield text[start:]
+
+
 def _train(sentences, model: io.BytesIO, vocab_size: int) -> None:
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences),
+        sentence_iterator=_pieces(sentences),
         model_writer=model,
         vocab_size=vocab_size,
         hard_vocab_limit=False,

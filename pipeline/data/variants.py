@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from PIL import Image
 
 from pipeline.data.spec import Augment, TokenSpec, Variant
 from pipeline.data.tokens import kept_tokens
 
+# The largest part of the first variant's vision tokens a step by which another variant may fall short of them.
+_SHORTFALL = 0.05
+
 
 def make_variant(
-    *, num_frames: int, size: int, drop_rate: float, budget: int | None, batch_size: int | None, spec: TokenSpec
+    *, num_frames: int, size: int, drop_rate: float, base: Variant | None, batch_size: int | None, spec: TokenSpec
 ) -> Variant:
-    """A variant whose batch follows from the token budget, or (the base variant) from ``batch_size``.
+    """A variant whose batch follows from the first one's (``base``) vision tokens a step, or from ``batch_size``.
 
-    num_frames: 0 for still images. budget: vision tokens of a step. Raises ValueError with the numbers where the grid
-    is not whole, the tables are too small, or the budget does not divide.
+    num_frames: 0 for still images. Raises ValueError with the numbers where the grid is not whole, the tables are too
+    small, or no batch comes near enough to the tokens of ``base``.
     """
     t, h, w = spec.vision_patch
     frames_name = f"{num_frames}x" if num_frames else ""
@@ -29,12 +34,9 @@ def make_variant(
     if num_tokens < 1:
         raise ValueError(f"variant {name}: drop_rate {drop_rate} leaves none of {int(np.prod(grid))} tokens")
     if batch_size is None:
-        if budget % num_tokens:
-            raise ValueError(
-                f"variant {name}: {num_tokens} tokens a sample do not divide the task's {budget} vision tokens a step; "
-                "change its size, drop_rate or the task's batch_size"
-            )
-        batch_size = budget // num_tokens
+        batch_size = _shared_batch(base.global_batch_size, base.num_vision_tokens, num_tokens)
+        if batch_size is None:
+            raise ValueError(f"variant {name}: {_no_batch(base, num_tokens, size=size, spec=spec)}")
     return Variant(
         name=name,
         global_batch_size=batch_size,
@@ -43,6 +45,38 @@ def make_variant(
         drop_rate=drop_rate,
         grid=grid,
         num_vision_tokens=num_tokens,
+    )
+
+
+def _shared_batch(base_batch: int, base_tokens: int, num_tokens: int) -> int | None:
+    """The batch whose tokens are those of the first variant's batch, or up to ``_SHORTFALL`` fewer.
+
+    It divides by as high a power of two as that allows, up to that of the first variant's batch, so that the devices
+    that share the one can share the other. None where there is no such batch.
+    """
+    budget = base_batch * base_tokens
+    power = base_batch & -base_batch
+    while power:
+        batch = budget // num_tokens // power * power
+        if batch and batch * num_tokens >= (1 - _SHORTFALL) * budget:
+            return batch
+        power //= 2
+    return None
+
+
+def _no_batch(base: Variant, num_tokens: int, *, size: int, spec: TokenSpec) -> str:
+    """Why there is no batch, and the nearest numbers for which there is one."""
+    batch, tokens = base.global_batch_size, base.num_vision_tokens
+    fits = batch * tokens // num_tokens
+    batches = (n for n in range(batch + 1, 32 * batch) if _shared_batch(n, tokens, num_tokens))
+    kept, step = num_tokens / (size * size), spec.vision_patch[1]
+    known = set(range(step, step * spec.vision_positions[1] + 1, step)) - {base.size}
+    near = sorted(known, key=lambda n: (abs(n - size), n))
+    sizes = [n for n in near if _shared_batch(batch, tokens, max(1, round(kept * n * n)))][:2]
+    works = [f"batch_size {n}" for n in itertools.islice(batches, 1)] + [f"size {n}" for n in sorted(sizes)]
+    return (
+        f"a batch of {fits} has {fits * num_tokens} of the {batch * tokens} vision tokens of the task's first variant, "
+        f"and at most {_SHORTFALL:.0%} may be missing; what works: {' or '.join(works)}"
     )
 
 

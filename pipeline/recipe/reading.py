@@ -78,34 +78,64 @@ def _with_class_files(raw: dict) -> dict:
 
 
 def _message(error: pydantic.ValidationError) -> str:
+    """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt."""
     errors = error.errors()
-    first = errors[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    first = (unknown or errors)[0]
+    # Of a setting that may be of several types, pydantic adds the name of the type to the path.
+    path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in ("str", "dict", "list")]
     if first["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*path[:-1], nearest[0]])!r}?" if nearest else f"known: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}{more}"
-    if first["type"] == "missing":
-        return f"missing key {key!r}{more}"
-    found = repr(first["input"])[:80]
-    return f"{key}: {first['msg']}; found {found}{more}"
+        text, meant = _unknown_key(path)
+        errors = [e for e in errors if e["type"] != "missing" or [str(part) for part in e["loc"]] != meant]
+    elif first["type"] == "missing":
+        text = f"missing key {'.'.join(path)!r}"
+    elif first["type"] in ("model_type", "dict_type"):
+        text = f"{'.'.join(path)}: expected {_expected_mapping(path)}, found {_shown(first['input'])}"
+    else:
+        text = f"{'.'.join(path)}: {first['msg']}; found {_shown(first['input'])}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def _unknown_key(path: list[str]) -> tuple[str, list[str]]:
+    """(the line, the path of the key that was meant where one is near)."""
+    known, key = _known_keys(path[:-1]), ".".join(path)
+    nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    if nearest:
+        meant = [*path[:-1], nearest[0]]
+        return f"unknown key {key!r}; did you mean {'.'.join(meant)!r}?", meant
+    return f"unknown key {key!r}; known: {', '.join(known)}", []
+
+
+def _expected_mapping(path: list[str]) -> str:
+    """The settings that belong where something else than a mapping was found."""
+    fields = _schema(path)
+    inner = path if fields else [*path, "NAME"]
+    fields = fields or _schema(inner)
+    required = [name for name, field in fields.items() if field.is_required()]
+    names = (required or list(fields))[:1]
+    return f"settings such as {'.'.join([*inner, *names])}=..." if names else "a mapping"
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
 
 
 def _known_keys(path: list[str]) -> list[str]:
     """The keys of the mapping at ``path`` in the recipe's schema."""
+    return list(_schema(path))
+
+
+def _schema(path: list[str]) -> dict[str, Any]:
+    """Key → field of the settings at ``path``; empty where there are none, as in a mapping of names."""
     node: Any = Recipe
     for part in path:
-        if isinstance(node, type) and issubclass(node, pydantic.BaseModel):
+        if _is_settings(node):
             node = next(f for name, f in node.model_fields.items() if part in (name, f.alias)).annotation
             continue
         # A dict or list of models: the part is a name or a number; its last argument is what it holds.
-        node = [a for a in getattr(node, "__args__", ()) if a is not type(None)][-1]
-    while not (isinstance(node, type) and issubclass(node, pydantic.BaseModel)):
-        inner = [a for a in getattr(node, "__args__", ()) if a is not type(None)]
-        if not inner:
-            return []
-        node = inner[-1]
-    return [field.alias or name for name, field in node.model_fields.items()]
+        node = next((a for a in reversed(getattr(node, "__args__", ())) if a is not type(None)), None)
+    return {field.alias or name: field for name, field in node.model_fields.items()} if _is_settings(node) else {}
+
+
+def _is_settings(node: Any) -> bool:
+    return isinstance(node, type) and issubclass(node, pydantic.BaseModel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.credentials import redacted_values
 from pipeline.errors import RequestError
 from pipeline.recipe.reading import from_dict
 
@@ -35,7 +36,8 @@ def check_resume(old: dict, new: dict) -> list[str]:
     except RequestError as e:
         raise RequestError(f"this run directory's recipe is not one of this version: {e}; use another --run-dir") from e
     lines = []
-    for key, a, b in differences(old, new):
+    # Stored recipes are without credentials, so other ones are no difference.
+    for key, a, b in differences(redacted_values(old), redacted_values(new)):
         if key.split(".")[0] in _FREE or (key == "train.num_steps" and b > a):
             continue
         change = _mixture_change(key, a, b)

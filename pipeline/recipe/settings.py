@@ -174,7 +174,10 @@ class DataSetSettings(_Strict):
 
 
 class VariantSettings(_Strict):
-    """One input size of a task; its batch follows from the first variant's vision tokens. frames: of videos."""
+    """One input size of a task; its batch follows from the first variant's vision tokens, up to 5 % below them.
+
+    frames: of videos.
+    """
 
     size: int = pydantic.Field(ge=1)
     frames: int | None = pydantic.Field(None, ge=1)
@@ -543,7 +546,7 @@ class Recipe(_Strict):
             return (spec.Variant(name="all", global_batch_size=t.batch_size),)
         if not t.variants:
             raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
-        out, budget = [], None
+        out = []
         for v in t.variants:
             variant = _request(
                 make_variant,
@@ -551,12 +554,11 @@ class Recipe(_Strict):
                 num_frames=v.num_frames if "video" in t.modalities else 0,
                 size=v.size,
                 drop_rate=v.drop_rate,
-                budget=budget,
+                base=out[0] if out else None,
                 batch_size=None if out else t.batch_size,
                 spec=self.token_spec(),
             )
             out.append(variant)
-            budget = out[0].global_batch_size * out[0].num_vision_tokens
         return tuple(out)
 
 

@@ -15,7 +15,22 @@ _HEADER = "# A resolved recipe: every setting with its value. What each one mean
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as text, YAML 1.2 and people as a number."""
+    """Reads 5e-4, text to YAML 1.1, as the number it is to people, and refuses a mapping with one key twice."""
+
+    def flatten_mapping(self, node):
+        # Looked at before merge keys ("<<") are filled in: what they bring may be replaced.
+        _check_keys(node)
+        super().flatten_mapping(node)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises YAMLError for a key that is there already: YAML would let the last one win without a word."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+        if name in lines:
+            raise yaml.YAMLError(f"found the key {key.value!r} on line {line} and on line {lines[name]}; remove one")
+        lines[name] = line
 
 
 class _Dumper(yaml.SafeDumper):

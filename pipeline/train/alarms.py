@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from pipeline.train.chance import is_guess
 from pipeline.train.expert_loads import ExpertLoads
 
 # An expert is dead below this part of an even share of the router's probability, and alive again above twice that.
@@ -23,6 +24,8 @@ _LOSS_STEPS = 20
 # A norm is compared with the median of so many before it, once there are a few.
 _NORM_STEPS, _FEWEST_NORMS = 64, 20
 _NORM_FACTOR = 100
+# Steps of a task after its warm-up, by which it should have left chance.
+_CHANCE_STEPS = 100
 # An update that is not finite is news again after so many that were.
 _FINITE_STEPS = 20
 
@@ -43,12 +46,14 @@ class Alarms:
 
     def __init__(self, *, shared_encoder: bool, feed_advice: Mapping[str, str]):
         self._dead, self._waits = DeadExperts(shared_encoder=shared_encoder), DataWait(feed_advice)
-        self._tasks: dict[str, Divergence] = {}
+        self._tasks: dict[str, tuple[Divergence, AtChance]] = {}
 
     def check(self, record: dict, loads: ExpertLoads) -> list[str]:
         """The lines of one step. loads: with this step in them."""
-        task = self._tasks.setdefault(record["task"], Divergence(record["task"]))
-        return task.check(record) + self._dead.check(loads) + self._waits.check(record)
+        name = record["task"]
+        of_task = self._tasks.setdefault(name, (Divergence(name), AtChance(name)))
+        lines = [line for alarm in of_task for line in alarm.check(record)]
+        return lines + self._dead.check(loads) + self._waits.check(record)
 
 
 class DeadExperts:
@@ -126,6 +131,36 @@ class Divergence:
         self._norms.append(norm)
         first, self._leapt = not self._leapt, norm > _NORM_FACTOR * usual
         return f"gradient norm {norm:.3g} where {usual:.3g} is usual" if self._leapt and first else ""
+
+
+class AtChance:
+    """Of one task: its loss stays where guessing would be, after steps enough at the full learning rate."""
+
+    def __init__(self, task: str):
+        self._task, self._peak_rate, self._steps, self._said = task, 0.0, 0, False
+        # (loss, loss of guessing) of the last steps.
+        self._recent: collections.deque = collections.deque(maxlen=_LOSS_STEPS)
+
+    def check(self, record: dict) -> list[str]:
+        if not record.get("finite", True) or "chance" not in record:
+            return []
+        rate = record.get("learning_rate", 0.0)
+        warming_up, self._peak_rate = rate > self._peak_rate, max(rate, self._peak_rate)
+        self._steps += not warming_up
+        self._recent.append((record["loss"] - record.get("losses", {}).get("router", 0.0), record["chance"]))
+        loss, chance = np.mean(self._recent, axis=0).tolist()
+        if self._said or self._steps < _CHANCE_STEPS or not is_guess(loss, chance):
+            return []
+        self._said = True
+        return [self._line(loss, chance, contrasts=bool(record.get("temperatures")))]
+
+    def _line(self, loss: float, chance: float, *, contrasts: bool) -> str:
+        helps = "lower model.temperature_init, or " * contrasts + "raise train.learning_rate or batch_size"
+        return (
+            f"{self._task}: its loss of {loss:.4g} is still at chance ({chance:.4g}: nothing learned) after "
+            f"{self._steps} steps at the full learning rate; {helps}, and see whether the rows' media and "
+            f"{'words' if contrasts else 'labels'} belong together"
+        )
 
 
 class DataWait:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from pipeline.data.plan import Row, group_arrays
 from pipeline.errors import DataError
+from pipeline.train.chance import chance_of
 from pipeline.train.gate import Gate
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.schedule import Schedule, Step
@@ -26,12 +27,13 @@ class RowQueue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step's batch on the device. ids: this process's samples."""
+    """One step's batch on the device. ids: this process's samples. chance: the loss of guessing (``chance_of``)."""
 
     step: int
     what: Step
     arrays: dict
     ids: list[str]
+    chance: float
 
 
 class Feed:
@@ -94,7 +96,8 @@ class Feed:
             )
         # Order contract: rejects are on disk before their substitutes are used.
         self._quarantine.record(row, step=step, data_set=self._schedule.tasks[what.task].data_set)
-        return Batch(step, what, self._put(group_arrays(row.arrays)), row.ids)
+        chance = chance_of(what.structure, row.arrays.get("positive_ids"))
+        return Batch(step, what, self._put(group_arrays(row.arrays)), row.ids, chance)
 
     def next(self, *, wait: bool = True) -> Batch | None:
         """The next batch. wait False: None where it is not there yet. Raises what its making raised."""

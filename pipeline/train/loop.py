@@ -163,6 +163,7 @@ class Loop:
             "task": what.task,
             "variant": what.variant.name,
             "loss": values.pop("loss"),
+            "chance": float(f"{pending.batch.chance:.7g}"),
             "examples": structure.global_batch_size,
             "tokens": structure.num_tokens,
             "task_steps": what.batch + 1,

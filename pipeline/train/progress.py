@@ -85,8 +85,9 @@ class Progress:
 
     def _line(self, record: dict, o: Overview) -> str:
         mfu = "" if o.mfu is None else f"MFU {o.mfu:.0%} | "
+        chance = f" (chance {record['chance']:.4g})" if "chance" in record else ""
         return (
-            f"step {o.step}/{o.num_steps} | {record['task']}/{record['variant']} loss {record['loss']:.4f} | "
+            f"step {o.step}/{o.num_steps} | {record['task']}/{record['variant']} loss {record['loss']:.4f}{chance} | "
             f"{_short(o.examples_per_s)} examples/s | {_short(o.tokens_per_s)} tokens/s | {mfu}"
             f"data wait {o.wait_share:.0%} | {o.left} left"
         )
@@ -175,7 +176,8 @@ class _Task:
         return [
             self._name,
             f"{self.steps:,} of {r['expected_steps']:,.0f}",
-            f"{r['loss']:.4g}",
+            # Behind the stroke: the loss of guessing.
+            f"{r['loss']:.4g}" + (f"/{r['chance']:.3g}" if "chance" in r else ""),
             f"{r['grad_norm']:.3g}",
             f"{wait_s / max(busy_s, 1e-9):.0%}",
             "–".join(dict.fromkeys([*degrees[:1], *degrees[-1:]])),

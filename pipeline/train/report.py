@@ -76,8 +76,11 @@ def findings(run: Run) -> list[tuple[str, bool]]:
         return [("No step was logged.", True)]
     found = []
     tenths = {name: first_and_last_tenth(run.values("loss", task=name)[1]) for name in run.tasks}
-    fell = [name for name, (first, last) in tenths.items() if last < first]
+    guessing = learning.losses_at_chance(run)
+    fell = [name for name, (first, last) in tenths.items() if last < first and name not in guessing]
     found.append((f"Loss fell on {len(fell)} of {len(run.tasks)} tasks.", len(fell) < len(run.tasks)))
+    if guessing:
+        found.append((f"Loss still at chance: {', '.join(f'{n} ({c:.4g})' for n, c in guessing.items())}.", True))
     lost = [row["task"] for row in run.metrics if not math.isfinite(number(row.get("loss")))]
     if lost:
         found.append((f"Losses that are not finite: {len(lost):,}, in {', '.join(dict.fromkeys(lost))}.", True))

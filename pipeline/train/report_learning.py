@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from pipeline.train import report_page as draw
+from pipeline.train.chance import is_guess
 from pipeline.train.report_page import COLORS, NEUTRAL, Html, percent, table
 from pipeline.train.report_run import Run, first_and_last_tenth, mapping, number, shares
 
@@ -55,21 +56,35 @@ def steps_axis(run: Run) -> dict:
     return {"range": [0, max(1, run.metrics[-1]["step"])]}
 
 
+def losses_at_chance(run: Run) -> dict[str, float]:
+    """Task → the loss of guessing, of the tasks that end there. By rows: variants of other batches have other ones."""
+    found = {}
+    for name in run.tasks:
+        rows = [r for r in run.rows.get(name, ()) if math.isfinite(number(r.get("chance")))]
+        rows = rows[-max(1, len(rows) // 10) :]
+        losses, chances = (np.array([number(r.get(key)) for r in rows]) for key in ("loss", "chance"))
+        if len(rows) and np.isfinite(losses).any() and is_guess(float(np.nanmedian(losses / chances)), 1.0):
+            found[name] = float(np.median(chances))
+    return found
+
+
 def loss(run: Run) -> Html:
     if not run.metrics:
         return Html("")
-    charts, rows = [], []
+    charts, rows, guessing = [], [], losses_at_chance(run)
     for name in run.tasks:
         steps, values = run.values("loss", task=name)
         first, last = first_and_last_tenth(values)
-        change = (last - first) / abs(first) if first else math.nan
+        change = percent((last - first) / abs(first) if first else math.nan)
+        change = Html('<span class="bad">at chance</span>') if name in guessing else change
+        chance = first_and_last_tenth(run.values("chance", task=name)[1])[1]
         lost = int(np.sum(~np.isfinite(values)))
-        rows.append((name, first, last, percent(change), len(values), lost, objective(run, name)))
+        rows.append((name, first, last, change, len(values), lost, chance, objective(run, name)))
         charts.append(draw.figure(
             draw.curve(steps, values, name=name, limit=SMALL_POINTS), height=190, bar=False, title=name,
             note=f"{draw.format_number(first)} → {draw.format_number(last)}", xaxis=steps_axis(run),
         ))  # fmt: skip
-    columns = ("Task", "First tenth", "Last tenth", "Change", "Logged", "Not finite", "Objective")
+    columns = ("Task", "First tenth", "Last tenth", "Change", "Logged", "Not finite", "Chance", "Objective")
     note = "<p class='quiet'>Dots: logged losses. Line: running median. Numbers: medians of first and last tenth.</p>"
     return Html(note + draw.grid(charts) + table(columns, rows) + loss_terms(run))
 

@@ -43,7 +43,7 @@ def test_good_data(toy_recipe):
     # 34 frames at 16 a second.
     assert moving["media"]["video duration_s"]["p50"] == pytest.approx(2.125, abs=0.15)
     assert moving["media"]["video fps"]["p50"] == 16.0
-    assert moving["held_out"] == {"held_out": {"rows": 10, "ids_in_training": 0}}
+    assert moving["held_out"] == {"held_out": {"rows": 10, "ids_in_training": 0, "media_in_training": 0}}
     assert sum(digits["labels"]["most_common"].values()) == digits["rows"]
     cost = moving["decode_s_per_sample"]
     image = digits["decode_s_per_sample"]["image"]
@@ -72,9 +72,10 @@ def test_everything_wrong_is_named(own_digits, tmp_path):
     problems = "\n".join(result["problems"])
     for line in (
         f"digits: 2 of {found['rows']} sampled rows are bad (1 missing_file, 1 not_decodable); at most 5 % of rows",
-        "digits: 1 ids stand more than once, e.g. ",
-        "digits: 1 ids of held_out are in the training data too",
-        "digits: 1 rows have none of the recipe's classes",
+        f"digits: 2 of {found['rows']} rows share an id with another one (1 such id, e.g. 'digit-0000' of 2 rows); ",
+        "digits: 1 id of the 10 rows of held_out stand in the training data too",
+        f"digits: 1 of {found['rows']} rows have none of the classes of tasks classes, image_text: "
+        "the label 'cat' (1 row) is not one of them; the classes are 'zero', 'one', 'two', 'three' and 6 more",
     ):
         assert line in problems, problems
 
@@ -91,7 +92,10 @@ def test_words_and_ids_that_are_no_text_are_survived(own_digits, tmp_path):
     table = table.append_column("id", pa.array(ids, pa.binary()).view(pa.string())).append_column("labels", words)
     pq.write_table(table, path)
     result = check(recipes.from_dict(recipe), sample=3)
-    assert "digits: 2 rows have none of the recipe's classes" in result["problems"]
+    (line,) = (p for p in result["problems"] if "none of the classes" in p)
+    assert line.startswith(
+        "digits: 2 of 38 rows have none of the classes of tasks classes, image_text: the label '\\xe9'"
+    )
     assert result["data_sets"]["digits"]["duplicate_ids"]["count"] == 0
 
 

@@ -31,8 +31,10 @@ TASK = {
 
 @pytest.fixture
 def make_recipe(tmp_path, write_manifest):
-    """A recipe over a manifest of thirty rows; nothing is decoded, so there are no images."""
+    """A recipe over a manifest of thirty rows; nothing is decoded, so an image is an empty file."""
     manifest = write_manifest(tmp_path / "data" / "m.parquet", ROWS)
+    for row in ROWS:
+        (tmp_path / "data" / row["image"]).touch()
 
     def make(*, rows: str = manifest, task: dict = TASK, **parts) -> recipes.Recipe:
         raw = {
@@ -129,6 +131,7 @@ def test_a_tokenizer_is_trained_on_the_usable_text_alone(tmp_path, make_recipe, 
     ]
     bad = [[b"\xff\xfe"], [], [None, b" "], None, ["ж".encode() * 1_000_000]]
     rows = [{"id": f"bad-{i}".encode(), "image": b"x.png", "text": text} for i, text in enumerate(bad)]
+    (tmp_path / "x.png").touch()
     one = make_recipe(rows=write_raw_manifest(tmp_path / "good.parquet", good))
     other = make_recipe(rows=write_raw_manifest(tmp_path / "all.parquet", rows[:2] + good + rows[2:]))
     assert prepare(one, tmp_path / "one").tokenizer == prepare(other, tmp_path / "other").tokenizer
@@ -210,10 +213,10 @@ def test_a_column_of_another_type_is_a_wrong_request(tmp_path, make_recipe, colu
 
 def test_rows_of_shards_are_counted(tmp_path, make_recipe):
     (tmp_path / "shards").mkdir()
-    index = {"format": FORMAT, "fingerprint": {"num_rows": 7}}
+    index = {"format": FORMAT, "fingerprint": {"num_rows": 9}}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     sets = {"pets": make_recipe().to_dict()["data_sets"]["pets"] | {"shards": str(tmp_path / "shards")}}
-    assert prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows == {"pets": 7}
+    assert prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows == {"pets": 9}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index | {"fingerprint": {"num_rows": 0}}))
     with pytest.raises(RequestError, match=r"data_sets\.pets\.shards: .* has no rows"):
         prepare(make_recipe(data_sets=sets), tmp_path / "run")

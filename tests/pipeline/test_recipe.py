@@ -122,6 +122,33 @@ def test_a_missing_key_is_named(path):
     assert refused((path, DELETE)) == f"missing key {path!r}"
 
 
+def test_a_misspelt_key_comes_before_the_key_that_it_leaves_missing():
+    raw = changed(("train.num_steps", DELETE), ("train.num_stepz", 3))
+    with pytest.raises(RequestError) as caught:
+        recipes.from_dict(raw)
+    assert str(caught.value) == "unknown key 'train.num_stepz'; did you mean 'train.num_steps'?"
+    with pytest.raises(RequestError) as caught:
+        recipes.from_dict({"taks" if key == "tasks" else key: value for key, value in raw.items()})
+    assert str(caught.value) == "unknown key 'train.num_stepz'; did you mean 'train.num_steps'? (and 2 more)"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("train", 5, "train: expected settings such as train.num_steps=..., found 5"),
+        ("train", None, "train: expected settings such as train.num_steps=..., found None"),
+        ("tasks", [1], "tasks: expected settings such as tasks.NAME.data_set=..., found [1]"),
+        ("tasks.film_text", "x", "tasks.film_text: expected settings such as tasks.film_text.data_set=..., found 'x'"),
+        ("model.moe", "big", "model.moe: expected settings such as model.moe.num_experts=..., found 'big'"),
+        ("evaluate", [5], "evaluate.0: expected settings such as evaluate.0.data_set=..., found 5"),
+        ("tasks.film_text.pair_weights", 3, "tasks.film_text.pair_weights: expected a mapping, found 3"),
+        ("data_sets.films.held_out", 3, "data_sets.films.held_out: Input should be a valid string; found 3"),
+    ],
+)
+def test_a_value_where_settings_belong(path, value, message):
+    assert refused((path, value)).startswith(message)
+
+
 def test_further_errors_are_counted():
     assert refused(("seeed", 1), ("train.num_steps", 0)).endswith("(and 1 more)")
 
@@ -248,8 +275,8 @@ def test_whole_numbers_are_numbers():
             "tasks.photo_classes.variants: variant 250x250: frames must divide by 4 and size by 16",
         ),
         (
-            task(variants=[{"size": 256}, {"size": 224}]),
-            "variant 224x224: 196 tokens a sample do not divide the task's 16384 vision tokens a step",
+            task(batch_size=7, variants=[{"size": 256}, {"size": 512}]),
+            "tasks.photo_classes.variants: variant 512x512: a batch of 1 has 1024 of the 1792 vision tokens of",
         ),
         (task(variants=[{"size": 1024}]), "grid (1, 64, 64) is larger than the position tables (16, 32, 32)"),
         (task("film_text", variants=[{"size": 128, "frames": 6}]), "found 6 and 128"),
@@ -608,6 +635,25 @@ def test_files_that_are_no_recipe(recipe_file, content, message):
     with pytest.raises(RequestError, match=message) as caught:
         recipes.load(recipe_file)
     assert "\n" not in str(caught.value) and str(recipe_file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("seed: 1\ntrain:\n  num_steps: 3\nseed: 2\n", "the key 'seed' on line 4 and on line 1"),
+        ("train:\n  num_steps: 3\n  log_every: 2\n  num_steps: 3\n", "the key 'num_steps' on line 4 and on line 2"),
+        ("tasks:\n  a: {weight: 1, weight: 2}\n", "the key 'weight' on line 2 and on line 2"),
+    ],
+)
+def test_a_key_that_stands_twice(recipe_file, text, found):
+    recipe_file.write_text(text)
+    with pytest.raises(RequestError) as caught:
+        recipes.load(recipe_file)
+    assert str(caught.value) == f"--config {recipe_file}: expected YAML: found {found}; remove one"
+
+
+def test_a_merge_key_may_be_replaced():
+    assert recipes.read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")["b"] == {"x": 3, "y": 2}
 
 
 def test_no_file(tmp_path):

@@ -15,6 +15,9 @@ from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
 from pipeline.errors import RequestError
 
+# Names that a column of ours goes by where the table has none of its own name and no option says another.
+_ALSO = {"text": ("caption", "captions", "texts"), "labels": ("label", "class", "category")}
+
 
 def table(
     source: str,
@@ -33,19 +36,24 @@ def table(
     """FILE.csv, .tsv, .jsonl or .parquet; an option names the column for each of ours.
 
     folder: where relative media paths start; by default where the table lies. separator: between several captions or
-    labels in one cell. Without an id column the row's number is its id.
+    labels in one cell. Without an id column the row's number is its id. Captions may also be in a column caption,
+    captions or texts, labels in label, class or category; columns that nothing is taken from are named in the end.
     """
-    names = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
-    names |= {"start_s": start_s, "end_s": end_s}
+    asked = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
+    asked |= {"start_s": start_s, "end_s": end_s}
     base = (folder or folder_of(source)).rstrip("/")
     found = False
     for number, record in enumerate(_records(source)):
         if not isinstance(record, dict):
             skipped.add("a line that is no JSON object", str(record)[:80])
             continue
+        names = _names(record, asked)
         if not found:
             _check_columns(source, record, names)
             found = True
+        for column in record.keys() - names.values():
+            if record[column] not in (None, "", []):
+                skipped.keep(f"column {column!r} not used, no option names it", str(record[column])[:80])
         row = {"id": str(record.get(names["id"]) or f"row-{number:010d}")}
         try:
             for column in MEDIA_COLUMNS:
@@ -61,6 +69,12 @@ def table(
             skipped.add(f"not readable ({e})", row["id"])
             continue
         yield row
+
+
+def _names(record: dict, asked: dict[str, str]) -> dict[str, str]:
+    """Our column → the table's."""
+    also = {ours: [n for n in names if n in record] for ours, names in _ALSO.items() if asked[ours] == ours}
+    return asked | {ours: names[0] for ours, names in also.items() if names and ours not in record}
 
 
 def _check_columns(source: str, record: dict, names: dict[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pipeline.credentials import redacted
+
 # Libraries put memory addresses and clock times into their messages; the same file must give the same reject.
 _PASSING = re.compile(r"\b0x[0-9a-fA-F]{6,}|\[\d\d:\d\d:\d\d\]")
 
@@ -29,10 +31,14 @@ REASONS = {
 
 
 class Reject(Exception):
-    """Raised by a decoder for one sample; caught where batches are made, never passed on."""
+    """Raised by a decoder for one sample; caught where batches are made, never passed on.
+
+    Its detail is stored in journals and shards, and is without credentials.
+    """
 
     def __init__(self, reason: str, detail: str):
         if reason not in REASONS:
             raise ValueError(f"unknown reject reason {reason!r}; known: {', '.join(REASONS)}")
+        detail = redacted(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, " ".join(_PASSING.sub("", detail).split())[:300]

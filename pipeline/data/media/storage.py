@@ -15,6 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs
 
+from pipeline.credentials import HIDDEN
 from pipeline.data.media.errors import Reject
 from pipeline.errors import DataError, RequestError, one_line
 
@@ -85,6 +86,10 @@ def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     scheme, is_uri, rest = uri.partition("://")
     if not is_uri:
         return pyarrow.fs.LocalFileSystem(), uri
+    if f"{HIDDEN}@" in rest or f"={HIDDEN}" in rest:
+        raise RequestError(
+            f"storage: {uri} is without its credentials, which are never stored; name a recipe with them"
+        )
     if scheme in _OBJECT_STORES:
         return _in_bucket(scheme, rest)
     try:

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from pipeline.data import prompts
 from pipeline.data.columns import NOT_UTF8
-from pipeline.data.text import Tokenizer, load_tokenizer, most_telling, text_fault, train_tokenizer
+from pipeline.data.text import Tokenizer, _pieces, load_tokenizer, most_telling, text_fault, train_tokenizer
 from pipeline.errors import RequestError
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog"] * 3
@@ -54,6 +54,22 @@ def test_training_is_deterministic(tmp_path):
     assert models[0].model == models[1].model == (tmp_path / "a" / "t.model").read_bytes()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["t.model"]
     assert load_tokenizer(str(tmp_path / "a" / "t.model")).vocab_size == models[0].vocab_size
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat on a mat " * 400, "abcdefghij" * 2000, "漢字仮名" * 3000, "a\nb\0c \u2028" * 2000]
+)
+def test_captions_of_any_length_train_a_tokenizer(tmp_path, text):
+    """sentencepiece leaves out what is longer than 4,192 bytes, and fails where that is everything."""
+    found = train_tokenizer([text], vocab_size=64, into=tmp_path / "m")
+    assert found.encode(text, 64).all() and found.count(text) > 64
+
+
+def test_a_long_text_is_trained_on_to_its_end():
+    text = " ".join(f"word{i}" for i in range(3000))
+    pieces = list(_pieces([text, "x" * 2500, ""]))
+    assert max(map(len, pieces)) <= 1000 and "".join(pieces) == text + "x" * 2500
+    assert all(piece.split()[-1].startswith("word") for piece in pieces if "w" in piece)
 
 
 def test_the_vocabulary_shrinks_to_the_text(tmp_path):

@@ -5,13 +5,49 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.train.alarms import Alarms, DataWait, DeadExperts, Divergence, feed_advice
+from pipeline.train.alarms import Alarms, AtChance, DataWait, DeadExperts, Divergence, feed_advice
 from pipeline.train.expert_loads import ExpertLoads
 
 
 def steps_with_news(check, records) -> list[int]:
     """The steps, counted from 1, at which ``check`` says something."""
     return [step for step, record in enumerate(records, 1) if check(record)]
+
+
+# --- a loss that stays at chance ---
+
+
+def guesses(losses, *, chance: float = math.log(16), rates=None, **fields) -> list[dict]:
+    rates = [1e-3] * len(losses) if rates is None else rates
+    return [{"loss": x, "chance": chance, "learning_rate": r} | fields for x, r in zip(losses, rates, strict=True)]
+
+
+def test_a_loss_that_stays_at_chance_is_said_once():
+    """2.771 after 2.773 has fallen, and nothing is learned. The first step is the warm-up."""
+    alarm = AtChance("films")
+    assert steps_with_news(alarm.check, guesses([2.773, *[2.771] * 300])) == [101]
+    alarm = AtChance("films")
+    (line,) = (line for record in guesses([2.771] * 101, temperatures={"a_b": 0.1}) for line in alarm.check(record))
+    assert line == (
+        "films: its loss of 2.771 is still at chance (2.773: nothing learned) after 100 steps at the full learning "
+        "rate; lower model.temperature_init, or raise train.learning_rate or batch_size, and see whether the rows' "
+        "media and words belong together"
+    )
+
+
+def test_what_is_no_guess_is_no_alarm():
+    assert steps_with_news(AtChance("a").check, guesses(np.linspace(2.77, 2.6, 200))) == []
+    # Steps while the rate still climbs do not count, nor does what the router adds.
+    climbing = np.linspace(1e-6, 1e-3, 150)
+    assert steps_with_news(AtChance("a").check, guesses([2.77] * 150, rates=climbing)) == []
+    routed = [record | {"losses": {"router": 0.5}} for record in guesses([3.0] * 150)]
+    assert steps_with_news(AtChance("a").check, routed) == []
+    # A batch of one class has no chance to beat; a loss of variants is compared with the chance of each.
+    assert steps_with_news(AtChance("a").check, guesses([0.0] * 150, chance=0.0)) == []
+    mixed = [
+        x for pair in zip(guesses([2.6] * 75), guesses([4.0] * 75, chance=math.log(64)), strict=True) for x in pair
+    ]
+    assert steps_with_news(AtChance("a").check, mixed) == []
 
 
 # --- dead experts ---

@@ -38,7 +38,7 @@ class FakeFeed:
         variant = types.SimpleNamespace(name="all")
         task = self.tasks[step % len(self.tasks)]
         what = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
-        return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)])
+        return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)], chance=1.5)
 
     def next(self, *, wait=True):
         if self.batches[0].step in self.late:

@@ -10,8 +10,9 @@ from pipeline.train.progress import Panel, Progress, _clock, _short
 
 def record(step: int, **fields) -> dict:
     defaults = {
-        "task": "digits", "variant": "64x64", "loss": 2.5, "grad_norm": 0.75, "examples": 64, "tokens": 6400,
-        "data_wait_s": 1.0, "compile_wait_s": 0.0, "step_s": 3.0, "task_steps": 1, "expected_steps": 0.9,
+        "task": "digits", "variant": "64x64", "loss": 2.5, "chance": 2.7726, "grad_norm": 0.75, "examples": 64,
+        "tokens": 6400, "data_wait_s": 1.0, "compile_wait_s": 0.0, "step_s": 3.0, "task_steps": 1,
+        "expected_steps": 0.9,
     }  # fmt: skip
     return {"step": step} | defaults | fields
 
@@ -23,7 +24,9 @@ def test_plain_lines(capsys):
     progress.close()
     first, last = capsys.readouterr().out.splitlines()
     # 64 examples in 4 s of which 1 waited; then 128 in 8 s of which 4 waited.
-    assert first == ("step 1/3 | digits/64x64 loss 2.5000 | 16 examples/s | 1.6k tokens/s | data wait 25% | ? left")
+    assert first == (
+        "step 1/3 | digits/64x64 loss 2.5000 (chance 2.773) | 16 examples/s | 1.6k tokens/s | data wait 25% | ? left"
+    )
     assert last.endswith("| 16 examples/s | 1.6k tokens/s | data wait 50% | 0:00 left")
 
 
@@ -112,7 +115,16 @@ def test_the_panel_fits_its_terminal(num_tasks, width, height):
     for part in ("16 examples/s", "1.6k tokens/s", "MFU 41%", "data wait 25%", "3.2 GB host", "step 1: task_00"):
         assert part in text
     first = next(line for line in lines if "task_00_image_text  " in line)
-    assert first.strip("│ ").split() == ["task_00_image_text", "1,000", "of", "990", "2.5", "0.75", "25%", "0.07–0.2"]
+    assert first.strip("│ ").split() == [
+        "task_00_image_text",
+        "1,000",
+        "of",
+        "990",
+        "2.5/2.77",
+        "0.75",
+        "25%",
+        "0.07–0.2",
+    ]
 
 
 def test_a_name_is_no_markup():

@@ -117,6 +117,20 @@ def test_full_run_fills_every_section(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == sorted((*FILES, "report.html"))
 
 
+def test_a_loss_at_chance_has_not_fallen(tmp_path):
+    """2.773 → 2.771 where ln 16 is what guessing gives: lower, and nothing learned."""
+    run_dir = write_run(tmp_path / "demo")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        if row["task"] == "tag":
+            row |= {"loss": 2.773 - 0.002 * number / len(rows), "chance": math.log(16)}
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = Page(write_report(run_dir))
+    assert "Loss fell on 1 of 2 tasks." in page.text["header"]
+    assert "Loss still at chance: tag (2.773)." in page.text["header"]
+    assert page.row("loss", "tag")[3] == "at chance" and page.row("loss", "tag")[6].startswith("2.77")
+
+
 def test_loss_table_holds_medians_of_first_and_last_tenth(tmp_path):
     page = Page(write_report(write_run(tmp_path / "demo")))
     # "tag" ran at steps 1, 3, ... 39: the first two of its twenty losses are 9.9 and 9.7, the last two 6.3 and 6.1.

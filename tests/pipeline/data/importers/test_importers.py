@@ -117,6 +117,27 @@ def test_a_table_without_ids_numbers_its_rows_and_takes_its_folder(tmp_path):
     assert rows["row-0000000000"]["labels"] == ["run", "jump"]
 
 
+@pytest.mark.parametrize("word", ["label", "class", "category"])
+def test_columns_may_go_by_another_name_and_those_not_used_are_counted(tmp_path, word):
+    path = put(
+        tmp_path / "t.csv", f"image,caption,{word},width,note\na.png,a cat; x,cat;pet,64,\nb.png,,dog,,n\nc.png,,,,\n"
+    )
+    done = import_layout("table", str(path), tmp_path / "t.parquet")
+    assert done.kept == {
+        "column 'width' not used, no option names it": (1, "64"),
+        "column 'note' not used, no option names it": (1, "n"),
+    }
+    rows, skipped = imported("table", path, tmp_path)
+    assert [r.get("labels") for r in rows.values()] == [["cat", "pet"], ["dog"], []]
+    assert rows["row-0000000000"]["text"] == ["a cat", "x"] and not skipped
+    # A column of our own name, or one that an option names, comes first.
+    path = put(tmp_path / "u.csv", f"image,labels,{word},title,texts\na.png,one,two,three,four\n")
+    rows, _ = imported("table", path, tmp_path, text="title")
+    assert rows["row-0000000000"]["labels"] == ["one"] and rows["row-0000000000"]["text"] == ["three"]
+    done = import_layout("table", str(path), tmp_path / "u.parquet", options={"text": "title"})
+    assert set(done.kept) == {f"column {name!r} not used, no option names it" for name in (word, "texts")}
+
+
 def test_a_wrong_column_is_named(tmp_path):
     path = put(tmp_path / "t.csv", "file\na.png\n")
     with pytest.raises(RequestError, match=r"--option image=path: .* has the columns file"):

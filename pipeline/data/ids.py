@@ -1,0 +1,141 @@
+"""Ids and media paths of whole manifests against each other, by 64-bit hashes: no loop over rows, bounded memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.columns import MEDIA_COLUMNS, values
+from pipeline.data.manifest import Manifest
+from pipeline.data.order import mix
+
+# Rows of a manifest that are looked at, the first ones of a larger one.
+MOST_ROWS = 1 << 26
+# Hashes that are held at a time, 8 bytes each: of more rows, the ids of a random part are compared.
+_MOST_HASHES = 1 << 25
+# Rows after which repeats are looked for, so that a manifest full of them is known at once.
+_PIECE = 1 << 22
+# Held-out rows that are compared with the training rows.
+_MOST_HELD_OUT = 1 << 22
+# Bytes of a text that is hashed among others of its length; a longer one is hashed alone.
+_SHORT = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Ids that several rows have. rows: how many rows these are, of ``looked_at``, the rows whose ids were compared;
+    example: (id, its rows)."""
+
+    looked_at: int = 0
+    ids: int = 0
+    rows: int = 0
+    example: tuple[str, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Held-out rows, of ``rows``, whose id or one of whose media files is a training row's too."""
+
+    rows: int
+    ids: int
+    media: int
+
+
+def hashes(column: pa.Array) -> np.ndarray:
+    """(n,) uint64 of a column of strings: equal for equal bytes; null counts as empty."""
+    column = column.fill_null("").cast(pa.large_binary())
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    data = np.frombuffer(column.buffers()[2] or b"", np.uint8)
+    lengths, out = np.diff(offsets), np.empty(len(column), np.uint64)
+    order = np.argsort(lengths, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1) if len(order) else ():
+        length = int(lengths[rows[0]])
+        if length > _SHORT:
+            out[rows] = [_digest(data[start : start + length]) for start in offsets[rows]]
+            continue
+        words = np.zeros((len(rows), -(-length // 8) * 8), np.uint8)
+        if length:
+            words[:, :length] = data[offsets[rows, None] + np.arange(length)]
+        out[rows] = mix(length, *words.view(np.uint64).T)
+    return out
+
+
+def _digest(data: np.ndarray) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def repeats(manifest: Manifest) -> Repeats:
+    """The ids that stand more than once in the first rows that show some; of 10^8 rows and more, in a part of them."""
+    part = -(-min(manifest.num_rows, MOST_ROWS) // _MOST_HASHES)
+    found, held = np.empty(0, np.uint64), []
+    for batch in manifest.batches(("id",), most_rows=MOST_ROWS):
+        new = hashes(batch.column(0))
+        held.append(new[new % np.uint64(part) == 0] if part > 1 else new)
+        if sum(map(len, held)) >= _PIECE:
+            found, held = np.concatenate([found, *held]), []
+            found.sort()
+            if (found[1:] == found[:-1]).any():
+                break
+    found = np.concatenate([found, *held])
+    found.sort()
+    same = found[1:] == found[:-1]
+    if not same.any():
+        return Repeats(len(found))
+    in_run = np.append(same, False) | np.append(False, same)
+    num_ids = int(same.sum() - (same[1:] & same[:-1]).sum())
+    example = found[int(np.argmax(same))]
+    count = int(np.searchsorted(found, example, "right") - np.searchsorted(found, example, "left"))
+    return Repeats(len(found), num_ids, int(in_run.sum()), (_id_of(manifest, example), count))
+
+
+def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
+    ids = (batch.column(0) for batch in manifest.batches(("id",)))
+    places = ((column, np.flatnonzero(hashes(column) == wanted)) for column in ids)
+    return next(values(column.slice(int(found[0]), 1), "id")[0] for column, found in places if len(found))
+
+
+def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
+    """How many held-out rows are training rows too."""
+    media = [c for c in MEDIA_COLUMNS if c in manifest.schema.names and c in held_out.schema.names]
+    columns = ("id", *media)
+    theirs = {c: [] for c in columns}
+    for part in _hashed(held_out, columns, most_rows=_MOST_HELD_OUT):
+        for name, found in part.items():
+            theirs[name].append(found)
+    theirs = {name: np.concatenate(found) for name, found in theirs.items()}
+    known = {name: np.unique(found) for name, found in theirs.items()}
+    seen = {name: np.zeros(len(found), bool) for name, found in known.items()}
+    for part in _hashed(manifest, columns, most_rows=MOST_ROWS):
+        for name, found in part.items():
+            places = np.searchsorted(known[name], found).clip(max=len(known[name]) - 1)
+            seen[name][places[known[name][places] == found]] = True
+    both = {name: np.isin(theirs[name], known[name][seen[name]]) for name in columns}
+    nothing = hashes(pa.array([""]))
+    files = np.zeros(len(theirs["id"]), bool)
+    for name in media:
+        files |= both[name] & (theirs[name] != nothing)
+    return Overlap(len(files), int(both["id"].sum()), int(files.sum()))
+
+
+def _hashed(manifest: Manifest, columns: tuple[str, ...], *, most_rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Hashes of the columns, of paths as they are resolved."""
+    for batch in manifest.batches(columns, most_rows=most_rows):
+        yield {
+            name: hashes(batch.column(name) if name == "id" else _resolved(manifest, batch.column(name)))
+            for name in columns
+        }
+
+
+def _resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
+    """``manifest.resolve`` of every path; null and empty ones stay empty."""
+    paths = paths.fill_null("").cast(pa.large_binary())
+    folder, nothing = (
+        pa.scalar(text.encode(), pa.large_binary()) for text in (manifest.resolve("x").removesuffix("x"), "")
+    )
+    whole = pc.or_(pc.match_substring(paths, "://"), pc.or_(pc.starts_with(paths, "/"), pc.equal(paths, b"")))
+    return pc.if_else(whole, paths, pc.binary_join_element_wise(folder, paths, nothing))

@@ -1,0 +1,51 @@
+"""The labels of whole manifests against the classes of a recipe, counted by column."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.manifest import Manifest
+
+# Rows whose labels are looked at, the first ones of a larger manifest.
+MOST_ROWS = 1 << 26
+# Different labels that are counted; those that come after are not.
+_MOST_LABELS = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelCounts:
+    """counts: label → how often it stands in ``looked_at`` rows. without: classes → rows that have none of them."""
+
+    looked_at: int
+    counts: collections.Counter
+    without: dict[tuple[str, ...], int]
+
+
+def count_labels(manifest: Manifest, class_lists: set[tuple[str, ...]]) -> LabelCounts:
+    """class_lists: the classes that count, one list a use; an empty list takes any label."""
+    looked_at, counts = 0, collections.Counter()
+    without = dict.fromkeys(class_lists, 0)
+    wanted = {classes: pa.array([c.encode() for c in classes], pa.large_binary()) for classes in class_lists}
+    for batch in manifest.batches(("labels",), most_rows=MOST_ROWS):
+        rows = batch.column(0)
+        labels, parents = _flat(rows), pc.list_parent_indices(rows)
+        looked_at += len(rows)
+        for classes, values in wanted.items():
+            fits = pc.is_in(labels, value_set=values) if classes else pc.is_valid(labels)
+            without[classes] += len(rows) - len(np.unique(parents.filter(fits).to_numpy(zero_copy_only=False)))
+        found = pc.value_counts(labels.drop_null())
+        for raw, count in zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True):
+            label = raw.decode(errors="backslashreplace")
+            if label in counts or len(counts) < _MOST_LABELS:
+                counts[label] += count
+    return LabelCounts(looked_at, counts, without)
+
+
+def _flat(rows: pa.Array) -> pa.Array:
+    """Every label of the rows as bytes: what is no UTF-8 is a label too."""
+    return pc.list_flatten(rows).cast(pa.large_binary())

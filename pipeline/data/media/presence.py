@@ -1,0 +1,58 @@
+"""Whether media files are where manifests say, without reading them, and within a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+
+import pyarrow as pa
+import pyarrow.fs
+
+from pipeline.data.media.storage import _MEMBER, _NO_NAME, _check_store, resolve_filesystem
+
+_THREADS = 8
+
+
+def present(paths: list[str], *, timeout_s: float) -> list[bool | None]:
+    """Whether each file is there; None where storage has not told in time, or not clearly."""
+    found: list[bool | None] = [None] * len(paths)
+    asked: queue.SimpleQueue = queue.SimpleQueue()
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+    for item in enumerate(paths):
+        asked.put(item)
+    for _ in range(min(_THREADS, len(paths))):
+        # A server that never answers must not keep the process either.
+        threading.Thread(target=_ask, args=(asked, answers), name="presence", daemon=True).start()
+    end = time.monotonic() + timeout_s
+    for _ in paths:
+        try:
+            number, answer = answers.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            break
+        found[number] = answer
+    return found
+
+
+def _ask(asked: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
+    while True:
+        try:
+            number, path = asked.get_nowait()
+        except queue.Empty:
+            return
+        answers.put((number, _is_there(path)))
+
+
+def _is_there(path: str) -> bool | None:
+    member = _MEMBER.fullmatch(path)
+    try:
+        filesystem, inner = resolve_filesystem(member[1] if member else path)
+        if filesystem.get_file_info(inner).type == pyarrow.fs.FileType.File:
+            return True
+        _check_store(filesystem, inner)
+    except (pa.ArrowInvalid, UnicodeEncodeError):  # no file can have such a name
+        return False
+    # What storage says in other words is for those who read the file.
+    except Exception as e:
+        return False if isinstance(e, OSError) and e.errno in _NO_NAME else None
+    return False

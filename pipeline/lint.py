@@ -1,0 +1,269 @@
+"""What of a recipe's data would stop or spoil a run, seen before its first step: ids, labels, media, held-out rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.ids import Overlap, Repeats, overlap, repeats
+from pipeline.data.labels import LabelCounts, count_labels
+from pipeline.data.manifest import Manifest
+from pipeline.data.media.clip import source_path
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.presence import present
+from pipeline.data.spec import DataSetSpec, TaskSpec
+
+# Rows, spread over a data set, whose media are looked for.
+_ROWS = 64
+# Files in remote storage that are asked for, and seconds to wait for the answers.
+_MOST_REMOTE, _PRESENCE_S = 16, 5.0
+# A task is short of steps below this number, where an even share would be at least twice as many; and below one step in
+# a hundred, where that is less than this part of an even share.
+_FEW_STEPS, _FEW_OF_EVEN = 50, 0.1
+_MOST_NAMED = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaFound:
+    """Of some rows, those whose media are not there. example: (id, where the file should be, or why nowhere)."""
+
+    looked_at: int
+    missing: int
+    example: tuple[str, str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What was found out about a data set. held_out: name → overlap, None where it is the training manifest itself."""
+
+    data_set: DataSetSpec
+    num_rows: int
+    repeats: Repeats
+    labels: LabelCounts | None
+    media: Mapping[str, MediaFound]
+    held_out: Mapping[str, Overlap | None]
+
+
+@dataclasses.dataclass
+class Problems:
+    """Lines, of what would stop or spoil a run for certain, and of what is worth a look."""
+
+    stops: list[str] = dataclasses.field(default_factory=list)
+    looks: list[str] = dataclasses.field(default_factory=list)
+
+    def __iadd__(self, other: Problems) -> Problems:
+        self.stops += other.stops
+        self.looks += other.looks
+        return self
+
+
+def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
+    """Looks at the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
+    manifest = Manifest(data_set.manifest)
+    class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
+    has_labels = "labels" in manifest.schema.names
+    media = {m: _find_media(manifest, m) for m in dict.fromkeys(m for t in tasks for m in t.media)}
+    return Facts(
+        data_set=data_set,
+        num_rows=manifest.num_rows,
+        media=media,
+        labels=count_labels(manifest, class_lists) if has_labels else None,
+        repeats=repeats(manifest),
+        held_out={name: _overlap(data_set, manifest, uri, name) for name, uri in data_set.held_out.items()},
+    )
+
+
+def needs_label(task: TaskSpec) -> bool:
+    """Whether a row without a label that counts is a reject."""
+    labelled = task.contrasts and task.positives == "labels"
+    return task.classifies or labelled or ("text" in task.modalities and task.text == "labels")
+
+
+def classes_of(task: TaskSpec, data_set: DataSetSpec) -> tuple[str, ...]:
+    return task.classes or data_set.classes
+
+
+def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> Overlap | None:
+    """None where they are one and the same manifest."""
+    if uri == manifest.uri or ("://" not in uri and Path(uri).resolve() == Path(manifest.uri).resolve()):
+        return None
+    held_out = Manifest(uri)
+    held_out.require({"id": f"data_sets.{data_set.name}.held_out ({name})"})
+    return overlap(manifest, held_out)
+
+
+def _find_media(manifest: Manifest, modality: str) -> MediaFound:
+    """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
+    files, missing = [], []
+    for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
+        row = manifest.row(number)
+        try:
+            files.append((row["id"], source_path(row, modality)[0]))
+        except Reject as e:
+            missing.append((row["id"], e.detail))
+    remote = [file for file in files if "://" in file[1]]
+    files = [file for file in files if "://" not in file[1]] + remote[:: max(1, len(remote) // _MOST_REMOTE)]
+    there = present([path for _, path in files], timeout_s=_PRESENCE_S)
+    looked_at = len(missing) + sum(t is not None for t in there)
+    missing += [file for file, is_there in zip(files, there, strict=True) if is_there is False]
+    return MediaFound(looked_at, len(missing), missing[-1] if missing else None)
+
+
+def draws_of(tasks: Iterable[TaskSpec], shares: Mapping[str, float]) -> dict[str, float]:
+    """Task → samples it takes a step of the run, on average."""
+    return {t.name: shares[t.name] * sum(v.global_batch_size for v in t.variants) / len(t.variants) for t in tasks}
+
+
+def problems_of(facts: Facts, tasks: list[TaskSpec], *, draws: Mapping[str, float]) -> Problems:
+    """draws: task → samples it takes a step, on average over the run."""
+    out = Problems()
+    for part in (_of_media(facts), _of_labels(facts, tasks, draws), _of_ids(facts), _of_held_out(facts)):
+        out += part
+    return out
+
+
+def _of_media(facts: Facts) -> Problems:
+    out, name = Problems(), facts.data_set.name
+    for modality, found in facts.media.items():
+        if not found.missing:
+            continue
+        (row, where), all_missing = found.example, found.missing == found.looked_at
+        count = "none of the" if all_missing else f"{found.missing} are missing of the"
+        line = f"{name}: {modality} files: {count} {found.looked_at} looked for" + " is there" * all_missing
+        line += f", e.g. of row {row!r}: {where}"
+        if all_missing:
+            out.stops.append(f"{line}; relative paths start at the folder of {facts.data_set.manifest}")
+        elif found.missing > facts.data_set.max_reject_fraction * found.looked_at:
+            out.looks.append(f"{line}; at most {facts.data_set.max_reject_fraction:.0%} may be bad")
+    return out
+
+
+def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) -> Problems:
+    """Rows without a class are rejects of the tasks that need one; the limit is on all draws from the data set."""
+    out, labels, data_set = Problems(), facts.labels, facts.data_set
+    if labels is None:
+        return out
+    shares = {t.name: labels.without[classes_of(t, data_set)] / labels.looked_at for t in tasks if needs_label(t)}
+    # A draw that is a reject is followed by another one.
+    drawn = {t.name: draws.get(t.name, 0.0) / max(1e-9, 1 - shares.get(t.name, 0.0)) for t in tasks}
+    rejected = sum(share * drawn[name] for name, share in shares.items())
+    over = rejected > data_set.max_reject_fraction * sum(drawn.values())
+    for classes, without in labels.without.items():
+        mine = [t.name for t in tasks if t.name in shares and classes_of(t, data_set) == classes and without]
+        if not mine:
+            continue
+        line = f"{data_set.name}: {without:,} of {labels.looked_at:,} rows have none of the classes of "
+        line += f"{_named('task', mine)}{_unknown_label(labels, classes)}"
+        runs = any(draws.get(name, 0.0) > 0 for name in mine)
+        if runs and (over or without == labels.looked_at):
+            limit = f"{data_set.max_reject_fraction:.0%}"
+            out.stops.append(f"{line}; at most {limit} of the rows may be left out: correct the labels or the classes")
+        else:
+            out.looks.append(line)
+    unseen = [c for c in data_set.classes if shares and c not in labels.counts]
+    if unseen:
+        some = "" if len(unseen) == 1 else f" (and {len(unseen) - 1} more of {len(data_set.classes)})"
+        out.looks.append(f"{data_set.name}: no row has the class {unseen[0]!r}{some}")
+    return out
+
+
+def _unknown_label(labels: LabelCounts, classes: tuple[str, ...]) -> str:
+    unknown = [(label, count) for label, count in labels.counts.most_common() if label not in set(classes)]
+    if not unknown or not classes:
+        return ", since they have no label"
+    label, count = unknown[0]
+    nearest = difflib.get_close_matches(label, classes, n=1)
+    near = f"the nearest class is {nearest[0]!r}" if nearest else f"the classes are {_some(map(repr, classes))}"
+    return f": the label '{label}' ({_named_count(count, 'row')}) is not one of them; {near}"
+
+
+def _of_ids(facts: Facts) -> Problems:
+    found = facts.repeats
+    if not found.ids:
+        return Problems()
+    (example, rows), part = found.example, f" looked at, of {facts.num_rows:,} in all,"
+    all_of = f"{found.looked_at:,} rows" + part * (found.looked_at < facts.num_rows)
+    such = f"{_named_count(found.ids, 'such id')}, e.g. {example!r} of {rows:,} rows"
+    return Problems(
+        stops=[
+            f"{facts.data_set.name}: {found.rows:,} of {all_of} share an id with another one ({such}); one bad row "
+            "would stand for all of its id: give every row its own"
+        ]
+    )
+
+
+def _of_held_out(facts: Facts) -> Problems:
+    out, name = Problems(), facts.data_set.name
+    for key, found in facts.held_out.items():
+        if found is None:
+            out.looks.append(f"{name}: {key} is the training manifest itself, so results will say nothing of new data")
+        elif found.ids or found.media:
+            parts = ((found.ids, "id"), (found.media, "media file"))
+            same = " and ".join(_named_count(count, what) for count, what in parts if count)
+            out.looks.append(f"{name}: {same} of the {found.rows:,} rows of {key} stand in the training data too")
+    return out
+
+
+def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Problems:
+    """Contrastive batches that could only be filled by rows that are in them already."""
+    out = Problems()
+    for task in tasks:
+        rows = num_rows[task.data_set]
+        large = [v for v in task.variants if v.global_batch_size > rows]
+        if task.contrasts and large:
+            out.stops.append(
+                f"tasks.{task.name}: a batch of {large[0].global_batch_size} (variant {large[0].name}) is more than "
+                f"the {rows:,} rows of {task.data_set}: rows would be compared with themselves; lower batch_size"
+            )
+    return out
+
+
+def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
+    """shares: task → part of the steps it is to get."""
+    running = {name: share for name, share in shares.items() if share > 0}
+    even = 1 / max(1, len(running))
+    few = {
+        name: share * num_steps
+        for name, share in running.items()
+        if (share * num_steps < _FEW_STEPS and share < even / 2) or share < min(0.01, _FEW_OF_EVEN * even)
+    }
+    if not few:
+        return Problems()
+    counts, first = _some(f"{name} ({steps:.0f})" for name, steps in few.items()), next(iter(few))
+    return Problems(looks=[
+        f"few steps of {num_steps:,} are expected for {counts}; raise sampler.temperature, or "
+        f"tasks.{first}.weight"
+    ])  # fmt: skip
+
+
+def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
+    """Variants whose batch was rounded: their vision tokens a step against the first one's."""
+    lines = []
+    for task in tasks:
+        budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens
+        parts = [(v, v.global_batch_size * v.num_vision_tokens) for v in task.variants]
+        uneven = [f"{v.name} {n / budget:.1%} (batch {v.global_batch_size})" for v, n in parts if n != budget]
+        if uneven:
+            lines.append(
+                f"tasks.{task.name}: of the {budget:,} vision tokens a step, variants have {', '.join(uneven)}"
+            )
+    return Problems(looks=lines)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_MOST_NAMED]) + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )
+
+
+def _named(what: str, names: list[str]) -> str:
+    return f"{what}{'s' * (len(names) > 1)} {_some(names)}"
+
+
+def _named_count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
