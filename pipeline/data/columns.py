@@ -16,6 +16,8 @@ TIME_COLUMNS = ("start_s", "end_s")
 NOT_UTF8 = "\ufdd0"
 # Maximum bytes shown of such a text.
 _MOST_SHOWN = 80
+# Maximum bytes of a text or label that are kept, the longest that `text.max_characters` may allow: more is never used.
+MOST_TEXT_BYTES = 4 << 20
 _STRINGS = pa.large_list(pa.large_string())
 # Column → the type that its values are read as, whatever strings and numbers the file holds.
 TYPES = (
@@ -61,13 +63,40 @@ def usable(schema: pa.Schema) -> list[str]:
     return [name for name in TYPES if name in schema.names and type_fault(name, schema.field(name).type) is None]
 
 
+def _shortened(column: pa.LargeListArray) -> pa.LargeListArray:
+    """The same lists, their strings cut to ``MOST_TEXT_BYTES`` at the end of a character: no caption is longer."""
+    flat = column.flatten().cast(pa.large_binary())
+    lengths = pc.binary_length(flat)
+    if (pc.max(lengths).as_py() or 0) <= MOST_TEXT_BYTES:
+        return column
+    cut = [_whole_characters(v) for v in pc.binary_slice(flat, 0, MOST_TEXT_BYTES + 1).to_pylist()]
+    counts = pc.list_value_length(column)
+    starts = np.concatenate([[0], np.cumsum(counts.fill_null(0).to_numpy())])
+    # A null offset makes its list null.
+    offsets = pa.array(starts, pa.int64(), mask=np.append(column.is_null().to_numpy(zero_copy_only=False), False))
+    return pa.LargeListArray.from_arrays(offsets, pa.array(cut, pa.large_binary()).view(pa.large_string()))
+
+
+def _whole_characters(value: bytes | None) -> bytes | None:
+    if value is None or len(value) <= MOST_TEXT_BYTES:
+        return value
+    end = MOST_TEXT_BYTES
+    # A character of UTF-8 starts with no byte of the form 10xxxxxx.
+    while end and value[end] & 0xC0 == 0x80:
+        end -= 1
+    return value[:end]
+
+
 def normalise(piece: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
     """The columns of ``TYPES`` in its types; a column that is not there is all null."""
-    arrays = [
-        piece.column(name).cast(TYPES[name]) if name in piece.schema.names else pa.nulls(len(piece), TYPES[name])
-        for name in columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=columns)
+
+    def column(name: str) -> pa.Array:
+        if name not in piece.schema.names:
+            return pa.nulls(len(piece), TYPES[name])
+        found = piece.column(name).cast(TYPES[name])
+        return _shortened(found) if name in WORD_COLUMNS else found
+
+    return pa.RecordBatch.from_arrays([column(name) for name in columns], names=columns)
 
 
 def values(column: pa.Array, name: str) -> list:

@@ -86,7 +86,7 @@ class TextSettings(_Strict):
 
     tokenizer: str | None = None
     vocab_size: int = pydantic.Field(1000, ge=16)
-    max_characters: int = pydantic.Field(100_000, ge=1)
+    max_characters: int = pydantic.Field(100_000, ge=1, le=1_000_000)
 
 
 class ImageSettings(_Strict):

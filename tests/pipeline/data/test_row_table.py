@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import parquet_files, row_table
+from pipeline.data import columns, parquet_files, row_table
 from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.manifest import Manifest
 from pipeline.data.media import storage
@@ -339,3 +339,15 @@ def test_files_of_a_folder_with_other_columns(tmp_path):
     write(tmp_path / "s" / "3.parquet", pa.table({"id": [[1], [2]]}))
     with pytest.raises(RequestError, match=r"3\.parquet: column 'id': expected a string, found list"):
         Manifest(str(tmp_path / "s")).row(0)
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "\N{GRINNING FACE}"])
+def test_absurdly_long_texts_are_cut_between_characters(tmp_path, monkeypatch, letter):
+    monkeypatch.setattr(columns, "MOST_TEXT_BYTES", 10)
+    texts = [["a", letter * 11], None, [letter * (10 // len(letter.encode()))], [None, "x" + letter * 9], []]
+    rows = pa.table({"id": list("abcde"), "text": pa.array(texts, pa.list_(pa.string()))})
+    manifest = Manifest(write(tmp_path / "m.parquet", rows))
+    most = 10 // len(letter.encode())
+    after_x = letter * (9 // len(letter.encode()))
+    wanted = [["a", letter * most], None, texts[2], ["x" + after_x], []]
+    assert list(manifest.iter_column("text")) == wanted
