@@ -1,4 +1,4 @@
-"""Layers that compute in the type of the activations, while their parameters and the gradients of these stay float32."""
+"""Layers that compute in the type of the activations; their parameters and the gradients of these are float32."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ def weight_product(x: Float[Array, "... D"], weight: Float[Array, "... D F"]) ->
     return x @ weight if x.dtype == weight.dtype else _mixed_product(x, weight)
 
 
-@jax.custom_vjp
-def _mixed_product(x, weight):
+def _in_type_of_x(x, weight):
     return x @ weight.astype(x.dtype)
 
 
+_mixed_product = jax.custom_vjp(_in_type_of_x)
+
+
 def _forward(x, weight):
-    return _mixed_product(x, weight), (x, weight)
+    # Not by way of _mixed_product, in which remat policies would not see a matrix product.
+    return _in_type_of_x(x, weight), (x, weight)
 
 
 def _backward(residuals, gradient):

@@ -72,7 +72,7 @@ def batch_of(structure):
             "positions": np.tile(np.arange(5, dtype=np.int32)[None, :, None], (BATCH, 1, 1)),
             "mask": np.arange(5) < rng.integers(1, 6, (BATCH, 1)),
         },
-        "positive_ids": np.array([0, *range(BATCH - 1)], np.int32),
+        "positive_ids": np.array([[n % 2, n // 2] for n in (0, *range(BATCH - 1))], np.int32),
         "labels": np.eye(3, dtype=np.uint8)[np.arange(BATCH) % 3],
     }
     return {name: batch[name] for name in structure.batch_shapes()}
@@ -127,7 +127,7 @@ def in_bfloat16(mesh, fsdp):
         text = "".join(path.read_text() for path in Path(folder).glob("*.after_spmd-partitioning.*"))
     values = step(put_state(imp.init(0), where), put_batch(batch_of(PAIRS), mesh))
     return {
-        "gradients": {"/".join(names_of(path)): np.asarray(g).tolist() for path, g in jax.tree.leaves_with_path(values)},
+        "gradients": {"/".join(names_of(p)): np.asarray(g).tolist() for p, g in jax.tree.leaves_with_path(values)},
         "reduced": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:all-reduce|reduce-scatter)\(", text),
     }
 
