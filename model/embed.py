@@ -60,7 +60,8 @@ class ModalityLayers(nnx.Module):
         self.modality = modality
         dtype = jnp.dtype(config.dtype)
         if modality == "text":
-            self.table = nnx.Param(normal(1.0)(rngs.params(), (config.vocab_size, config.width)))
+            draw = normal(config.text_embedding_std)
+            self.table = nnx.Param(draw(rngs.params(), (config.vocab_size, config.width)))
         elif modality == "vision":
             self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
         else:
