@@ -53,7 +53,7 @@ def compile_loss(chunk: int | None, *, batch: int, common_dim: int) -> jax.stage
         return nce(first, second, temperature=temperature, positive_ids=ids, chunk_size=chunk)
 
     side = jax.ShapeDtypeStruct((batch, common_dim), jnp.float32)
-    shapes = (side, side, jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32))
+    shapes = (side, side, jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((batch, 2), jnp.int32))
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
 
 
@@ -76,7 +76,7 @@ def make_arguments(sizes: dict) -> tuple:
     rng, shape = np.random.default_rng(0), (sizes["time_batch"], sizes["common_dim"])
     first = rng.normal(size=shape).astype(np.float32)
     second = first + 2 * rng.normal(size=shape).astype(np.float32)
-    ids = np.arange(sizes["time_batch"], dtype=np.int32) // 2
+    ids = np.stack([np.arange(sizes["time_batch"], dtype=np.int32) // 2] * 2, axis=-1)
     return jax.device_put((first, second, np.float32(0.05), ids))
 
 

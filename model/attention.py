@@ -8,6 +8,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.initializers import lecun_normal
+from model.layers import LayerNorm, Linear
 from model.shapes import Array, Bool, Float
 
 
@@ -18,12 +19,12 @@ class SelfAttention(nnx.Module):
         self.num_heads, self.head_dim, self.choice = config.num_heads, config.head_dim, config.attention
         dtype = jnp.dtype(config.dtype)
         init = lecun_normal(fan_in=config.width)
-        self.qkv = nnx.Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.out = nnx.Linear(config.width, config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.qkv = Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.out = Linear(config.width, config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
         if config.qk_norm:
             # One scale over head_dim, shared by the heads, no bias (the release's form).
-            self.query_norm = nnx.LayerNorm(config.head_dim, use_bias=False, epsilon=1e-6, dtype=dtype, rngs=rngs)
-            self.key_norm = nnx.LayerNorm(config.head_dim, use_bias=False, epsilon=1e-6, dtype=dtype, rngs=rngs)
+            self.query_norm = LayerNorm(config.head_dim, use_bias=False, dtype=dtype, rngs=rngs)
+            self.key_norm = LayerNorm(config.head_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.qk_norm = config.qk_norm
 
     @jax.named_scope("attention")

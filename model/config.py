@@ -83,6 +83,8 @@ class ModelConfig:
     dtype: of the computation; parameters are float32 always. "auto" is settled before a model is built.
     position_scale: initial scale of the LayerNorm over the summed position rows (1 in the release). Smaller, the pooled
       features of two samples differ more at the start, and contrastive losses leave log(batch) sooner.
+    text_embedding_std: standard deviation of the table of text tokens at the start. The release's is 1 / sqrt(width),
+      against position rows of length sqrt(width) after their LayerNorm; with 1 both weigh alike.
     towers: "shared", the paper's one encoder, or "per_modality", one each (its Figure 6 compares them).
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
@@ -107,6 +109,7 @@ class ModelConfig:
     temperature_init: float = 0.2
     temperature_floor: float = 0.01
     position_scale: float = 1.0
+    text_embedding_std: float = 1.0
     towers: str = "shared"
     attention: str = "auto"
     remat: str = "attention"
@@ -126,6 +129,8 @@ class ModelConfig:
                 f"expected 0 < temperature_floor <= temperature_init, found {self.temperature_floor} and "
                 f"{self.temperature_init}"
             )
+        if not self.text_embedding_std > 0:
+            raise ValueError(f"text_embedding_std must be above 0, found {self.text_embedding_std}")
         if self.contrastive_chunk < 1:
             raise ValueError(f"contrastive_chunk must be at least 1, found {self.contrastive_chunk}")
         if self.moe is None:

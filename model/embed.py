@@ -13,6 +13,7 @@ from flax import nnx
 
 from model.config import ModelConfig
 from model.initializers import lecun_normal, normal
+from model.layers import Linear, affine
 from model.shapes import Array, Bool, Float, Int, UInt8
 
 
@@ -36,7 +37,7 @@ class PatchProjection(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, patch_values: int, rngs: nnx.Rngs):
         init = lecun_normal(fan_in=patch_values)
-        self.linear = nnx.Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
+        self.linear = Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
         """A patch of one frame stands for that frame shown in every frame of the tubelet: the kernel is summed over
@@ -49,8 +50,7 @@ class PatchProjection(nnx.Module):
             raise ValueError(f"patches of {num_values} values do not fit a kernel for {kernel.shape[0]} values")
         if kernel.shape[0] != num_values:
             kernel = kernel.reshape(-1, num_values, kernel.shape[1]).sum(0)
-        dtype = self.linear.dtype
-        return patches.astype(dtype) @ kernel.astype(dtype) + self.linear.bias[...].astype(dtype)
+        return affine(patches.astype(self.linear.dtype), kernel, self.linear.bias[...])
 
 
 class ModalityLayers(nnx.Module):
@@ -60,15 +60,16 @@ class ModalityLayers(nnx.Module):
         self.modality = modality
         dtype = jnp.dtype(config.dtype)
         if modality == "text":
-            self.table = nnx.Param(normal(1.0)(rngs.params(), (config.vocab_size, config.width)))
+            draw = normal(config.text_embedding_std)
+            self.table = nnx.Param(draw(rngs.params(), (config.vocab_size, config.width)))
         elif modality == "vision":
             self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
         else:
             self.patch = PatchProjection(config, patch_values=int(np.prod(config.audio_patch)), rngs=rngs)
         self.position = PositionEmbedding(config, buckets=config.positions(modality), rngs=rngs)
         init = lecun_normal(fan_in=config.width)
-        self.pre = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
-        self.post = nnx.Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.pre = Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.post = Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
         self.dtype = dtype
 
     @jax.named_scope("embed")

@@ -15,6 +15,7 @@ from model.activations import gelu
 from model.attention import SelfAttention
 from model.config import ModelConfig
 from model.initializers import lecun_normal
+from model.layers import LayerNorm, Linear
 from model.moe import MoEFeedForward
 from model.shapes import Array, Bool, Float
 
@@ -30,8 +31,8 @@ REMAT_POLICIES = {
 }
 
 
-def _layer_norm(config: ModelConfig, *, use_bias: bool, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.width, use_bias=use_bias, epsilon=1e-6, dtype=jnp.dtype(config.dtype), rngs=rngs)
+def _layer_norm(config: ModelConfig, *, use_bias: bool, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(config.width, use_bias=use_bias, dtype=jnp.dtype(config.dtype), rngs=rngs)
 
 
 class FeedForward(nnx.Module):
@@ -41,8 +42,8 @@ class FeedForward(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         width, mlp_dim = config.width, config.mlp_dim
         common = {"use_bias": False, "dtype": dtype, "rngs": rngs}
-        self.wi = nnx.Linear(width, mlp_dim, kernel_init=lecun_normal(fan_in=width), **common)
-        self.wo = nnx.Linear(mlp_dim, width, kernel_init=lecun_normal(fan_in=mlp_dim), **common)
+        self.wi = Linear(width, mlp_dim, kernel_init=lecun_normal(fan_in=width), **common)
+        self.wo = Linear(mlp_dim, width, kernel_init=lecun_normal(fan_in=mlp_dim), **common)
 
     @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int):

@@ -165,7 +165,7 @@ class Structure:
             dtype = jnp.uint8 if i.modality == "vision" else jnp.float32
             batch[i.modality] = {"tokens": array((size, i.num_tokens, i.num_values), dtype), "positions": positions}
         if self.contrastive:
-            batch["positive_ids"] = array((size,), jnp.int32)
+            batch["positive_ids"] = array((size, 2), jnp.int32)
         if self.classification:
             batch["labels"] = array((size, self.num_classes), jnp.uint8)
         return batch

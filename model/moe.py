@@ -21,6 +21,7 @@ from model import sharding
 from model.activations import gelu
 from model.config import ModelConfig, MoEConfig
 from model.initializers import lecun_normal, normal
+from model.layers import weight_product
 from model.shapes import Array, Bool, Float, Int
 
 
@@ -166,9 +167,7 @@ class MoEFeedForward(nnx.Module):
         def of_groups(tokens, mask, router, experts):
             routing = nnx.merge(router_graph, router)(tokens, mask)
             combine = combine_by_index if dispatch_form(self.moe) == "index" else combine_by_einsum
-            # Cast here, so that gradients are summed over devices in float32.
-            experts = jax.tree.map(lambda weight: weight.astype(tokens.dtype), experts)
-            return combine(tokens, routing, experts), sharding.total(routing_sums(routing))
+            return combine(tokens, routing, sharding.as_own(experts)), sharding.total(routing_sums(routing))
 
         weights = {"wi": self.experts.wi[...], "wo": self.experts.wo[...]}
         combined, sums = sharding.over_groups(of_groups, x.reshape(*groups, width), mask, router, weights)
@@ -202,8 +201,8 @@ def _run_experts(taken: Float[Array, "G E C D"], experts: dict) -> Float[Array, 
     num_groups, num_experts, capacity, width = taken.shape
     # An expert's slots in all groups are one axis, so that the gradients of its weights need no transposed copy.
     slots = sharding.to_experts(jnp.swapaxes(taken, 0, 1).reshape(num_experts, -1, width))
-    hidden = gelu(jnp.einsum("etd,edf->etf", slots, experts["wi"]))
-    out = sharding.from_experts(jnp.einsum("etf,efd->etd", hidden, experts["wo"]))
+    hidden = gelu(weight_product(slots, experts["wi"]))
+    out = sharding.from_experts(weight_product(hidden, experts["wo"]))
     return jnp.swapaxes(out.reshape(num_experts, num_groups, capacity, width), 0, 1)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from model import sharding
-from model.shapes import Array, Float, Int
+from model.shapes import Array, Bool, Float, Int
 
 
 def unit(x: Float[Array, "B K"]) -> Float[Array, "B K"]:
@@ -19,13 +19,14 @@ def nce(
     second: Float[Array, "B K"],
     *,
     temperature: Float[Array, ""],
-    positive_ids: Int[Array, " B"],
+    positive_ids: Int[Array, "B 2"],
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
     """Symmetric noise-contrastive loss over the whole batch.
 
     ½ (lse over row − lse of its positives + the same over columns), mean over rows. Rows with equal ``positive_ids``
-    are positives of each other; with all ids different this is the loss of CLIP and of the paper.
+    (of 64 bits, as two words) are positives of each other; with all ids different this is the loss of CLIP and of the
+    paper.
     first, second: of any length; the similarity is their cosine.
     chunk_size: compare so many columns at a time, forward and backward, so that a B x B matrix never exists; the
       loss is the same. None, or a batch that fits: all at once.
@@ -33,12 +34,17 @@ def nce(
     if chunk_size is not None and chunk_size < first.shape[0]:
         return _nce_by_chunks(first, second, temperature, positive_ids, chunk_size)
     logits = unit(first) @ unit(second).T / temperature
-    positive = positive_ids[:, None] == positive_ids[None, :]
-    matched = jnp.where(positive, logits, -jnp.inf)
+    matched = jnp.where(_equal(positive_ids, positive_ids), logits, -jnp.inf)
     lse = jax.nn.logsumexp
     rows = lse(logits, axis=1) - lse(matched, axis=1)
     columns = lse(logits, axis=0) - lse(matched, axis=0)
     return 0.5 * (rows + columns).mean()
+
+
+def _equal(ids: Int[Array, "B 2"], others: Int[Array, "C 2"]) -> Bool[Array, "B C"]:
+    """Which ids are the same in both words. jax has no integers of 64 bits unless all of it computes in them."""
+    first, second = (ids[:, None, word] == others[None, :, word] for word in (0, 1))
+    return first & second
 
 
 # Stands for -inf where differences of it are taken.
@@ -55,7 +61,7 @@ def _nce_by_chunks(first, second, temperature, positive_ids, chunk_size: int):
         columns, ids, real = chunk
         logits = rows @ columns.T
         everything = jnp.broadcast_to(real, logits.shape)
-        matched = everything & (positive_ids[:, None] == ids[None, :])
+        matched = everything & _equal(positive_ids, ids)
         of_rows, of_positives = carry
         carry = _more(of_rows, logits, everything), _more(of_positives, logits, matched)
         # Columns that only fill up the last chunk stand for no sample: any finite value will do.
@@ -90,9 +96,10 @@ def _chunks(second, ids, chunk_size: int):
     missing = num_chunks * chunk_size - second.shape[0]
     # Gathered once: each device then compares its own rows with every column.
     columns, ids = sharding.on_every_device(second), sharding.on_every_device(ids)
-    columns, ids = jnp.pad(columns, ((0, missing), (0, 0))), jnp.pad(ids, (0, missing))
+    columns, ids = (jnp.pad(rows, ((0, missing), (0, 0))) for rows in (columns, ids))
     real = jnp.arange(num_chunks * chunk_size) < second.shape[0]
-    return columns.reshape(num_chunks, chunk_size, -1), ids.reshape(num_chunks, -1), real.reshape(num_chunks, -1)
+    columns, ids = (rows.reshape(num_chunks, chunk_size, -1) for rows in (columns, ids))
+    return columns, ids, real.reshape(num_chunks, -1)
 
 
 def _keep_nothing(body):
@@ -105,7 +112,7 @@ def sigmoid_pairs(
     *,
     temperature: Float[Array, ""],
     offset: Float[Array, ""],
-    positive_ids: Int[Array, " B"],
+    positive_ids: Int[Array, "B 2"],
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
     """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343), summed over columns, mean over rows.
@@ -118,7 +125,7 @@ def sigmoid_pairs(
     def body(total, chunk):
         columns, ids, real = chunk
         logits = rows @ columns.T + offset
-        sign = jnp.where(positive_ids[:, None] == ids[None, :], 1.0, -1.0)
+        sign = jnp.where(_equal(positive_ids, ids), 1.0, -1.0)
         return total - jnp.where(real, jax.nn.log_sigmoid(sign * logits), 0.0).sum(), None
 
     chunks = _chunks(unit(second), positive_ids, min(chunk_size or batch, batch))
@@ -132,9 +139,9 @@ def softmax_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K"]) -> Float[Array, ""]:
-    """Binary cross-entropy of every class, summed over classes, mean over rows."""
+    """Binary cross-entropy of every class, mean over classes and rows (the release's)."""
     loss = -labels * jax.nn.log_sigmoid(logits) - (1.0 - labels) * jax.nn.log_sigmoid(-logits)
-    return loss.sum(-1).mean()
+    return loss.mean()
 
 
 CLASSIFICATION = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}

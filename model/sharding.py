@@ -130,6 +130,15 @@ def over_groups(function, tokens, token_mask, shared, experts):
     return mapped(tokens, token_mask, shared, experts)
 
 
+def as_own(weights):
+    """Inside ``over_groups``: expert weights, which the devices along ``data`` share, as each device's own.
+
+    Their gradients are then summed over devices in their own type, float32, and not in the type that they are cast to
+    where they are used.
+    """
+    return weights if _mesh() is None else jax.tree.map(lambda w: jax.lax.pcast(w, "data", to="varying"), weights)
+
+
 def to_experts(slots):
     """Inside ``over_groups``: (E, T, D), a device's slots for all experts → (E / devices, T x devices, D), the slots
     of its own experts from all devices of the expert axis."""

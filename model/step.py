@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 
 import jax
@@ -22,8 +23,11 @@ from model.imp import Imp, Structure
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam without weight decay, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
+    """Adam, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
 
+    initial_learning_rate: where the warmup starts. pre_warmup_steps: steps before it, in which the rate goes in a line
+      from ``pre_warmup_learning_rate`` to the initial one (the release's way to start without diverging).
+    weight_decay: of the matrices of layers and experts, in proportion to the learning rate (AdamW); none in the paper.
     patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
       far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
       common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
@@ -38,18 +42,28 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-7
+    weight_decay: float = 0.0
+    initial_learning_rate: float = 0.0
+    pre_warmup_steps: int = 0
+    pre_warmup_learning_rate: float = 0.0
     clip_norm: float = 1.0
     patch_scale: float = 1.0
     dense_update: bool = False
 
     def schedule(self) -> optax.Schedule:
-        return optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
+        main = optax.warmup_cosine_decay_schedule(
+            init_value=self.initial_learning_rate,
             peak_value=self.peak_learning_rate,
             warmup_steps=self.warmup_steps,
-            decay_steps=max(self.num_steps, self.warmup_steps + 1),
+            decay_steps=max(self.num_steps - self.pre_warmup_steps, self.warmup_steps + 1),
             end_value=self.end_learning_rate,
         )
+        if not self.pre_warmup_steps:
+            return main
+        before = optax.linear_schedule(
+            self.pre_warmup_learning_rate, self.initial_learning_rate, transition_steps=self.pre_warmup_steps
+        )
+        return optax.join_schedules([before, main], boundaries=[self.pre_warmup_steps])
 
     def learning_rates(self) -> np.ndarray:
         """The schedule at every step of the run, (num_steps,) float32."""
@@ -140,10 +154,18 @@ def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig
     transform = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     moments = optax.ScaleByAdamState(count=group["count"], mu=group["mu"], nu=group["nu"])
     updates, moments = transform.update(grads, moments)
+    if optimizer.weight_decay:
+        updates = jax.tree.map_with_path(functools.partial(_decayed, optimizer.weight_decay), updates, group["params"])
     if "patch" in updates:
         updates["patch"] = jax.tree.map(lambda u: u * optimizer.patch_scale, updates["patch"])
     params = jax.tree.map(lambda p, u: p - learning_rate * u, group["params"], updates)
     return {"params": params, "mu": moments.mu, "nu": moments.nu, "count": moments.count}
+
+
+def _decayed(weight_decay: float, path, update, param):
+    """The update with weight decay, for the matrices of layers and experts; biases, scales and tables have none."""
+    names = sharding.names_of(path)
+    return update + weight_decay * param if names[-1] == "kernel" or "experts" in names else update
 
 
 @dataclasses.dataclass(frozen=True)

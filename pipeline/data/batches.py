@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import time
-import zlib
 
 import numpy as np
 
 from pipeline.data import prompts
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
+from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.data.text import Tokenizer, most_telling, text_fault
@@ -68,7 +68,7 @@ class SampleMaker:
             text = self._text(clip, rng)
             out |= self.encode_text(text)
         if self.task.contrasts:
-            out["positive_ids"] = np.int32(self._positive_id(clip, out, text if "text" in self.task.modalities else ""))
+            out["positive_ids"] = self._positive_id(clip, text if "text" in self.task.modalities else "")
         if self.task.classifies:
             out["labels"] = self.multi_hot(clip)
         return out
@@ -137,15 +137,15 @@ class SampleMaker:
         labels = self._labels(clip)
         return np.array([c in labels for c in self.data_set.classes], np.uint8)
 
-    def _positive_id(self, clip: Clip, out: dict, text: str) -> int:
+    def _positive_id(self, clip: Clip, text: str) -> np.ndarray:
+        """(2,) int32: 64 bits of a hash, so that different keys of a batch of 65,536 meet once in 10^10 batches."""
         if self.task.positives == "instance":
             key = clip.id
         elif self.task.positives == "labels":
             key = "\n".join(sorted(self._labels(clip)))
         else:
             key = text.strip().lower()
-        # 31 bits of a stable hash: two different keys of one batch meet about once in 10^6 batches of 64.
-        return zlib.crc32(key.encode()) & 0x7FFFFFFF
+        return np.array([name_key(key)], "<u8").view("<i4")
 
 
 class BatchMaker:

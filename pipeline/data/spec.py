@@ -76,7 +76,7 @@ class AudioSpec:
     remove_dc: bool = False
     preemphasis: float = 0.0
     power: int = 1
-    mel_scale: str = "slaney"
+    mel_scale: str = "htk"
     log_offset: float = 1e-6
     log_floor: float = 0.0
     pad_value: float | None = None
@@ -131,7 +131,6 @@ AUDIO_PRESETS = {
         remove_dc=True,
         preemphasis=0.97,
         power=2,
-        mel_scale="htk",
         log_offset=0.0,
         log_floor=2.0**-23,
         pad_value=0.0,

@@ -60,7 +60,8 @@ class ModelSettings(_Strict):
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
     "dots" and "attention" to "none". scan: layers are one compiled body that runs depth times; false unrolls it.
-    contrastive_chunk: a contrastive loss compares so many columns at a time.
+    contrastive_chunk: a contrastive loss compares so many columns at a time. text_embedding_std: standard deviation of
+    the table of text tokens at the start.
     """
 
     variant: str = "imp-tiny-moe"
@@ -74,6 +75,7 @@ class ModelSettings(_Strict):
     remat: Literal["full", "none", "dots", "attention"] | None = None
     scan: bool | None = None
     contrastive_chunk: int | None = pydantic.Field(None, ge=1)
+    text_embedding_std: float = pydantic.Field(1.0, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -135,7 +137,7 @@ class AudioSettings(_Strict):
     remove_dc: bool = False
     preemphasis: float = pydantic.Field(0.0, ge=0, le=1)
     power: Literal[1, 2] = 1
-    mel_scale: Literal["slaney", "htk"] = "slaney"
+    mel_scale: Literal["slaney", "htk"] = "htk"
     log_offset: float = pydantic.Field(1e-6, ge=0)
     log_floor: float = pydantic.Field(0.0, ge=0)
     pad_value: float | None = None
@@ -249,6 +251,10 @@ class TrainSettings(_Strict):
     patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
     every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
     metrics.jsonl stands for. log_samples: the ids of every batch are written too.
+
+    b1, b2, eps, weight_decay: Adam's; the decay is of the matrices of layers and experts alone, in proportion to the
+    learning rate. initial_learning_rate: where the warm-up starts. pre_warmup_fraction: share of the steps before it,
+    in which the rate goes in a line from pre_warmup_learning_rate to the initial one.
     """
 
     num_steps: int = pydantic.Field(ge=1)
@@ -261,6 +267,24 @@ class TrainSettings(_Strict):
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
     log_samples: bool = False
+    b1: float = pydantic.Field(0.9, ge=0, lt=1)
+    b2: float = pydantic.Field(0.999, ge=0, lt=1)
+    eps: float = pydantic.Field(1e-7, gt=0)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    initial_learning_rate: float = pydantic.Field(0.0, ge=0)
+    pre_warmup_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
+    pre_warmup_learning_rate: float = pydantic.Field(0.0, ge=0)
+
+    @pydantic.field_validator("pre_warmup_fraction")
+    @classmethod
+    def _room_for_both(cls, fraction: float, info: pydantic.ValidationInfo) -> float:
+        if fraction + info.data.get("warmup_fraction", 0.0) >= 1:
+            raise pydantic_core.PydanticCustomError("warmup", "expected less than 1 together with warmup_fraction")
+        return fraction
+
+
+# Keys of TrainSettings that OptimizerConfig has under the same name.
+_OPTIMIZER_KEYS = {"b1", "b2", "eps", "weight_decay", "initial_learning_rate", "pre_warmup_learning_rate"}
 
 
 class StageSettings(_Strict):
@@ -487,6 +511,8 @@ class Recipe(_Strict):
             clip_norm=t.clip_norm,
             patch_scale=t.patch_learning_rate_scale,
             dense_update=t.dense_update,
+            pre_warmup_steps=round(t.pre_warmup_fraction * t.num_steps),
+            **t.model_dump(include=_OPTIMIZER_KEYS),
         )
 
     def sampler_spec(self) -> SamplerSpec:

@@ -75,7 +75,7 @@ def batch():
             for i in structure.inputs
         }
         if structure.contrastive:
-            arrays["positive_ids"] = np.arange(size, dtype=np.int32)
+            arrays["positive_ids"] = np.stack([np.arange(size) % 2, np.arange(size) // 2], axis=-1).astype(np.int32)
         if structure.classification:
             arrays["labels"] = np.eye(structure.num_classes, dtype=np.uint8)[np.arange(size) % structure.num_classes]
         return arrays

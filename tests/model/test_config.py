@@ -123,6 +123,7 @@ def test_position_buckets_of_each_modality():
         ({"towers": "two"}, "towers is 'two'; known: per_modality, shared"),
         ({"attention": "flash"}, "attention is 'flash'; known: auto, cudnn, xla"),
         ({"contrastive_chunk": 0}, "contrastive_chunk must be at least 1, found 0"),
+        ({"text_embedding_std": 0.0}, "text_embedding_std must be above 0, found 0.0"),
         ({"temperature_floor": 2.0}, "expected 0 < temperature_floor <= temperature_init, found 2.0 and 1.0"),
         ({"moe": {"router": "hash"}}, "moe.router is 'hash'; known: experts_choose, tokens_choose"),
         ({"moe": {"dispatch": "sort"}}, "moe.dispatch is 'sort'; known: auto, einsum, index"),

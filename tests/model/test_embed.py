@@ -127,6 +127,11 @@ def test_positions_are_summed_over_axes_then_normalised(tiny, buckets):
     np.testing.assert_allclose(embedding(jnp.asarray(positions)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_text_tokens_start_at_their_scale(tiny):
+    table = ModalityLayers(tiny(text_embedding_std=0.25), modality="text", rngs=nnx.Rngs(0)).table
+    np.testing.assert_allclose(np.std(table[...]), 0.25, rtol=0.1)  # 640 values
+
+
 def test_positions_start_at_their_scale(tiny):
     embedding = PositionEmbedding(tiny(position_scale=0.25), buckets=(8, 4), rngs=nnx.Rngs(0))
     rows = np.asarray(embedding(jnp.asarray([[[0, 0], [7, 3], [2, 1]]], jnp.int32)))

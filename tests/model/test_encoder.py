@@ -183,8 +183,8 @@ def test_an_encoder_may_be_sparse_throughout(tiny):
 def with_policy(tiny):
     """Remat policy → (params, x) → loss of the same encoder."""
 
-    def make(policy: str):
-        config = dataclasses.replace(tiny(depth=2, moe=MoEConfig(2, 2)), remat=policy)
+    def make(policy: str, dtype: str = "float32"):
+        config = dataclasses.replace(tiny(depth=2, moe=MoEConfig(2, 2)), remat=policy, dtype=dtype)
         graph, params = nnx.split(Encoder(config, rngs=nnx.Rngs(5)))
         return (lambda params, x: (nnx.merge(graph, params)(x)[0] ** 3).sum()), params
 
@@ -202,10 +202,11 @@ def test_remat_changes_no_gradient(with_policy, jit):
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4, err_msg=policy)
 
 
-def test_remat_keeps_less(with_policy):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_remat_keeps_less(with_policy, dtype):
     def kept(policy: str) -> int:
         """Bytes between the forward and the backward pass."""
-        loss, params = with_policy(policy)
+        loss, params = with_policy(policy, dtype)
         backward = jax.eval_shape(lambda params, x: jax.vjp(loss, params, x)[1], params, tokens(2, 6, 16))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 

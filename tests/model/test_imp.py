@@ -71,7 +71,7 @@ def test_batch_shapes():
         "vision": {"tokens": ((4, 4, 12), "uint8"), "positions": ((4, 4, 3), "int32")},
         "audio": {"tokens": ((4, 3, 4), "float32"), "positions": ((4, 3, 2), "int32")},
         "text": {"tokens": ((4, 5), "int32"), "positions": ((4, 5, 1), "int32"), "mask": ((4, 5), "bool")},
-        "positive_ids": ((4,), "int32"),
+        "positive_ids": ((4, 2), "int32"),
     }
     found = jax.tree.map(lambda s: (s.shape, s.dtype.name), DIGITS.batch_shapes())
     assert found == {

@@ -18,14 +18,15 @@ from model.sharding import check_batch, make_mesh, state_shardings
 SCRIPT = r"""
 import json
 import re
-import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from model.config import ModelConfig, MoEConfig
 from model.imp import Imp, Inputs, Structure
-from model.sharding import make_mesh, over_batch, put_batch, put_state, replicated, state_shardings
+from model.sharding import make_mesh, names_of, over_batch, put_batch, put_state, replicated, state_shardings
 from model.step import OptimizerConfig, compile_step, init_state
 
 BATCH, VISION, TEXT = 16, Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)
@@ -71,7 +72,7 @@ def batch_of(structure):
             "positions": np.tile(np.arange(5, dtype=np.int32)[None, :, None], (BATCH, 1, 1)),
             "mask": np.arange(5) < rng.integers(1, 6, (BATCH, 1)),
         },
-        "positive_ids": np.array([0, *range(BATCH - 1)], np.int32),
+        "positive_ids": np.array([[n % 2, n // 2] for n in (0, *range(BATCH - 1))], np.int32),
         "labels": np.eye(3, dtype=np.uint8)[np.arange(BATCH) % 3],
     }
     return {name: batch[name] for name in structure.batch_shapes()}
@@ -111,11 +112,34 @@ def train(settings, structure, mesh, fsdp):
     }
 
 
+def in_bfloat16(mesh, fsdp):
+    # Gradients, and the types in which the partitioner sums them: CPUs widen bfloat16 later. Without excess precision,
+    # or rounding would depend on what is fused.
+    imp = Imp.for_structures(ModelConfig(**SIZES, dtype="bfloat16", moe=MoEConfig(**MOE)), [PAIRS])
+    where = state_shardings(imp.shapes(), mesh, fsdp=fsdp)
+    gradients = jax.grad(lambda params, batch: imp.loss(params, batch, PAIRS)[0])
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
+        lowered = jax.jit(gradients, in_shardings=(where, over_batch(mesh)), out_shardings=where).lower(
+            imp.shapes(), PAIRS.batch_shapes()
+        )
+        options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd.*", "xla_allow_excess_precision": False}
+        step = lowered.compile(compiler_options=options)
+        text = "".join(path.read_text() for path in Path(folder).glob("*.after_spmd-partitioning.*"))
+    values = step(put_state(imp.init(0), where), put_batch(batch_of(PAIRS), mesh))
+    return {
+        "gradients": {"/".join(names_of(p)): np.asarray(g).tolist() for p, g in jax.tree.leaves_with_path(values)},
+        "reduced": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:all-reduce|reduce-scatter)\(", text),
+    }
+
+
 devices, found = jax.devices(), {}
 for settings, structure, meshes in CASES:
     one = train(settings, structure, make_mesh(devices[:1]), False)
     for name, (expert, fsdp) in meshes.items():
         found[name] = {"one": one, "eight": train(settings, structure, make_mesh(devices, expert=expert), fsdp)}
+found["bfloat16"] = {
+    "one": in_bfloat16(make_mesh(devices[:1]), False), "eight": in_bfloat16(make_mesh(devices, expert=2), True)
+}
 print(json.dumps(found))
 """
 
@@ -167,6 +191,17 @@ def test_expert_slots_go_to_their_experts_and_back(runs):
     assert runs["experts"]["one"]["collectives"]["all-to-all"] == []
     slots = {np.prod(s) for s in shapes}
     assert slots <= {2 * 16 * n for n in (1, 2, 4, 8)}, shapes
+
+
+def test_bfloat16_gradients_are_summed_in_float32(runs):
+    """Over two devices along the expert axis and four along the other, under FSDP; rounded anywhere to bfloat16 they
+    would differ by 2e-3."""
+    one, eight = runs["bfloat16"]["one"], runs["bfloat16"]["eight"]
+    assert set(eight["reduced"]) == {"f32"} and len(eight["reduced"]) > len(one["gradients"])
+    assert one["reduced"] == []
+    for name, expected in one["gradients"].items():
+        error = np.linalg.norm(np.subtract(eight["gradients"][name], expected))
+        assert error <= 1e-5 * np.linalg.norm(expected), name
 
 
 def test_where_parameters_lie(runs):

@@ -104,6 +104,26 @@ def test_patch_projections_can_step_less(imp, jit, batch):
         np.testing.assert_allclose(found, full, rtol=1e-3, atol=1e-6)
 
 
+def test_weight_decay_is_of_matrices_alone(tiny, jit, batch):
+    """In proportion to the learning rate, and to the parameter (AdamW); biases, scales and tables have none."""
+    imp = Imp.for_structures(tiny(moe=MoEConfig(2, 1)), [SOUNDS])
+
+    def step(optimizer):
+        new, _ = jit(make_step(imp, SOUNDS, optimizer))(init_state(imp.init(0)), batch(SOUNDS), np.float32(0.01))
+        return {name: group["params"] for name, group in new.items()}
+
+    params, without, decayed = imp.init(0), step(ADAM), set()
+    with_decay = step(dataclasses.replace(ADAM, weight_decay=0.5))
+    for (path, found), kept, old in zip(
+        jax.tree.leaves_with_path(with_decay), jax.tree.leaves(without), jax.tree.leaves(params), strict=True
+    ):
+        if np.array_equal(found, kept):
+            continue
+        decayed.add(path[-1].key)
+        np.testing.assert_allclose(kept - found, 0.01 * 0.5 * np.asarray(old), atol=1e-6)
+    assert decayed == {"kernel", "wi", "wo"}
+
+
 @pytest.fixture(scope="module")
 def trained(imp, step, batch):
     """The state after 40 steps on one batch, and the loss of each."""
@@ -249,6 +269,24 @@ def test_another_task_changes_no_graph(tiny, imp):
 def test_learning_rate(step, expected):
     schedule = OptimizerConfig(1e-3, warmup_steps=100, num_steps=1100, end_learning_rate=1e-5).schedule()
     np.testing.assert_allclose(schedule(step), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_learning_rate_with_a_pre_warmup():
+    """The release's: in a line from one small rate to another, then warmup and cosine, which takes what is left."""
+    optimizer = OptimizerConfig(
+        1e-3,
+        warmup_steps=10,
+        num_steps=50,
+        end_learning_rate=1e-6,
+        initial_learning_rate=5e-6,
+        pre_warmup_steps=4,
+        pre_warmup_learning_rate=2e-5,
+    )
+    rates = optimizer.learning_rates()
+    np.testing.assert_allclose(rates[:5], [2e-5, 1.625e-5, 1.25e-5, 8.75e-6, 5e-6], rtol=1e-5)
+    np.testing.assert_allclose(rates[[9, 14]], [(5e-6 + 1e-3) / 2, 1e-3], rtol=1e-5)
+    np.testing.assert_allclose(rates[[32, 49]], [(1e-3 + 1e-6) / 2, 2.9e-6], rtol=0.05)
+    np.testing.assert_allclose(optimizer.schedule()(50), 1e-6, rtol=1e-3)
 
 
 def test_learning_rates_are_the_schedule_at_every_step():

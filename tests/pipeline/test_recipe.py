@@ -163,6 +163,14 @@ def test_further_errors_are_counted():
         ("train.learning_rate", 0),
         ("train.learning_rate", "1e-3"),
         ("train.warmup_fraction", 1.0),
+        ("train.pre_warmup_fraction", 0.95),
+        ("train.b1", 1.0),
+        ("train.b2", -0.1),
+        ("train.eps", 0.0),
+        ("train.weight_decay", -1e-4),
+        ("train.initial_learning_rate", -1e-6),
+        ("train.pre_warmup_learning_rate", -1e-6),
+        ("model.text_embedding_std", 0.0),
         ("max_reject_fraction", 1.5),
         ("tasks.film_text.batch_size", 0),
         ("tasks.film_text.weight", -1),
@@ -599,6 +607,23 @@ def test_every_setting_of_the_model_reaches_it():
 )
 def test_models_that_cannot_be(changes, message):
     assert message in refused(*changes)
+
+
+def test_the_releases_optimizer_can_be_asked_for():
+    values = {"b1": 0.8, "b2": 0.99, "eps": 1e-6, "weight_decay": 1e-4, "initial_learning_rate": 5e-6}
+    values |= {"pre_warmup_learning_rate": 2e-5}
+    changes = [(f"train.{name}", value) for name, value in values.items()]
+    optimizer = recipes.from_dict(changed(*changes, ("train.pre_warmup_fraction", 0.1))).optimizer()
+    assert {name: getattr(optimizer, name) for name in values} == values
+    assert (optimizer.pre_warmup_steps, optimizer.warmup_steps) == (10, 5)
+    model = recipes.from_dict(changed(("model.text_embedding_std", 0.1))).model_config_for(vocab_size=77)
+    assert model.text_embedding_std == 0.1
+
+
+def test_a_recipes_own_optimizer_is_the_papers():
+    optimizer = recipes.from_dict(BASE).optimizer()
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-7)
+    assert (optimizer.weight_decay, optimizer.initial_learning_rate, optimizer.pre_warmup_steps) == (0.0, 0.0, 0)
 
 
 def test_dense_updates_reach_the_optimizer():

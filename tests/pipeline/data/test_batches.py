@@ -1,6 +1,8 @@
 """From positions to rows: ids, substitutes, labels, positives, and the same samples whatever the number of ranks."""
 
 import dataclasses
+import hashlib
+import zlib
 
 import numpy as np
 import pytest
@@ -246,7 +248,7 @@ def test_a_weighted_sum_of_losses_finds_ids_and_labels_in_one_batch(images, make
     shapes = structure_of(both, both.variants[0], images, TokenSpec()).batch_shapes()
     found = group_arrays(row.arrays)
     assert {k: v.shape for k, v in found["vision"].items()} == {k: v.shape for k, v in shapes["vision"].items()}
-    assert found["labels"].shape == shapes["labels"].shape and found["positive_ids"].shape == (4,)
+    assert found["labels"].shape == shapes["labels"].shape and found["positive_ids"].shape == (4, 2)
 
 
 def test_a_row_needs_what_every_term_needs(make_data_set, make_task, tokenizer):
@@ -280,9 +282,9 @@ def test_captions_and_prompts_are_drawn(make_data_set, make_task, tokenizer):
     assert texts(labelled, clip()) == encoded(t.format("red") for t in prompts.train_templates("image"))
 
 
-def positive_ids(maker: SampleMaker, *samples: Clip) -> list[int]:
+def positive_ids(maker: SampleMaker, *samples: Clip) -> list[tuple[int, int]]:
     variant = maker.task.variants[0]
-    return [int(maker.arrays(s, variant, rng=np.random.default_rng(0))["positive_ids"]) for s in samples]
+    return [tuple(maker.arrays(s, variant, rng=np.random.default_rng(0))["positive_ids"].tolist()) for s in samples]
 
 
 def test_equal_labels_are_positives(make_data_set, make_task, tokenizer):
@@ -313,7 +315,17 @@ def test_instances_are_positives_of_themselves_only(make_data_set, make_task, to
     one, same, other = positive_ids(maker, clip(), clip(text=("the dog",)), clip(id="y"))
     assert one == same != other
     arrays = maker.arrays(clip(), task.variants[0], rng=np.random.default_rng(0))
-    assert arrays["positive_ids"].dtype == np.int32 and arrays["positive_ids"] >= 0
+    assert arrays["positive_ids"].dtype == np.int32 and arrays["positive_ids"].shape == (2,)
+
+
+def test_positives_are_told_apart_by_64_bits(make_data_set, make_task, tokenizer):
+    """Of these two words the CRC32 is the same. The bits are blake2b's, the least significant byte first."""
+    maker = make_samples(make_data_set(), make_task(objective="nce", modalities=("image", "text")), tokenizer=tokenizer)
+    one, other = positive_ids(maker, clip(text=("plumless",)), clip(text=("buckeroo",)))
+    assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
+    assert one != other
+    expected = hashlib.blake2b(b"plumless", digest_size=8).digest()
+    assert np.array(one, "<i4").tobytes() == expected
 
 
 def test_whether_a_row_has_text_does_not_depend_on_the_draw(make_data_set, make_task, tokenizer):
@@ -404,7 +416,7 @@ def test_labels_that_cannot_be_used(make_data_set, make_task, tokenizer, classes
 
     if reason is None:
         found, wanted = arrays(labels), arrays(("red",))
-        assert found["positive_ids"] == wanted["positive_ids"]
+        assert (found["positive_ids"] == wanted["positive_ids"]).all()
         assert (found["text/tokens"] == wanted["text/tokens"]).all()
     else:
         with pytest.raises(Reject) as caught:

@@ -157,7 +157,7 @@ def test_words_that_cannot_be_used_are_rejected_alike(
         for row in range(source.num_rows):
             try:
                 arrays = maker.arrays(source.clip(row), task.variants[0], rng=np.random.default_rng(row))
-                found.append((source.id(row), arrays["text/tokens"].tolist(), int(arrays["positive_ids"])))
+                found.append((source.id(row), arrays["text/tokens"].tolist(), arrays["positive_ids"].tolist()))
             except Reject as e:
                 found.append((source.id(row), e.reason, e.detail))
         return found
