@@ -183,10 +183,45 @@ class VariantSettings(_Strict):
         return self.frames or _FRAMES
 
 
+class ColourSettings(_Strict):
+    """Colour jitter, off unless it has a probability (the release's is 0.8): see ``data.spec.ColourJitter``."""
+
+    probability: float = pydantic.Field(0.0, ge=0, le=1)
+    brightness: float = pydantic.Field(0.125, ge=0, le=1)
+    contrast: float = pydantic.Field(0.4, ge=0, le=1)
+    saturation: float = pydantic.Field(0.4, ge=0, le=1)
+    hue: float = pydantic.Field(0.2, ge=0, le=0.5)
+
+
+_Decibels = Annotated[float, pydantic.Field(ge=-120, le=120)]
+
+
+class SoundSettings(_Strict):
+    """What training changes of sounds, nothing by default: see ``data.spec.SoundAugment``."""
+
+    random_start: bool = False
+    gain_db: tuple[_Decibels, _Decibels] = pydantic.Field((0.0, 0.0), strict=False)
+    noise_probability: float = pydantic.Field(0.0, ge=0, le=1)
+    noise_snr_db: tuple[_Decibels, _Decibels] = pydantic.Field((10.0, 30.0), strict=False)
+    time_masks: int = pydantic.Field(0, ge=0)
+    time_mask_share: float = pydantic.Field(0.2, ge=0, le=1)
+    mel_masks: int = pydantic.Field(0, ge=0)
+    mel_mask_share: float = pydantic.Field(0.3, ge=0, le=1)
+
+
 class AugmentSettings(_Strict):
+    """What training changes of a sample, evaluation never: see ``data.spec.Augment``."""
+
     area: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
     aspect: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
     flip: bool = False
+    colour: ColourSettings = ColourSettings()
+    sound: SoundSettings = SoundSettings()
+
+    def spec(self) -> spec.Augment:
+        kept = self.model_dump(exclude={"colour", "sound"})
+        colour, sound = self.colour.model_dump(), self.sound.model_dump()
+        return spec.Augment(**kept, colour=spec.ColourJitter(**colour), sound=spec.SoundAugment(**sound))
 
 
 class TaskSettings(_Strict):
@@ -529,7 +564,7 @@ class Recipe(_Strict):
             max_characters=self.text.max_characters,
             positives=t.positives
             or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
-            augment=spec.Augment(**t.augment.model_dump()),
+            augment=t.augment.spec(),
             pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),
             **t.model_dump(include=kept),
