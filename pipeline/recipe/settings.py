@@ -55,7 +55,8 @@ class MoESettings(_Strict):
 class ModelSettings(_Strict):
     """The model: a variant, and what replaces its fields; null leaves what the variant says.
 
-    variant: a name of model/config.py; the rest: fields of ``model.config.ModelConfig``.
+    variant: a name of model/config.py; the rest: fields of ``model.config.ModelConfig``. temperature_init: null follows
+    the largest batch of a task that compares modalities (``recipe.defaults``).
 
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
@@ -276,17 +277,18 @@ def _positive(value) -> bool:
 class TrainSettings(_Strict):
     """Steps and the optimiser.
 
+    learning_rate, clip_norm, patch_learning_rate_scale: null follows the largest batch (``recipe.defaults``).
     patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
     every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
     metrics.jsonl stands for. log_samples: the ids of every batch are written too.
     """
 
     num_steps: int = pydantic.Field(ge=1)
-    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    learning_rate: float | None = pydantic.Field(None, gt=0)
     warmup_fraction: float = pydantic.Field(0.05, ge=0, lt=1)
     end_learning_rate: float = pydantic.Field(0.0, ge=0)
-    clip_norm: float = pydantic.Field(1.0, gt=0)
-    patch_learning_rate_scale: float = pydantic.Field(1.0, ge=0)
+    clip_norm: float | None = pydantic.Field(None, gt=0)
+    patch_learning_rate_scale: float | None = pydantic.Field(None, ge=0)
     dense_update: bool = False
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
