@@ -98,11 +98,11 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
 def _pretrain(arguments: argparse.Namespace) -> int:
     from pipeline import recipe as recipes
 
-    recipe = recipes.load(arguments.config, arguments.overrides)
+    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
+    recipe = recipes.load(arguments.config, arguments.overrides, run_dir=run_dir)
     if arguments.print_config:
         print(recipes.dump(redacted_values(recipe.to_dict())), end="")
         return EXIT_DONE
-    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
     from pipeline.pretrain import pretrain
 
     finished = pretrain(recipe, run_dir, started=arguments.started)

@@ -10,12 +10,12 @@ import time
 
 import numpy as np
 
-from pipeline.data import prompts
+from pipeline.data import augment, prompts
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
-from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.data.spec import DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
 from pipeline.data.text import Tokenizer, most_telling, text_fault
 from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
 from pipeline.data.variants import view_frames, window_starts
@@ -54,16 +54,23 @@ class SampleMaker:
         missing.
         """
         out, start_s = {}, None
-        augment = self.task.augment if rng is not None else None
+        changes = None if rng is None else augment.for_words(self.task.augment, self._words(clip))
+        # A branch begins where the sample's own draws do, however many of those follow.
+        branch = functools.partial(augment.stream, rng)
+        colours = branch(augment.COLOUR) if changes and changes.colour.probability else None
+        sounds = branch(augment.SOUND) if changes and changes.sound != SoundAugment() else None
         # Sound last: it starts where the frames do.
         for modality in sorted(self.task.modalities, key=lambda m: m == "audio"):
             if modality in ("image", "video"):
                 frames = clip.image[None] if modality == "image" else clip.video
-                view, first = view_frames(frames, variant, augment=augment, rng=rng, window=window)
-                start_s = first / self.data_set.video.fps
+                view, first = view_frames(frames, variant, augment=changes, rng=rng, window=window)
+                if colours:
+                    view = augment.jitter_colour(view, changes.colour, colours)
+                # An image says nothing of when its sound begins.
+                start_s = first / self.data_set.video.fps if modality == "video" else None
                 out |= self._vision(view, variant, rng, patches)
             elif modality == "audio":
-                out |= self._audio(clip.audio, start_s, window)
+                out |= self._audio(clip.audio, start_s, window, sound=sounds and changes.sound, rng=sounds)
         if "text" in self.task.modalities:
             text = self._text(clip, rng)
             out |= self.encode_text(text)
@@ -82,17 +89,33 @@ class SampleMaker:
         tokens = patchify(view, (frames, *self.tokens.vision_patch[1:]), keep=keep, out=patches)
         return {"vision/tokens": tokens, "vision/positions": positions}
 
-    def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int]) -> dict:
-        """start_s: where the frames beside it start, None without; then the sound has windows of its own."""
+    def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int], *, sound, rng) -> dict:
+        """start_s: where the frames beside it start, None without; then the sound has windows of its own.
+
+        sound: what to change of it with draws from ``rng``; None for nothing.
+        """
         spec, (number, count) = self.data_set.audio, window
+        spare = max(0, len(waveform) - spec.num_samples)
         if start_s is not None:
             start = int(start_s * spec.sample_rate_hz)
+        elif sound is not None:
+            start = augment.start_sample(spare, sound, rng)
         else:
-            # One view of sound alone is its beginning, in training and in evaluation.
-            spare = max(0, len(waveform) - spec.num_samples)
+            # One view of sound alone is its beginning.
             start = 0 if count == 1 else window_starts(spare, count)[number]
-        tokens = spectrogram_tokens(waveform[start:], spec)
+        part = waveform[start : start + spec.num_samples]
+        if sound is not None:
+            part = augment.change_waveform(part, sound, rng)
+        tokens = spectrogram_tokens(part, spec)
+        if sound is not None:
+            augment.mask_spectrogram(tokens, spec, sound, rng)
         return {"audio/tokens": tokens, "audio/positions": grid_positions(spec.grid, self.tokens.audio_positions)}
+
+    def _words(self, clip: Clip) -> tuple[str, ...]:
+        """What the task says of the clip in words."""
+        captions = clip.text if "text" in self.task.modalities and self.task.text == "captions" else ()
+        told = self.task.classifies or self.task.positives == "labels" or self.task.text == "labels"
+        return captions + (clip.labels if told else ())
 
     def _text(self, clip: Clip, rng) -> str:
         if self.task.text == "labels":

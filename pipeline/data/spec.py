@@ -180,12 +180,56 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class ColourJitter:
+    """Other colours with this probability, the same for all frames of a clip; the amounts are the release's.
+
+    brightness: share of full white that is added or taken off. contrast, saturation: their factors differ from 1 by at
+    most this. hue: turned by at most this part of the circle, either way.
+    """
+
+    probability: float = 0.0
+    brightness: float = 0.125
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundAugment:
+    """random_start: a sound that is longer than the spectrogram starts anywhere, unless frames beside it fix its start.
+
+    gain_db: louder by a number of decibels in this range. noise_probability, noise_snr_db: white noise is mixed in, so
+    many decibels below the sound. time_masks, mel_masks: bands of frames and of mel bins that are filled with the mean,
+    each at most time_mask_share or mel_mask_share of the spectrogram wide.
+    """
+
+    random_start: bool = False
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    noise_probability: float = 0.0
+    noise_snr_db: tuple[float, float] = (10.0, 30.0)
+    time_masks: int = 0
+    time_mask_share: float = 0.2
+    mel_masks: int = 0
+    mel_mask_share: float = 0.3
+
+    @property
+    def changes_loudness(self) -> bool:
+        return self.gain_db != (0.0, 0.0) or self.noise_probability > 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Augment:
-    """Training crops: area and aspect ratio of the crop, uniform in these ranges; a horizontal flip half the time."""
+    """What training changes of a sample, evaluation never.
+
+    area, aspect: of the crop, uniform in these ranges. flip: mirrored half the time. colour and sound leave a sample
+    alone whose words tell what they would change (``augment.for_words``).
+    """
 
     area: tuple[float, float] = (1.0, 1.0)
     aspect: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
+    colour: ColourJitter = ColourJitter()
+    sound: SoundAugment = SoundAugment()
 
 
 @dataclasses.dataclass(frozen=True)

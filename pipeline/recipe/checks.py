@@ -8,6 +8,7 @@ import re
 import numpy as np
 
 from model.config import MoEConfig
+from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
 from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
@@ -134,13 +135,43 @@ def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSp
     )
 
 
-def _check_flip(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
-    """A picture and its mirror image must deserve the same words."""
-    if "text" in task.modalities and task.text == "captions":
-        raise RequestError(f"{where}.augment.flip: captions may say left or right; leave it off, or use text: labels")
-    sided = [c for c in task.classes or data_set.classes if _SIDES.search(c)]
-    if sided:
-        raise RequestError(f"{where}.augment.flip: the class {sided[0]!r} would be wrong in the mirror; leave it off")
+def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
+    augment = task.augment
+    for key, pair, low, high in (
+        ("area", augment.area, 0, 1),
+        ("aspect", augment.aspect, 0, None),
+        ("sound.gain_db", augment.sound.gain_db, None, None),
+        ("sound.noise_snr_db", augment.sound.noise_snr_db, None, None),
+    ):
+        _check_range(f"{where}.{key}", pair, above=low, most=high)
+    fields = type(augment).model_fields
+    changed = [key for key in fields if getattr(augment, key) != fields[key].default]
+    seen, heard = {"image", "video"} & set(task.modalities), "audio" in task.modalities
+    for key in changed:
+        if not (heard if key == "sound" else seen):
+            media = "sound" if key == "sound" else "images and video"
+            raise RequestError(f"{where}.{key}: is for {media}; found modalities {task.modalities}")
+    if augment.flip and "text" in task.modalities and task.text == "captions":
+        raise RequestError(f"{where}.flip: captions may say left or right; leave it off, or use text: labels")
+    # Of captions, those that tell what would change are found sample by sample.
+    told = task.classes or data_set.classes
+    for key, on, words, wrong in (
+        ("flip", augment.flip, _SIDES, "in the mirror"),
+        ("colour", augment.colour.probability > 0, COLOUR_WORDS, "in other colours"),
+        ("sound", augment.spec().sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
+    ):
+        wrong_class = next((c for c in told if on and words.search(c)), None)
+        if wrong_class is not None:
+            raise RequestError(f"{where}.{key}: the class {wrong_class!r} would be wrong {wrong}; leave it off")
+
+
+def _check_range(where: str, pair: tuple[float, float], *, above: float | None, most: float | None) -> None:
+    first, last = pair
+    if not first <= last or (above is not None and first <= above) or (most is not None and last > most):
+        limits = [f"above {above}"] if above is not None else []
+        limits += [f"at most {most}"] if most is not None else []
+        limit = ", " + " and ".join(limits) if limits else ""
+        raise RequestError(f"{where}: expected [low, high], rising{limit}; found {[first, last]}")
 
 
 _SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
@@ -155,21 +186,11 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
     _check_objective(where, task, data_set)
     if task.positives == "text" and "text" not in modalities:
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
-    for key, low in (("area", 1.0), ("aspect", None)):
-        first, last = getattr(task.augment, key)
-        if not 0 < first <= last or (low and last > low):
-            limit = " and at most 1" if low else ""
-            raise RequestError(
-                f"{where}.augment.{key}: expected [low, high], rising, above 0{limit}; found {[first, last]}"
-            )
     if "video" not in modalities and any(v.frames for v in task.variants):
         raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
-    if not {"image", "video"} & set(modalities):
-        for key in ("variants", "augment"):
-            if getattr(task, key) != type(task).model_fields[key].default:
-                raise RequestError(f"{where}.{key}: is for images and video; found modalities {modalities}")
-    elif task.augment.flip:
-        _check_flip(where, task, data_set)
+    if task.variants and not {"image", "video"} & set(modalities):
+        raise RequestError(f"{where}.variants: is for images and video; found modalities {modalities}")
+    _check_augment(f"{where}.augment", task, data_set)
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
         most = max((v.num_frames for v in task.variants), default=0)

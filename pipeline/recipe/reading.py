@@ -11,12 +11,16 @@ import yaml
 
 from pipeline.errors import RequestError
 from pipeline.recipe.checks import check_model, check_references
+from pipeline.recipe.defaults import with_batch_defaults, with_model_values
 from pipeline.recipe.settings import Recipe
 from pipeline.recipe.text import read_yaml
 
 
-def load(path: Path, overrides: list[str] = ()) -> Recipe:
-    """Reads a recipe and applies KEY=VALUE overrides (VALUE is YAML). Raises RequestError with one clear line."""
+def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:
+    """Reads a recipe and applies KEY=VALUE overrides (VALUE is YAML). Raises RequestError with one clear line.
+
+    run_dir: of the run that may go on: what the recipe leaves open is what it is there, whatever tasks come or go.
+    """
     try:
         raw = read_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -27,7 +31,16 @@ def load(path: Path, overrides: list[str] = ()) -> Recipe:
         raise RequestError(f"--config {path}: expected a mapping of settings, found {type(raw).__name__}")
     for text in overrides:
         _override(raw, text)
-    return from_dict(raw)
+    return from_dict(raw, stored=_stored(run_dir) if run_dir else None)
+
+
+def _stored(run_dir: Path) -> dict:
+    """The resolved recipe of a run; empty where there is none, or none that can be read, which its check will say."""
+    try:
+        stored = read_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _override(raw: dict, text: str) -> None:
@@ -47,15 +60,19 @@ def _override(raw: dict, text: str) -> None:
     node[last] = parsed
 
 
-def from_dict(raw: dict) -> Recipe:
-    """A checked recipe. Raises RequestError for the first thing that is wrong."""
+def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
+    """A checked recipe in which nothing is left open that follows from the rest. Raises RequestError for the first
+    thing that is wrong.
+
+    stored: the resolved recipe of a run that goes on (``defaults.with_batch_defaults``).
+    """
     try:
-        recipe = Recipe.model_validate(_with_class_files(raw))
+        recipe = with_batch_defaults(Recipe.model_validate(_with_class_files(raw)), stored=stored or {})
     except pydantic.ValidationError as e:
         raise RequestError(_message(e)) from e
     check_references(recipe)
     check_model(recipe)
-    return recipe
+    return with_model_values(recipe)
 
 
 def _with_class_files(raw: dict) -> dict:

@@ -55,7 +55,8 @@ class MoESettings(_Strict):
 class ModelSettings(_Strict):
     """The model: a variant, and what replaces its fields; null leaves what the variant says.
 
-    variant: a name of model/config.py; the rest: fields of ``model.config.ModelConfig``.
+    variant: a name of model/config.py; the rest: fields of ``model.config.ModelConfig``. temperature_init: null follows
+    the largest batch of a task that compares modalities (``recipe.defaults``).
 
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
@@ -190,10 +191,45 @@ class VariantSettings(_Strict):
         return self.frames or _FRAMES
 
 
+class ColourSettings(_Strict):
+    """Colour jitter, off unless it has a probability (the release's is 0.8): see ``data.spec.ColourJitter``."""
+
+    probability: float = pydantic.Field(0.0, ge=0, le=1)
+    brightness: float = pydantic.Field(0.125, ge=0, le=1)
+    contrast: float = pydantic.Field(0.4, ge=0, le=1)
+    saturation: float = pydantic.Field(0.4, ge=0, le=1)
+    hue: float = pydantic.Field(0.2, ge=0, le=0.5)
+
+
+_Decibels = Annotated[float, pydantic.Field(ge=-120, le=120)]
+
+
+class SoundSettings(_Strict):
+    """What training changes of sounds, nothing by default: see ``data.spec.SoundAugment``."""
+
+    random_start: bool = False
+    gain_db: tuple[_Decibels, _Decibels] = pydantic.Field((0.0, 0.0), strict=False)
+    noise_probability: float = pydantic.Field(0.0, ge=0, le=1)
+    noise_snr_db: tuple[_Decibels, _Decibels] = pydantic.Field((10.0, 30.0), strict=False)
+    time_masks: int = pydantic.Field(0, ge=0)
+    time_mask_share: float = pydantic.Field(0.2, ge=0, le=1)
+    mel_masks: int = pydantic.Field(0, ge=0)
+    mel_mask_share: float = pydantic.Field(0.3, ge=0, le=1)
+
+
 class AugmentSettings(_Strict):
+    """What training changes of a sample, evaluation never: see ``data.spec.Augment``."""
+
     area: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
     aspect: tuple[float, float] = pydantic.Field((1.0, 1.0), strict=False)
     flip: bool = False
+    colour: ColourSettings = ColourSettings()
+    sound: SoundSettings = SoundSettings()
+
+    def spec(self) -> spec.Augment:
+        kept = self.model_dump(exclude={"colour", "sound"})
+        colour, sound = self.colour.model_dump(), self.sound.model_dump()
+        return spec.Augment(**kept, colour=spec.ColourJitter(**colour), sound=spec.SoundAugment(**sound))
 
 
 class TaskSettings(_Strict):
@@ -248,6 +284,7 @@ def _positive(value) -> bool:
 class TrainSettings(_Strict):
     """Steps and the optimiser.
 
+    learning_rate, clip_norm, patch_learning_rate_scale: null follows the largest batch (``recipe.defaults``).
     patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
     every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
     metrics.jsonl stands for. log_samples: the ids of every batch are written too.
@@ -258,11 +295,11 @@ class TrainSettings(_Strict):
     """
 
     num_steps: int = pydantic.Field(ge=1)
-    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    learning_rate: float | None = pydantic.Field(None, gt=0)
     warmup_fraction: float = pydantic.Field(0.05, ge=0, lt=1)
     end_learning_rate: float = pydantic.Field(0.0, ge=0)
-    clip_norm: float = pydantic.Field(1.0, gt=0)
-    patch_learning_rate_scale: float = pydantic.Field(1.0, ge=0)
+    clip_norm: float | None = pydantic.Field(None, gt=0)
+    patch_learning_rate_scale: float | None = pydantic.Field(None, ge=0)
     dense_update: bool = False
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
@@ -561,7 +598,7 @@ class Recipe(_Strict):
             max_characters=self.text.max_characters,
             positives=t.positives
             or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
-            augment=spec.Augment(**t.augment.model_dump()),
+            augment=t.augment.spec(),
             pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),
             **t.model_dump(include=kept),

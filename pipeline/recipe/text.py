@@ -87,21 +87,37 @@ def _entry(name: str, value) -> Iterator[str]:
 
 
 def _setting(head: str, value) -> Iterator[str]:
-    """One line, or where that would be too long several, broken between the entries of the outermost collection."""
+    """One line, or where that would be too long several, broken between the entries of collections."""
     if not isinstance(value, dict | list):
         yield head + _one_line(value, inside=False)
         return
-    named = isinstance(value, dict)
-    items = [f"{_one_line(k)}: {_one_line(v)}" for k, v in value.items()] if named else [_one_line(v) for v in value]
-    start, end = "{}" if named else "[]"
-    line, indent = head + start, " " * (len(head) - len(head.lstrip()) + 2)
-    for number, item in enumerate(items):
-        more = f", {item}" if number else item
-        if number and len(line) + len(more) >= _WIDTH:
-            yield line + ","
-            line, more = indent, item
+    line, indent = head, " " * (len(head) - len(head.lstrip()) + 2)
+    for number, piece in enumerate(_pieces(value)):
+        more = f" {piece}" if number else piece
+        if number and len(line) + len(more) > _WIDTH:
+            yield line
+            line, more = indent, piece
         line += more
-    yield line + end
+    yield line
+
+
+def _pieces(value: dict | list) -> list[str]:
+    """The text of a collection, cut where a line may end: after its entries, and inside those that fill a line."""
+    named, parts = isinstance(value, dict), []
+    for name, inner in value.items() if named else (("", each) for each in value):
+        name = f"{_one_line(name)}: " if named else ""
+        text = name + _one_line(inner)
+        if isinstance(inner, dict | list) and len(text) > _WIDTH * 0.9:
+            first, *rest = _pieces(inner)
+            parts.append([name + first, *rest])
+        else:
+            parts.append([text])
+    for part in parts[:-1]:
+        part[-1] += ","
+    pieces = [piece for part in parts for piece in part] or [""]
+    pieces[0] = ("{" if named else "[") + pieces[0]
+    pieces[-1] += "}" if named else "]"
+    return pieces
 
 
 def _one_line(value, *, inside: bool = True) -> str:

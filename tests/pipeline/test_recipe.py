@@ -371,7 +371,8 @@ def test_impossible_crops_are_refused(augment):
     [
         ("photo_classes", {"variants": [{"size": 64, "frames": 16}]}, "variants"),
         ("film_text", {"modalities": ["audio", "text"]}, "variants"),
-        ("film_text", {"modalities": ["audio", "text"], "variants": [], "augment": {"flip": True}}, "augment"),
+        ("film_text", {"modalities": ["audio", "text"], "variants": [], "augment": {"flip": True}}, "augment.flip"),
+        ("photo_classes", {"augment": {"sound": {"gain_db": [-6, 6]}}}, "augment.sound"),
     ],
 )
 def test_settings_that_a_task_would_ignore_are_refused(name, settings, key):
@@ -573,7 +574,7 @@ def test_every_setting_of_the_model_reaches_it():
         },
     }
     found = recipes.from_dict(changed(("model", model))).model_config_for(vocab_size=16)
-    tiny = from_variant("imp-tiny-moe", vocab_size=16, dtype="auto")
+    tiny = from_variant("imp-tiny-moe", vocab_size=16, dtype="auto", temperature_init=0.1)
     fields = {name: value for name, value in model.items() if name != "moe"}
     assert found == dataclasses.replace(tiny, **fields, moe=MoEConfig(**model["moe"]))
     assert recipes.from_dict(BASE).model_config_for(vocab_size=16) == tiny
@@ -831,6 +832,38 @@ def test_flips_where_words_may_tell_the_sides(key, changes, message):
     assert message in refused(classes, *[(f"tasks.{key}.{name}", value) for name, value in changes.items()])
 
 
+COLOUR = {"augment": {"colour": {"probability": 0.8}}}
+GAIN = {"augment": {"sound": {"gain_db": [-6, 6]}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("photo_classes", COLOUR, "augment.colour: the class 'red apple' would be wrong in other colours"),
+        ("photo_classes", {**COLOUR, "classes": ["red apple"]}, "augment.colour: the class 'red apple'"),
+        ("film_sound", {**GAIN, "classes": ["loud horn"]}, "augment.sound: the class 'loud horn' would be wrong at"),
+        ("film_text", GAIN, "augment.sound: is for sound; found modalities ['video', 'text']"),
+        ("film_sound", {"augment": {"sound": {"gain_db": [6, -6]}}}, "sound.gain_db: expected [low, high], rising"),
+        ("film_sound", {"augment": {"sound": {"mel_mask_share": 1.5}}}, "sound.mel_mask_share"),
+        ("photo_classes", {"augment": {"colour": {"hue": 0.6}}}, "colour.hue"),
+    ],
+)
+def test_colours_and_sounds_where_words_or_media_forbid_them(key, changes, message):
+    classes = [("data_sets.photos.classes", ["cat", "red apple"]), ("data_sets.films.classes", ["loud horn", "bell"])]
+    assert message in refused(*classes, *[(f"tasks.{key}.{name}", value) for name, value in changes.items()])
+
+
+def test_colours_and_sounds_come_out_resolved():
+    """Captions that name a colour are found sample by sample, so that others may change theirs."""
+    changes = task("film_text", **COLOUR) + task(
+        "film_sound", augment={"sound": {"random_start": True, "time_masks": 1}}
+    )
+    specs = recipes.from_dict(changed(*changes)).task_specs()
+    assert specs["film_text"].augment.colour == spec.ColourJitter(0.8, 0.125, 0.4, 0.4, 0.2)
+    assert specs["film_sound"].augment.sound == spec.SoundAugment(random_start=True, time_masks=1)
+    assert specs["photo_classes"].augment == Augment()
+
+
 def test_tasks_come_out_resolved():
     changes = task(augment={"area": [0.5, 1], "flip": True}, classes=["dog"])
     specs = recipes.from_dict(changed(*changes)).task_specs()
@@ -877,7 +910,13 @@ def test_audio_has_one_variant():
 
 def test_optimizer_and_model():
     recipe = recipes.from_dict(
-        changed(("train.warmup_fraction", 0.1), ("model.moe.num_experts", 8), ("model.remat", "none"))
+        changed(
+            ("train.warmup_fraction", 0.1),
+            ("train.learning_rate", 1e-3),
+            ("model.moe.num_experts", 8),
+            ("model.remat", "none"),
+            ("model.temperature_init", 1.0),
+        )
     )
     optimizer = recipe.optimizer()
     assert (optimizer.warmup_steps, optimizer.num_steps, optimizer.peak_learning_rate) == (10, 100, 1e-3)
@@ -886,6 +925,85 @@ def test_optimizer_and_model():
     tiny = from_variant("imp-tiny-moe")
     experts = dataclasses.replace(tiny.moe, num_experts=8)
     assert model == dataclasses.replace(tiny, vocab_size=77, moe=experts, remat="none", dtype="auto")
+
+
+# --- what follows from the batch ---
+
+
+def in_use(*changes) -> tuple[float, ...]:
+    """Learning rate, clipping, scale of the patches' rate, initial temperature."""
+    recipe = recipes.from_dict(changed(*changes))
+    optimizer, model = recipe.optimizer(), recipe.model_config_for(vocab_size=16)
+    assert recipe.model.temperature_init == model.temperature_init
+    return (optimizer.peak_learning_rate, optimizer.clip_norm, optimizer.patch_scale, model.temperature_init)
+
+
+def batches(of_images: int, of_films: int) -> list:
+    return [
+        ("tasks.photo_classes.batch_size", of_images),
+        ("tasks.film_text.batch_size", of_films),
+        ("tasks.film_sound.batch_size", 16),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("of_images", "of_films", "wanted"),
+    [
+        (64, 64, (5e-4, 0.1, 0.1, 0.1)),
+        (16, 32, (5e-4, 0.1, 0.1, 0.1)),
+        # Half of the ten doublings: the square root of both ends' product.
+        (2048, 2048, (7.1e-4, 0.32, 0.32, 0.32)),
+        # Each doubling is a factor of 10 ** (1 / 10).
+        (128, 128, (5.4e-4, 0.13, 0.13, 0.13)),
+        (65_536, 65_536, (1e-3, 1.0, 1.0, 1.0)),
+        (1 << 20, 1 << 20, (1e-3, 1.0, 1.0, 1.0)),
+        # The temperature is that of tasks that compare.
+        (65_536, 64, (1e-3, 1.0, 1.0, 0.1)),
+        (64, 65_536, (1e-3, 1.0, 1.0, 1.0)),
+    ],
+)
+def test_open_values_follow_the_batch(of_images, of_films, wanted):
+    assert in_use(*batches(of_images, of_films)) == wanted
+
+
+def test_a_dense_model_ends_at_its_own_temperature():
+    dense = ("model.variant", "imp-tiny")
+    assert in_use(dense, *batches(64, 64))[3] == 0.1 and in_use(dense, *batches(65_536, 65_536))[3] == 0.2
+
+
+def test_a_value_of_the_recipe_wins():
+    given = {"learning_rate": 2e-4, "clip_norm": 3.0, "patch_learning_rate_scale": 0.0}
+    changes = [(f"train.{key}", value) for key, value in given.items()] + [("model.temperature_init", 0.7)]
+    assert in_use(*changes) == (2e-4, 3.0, 0.0, 0.7)
+    # The rule stays above a floor that the recipe sets.
+    assert in_use(("model.temperature_floor", 0.3))[3] == 0.3
+
+
+def test_a_resolved_recipe_leaves_nothing_of_the_model_and_the_optimizer_open():
+    resolved = recipes.from_dict(BASE).to_dict()
+    assert None not in {**resolved["model"], **resolved["model"]["moe"], **resolved["train"]}.values()
+    assert recipes.from_dict(resolved).to_dict() == resolved
+    recipes.check_resume(resolved, recipes.from_dict(changed(("train.learning_rate", 5e-4))).to_dict())
+    with pytest.raises(RequestError, match=r"learning_rate = 0\.0005, the recipe now says 0\.001"):
+        recipes.check_resume(resolved, recipes.from_dict(changed(("train.learning_rate", 1e-3))).to_dict())
+
+
+def test_a_run_that_goes_on_keeps_what_its_recipe_leaves_open(tmp_path):
+    """A task of a larger batch comes; what the recipe says itself is still compared."""
+    config, run_dir = tmp_path / "recipe.yaml", tmp_path / "run"
+    run_dir.mkdir()
+    old = recipes.from_dict(BASE).to_dict()
+    (run_dir / "config.yaml").write_text(recipes.dump(old), encoding="utf-8")
+    more = BASE["tasks"]["photo_classes"] | {"batch_size": 4096}
+    config.write_text(yaml.safe_dump(changed(("tasks.more", more), ("resume.allow_mixture_change", True))))
+    assert recipes.load(config).train.learning_rate == 7.6e-4
+    found = recipes.load(config, run_dir=run_dir)
+    assert (found.train, found.model) == (recipes.from_dict(BASE).train, recipes.from_dict(BASE).model)
+    assert recipes.check_resume(old, found.to_dict()) == ["tasks.more is new"]
+    assert recipes.load(config, ["train.learning_rate=1e-4"], run_dir=run_dir).train.learning_rate == 1e-4
+    for broken in ("", "- a", "a: [", "train: 3\nmodel: {temperature_init: x}"):
+        (run_dir / "config.yaml").write_text(broken)
+        assert recipes.load(config, run_dir=run_dir) == recipes.load(config)
 
 
 def test_demo_paths_lie_in_the_cache(monkeypatch, tmp_path):
@@ -990,7 +1108,7 @@ def test_a_resume_may_change(change):
         (("train.num_steps", 99), "train.num_steps", 100, 99),
         (("seed", 1), "seed", 0, 1),
         (("train.checkpoint_every", 10), "train.checkpoint_every", 1000, 10),
-        (("model.moe.num_experts", 8), "model.moe.num_experts", None, 8),
+        (("model.moe.num_experts", 8), "model.moe.num_experts", 4, 8),
         (
             ("data_sets.photos.classes", ["cat", "dog", "cow"]),
             "data_sets.photos.classes",

@@ -106,7 +106,7 @@ def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run,
     # Other changes are refused, allowed mixture or not.
     other = copy.deepcopy(new)
     other["train"]["learning_rate"] = 0.5
-    with pytest.raises(RequestError, match=r"train\.learning_rate = 0\.001, the recipe now says 0\.5"):
+    with pytest.raises(RequestError, match=r"train\.learning_rate = 0\.0005, the recipe now says 0\.5"):
         check_run_dir(recipes.from_dict(other), run_dir)
     assert set(before) == {"encoder", "embed_vision", "embed_audio", "pair_audio_vision", "classifier_digits"}
 

@@ -1,0 +1,76 @@
+"""Values that a recipe leaves open: the optimiser's and the temperature follow the batch, the model's its variant.
+
+The paper trains with batches of 65,536, where its values hold; other values were measured to learn at 64. In between a
+value grows by the same factor with every doubling of the batch. Why so: docs/decisions/small-runs-that-learn.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+from model.config import VARIANTS, ModelConfig
+from pipeline.data.spec import CONTRASTIVE
+from pipeline.recipe.settings import MoESettings, Recipe
+
+_SMALL_BATCH, _LARGE_BATCH = 64, 65_536
+# Key of ``train`` → its values at the small and at the large batch.
+_BY_BATCH = {"learning_rate": (5e-4, 1e-3), "clip_norm": (0.1, 1.0), "patch_learning_rate_scale": (0.1, 1.0)}
+_SMALL_TEMPERATURE = 0.1
+
+
+def at_batch(batch: int, *, small: float, large: float) -> float:
+    """Between the values at batches of 64 and of 65,536, and these outside of them; two digits."""
+    doublings = math.log2(_LARGE_BATCH / _SMALL_BATCH)
+    share = min(1.0, max(0.0, math.log2(batch / _SMALL_BATCH) / doublings))
+    return float(f"{small ** (1 - share) * large**share:.2g}")
+
+
+def with_batch_defaults(recipe: Recipe, *, stored: dict) -> Recipe:
+    """The recipe with a number for every null of ``train``, by its largest batch, and for the initial temperature, by
+    the largest batch of a task that compares modalities.
+
+    stored: the resolved recipe of a run that goes on, whose numbers stay.
+    """
+    batches = [task.batch_size for task in recipe.tasks.values()]
+    contrasted = [
+        task.batch_size for task in recipe.tasks.values() if any(name in CONTRASTIVE for name, _ in task.objectives)
+    ]
+    train = {
+        key: _number(stored, "train", key) or at_batch(max(batches), small=small, large=large)
+        for key, (small, large) in _BY_BATCH.items()
+        if getattr(recipe.train, key) is None
+    }
+    model = {}
+    if recipe.model.temperature_init is None:
+        found = _number(stored, "model", "temperature_init")
+        model["temperature_init"] = found or _temperature(recipe, max(contrasted or batches))
+    return _updated(recipe, train=train, model=model)
+
+
+def _number(stored: dict, section: str, key: str) -> float | None:
+    part = stored.get(section)
+    value = part.get(key) if isinstance(part, dict) else None
+    return value if isinstance(value, float) and value > 0 else None
+
+
+def _temperature(recipe: Recipe, batch: int) -> float:
+    """At the large batch the variant's own."""
+    field = ModelConfig.__dataclass_fields__["temperature_init"]
+    large = VARIANTS.get(recipe.model.variant, {}).get("temperature_init", field.default)
+    return max(at_batch(batch, small=_SMALL_TEMPERATURE, large=large), recipe.model.temperature_floor or 0.0)
+
+
+def with_model_values(recipe: Recipe) -> Recipe:
+    """The recipe with the variant's value for every null of ``model``; a dense model has none of ``moe``."""
+    config = recipe.model_config_for(vocab_size=16)
+    moe = MoESettings()
+    if config.moe:
+        moe = MoESettings(**{name: getattr(config.moe, name) for name in MoESettings.model_fields})
+    kept = {"variant", "moe"}
+    values = {name: getattr(config, name) for name in type(recipe.model).model_fields if name not in kept}
+    return _updated(recipe, model=values | {"moe": moe})
+
+
+def _updated(recipe: Recipe, **sections: dict) -> Recipe:
+    changed = {name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
+    return recipe.model_copy(update=changed)
