@@ -9,15 +9,22 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import stopping
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+from pipeline.waiting import waiting_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_job(job, arguments: argparse.Namespace) -> int:
     """Runs a job and turns its ways of ending into an exit code and at most one line."""
+    with stopping.obeyed("stopped; run the same command again") as stop:
+        return _run_job(job, arguments, stop)
+
+
+def _run_job(job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     try:
-        return job(arguments)
+        return job(arguments, stop)
     except RequestError as e:
         _say(f"error: {e}")
         return EXIT_REQUEST
@@ -25,6 +32,8 @@ def run_job(job, arguments: argparse.Namespace) -> int:
         _say(f"failed: {e}")
         return EXIT_FAILED
     finally:
+        if "pipeline.train.ray_cluster" in sys.modules:
+            sys.modules["pipeline.train.ray_cluster"].end_ray()
         _let_go_of_closed_terminals()
 
 
@@ -80,7 +89,8 @@ The same command again goes on where the run stopped, however it stopped. What i
 checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
 What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
 
-exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again;
+130, 143 stopped at once by a second Ctrl-C or SIGTERM""",
     )
     add_recipe_arguments(parser)
     parser.add_argument(
@@ -94,7 +104,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
     return run_job(_pretrain, arguments)
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
 
     recipe = recipes.load(arguments.config, arguments.overrides)
@@ -102,9 +112,10 @@ def _pretrain(arguments: argparse.Namespace) -> int:
         print(recipes.dump(recipe.to_dict()), end="")
         return EXIT_DONE
     run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
-    from pipeline.pretrain import pretrain
+    with waiting_for("libraries to load"):
+        from pipeline.pretrain import pretrain
 
-    finished = pretrain(recipe, run_dir, started=arguments.started)
+    finished = pretrain(recipe, run_dir, started=arguments.started, stop=stop)
     return EXIT_DONE if finished else EXIT_RUN_AGAIN
 
 
@@ -124,7 +135,7 @@ The same command again goes on where it stopped.
 preprocess.py import LAYOUT SOURCE --out FILE writes the manifest of a data set in a public layout;
 preprocess.py import --help lists the layouts.
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     add_recipe_arguments(parser, default=None)
     parser.add_argument(
@@ -146,7 +157,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _preprocess(arguments: argparse.Namespace) -> int:
+def _preprocess(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
     from pipeline.preprocess import preprocess
 
@@ -156,6 +167,7 @@ def _preprocess(arguments: argparse.Namespace) -> int:
         arguments.out.absolute(),
         only=tuple(arguments.only),
         rows_per_shard=arguments.rows_per_shard,
+        stop=stop,
     )
     return EXIT_DONE
 
@@ -187,7 +199,7 @@ def _import_main(argv: list[str]) -> int:
     return run_job(_import, parser.parse_args(argv))
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline.data.importers import import_layout
 
     options = {}
@@ -220,7 +232,7 @@ examples:
   python jobs/check.py --config pets.yaml
   python jobs/check.py --config pets.yaml --sample 2000 --json > check.json
 
-exit codes: 0 usable, 1 failed, 2 a run would stop""",
+exit codes: 0 usable, 1 failed, 2 a run would stop, 75 stopped: run it again""",
     )
     add_recipe_arguments(parser)
     parser.add_argument(
@@ -237,7 +249,7 @@ exit codes: 0 usable, 1 failed, 2 a run would stop""",
     return run_job(_check, parser.parse_args(argv))
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     import json
 
     from pipeline import recipe as recipes
@@ -260,7 +272,7 @@ examples:
   python jobs/evaluate.py --run runs/pets
   python jobs/evaluate.py --run runs/pets --config more_held_out_sets.yaml
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
     parser.add_argument(
@@ -272,7 +284,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong""",
     return run_job(_evaluate, parser.parse_args(argv))
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
 
     _check_run(arguments.run)
@@ -306,14 +318,14 @@ example:
 
 pipeline.export.load_model reads the folder without Ray; README.md shows how.
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
     return run_job(_export, parser.parse_args(argv))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     _check_run(arguments.run)
     from pipeline.export import check_new, save_model
 

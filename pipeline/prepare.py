@@ -15,7 +15,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_tokenizer
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train import writers
@@ -31,8 +31,13 @@ _BEFORE_CONFIG = (".lock", "tokenizer.model")
 
 def lock_run_dir(run_dir: Path):
     """Holds the run directory for this process; the lock goes with the process, however it ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = open(run_dir / ".lock", "w")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".lock", "w")
+    except OSError as e:
+        raise RequestError(
+            f"--run-dir {run_dir}: expected a folder that can be written, found: {one_line(e)}; use another"
+        ) from e
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -46,6 +51,8 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
     Raises RequestError when the run directory belongs to another recipe.
     """
     path = run_dir / "config.yaml"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RequestError(f"--run-dir {run_dir}: expected a folder, found a file; use another")
     if path.exists():
         try:
             stored = recipes.read_yaml(path.read_text(encoding="utf-8"))

@@ -21,20 +21,26 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import DataError, RequestError
 from pipeline.files import write_json
 from pipeline.prepare import build_corpus, needed_columns
+from pipeline.stopping import Stop
+from pipeline.train.ray_cluster import Cluster, start_ray
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.
 ROWS_PER_SHARD = 256
 
 
 def preprocess(
-    recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = (), rows_per_shard: int = ROWS_PER_SHARD
+    recipe: recipes.Recipe,
+    out: Path,
+    *,
+    only: tuple[str, ...] = (),
+    rows_per_shard: int = ROWS_PER_SHARD,
+    stop: Stop | None = None,
 ) -> dict:
     """Writes out/NAME/ for each data set and prints progress. Finished shards of an earlier try are kept.
 
-    only: data sets to do; all by default. Returns {name: {"rows", "shards", "bytes", "rejected"}}.
+    only: data sets to do; all by default. stop: what signals have asked for. Returns {name: {"rows", "shards", "bytes",
+    "rejected"}}.
     """
-    from pipeline.train import ray_trainer
-
     unknown = set(only) - set(recipe.data_sets)
     if unknown:
         raise RequestError(f"--only {', '.join(sorted(unknown))}: the recipe has {', '.join(recipe.data_sets)}")
@@ -46,7 +52,10 @@ def preprocess(
         if mine:
             data_set = dataclasses.replace(data_sets[name], shards=None)
             jobs[name] = _check(data_set, mine, out / name, limits, rows_per_shard)
-    ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address), driver_cpus=0)
+    start_ray(Cluster(address=recipe.cluster.address), driver_cpus=0)
+    if stop:
+        # Ray takes SIGTERM for itself.
+        stop.install()
     return {name: _data_set(job) for name, job in jobs.items()}
 
 

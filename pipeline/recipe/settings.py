@@ -336,6 +336,7 @@ class ClusterSettings(_Strict):
     max] as many as there is room for, and the run goes on with fewer or more when machines go or come.
     max_failures: so many times a run goes on by itself from its newest checkpoint after workers were lost; machines
     that were preempted do not count. stall_timeout_s: a worker that finishes nothing for so long ends, with its stacks.
+    start_timeout_s: how long to wait for the first workers, where their machines may be yet to come.
 
     expert_parallel: so many devices share the experts of a layer; it divides both their number and the devices'. fsdp:
     parameters and moments lie over the devices, in place of a copy on each.
@@ -348,6 +349,7 @@ class ClusterSettings(_Strict):
     num_workers: int | list[int] = 0
     max_failures: int = pydantic.Field(10, ge=0)
     stall_timeout_s: float = pydantic.Field(900.0, gt=0)
+    start_timeout_s: float = pydantic.Field(1800.0, gt=0)
     accelerator: Literal["cpu", "gpu", "tpu"] = "cpu"
     accelerators_per_worker: int = pydantic.Field(1, ge=0)
     cpus_per_worker: float = pydantic.Field(1.0, ge=0)

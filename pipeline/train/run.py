@@ -22,7 +22,7 @@ from pipeline.host_memory import keep_freed_memory
 from pipeline.train.budget import shape_budget, table
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
-from pipeline.train.feed import Feed, RowQueue
+from pipeline.train.feed import Feed, RowQueue, close_queues
 from pipeline.train.gate import Gate
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
@@ -143,6 +143,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     imp = Imp.for_structures(config, schedule.model_structures)
     checkpoints.check_space(state_shapes(imp))
     queues = make_queues(schedule)
+    stack.callback(close_queues, queues)
     _use_compile_cache(spec.compile_cache)
     if jax.default_backend() == "cpu":
         keep_freed_memory()

@@ -23,7 +23,7 @@ ROOT = str(Path(__file__).resolve().parents[3])
 def ray_session():
     import ray
 
-    from pipeline.train.ray_trainer import Cluster, start_ray
+    from pipeline.train.ray_cluster import Cluster, start_ray
 
     # Streams here decode with tests/decoders.py; Ray's processes take their imports from the environment.
     os.environ["PYTHONPATH"] = ROOT
