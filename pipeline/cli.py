@@ -88,9 +88,9 @@ examples:
 The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
 checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
 What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
+A second Ctrl-C or SIGTERM ends it at once, without saving (130, 143).
 
-exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again;
-130, 143 stopped at once by a second Ctrl-C or SIGTERM""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
     )
     add_recipe_arguments(parser)
     parser.add_argument(
@@ -258,7 +258,8 @@ def _check(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     if arguments.sample < 1 or arguments.step_s <= 0:
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
-    result = check(recipe, sample=arguments.sample, step_s=arguments.step_s)
+    with waiting_for("the look at the data"):
+        result = check(recipe, sample=arguments.sample, step_s=arguments.step_s)
     print(json.dumps(result, indent=1)) if arguments.json else print_check(result)
     return EXIT_DONE if result["usable"] else EXIT_REQUEST
 
@@ -293,11 +294,13 @@ def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline.files import write_json
     from pipeline.prepare import build_corpus
 
-    model = TrainedModel(arguments.run)
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
     if arguments.config:
         model.use_recipe(recipes.load(arguments.config))
     build_corpus(model.recipe)
-    results = evaluate_run(arguments.run, model)
+    with waiting_for("the evaluation"):
+        results = evaluate_run(arguments.run, model)
     write_json(arguments.run / "eval.json", results)
     print_table(results)
     return EXIT_DONE
@@ -332,7 +335,8 @@ def _export(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     check_new(arguments.out)
     from pipeline.evaluate.model import TrainedModel
 
-    model = TrainedModel(arguments.run)
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
     save_model(
         arguments.out,
         model.imp,

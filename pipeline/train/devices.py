@@ -69,6 +69,27 @@ def memory() -> dict[str, int]:
     return found
 
 
+def memory_limit() -> tuple[int | None, str]:
+    """(bytes that a device may hold, None where it does not say; "this machine" or "a device" for whose they are)."""
+    if jax.default_backend() != "cpu":
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return stats.get("bytes_limit"), "a device"
+    return host_bytes(), "this machine"
+
+
+def host_bytes() -> int:
+    """Memory that this process and its children may take: the machine's, or what its container is given."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as f:
+                total = min(total, int(f.read()))
+        # None is set ("max"), or the file is not there.
+        except (OSError, ValueError):
+            continue
+    return total
+
+
 def _resident_bytes() -> int:
     try:
         with open("/proc/self/statm") as f:

@@ -136,7 +136,7 @@ class _Relay:
 
     def __enter__(self) -> None:
         self._wait = contextlib.ExitStack()
-        self._wait.enter_context(waiting_for(f"{self._cluster.sizes[0]} workers to start"))
+        self._say_what_is_waited_for(False)
         self._thread.start()
 
     def __exit__(self, *exc) -> None:
@@ -159,9 +159,9 @@ class _Relay:
             # The terminal may be gone, and the run goes on.
             with contextlib.suppress(OSError, ValueError):
                 print(text, end="", file=sys.stderr if error else sys.stdout, flush=True)
-        if news.epoch:
-            self._wait.close()
-        elif time.monotonic() - self._began > self._cluster.start_timeout_s:
+        if news.running != self._running:
+            self._say_what_is_waited_for(news.running)
+        if not news.epoch and time.monotonic() - self._began > self._cluster.start_timeout_s:
             say(
                 f"failed: no worker has started within cluster.start_timeout_s = {self._cluster.start_timeout_s:g} s; "
                 "are its machines taken by another job?"
@@ -171,6 +171,13 @@ class _Relay:
             self._stop.defer()
         if self._stop.is_set():
             self._ask_for_a_stop(news)
+
+    def _say_what_is_waited_for(self, running: bool) -> None:
+        """Workers that run say it themselves."""
+        self._running = running
+        self._wait.close()
+        if not running:
+            self._wait.enter_context(waiting_for(f"{self._cluster.sizes[0]} workers to start"))
 
     def _ask_for_a_stop(self, news: News) -> None:
         if not self._asked:
