@@ -241,9 +241,8 @@ exit codes: 0 usable, 1 failed, 2 a run would stop, 75 stopped: run it again""",
     parser.add_argument(
         "--step-s",
         type=float,
-        default=0.25,
         metavar="SECONDS",
-        help="a training step that decode must keep up with (default: 0.25)",
+        help="a training step that decode must keep up with (default: an estimate for this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return run_job(_check, parser.parse_args(argv))
@@ -255,7 +254,7 @@ def _check(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
     from pipeline.check import check, print_check
 
-    if arguments.sample < 1 or arguments.step_s <= 0:
+    if arguments.sample < 1 or (arguments.step_s is not None and arguments.step_s <= 0):
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
     with waiting_for("the look at the data"):

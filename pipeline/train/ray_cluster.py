@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,10 +23,11 @@ from ray.experimental import internal_kv
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.streams import DecodeOptions, quiet_ray_data
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
+from pipeline.host_memory import machine_cpus
 from pipeline.waiting import at_most, waiting_for
 
-# Seconds for an address to answer, and for Ray there to take the driver in.
-_CONNECT_S, _JOIN_S = 10.0, 45.0
+# Seconds for an address to accept, for Ray there to answer, and to take the driver in.
+_CONNECT_S, _ANSWER_S, _JOIN_S = 5.0, 25.0, 25.0
 # Seconds for machines that are about to join a cluster without an autoscaler.
 _JOINING_S = 30.0
 
@@ -111,7 +114,10 @@ def _join(address: str, key: str) -> None:
 
 
 def _check_answers(address: str, key: str) -> None:
-    """Raises RequestError where nothing listens at ``host:port``; Ray itself would try for minutes."""
+    """Raises RequestError where nothing listens at ``host:port``, or no Ray does.
+
+    Ray itself would try for minutes, with a line of its core's for each try.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         return
@@ -119,6 +125,15 @@ def _check_answers(address: str, key: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as e:
         raise RequestError(f"{key}: expected a running Ray at {address}, found none: {one_line(e)}") from e
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
+    try:
+        done = subprocess.run(ask, capture_output=True, timeout=_ANSWER_S)
+    except subprocess.TimeoutExpired as e:
+        raise RequestError(f"{key}: what listens at {address} did not answer within {_ANSWER_S:.0f} s") from e
+    if done.returncode:
+        raise RequestError(
+            f"{key}: expected a Ray {ray.__version__} at {address}, found another version or something else"
+        )
 
 
 def _start(cluster: Cluster, *, driver_cpus: int) -> None:
@@ -148,11 +163,6 @@ def end_ray() -> None:
     """Leaves Ray, and ends the one that this process has started. What still calls it then fails and starts nothing."""
     with contextlib.suppress(Exception):
         ray.shutdown()
-
-
-def machine_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _own_token() -> None:

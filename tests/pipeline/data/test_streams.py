@@ -97,6 +97,20 @@ def test_cpus_are_shared_out_by_steps_and_cost(wanted):
     assert DecodeShare().num_decoders == 1
 
 
+def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
+    import psutil
+
+    own = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in [own, *own.children(recursive=True)]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 4  # of the head, the node, its agents
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+
 def test_costs_are_measured_in_the_cluster(ray_session, wanted):
     from pipeline.data.streams import decode_shares
 

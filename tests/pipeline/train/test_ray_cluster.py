@@ -55,6 +55,20 @@ def test_an_address_that_cannot_be_reached(monkeypatch, error):
     ray_cluster._check_answers("auto", "cluster.address")
 
 
+def test_an_address_where_something_else_listens(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray_cluster.subprocess, "run", lambda command, **_: asked.append(command) or found)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        for found in (types.SimpleNamespace(returncode=0), types.SimpleNamespace(returncode=1)):
+            if not found.returncode:
+                ray_cluster._check_answers(address, "RAY_ADDRESS")
+                continue
+            with pytest.raises(RequestError, match="another version or something else"):
+                ray_cluster._check_answers(address, "RAY_ADDRESS")
+    assert all(command[-2:] == ["--address", address] for command in asked)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_accelerator_that_is_not_there(monkeypatch, workers):
     monkeypatch.setattr(ray_cluster, "_DEVICE_FILES", {"gpu": ("no-such-device*",), "tpu": ("null",)})
