@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import stopping
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+from pipeline.files import make_folder
 from pipeline.waiting import waiting_for
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ def _run_job(job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
         _say(f"failed: {e}")
         return EXIT_FAILED
     finally:
+        # Jobs that need no Ray do not load it.
         if "pipeline.train.ray_cluster" in sys.modules:
             sys.modules["pipeline.train.ray_cluster"].end_ray()
         _let_go_of_closed_terminals()
@@ -202,6 +204,7 @@ def _import_main(argv: list[str]) -> int:
 def _import(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline.data.importers import import_layout
 
+    make_folder(arguments.out.absolute().parent, "--out in")
     options = {}
     for text in arguments.option:
         key, equals, value = text.partition("=")
@@ -288,6 +291,8 @@ def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
 
     _check_run(arguments.run)
+    # What is found in minutes is written there.
+    make_folder(arguments.run, "--run")
     from pipeline.evaluate.model import TrainedModel
     from pipeline.evaluate.run import evaluate_run, print_table
     from pipeline.files import write_json
@@ -332,6 +337,7 @@ def _export(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
+    make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.model import TrainedModel
 
     with waiting_for("the checkpoint to load"):

@@ -15,8 +15,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_tokenizer
-from pipeline.errors import RequestError, one_line
-from pipeline.files import TEMPORARY_SUFFIX, write_bytes
+from pipeline.errors import RequestError
+from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train import writers
 from pipeline.train.alarms import feed_advice
@@ -31,13 +31,8 @@ _BEFORE_CONFIG = (".lock", "tokenizer.model")
 
 def lock_run_dir(run_dir: Path):
     """Holds the run directory for this process; the lock goes with the process, however it ends."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = open(run_dir / ".lock", "w")
-    except OSError as e:
-        raise RequestError(
-            f"--run-dir {run_dir}: expected a folder that can be written, found: {one_line(e)}; use another"
-        ) from e
+    make_folder(run_dir, "--run-dir")
+    lock = open(run_dir / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:

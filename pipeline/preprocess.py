@@ -19,7 +19,7 @@ from pipeline.data.shards import MEDIA, decode_settings, encode_rows, has_size, 
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import DataError, RequestError
-from pipeline.files import write_json
+from pipeline.files import make_folder, write_json
 from pipeline.prepare import build_corpus, needed_columns
 from pipeline.stopping import Stop
 from pipeline.train.ray_cluster import Cluster, start_ray
@@ -91,7 +91,7 @@ def _check(
         manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
     job = _Job(data_set, tuple(m for m in MEDIA if m in used), folder, manifest.num_rows, limits, rows_per_shard)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
         raise RequestError(f"--out {folder}: it holds shards made with other settings; use another folder or remove it")
