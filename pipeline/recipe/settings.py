@@ -349,13 +349,13 @@ class ClusterSettings(_Strict):
     num_workers: int | list[int] = 0
     max_failures: int = pydantic.Field(10, ge=0)
     stall_timeout_s: float = pydantic.Field(900.0, gt=0)
-    start_timeout_s: float = pydantic.Field(1800.0, gt=0)
     accelerator: Literal["cpu", "gpu", "tpu"] = "cpu"
     accelerators_per_worker: int = pydantic.Field(1, ge=0)
     cpus_per_worker: float = pydantic.Field(1.0, ge=0)
     topology: str | None = None
     accelerator_type: str | None = None
     address: str | None = None
+    start_timeout_s: float = pydantic.Field(1800.0, gt=0)
     expert_parallel: int = pydantic.Field(1, ge=1)
     fsdp: bool = False
     decode: Literal["auto", "tasks", "actors"] = "auto"
