@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 from pipeline.errors import EXIT_RUN_AGAIN
 
@@ -46,11 +47,10 @@ class Stop:
         """Ends the process with one line.
 
         No clean-up runs: whatever the process is in the middle of, a library half imported too, may neither delay the
-        end nor add a traceback. Files are whole or absent, and Ray's processes go with their driver.
+        end nor add a traceback. Files are whole or absent; processes below this one are ended with it.
         """
         _say(self._told)
-        _end_children()
-        os._exit(code)
+        end_process(code)
 
     def install(self) -> None:
         """Takes the signals; again where a library may have taken them since."""
@@ -127,14 +127,28 @@ def _leave_to_the_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
-def _end_children() -> None:
-    """Ends what multiprocessing has started, which would wait for this process for ever; others see that it is gone."""
-    if "multiprocessing" in sys.modules:
-        import multiprocessing
+def end_process(code: int) -> NoReturn:
+    """Ends this process now, with every process below it: Ray's own would outlive their driver by minutes."""
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(code)
 
-        for child in multiprocessing.active_children():
-            with contextlib.suppress(OSError, ValueError):
-                child.kill()
+
+def _descendants(root: int) -> list[int]:
+    """The nearest first; empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    with contextlib.suppress(OSError):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            # One may be gone by now.
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                # Its own name stands before, in brackets, with any characters in it.
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found = children.get(root, [])
+    for pid in found:
+        found += children.get(pid, [])
+    return found
 
 
 def _say(line: str) -> None:

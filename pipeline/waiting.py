@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from pipeline.stopping import end_process
 
 # Seconds without a line of this module's; a line that is due comes within a second.
 EVERY_S = 8.0
@@ -81,7 +82,7 @@ def at_most(seconds: float, line: str, *, code: int) -> Iterator[None]:
 
     def end() -> None:
         say(line)
-        os._exit(code)
+        end_process(code)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

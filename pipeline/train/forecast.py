@@ -17,6 +17,8 @@ from pipeline.train.budget import Budget
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
 # optimizer and what is computed a second time to save memory are no model FLOPs.
 _EFFICIENCY = 0.3
+# Seconds of a step whatever its size: calls, optimizer, metrics.
+_STEP_S = 0.005
 # FLOPs of the product that is timed, by whether the device is a CPU, and seconds for which it is repeated.
 _CPU_FLOPS, _DEVICE_FLOPS, _TIMED_S = 1e9, 4e11, 0.2
 _MOST_ROWS = 1 << 15
@@ -56,7 +58,7 @@ class Forecast:
     def __init__(self, budget: Iterable[Budget] = (), *, flops_per_s: float | None = None):
         self._shares = {(b.task, b.variant): b.share for b in budget}
         rate = flops_per_s and flops_per_s * _EFFICIENCY
-        self._predicted = {(b.task, b.variant): b.flops / rate for b in budget} if rate else {}
+        self._predicted = {(b.task, b.variant): b.flops / rate + _STEP_S for b in budget} if rate else {}
         self._real: dict[tuple[str, str], collections.deque] = {}
         self._waits, self._steps = collections.deque(maxlen=_RECENT_WAITS), 0
 

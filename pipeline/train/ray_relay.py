@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ import time
 import ray
 
 from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
-from pipeline.stopping import Stop
+from pipeline.stopping import Stop, end_process
 from pipeline.train.gate import News
 from pipeline.train.ray_cluster import Cluster
 from pipeline.train.run import RunSpec
@@ -71,7 +70,7 @@ class Relay:
                 f"failed: no worker has started within cluster.start_timeout_s = {self._cluster.start_timeout_s:g} s; "
                 "are its machines taken by another job?"
             )
-            os._exit(EXIT_FAILED)
+            end_process(EXIT_FAILED)
         if news.steps:
             self._stop.defer()
         if self._stop.is_set():
@@ -91,7 +90,7 @@ class Relay:
         if not news.running or news.silence_s > _SILENCE_S:
             newest = self._spec.checkpoints().latest_step or "none"
             say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
-            os._exit(EXIT_RUN_AGAIN)
+            end_process(EXIT_RUN_AGAIN)
 
 
 @contextlib.contextmanager

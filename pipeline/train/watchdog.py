@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED
+from pipeline.stopping import end_process
 
 # A thread that holds the interpreter lock stops the watchdog too: so much later the fault handler, which needs no lock,
 # does its work.
@@ -94,7 +94,7 @@ class Watchdog:
             faulthandler.dump_traceback(file=file, all_threads=True)
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         # Threads that hang cannot be ended otherwise.
-        os._exit(EXIT_FAILED)
+        end_process(EXIT_FAILED)
 
     def close(self) -> None:
         self._closed.set()

@@ -101,6 +101,29 @@ def test_a_signal_of_a_forked_child_is_the_child_s(tmp_path):
     assert code == 75 and lines == []
 
 
+def test_what_the_job_has_started_ends_with_it(tmp_path):
+    """A child, and a child's child that is in a session of its own."""
+    pids = tmp_path / "pids"
+    inner = f"echo $$ >> {pids}; sleep 60; true"
+    phase = (
+        f"import subprocess; subprocess.Popen(['sh', '-c', 'echo $$ >> {pids}; setsid sh -c \"{inner}\"; true'])\n"
+        f"    while not Path('{pids}').exists() or len(Path('{pids}').read_text().split()) < 2: time.sleep(0.01)"
+    )
+    code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase=phase)
+    assert code == 75 and len(lines) == 1
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in pids.read_text().split())
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_what_nohup_ignores_stays_ignored():
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + JOB.format(
         phase="os.kill(os.getpid(), signal.SIGHUP)", work="time.sleep(0.1); assert not stop.is_set()"

@@ -15,6 +15,12 @@ def budget(task, variant, *, gflops, share, gradients=0, activations=0):
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _plain_numbers(monkeypatch):
+    monkeypatch.setattr("pipeline.train.forecast._EFFICIENCY", 0.5)
+    monkeypatch.setattr("pipeline.train.forecast._STEP_S", 0.0)
+
+
 BUDGET = [budget("a", "64", gflops=3, share=0.5), budget("a", "32", gflops=1, share=0.25),
           budget("b", "64", gflops=8, share=0.25)]  # fmt: skip
 
@@ -23,15 +29,13 @@ def step(task, variant, seconds, *, wait_s=0.0):
     return {"task": task, "variant": variant, "step_s": seconds, "data_wait_s": wait_s}
 
 
-def test_before_the_first_step_flops_and_the_rate_say_it(monkeypatch):
-    monkeypatch.setattr("pipeline.train.forecast._EFFICIENCY", 0.5)
+def test_before_the_first_step_flops_and_the_rate_say_it():
     # 3.75 GFLOPs a step on average, at 2 GFLOP/s.
     assert Forecast(BUDGET, flops_per_s=4e9).step_s() == pytest.approx(3.75 / 2)
     assert Forecast(BUDGET).step_s() is None and Forecast().step_s() is None
 
 
-def test_steps_that_have_run_correct_the_rate_of_the_others(monkeypatch):
-    monkeypatch.setattr("pipeline.train.forecast._EFFICIENCY", 0.5)
+def test_steps_that_have_run_correct_the_rate_of_the_others():
     forecast = Forecast(BUDGET, flops_per_s=4e9)
     # 3 GFLOPs took 3 s where 1.5 s were expected, the median of what was seen: all others take twice as long too.
     for seconds in (3.0, 2.5, 30.0):
@@ -69,7 +73,6 @@ def test_memory_counts_the_state_and_the_largest_step(monkeypatch):
 
 
 def test_what_is_said(monkeypatch):
-    monkeypatch.setattr("pipeline.train.forecast._EFFICIENCY", 0.5)
     monkeypatch.setattr("pipeline.train.devices.memory_limit", lambda: (23 << 30, "a device"))
     forecast = Forecast(BUDGET, flops_per_s=3.75e9 / 10)
     (line,) = lines(forecast, num_steps=10_000, needed=int(3.1 * 2**30))

@@ -33,7 +33,7 @@ def relay(monkeypatch, tmp_path):
     def end(code):
         raise Ended(code)
 
-    monkeypatch.setattr(ray_relay.os, "_exit", end)
+    monkeypatch.setattr(ray_relay, "end_process", end)
     keeper, stop = GateKeeper(), Stop("stopped")
     spec = types.SimpleNamespace(checkpoints=lambda: types.SimpleNamespace(latest_step=40))
     relay = Relay(actor(keeper), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
