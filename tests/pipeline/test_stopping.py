@@ -73,8 +73,9 @@ def test_before_that_a_stop_ends_the_job_at_once_with_one_line(tmp_path, number)
 
 
 def test_a_stop_is_obeyed_while_the_main_thread_is_in_a_library(tmp_path):
-    """A call into C of a minute, which lets other threads run."""
-    code, lines, took_s = stopped(tmp_path, signal.SIGTERM, work="import ctypes; ctypes.CDLL(None).sleep(60)")
+    """A call into C that no signal interrupts, which lets other threads run: a lock that is never free."""
+    work = "import ctypes; c, m = ctypes.CDLL(None), ctypes.create_string_buffer(128); c.pthread_mutex_lock(m)"
+    code, lines, took_s = stopped(tmp_path, signal.SIGTERM, work=f"{work}; c.pthread_mutex_lock(m)")
     assert code == 75 and len(lines) == 1 and took_s < 10
 
 
