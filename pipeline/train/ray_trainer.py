@@ -59,12 +59,7 @@ def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
-        train_loop_config={
-            "spec": spec,
-            "keeper": keeper,
-            "elastic": cluster.elastic,
-            "accelerator": cluster.accelerator,
-        },
+        train_loop_config={"spec": spec, "keeper": keeper, "cluster": cluster},
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
         dataset_config=StreamConfig(spec, cluster, keeper),
