@@ -49,7 +49,8 @@ def measured_flops_per_s(config: ModelConfig) -> float:
 
 class Forecast:
     """The time that steps take, by (task, variant): the median of its last ones; of one that has not run yet by its
-    FLOPs, at the rate that the others turned out to have.
+    FLOPs, at the rate that the others turned out to have. The first step of each says little: memory is touched for the
+    first time, and on CPUs the next graphs are compiled beside it.
 
     budget: what the run may do, with its shares; without one, what was seen counts. flops_per_s: the rate before
     anything was seen, None where it is not known.
@@ -59,13 +60,16 @@ class Forecast:
         self._shares = {(b.task, b.variant): b.share for b in budget}
         rate = flops_per_s and flops_per_s * _EFFICIENCY
         self._predicted = {(b.task, b.variant): b.flops / rate + _STEP_S for b in budget} if rate else {}
+        self._first: dict[tuple[str, str], float] = {}
         self._real: dict[tuple[str, str], collections.deque] = {}
         self._waits, self._steps = collections.deque(maxlen=_RECENT_WAITS), 0
 
     def add(self, record: Mapping) -> None:
         """A step that has run: a line of metrics.jsonl."""
         key = record["task"], record["variant"]
-        self._real.setdefault(key, collections.deque(maxlen=_RECENT)).append(record["step_s"])
+        if key in self._first:
+            self._real.setdefault(key, collections.deque(maxlen=_RECENT)).append(record["step_s"])
+        self._first.setdefault(key, record["step_s"])
         self._steps += 1
         if self._steps > _START_STEPS:
             self._waits.append(record["data_wait_s"])
@@ -73,10 +77,10 @@ class Forecast:
     def step_s(self) -> float | None:
         """Seconds of an average step to come, with its wait for data; None where nothing is known."""
         real = {key: statistics.median(values) for key, values in self._real.items()}
-        shares = self._shares or {key: len(self._real[key]) for key in real}
+        shares = self._shares or {key: len(self._real.get(key, [0])) for key in self._first}
         both = [key for key in real if key in self._predicted]
         off = sum(real[k] for k in both) / sum(self._predicted[k] for k in both) if both else 1.0
-        known = real | {key: off * s for key, s in self._predicted.items() if key not in real}
+        known = self._first | {key: off * s for key, s in self._predicted.items()} | real
         total = sum(share for key, share in shares.items() if key in known)
         if not total:
             return None

@@ -87,6 +87,7 @@ class Relay:
         if not self._asked:
             self._asked = True
             self._keeper.stop.remote()
+            self._wait.enter_context(waiting_for("the workers to end their step and save"))
         if not news.running or news.silence_s > _SILENCE_S:
             newest = self._spec.checkpoints().latest_step or "none"
             say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")

@@ -37,11 +37,14 @@ def test_before_the_first_step_flops_and_the_rate_say_it():
 
 def test_steps_that_have_run_correct_the_rate_of_the_others():
     forecast = Forecast(BUDGET, flops_per_s=4e9)
+    forecast.add(step("a", "64", 100.0))
+    assert forecast.step_s() == pytest.approx(3.75 / 2)
     # 3 GFLOPs took 3 s where 1.5 s were expected, the median of what was seen: all others take twice as long too.
     for seconds in (3.0, 2.5, 30.0):
         forecast.add(step("a", "64", seconds, wait_s=50.0))
     assert forecast.step_s() == pytest.approx(0.5 * 3 + 0.25 * 1 + 0.25 * 8)
-    forecast.add(step("b", "64", 5.0))
+    for seconds in (90.0, 5.0):
+        forecast.add(step("b", "64", seconds))
     # b as measured; what is left, a/32, by 8 s where 5.5 s were expected.
     assert forecast.step_s() == pytest.approx(0.5 * 3 + 0.25 * 0.5 * 8 / 5.5 + 0.25 * 5)
 
@@ -52,7 +55,7 @@ def test_without_a_rate_what_was_seen_says_it():
     forecast.add(step("b", "64", 5.0))
     assert forecast.step_s() == pytest.approx((0.5 * 2 + 0.25 * 5) / 0.75)
     seen = Forecast()
-    for seconds, task in ((1.0, "a"), (1.0, "a"), (1.0, "a"), (9.0, "b")):
+    for seconds, task in ((1.0, "a"), (1.0, "a"), (1.0, "a"), (1.0, "a"), (9.0, "b")):
         seen.add(step(task, "64", seconds))
     assert seen.step_s() == pytest.approx(3.0)
 
