@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from pipeline.stopping import end_process
 
-# Seconds without a line of this module's; a line that is due comes within a second.
-EVERY_S = 8.0
+# Seconds without a line of this module's in one process; where another process takes over, twice that.
+EVERY_S = 5.0
 
 _lock = threading.Lock()
 _waits: list[Wait] = []
