@@ -133,7 +133,7 @@ def run_stream(spec: StreamSpec) -> None:
 
 
 def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
-    from pipeline.train.ray_trainer import Cluster, start_ray
+    from pipeline.train.ray_cluster import Cluster, start_ray
 
     start_ray(Cluster())
     quiet_ray_data()

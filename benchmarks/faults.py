@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=2000)
     files = parser.parse_args().files
-    from pipeline.train.ray_trainer import Cluster, start_ray
+    from pipeline.train.ray_cluster import Cluster, start_ray
 
     # Decode processes take the deadly decoders from this folder's tests/.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)

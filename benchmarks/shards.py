@@ -104,14 +104,14 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, once each task's first batch is there."""
     from pipeline.pretrain import cluster_of
-    from pipeline.train import ray_trainer
+    from pipeline.train import ray_cluster, ray_trainer
     from pipeline.train.feed import Feed
     from pipeline.train.gate import Gate
     from pipeline.train.quarantine import Quarantine
     from pipeline.train.schedule import START
 
     cluster = cluster_of(recipe)
-    ray_trainer.start_ray(cluster)
+    ray_cluster.start_ray(cluster)
     schedule = spec.schedule(START)
     streams = ray_trainer.build_streams(spec, cluster, schedule=schedule, world_size=1)
     queues = {n: ray_trainer.open_queue(s, task=n, start=first, rank=0) for n, (s, first) in streams.items()}

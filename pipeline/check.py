@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from pipeline import lint
@@ -20,20 +21,27 @@ from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import CaptionCount, Tokenizer
+from pipeline.errors import DataError, RequestError
+from pipeline.host_memory import machine_cpus
 from pipeline.prepare import build_corpus, prepare, problems_of_recipe
 from pipeline.recipe import Recipe
-from pipeline.train.schedule import START
+from pipeline.train.budget import shape_budget
+from pipeline.train.forecast import Forecast, measured_flops_per_s
+from pipeline.train.run import RunSpec, use_compute_type
+from pipeline.train.schedule import START, Schedule
 
 _PERCENTILES = (5, 50, 95)
 _MOST_SHOWN = 10
+# CPU seconds that Ray spends on a batch, in all of its processes.
+_BATCH_CPU_S = 0.02
 
 
-def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
+def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> dict:
     """{"data_sets": {name: what was found}, "decode_cpus": ..., "problems": [...], "usable": bool}.
 
     sample: rows to decode of each data set, evenly spread. step_s: the time of a training step that decoding must keep
-    up with. A problem that would stop a run makes the data unusable; the others are worth a look. Raises RequestError
-    for what stops a run before its first step.
+    up with; None: an estimate for this machine. A problem that would stop a run makes the data unusable; the others
+    are worth a look. Raises RequestError for what stops a run before its first step.
     """
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,15 +69,52 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float = 0.25) -> dict:
         cost = one["decode_s_per_sample"]
         for task in tasks:
             samples = float(np.mean([v.global_batch_size for v in task.variants]))
-            cpu_s += shares.get(task.name, 0.0) * samples * sum(cost.get(m, 0.0) for m in task.modalities)
+            decode_s = samples * sum(cost.get(m, 0.0) for m in task.modalities)
+            cpu_s += shares.get(task.name, 0.0) * (max(decode_s, _batch_cpu_s(spec, task)) + _BATCH_CPU_S)
     return {
         "data_sets": found,
-        "decode_cpu_s_per_step": cpu_s,
-        "step_s": step_s,
-        "decode_cpus": cpu_s / step_s,
+        **_supply(spec, schedule, cpu_s, step_s),
         "problems": [*stops, *looks],
         "usable": not stops,
     }
+
+
+def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
+    """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
+    from pipeline.data.streams import StreamSpec
+
+    data_set = spec.data_sets[task.data_set]
+    stream = StreamSpec(
+        task=task,
+        data_set=data_set,
+        tokens=spec.tokens,
+        tokenizer=spec.tokenizer,
+        seed=spec.seed,
+        num_rows=spec.num_rows[data_set.name],
+        start=0,
+        stop=1,
+        share=1.0,
+        known_bad={},
+        cache_bytes=0,
+    )
+    try:
+        return stream.maker().cost_s(0)
+    # What is wrong is said by the look at the data.
+    except (DataError, RequestError):
+        return 0.0
+
+
+def _supply(spec: RunSpec, schedule: Schedule, decode_cpu_s: float, step_s: float | None) -> dict:
+    """decode_cpu_s_per_step, step_s, decode_cpus to keep up with it; where steps run on this machine's own CPUs also
+    cpus, and wait_share: the part of a run's time that decode takes from its steps there."""
+    found = {"decode_cpu_s_per_step": decode_cpu_s}
+    if step_s is None:
+        budget = shape_budget(schedule, config := use_compute_type(spec.model))
+        step_s = Forecast(budget, flops_per_s=measured_flops_per_s(config)).step_s()
+        if jax.default_backend() == "cpu":
+            cpus = machine_cpus()
+            found |= {"cpus": cpus, "wait_share": decode_cpu_s / (decode_cpu_s + step_s * cpus)}
+    return found | {"step_s": step_s, "decode_cpus": decode_cpu_s / step_s}
 
 
 def _data_set(
@@ -231,6 +276,16 @@ def no_caption_line(count: int, of: str, unusable: dict[str, int], data_set: Dat
     return f"{count} of {of} have no caption that can be used{why}; {allowed_line(data_set)}"
 
 
+def _supply_line(result: dict) -> str:
+    decode = f"decode takes {result['decode_cpu_s_per_step']:.2g} s of CPU a step"
+    if "wait_share" not in result:
+        return f"{decode}: {result['decode_cpus']:.1f} CPUs for steps of {result['step_s']:.2g} s, fewer with shards"
+    return (
+        f"{decode}, a step about {result['step_s']:.2g} s of all {result['cpus']} CPUs of this machine: on them about "
+        f"{result['wait_share']:.0%} of a run's time goes to decode, less with shards or a clip cache"
+    )
+
+
 def print_check(result: dict) -> None:
     """A table for people."""
     from rich.console import Console
@@ -259,10 +314,7 @@ def print_check(result: dict) -> None:
             for key in ("characters", "tokens"):
                 table.add_row(f"caption {key}", "  ".join(f"{p} {v:g}" for p, v in one["text"][key].items()))
         console.print(table)
-    console.print(
-        f"decode takes {result['decode_cpu_s_per_step']:.2f} s of CPU a step: {result['decode_cpus']:.1f} CPUs for "
-        f"steps of {result['step_s']:g} s, fewer with shards or a clip cache"
-    )
+    console.print(_supply_line(result))
     for problem in result["problems"]:
         console.print(f"- {problem}", markup=False)
     if not result["problems"]:

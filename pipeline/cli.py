@@ -9,16 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import stopping
 from pipeline.credentials import redacted, redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+from pipeline.files import make_folder
+from pipeline.waiting import waiting_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_job(job, arguments: argparse.Namespace) -> int:
     """Runs a job and turns its ways of ending into an exit code and at most one line."""
+    with stopping.obeyed("stopped; run the same command again") as stop:
+        return _run_job(job, arguments, stop)
+
+
+def _run_job(job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     try:
-        return job(arguments)
+        return job(arguments, stop)
     except RequestError as e:
         _say(f"error: {e}")
         return EXIT_REQUEST
@@ -26,6 +34,9 @@ def run_job(job, arguments: argparse.Namespace) -> int:
         _say(f"failed: {e}")
         return EXIT_FAILED
     finally:
+        # Jobs that need no Ray do not load it.
+        if "pipeline.train.ray_cluster" in sys.modules:
+            sys.modules["pipeline.train.ray_cluster"].end_ray()
         _let_go_of_closed_terminals()
 
 
@@ -80,6 +91,7 @@ examples:
 The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
 checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
 What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
+A second Ctrl-C or SIGTERM ends it at once, without saving (130, 143).
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
     )
@@ -95,7 +107,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
     return run_job(_pretrain, arguments)
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
 
     run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
@@ -103,9 +115,10 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(recipes.dump(redacted_values(recipe.to_dict())), end="")
         return EXIT_DONE
-    from pipeline.pretrain import pretrain
+    with waiting_for("libraries to load"):
+        from pipeline.pretrain import pretrain
 
-    finished = pretrain(recipe, run_dir, started=arguments.started)
+    finished = pretrain(recipe, run_dir, started=arguments.started, stop=stop)
     return EXIT_DONE if finished else EXIT_RUN_AGAIN
 
 
@@ -125,7 +138,7 @@ The same command again goes on where it stopped.
 preprocess.py import LAYOUT SOURCE --out FILE writes the manifest of a data set in a public layout;
 preprocess.py import --help lists the layouts.
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     add_recipe_arguments(parser, default=None)
     parser.add_argument(
@@ -147,7 +160,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _preprocess(arguments: argparse.Namespace) -> int:
+def _preprocess(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
     from pipeline.preprocess import preprocess
 
@@ -157,6 +170,7 @@ def _preprocess(arguments: argparse.Namespace) -> int:
         arguments.out.absolute(),
         only=tuple(arguments.only),
         rows_per_shard=arguments.rows_per_shard,
+        stop=stop,
     )
     return EXIT_DONE
 
@@ -188,9 +202,10 @@ def _import_main(argv: list[str]) -> int:
     return run_job(_import, parser.parse_args(argv))
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline.data.importers import import_layout
 
+    make_folder(arguments.out.absolute().parent, "--out in")
     options = {}
     for text in arguments.option:
         key, equals, value = text.partition("=")
@@ -218,7 +233,7 @@ examples:
   python jobs/check.py --config pets.yaml
   python jobs/check.py --config pets.yaml --sample 2000 --json > check.json
 
-exit codes: 0 usable, 1 failed, 2 a run would stop""",
+exit codes: 0 usable, 1 failed, 2 a run would stop, 75 stopped: run it again""",
     )
     add_recipe_arguments(parser)
     parser.add_argument(
@@ -227,24 +242,24 @@ exit codes: 0 usable, 1 failed, 2 a run would stop""",
     parser.add_argument(
         "--step-s",
         type=float,
-        default=0.25,
         metavar="SECONDS",
-        help="a training step that decode must keep up with (default: 0.25)",
+        help="a training step that decode must keep up with (default: an estimate for this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     return run_job(_check, parser.parse_args(argv))
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     import json
 
     from pipeline import recipe as recipes
     from pipeline.check import check, print_check
 
-    if arguments.sample < 1 or arguments.step_s <= 0:
+    if arguments.sample < 1 or (arguments.step_s is not None and arguments.step_s <= 0):
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
-    result = redacted_values(check(recipe, sample=arguments.sample, step_s=arguments.step_s))
+    with waiting_for("the look at the data"):
+        result = redacted_values(check(recipe, sample=arguments.sample, step_s=arguments.step_s))
     print(json.dumps(result, indent=1)) if arguments.json else print_check(result)
     return EXIT_DONE if result["usable"] else EXIT_REQUEST
 
@@ -258,7 +273,7 @@ examples:
   python jobs/evaluate.py --run runs/pets
   python jobs/evaluate.py --run runs/pets --config more_held_out_sets.yaml
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
     parser.add_argument(
@@ -270,20 +285,24 @@ exit codes: 0 done, 1 failed, 2 the request was wrong""",
     return run_job(_evaluate, parser.parse_args(argv))
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     from pipeline import recipe as recipes
 
     _check_run(arguments.run)
+    # What is found in minutes is written there.
+    make_folder(arguments.run, "--run")
     from pipeline.evaluate.model import TrainedModel
     from pipeline.evaluate.run import evaluate_run, print_table
     from pipeline.files import write_json
     from pipeline.prepare import build_corpus
 
-    model = TrainedModel(arguments.run)
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
     if arguments.config:
         model.use_recipe(recipes.load(arguments.config))
     build_corpus(model.recipe)
-    results = evaluate_run(arguments.run, model)
+    with waiting_for("the evaluation"):
+        results = evaluate_run(arguments.run, model)
     write_json(arguments.run / "eval.json", results)
     print_table(results)
     return EXIT_DONE
@@ -304,21 +323,23 @@ example:
 
 pipeline.export.load_model reads the folder without Ray; README.md shows how.
 
-exit codes: 0 done, 1 failed, 2 the request was wrong""",
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
     return run_job(_export, parser.parse_args(argv))
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     _check_run(arguments.run)
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
+    make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.model import TrainedModel
 
-    model = TrainedModel(arguments.run)
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
     save_model(
         arguments.out,
         model.imp,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.errors import RequestError, one_line
 
 # What a killed writer leaves behind ends so.
 TEMPORARY_SUFFIX = ".partial"
@@ -35,6 +38,19 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, option: str) -> None:
+    """Makes a folder that a user has named by ``option``. Raises RequestError where it cannot be made or written."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as e:
+        raise RequestError(
+            f"{option} {path}: expected a folder that can be written, found: {one_line(e)}; name another"
+        ) from e
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

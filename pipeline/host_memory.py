@@ -1,6 +1,7 @@
-"""The C library's allocator as training steps on CPUs and decoders want it."""
+"""The machine: the C library's allocator as training steps on CPUs and decoders want it, and the CPUs there are."""
 
 import ctypes
+import os
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -18,3 +19,8 @@ def keep_freed_memory(most_bytes: int = 1 << 30) -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, most_bytes) and mallopt(_TRIM_THRESHOLD, most_bytes))
+
+
+def machine_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

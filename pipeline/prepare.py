@@ -19,7 +19,7 @@ from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.errors import RequestError
-from pipeline.files import TEMPORARY_SUFFIX, write_bytes
+from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train import writers
 from pipeline.train.alarms import feed_advice
@@ -34,7 +34,7 @@ _BEFORE_CONFIG = (".lock", "tokenizer.model")
 
 def lock_run_dir(run_dir: Path):
     """Holds the run directory for this process; the lock goes with the process, however it ends."""
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir, "--run-dir")
     lock = open(run_dir / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,6 +49,8 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
     Raises RequestError when the run directory belongs to another recipe.
     """
     path = run_dir / "config.yaml"
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RequestError(f"--run-dir {run_dir}: expected a folder, found a file; use another")
     if path.exists():
         try:
             stored = recipes.read_yaml(path.read_text(encoding="utf-8"))

@@ -23,22 +23,28 @@ from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.text import CaptionCount
 from pipeline.errors import DataError, RequestError
-from pipeline.files import write_json
+from pipeline.files import make_folder, write_json
 from pipeline.prepare import build_corpus, needed_columns
+from pipeline.stopping import Stop
+from pipeline.train.ray_cluster import Cluster, start_ray
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.
 ROWS_PER_SHARD = 256
 
 
 def preprocess(
-    recipe: recipes.Recipe, out: Path, *, only: tuple[str, ...] = (), rows_per_shard: int = ROWS_PER_SHARD
+    recipe: recipes.Recipe,
+    out: Path,
+    *,
+    only: tuple[str, ...] = (),
+    rows_per_shard: int = ROWS_PER_SHARD,
+    stop: Stop | None = None,
 ) -> dict:
     """Writes out/NAME/ for each data set and prints progress. Finished shards of an earlier try are kept.
 
-    only: data sets to do; all by default. Returns {name: {"rows", "shards", "bytes", "rejected"}}.
+    only: data sets to do; all by default. stop: what signals have asked for. Returns {name: {"rows", "shards", "bytes",
+    "rejected"}}.
     """
-    from pipeline.train import ray_trainer
-
     unknown = set(only) - set(recipe.data_sets)
     if unknown:
         raise RequestError(f"--only {', '.join(sorted(unknown))}: the recipe has {', '.join(recipe.data_sets)}")
@@ -50,7 +56,10 @@ def preprocess(
         if mine:
             data_set = dataclasses.replace(data_sets[name], shards=None)
             jobs[name] = _check(data_set, mine, out / name, limits, rows_per_shard)
-    ray_trainer.start_ray(ray_trainer.Cluster(address=recipe.cluster.address), driver_cpus=0)
+    start_ray(Cluster(address=recipe.cluster.address), driver_cpus=0)
+    if stop:
+        # Ray takes SIGTERM for itself.
+        stop.install()
     return {name: _data_set(job) for name, job in jobs.items()}
 
 
@@ -95,7 +104,7 @@ def _check(
     media = tuple(m for m in MEDIA if m in used)
     captioned = [t.max_characters for t in tasks if "text" in t.modalities and t.text == "captions"]
     job = _Job(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--out")
     path = folder / "header.json"
     if path.exists() and json.loads(path.read_text()) != job.header():
         raise RequestError(

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
+from pipeline.data.streams import DecodeOptions
 from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
+from pipeline.stopping import Stop
+from pipeline.train.devices import check_backend
+from pipeline.train.ray_cluster import Cluster, check_accelerator, end_ray, start_ray
+from pipeline.train.run import RunSpec
+from pipeline.waiting import waiting_for
 
 # Written once training has ended, the page last.
 _OF_THE_END = ("report.html", "eval.json", "summary.json")
 
 
-def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> bool:
+def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, stop: Stop | None = None) -> bool:
     """Runs a recipe to its end in ``run_dir``, from its last checkpoint where there is one.
 
-    Returns False when it was interrupted and its state is saved. started: time.time() when the command began.
+    Returns False when it was interrupted and its state is saved. started: time.time() when the command began. stop:
+    what signals have asked for.
     """
-    clock = _Clock(started)
+    clock, stop = _Clock(started), stop or Stop("stopped")
+    stop.at_once(f"stopped before the first step, nothing to save; run it again with: {_command()}")
+    cluster = cluster_of(recipe)
+    check_accelerator(cluster)
+    if cluster.num_workers == 0:
+        check_backend(cluster.accelerator)
     changes = check_run_dir(recipe, run_dir)
     with contextlib.closing(lock_run_dir(run_dir)):
-        with clock("corpus_s"):
+        with clock("corpus_s"), waiting_for("the demo corpus"):
             build_corpus(recipe)
-        with clock("prepare_s"):
+        with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
             spec = prepare(recipe, run_dir)
             done = spec.checkpoints().latest_step or 0
         if done >= spec.num_steps and (run_dir / "report.html").exists():
@@ -36,6 +46,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
         for line in spec.checkpoints().faults():
             print(f"warning: {line}", file=sys.stderr, flush=True)
         if done:
+            stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {_command()}")
             print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
         for line in changes:
             print(f"the mixture changes: {line}", flush=True)
@@ -43,35 +54,38 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
             # What stands there is of fewer steps.
             for name in _OF_THE_END:
                 (run_dir / name).unlink(missing_ok=True)
-        summary = _train(recipe, spec, clock) if done < spec.num_steps else _old_summary(run_dir, done)
+        summary = _train(spec, cluster, clock, stop) if done < spec.num_steps else _old_summary(run_dir, done)
         if summary["steps"] < spec.num_steps:
             with contextlib.suppress(OSError):
                 print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
             return False
+        stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {_command()}")
         _finish(recipe, run_dir, summary, clock)
     return True
 
 
-def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
+def _train(spec: RunSpec, cluster: Cluster, clock: _Clock, stop: Stop) -> dict:
     from pipeline.train import ray_trainer
 
-    cluster = cluster_of(recipe)
     ray_trainer.check_world(spec, cluster)
-    with clock("start_s"):
-        ray_trainer.start_ray(cluster)
-    with _stop_on_signals() as stop:
-        summary = ray_trainer.fit(spec, cluster, should_stop=stop.is_set)
+    try:
+        with clock("start_s"):
+            start_ray(cluster)
+        # Ray takes SIGTERM for itself.
+        stop.install()
+        summary = ray_trainer.fit(spec, cluster, stop=stop)
+    finally:
+        with waiting_for("Ray to end"):
+            end_ray()
     if summary["first_step_at"]:
         clock.times["first_step_s"] = summary["first_step_at"] - clock.started
     return summary
 
 
-def cluster_of(recipe: Recipe):
-    """``cluster.*`` of a recipe as ``ray_trainer.Cluster``."""
-    from pipeline.train import ray_trainer
-
+def cluster_of(recipe: Recipe) -> Cluster:
+    """``cluster.*`` of a recipe as plain data."""
     settings = recipe.cluster
-    return ray_trainer.Cluster(
+    return Cluster(
         num_workers=tuple(settings.num_workers) if isinstance(settings.num_workers, list) else settings.num_workers,
         max_failures=settings.max_failures,
         accelerator=settings.accelerator,
@@ -80,31 +94,11 @@ def cluster_of(recipe: Recipe):
         topology=settings.topology,
         accelerator_type=settings.accelerator_type,
         address=settings.address,
-        decode=ray_trainer.DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
+        start_timeout_s=settings.start_timeout_s,
+        decode=DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
         cache_bytes=settings.clip_cache_mb << 20,
         limits=settings.decode_limits(),
     )
-
-
-@contextlib.contextmanager
-def _stop_on_signals():
-    """Ctrl-C, SIGTERM and a terminal that closes ask for a stop after the current step; a second time stops at once."""
-    stop = threading.Event()
-
-    def handle(number, frame):
-        if stop.is_set():
-            signal.default_int_handler(number, frame)
-        stop.set()
-        # The terminal may be gone, or in the middle of a line.
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            print("stopping after this step, saving the state ...", file=sys.stderr, flush=True)
-
-    old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _old_summary(run_dir: Path, done: int) -> dict:
@@ -126,7 +120,7 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None
 
     write_json(run_dir / "summary.json", summary)
     write_table(run_dir)
-    with clock("evaluation_s"):
+    with clock("evaluation_s"), waiting_for("the evaluation"):
         model = TrainedModel(run_dir)
         # The stored recipe is without the credentials of its URIs.
         model.use_recipe(recipe)

@@ -142,6 +142,7 @@ def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, 
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
+    _assert_only_its_own_ray(output)
     stopped = metrics(run_dir)[-1]["step"]
     assert f"stopped after step {stopped}, state saved" in output and stopped < 40
     assert (run_dir / "checkpoints" / str(stopped)).is_dir()
@@ -163,6 +164,12 @@ def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, 
     (run_dir / "eval.json").unlink()
     run_job("evaluate.py", "--run", run_dir)
     assert json.loads((run_dir / "eval.json").read_text()) == json.loads((whole / "eval.json").read_text())
+
+
+def _assert_only_its_own_ray(output: str) -> None:
+    """What ends has neither started a second Ray nor joined another."""
+    for said in ("Connecting to", "Started a local Ray", "Traceback"):
+        assert said not in output, output
 
 
 def _await_end_of(run_dir: Path, *, deadline: float) -> None:
@@ -232,6 +239,7 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
+    _assert_only_its_own_ray(output)
     stopped = metrics(two)[-1]["step"]
     assert f"stopped after step {stopped}, state saved" in output and stopped < 40
 
@@ -243,6 +251,8 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert "workers started again: 2 of them" in output and "Traceback" not in output
+    # Rank 0's own lines, once each, and none of Ray's forwarded ones.
+    assert output.count("shape budget: ") == 2 and "(RayTrainWorker" not in output
 
     assert json.loads((two / "summary.json").read_text())["world_size"] == 2
     a, b = metrics(whole), metrics(two)
@@ -273,7 +283,8 @@ def test_wrong_requests_are_one_line_and_exit_2(toy_recipe, tmp_path, overrides,
     arguments = [x for override in overrides for x in ("--set", override)]
     output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", *arguments, expect=2)
     assert message in output
-    assert len(output.strip().splitlines()) == 1, output
+    # A loaded machine may take long enough to say what it waits for.
+    assert len([line for line in output.strip().splitlines() if not line.startswith("waiting for ")]) == 1, output
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import ray
@@ -121,6 +122,20 @@ class _Blocks:
             return failure_to_arrow(e)
 
 
+class StreamEnded(Exception):
+    """A stream ends because nobody wants its rows any more."""
+
+
+# Of the streams whose loops run in this process.
+_PACES: weakref.WeakSet[Pace] = weakref.WeakSet()
+
+
+def end_streams() -> None:
+    """Ends the loops of all streams that run in this process."""
+    for pace in list(_PACES):
+        pace.ended = True
+
+
 class Pace(ExecutionCallback):
     """Rests between the steps of a stream's scheduling loop.
 
@@ -130,8 +145,15 @@ class Pace(ExecutionCallback):
     """
 
     idle_s, busy_s = 0.2, 0.02
+    ended = False
+
+    def before_execution_starts(self, executor) -> None:
+        _PACES.add(self)
 
     def on_execution_step(self, executor) -> None:
+        if self.ended:
+            # Ends the loop, and with it whoever waits for the stream's next block.
+            raise StreamEnded
         busy = any(operator.num_active_tasks() for operator in executor._topology)
         time.sleep(self.busy_s if busy else self.idle_s)
 
@@ -299,10 +321,13 @@ def quiet_ray_data() -> None:
 
 
 class TaskQueue:
-    """The queue of one task: a thread pulls the stream's rows ahead of the feed, at most ``depth`` of them."""
+    """The queue of one task: a thread pulls the stream's rows ahead of the feed, at most ``depth`` of them.
 
-    def __init__(self, rows: Iterable[Row], *, task: str, depth: int):
-        self._rows, self._depth, self._ready = rows, depth, []
+    end: called by ``close`` to wake a thread that waits for the stream's next row.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, task: str, depth: int, end: Callable[[], None] = lambda: None):
+        self._rows, self._depth, self._end, self._ready = rows, depth, end, []
         self._condition, self._failure, self._done = threading.Condition(), None, False
         self._thread = threading.Thread(target=self._pull, name=f"stream-{task}", daemon=True)
         self._thread.start()
@@ -322,6 +347,9 @@ class TaskQueue:
             with self._condition:
                 self._done = True
                 self._condition.notify_all()
+            # In this thread, which ``join`` waits for: a stream that is left half read ends what it has started.
+            if isinstance(self._rows, Generator):
+                self._rows.close()
 
     def next(self) -> Row:
         """The next row; blocks until it is there. Raises what the stream raised."""
@@ -336,7 +364,19 @@ class TaskQueue:
         raise DataError("the stream ended before the run did")
 
     def close(self) -> None:
+        """No more rows: wakes whoever waits for one. ``join`` then waits for the thread."""
         with self._condition:
             self._done = True
             self._ready.clear()
             self._condition.notify_all()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended, within ``timeout_s``: after that nothing calls Ray for this queue."""
+        deadline = time.monotonic() + timeout_s
+        while self._thread.is_alive():
+            # Again and again: a stream may only just be starting.
+            self._end()
+            self._thread.join(timeout=0.1)
+            if time.monotonic() >= deadline:
+                break
+        return not self._thread.is_alive()

@@ -402,6 +402,7 @@ class ClusterSettings(_Strict):
     max] as many as there is room for, and the run goes on with fewer or more when machines go or come.
     max_failures: so many times a run goes on by itself from its newest checkpoint after workers were lost; machines
     that were preempted do not count. stall_timeout_s: a worker that finishes nothing for so long ends, with its stacks.
+    start_timeout_s: how long to wait for the first workers, where their machines may be yet to come.
 
     expert_parallel: so many devices share the experts of a layer; it divides both their number and the devices'. fsdp:
     parameters and moments lie over the devices, in place of a copy on each.
@@ -420,6 +421,7 @@ class ClusterSettings(_Strict):
     topology: str | None = None
     accelerator_type: str | None = None
     address: str | None = None
+    start_timeout_s: float = pydantic.Field(1800.0, gt=0)
     expert_parallel: int = pydantic.Field(1, ge=1)
     fsdp: bool = False
     decode: Literal["auto", "tasks", "actors"] = "auto"

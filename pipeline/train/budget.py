@@ -13,8 +13,8 @@ from pipeline.train.schedule import Schedule
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """One (task, variant). tokens: of a global batch, of all modalities; vision_tokens: of it. flops: of a training
-    step on all devices (``sizes.structure_flops``). memory_bytes: an estimate (``sizes.structure_memory``). share: of
-    the steps to come.
+    step on all devices (``sizes.structure_flops``). memory_bytes: an estimate (``sizes.structure_memory``), of which
+    gradient_bytes and activation_bytes (the batch too) are the step's alone. share: of the steps to come.
     """
 
     task: str
@@ -25,6 +25,8 @@ class Budget:
     vision_tokens: int
     flops: int
     memory_bytes: int
+    gradient_bytes: int
+    activation_bytes: int
     share: float
 
 
@@ -33,8 +35,7 @@ def shape_budget(schedule: Schedule, config: ModelConfig) -> list[Budget]:
     found = {}
     for structure in schedule.structures.values():
         if structure not in found:
-            memory = sum(sizes.structure_memory(config, structure).values())
-            found[structure] = (sizes.structure_flops(config, structure), memory)
+            found[structure] = (sizes.structure_flops(config, structure), sizes.structure_memory(config, structure))
     return [
         Budget(
             task,
@@ -45,7 +46,9 @@ def shape_budget(schedule: Schedule, config: ModelConfig) -> list[Budget]:
             vision_tokens=structure.global_batch_size
             * sum(i.num_tokens for i in structure.inputs if i.modality == "vision"),
             flops=found[structure][0],
-            memory_bytes=found[structure][1],
+            memory_bytes=sum(found[structure][1].values()),
+            gradient_bytes=found[structure][1]["gradients"],
+            activation_bytes=found[structure][1]["activations"] + found[structure][1]["batch"],
             share=schedule.share(task) / len(schedule.tasks[task].variants),
         )
         for (task, variant), structure in schedule.structures.items()

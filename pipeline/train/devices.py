@@ -9,6 +9,12 @@ import sys
 
 import jax
 
+from pipeline.errors import EXIT_REQUEST, RequestError, one_line
+from pipeline.waiting import at_most
+
+# Seconds for an accelerator to open: one that another process holds may never.
+_OPEN_S = 55.0
+
 # bfloat16 FLOP/s of one device, dense, by what ``jax.Device.device_kind`` contains; the first that matches counts.
 # NVIDIA's data sheets (of H100, H200, B200: half of what they give with sparsity): A100 (nvidia-a100-datasheet), H100
 # (SXM, PCIe, NVL), H200 (SXM, NVL), L4, DGX B200 (72 PFLOPS of FP8 in 8 GPUs, with sparsity). Google Cloud's pages of
@@ -34,6 +40,24 @@ def peak_flops(kind: str) -> float | None:
     return next((peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)), None)
 
 
+def check_backend(accelerator: str) -> None:
+    """Raises RequestError where JAX does not compute on the accelerator that was asked for; it would go on without."""
+    if accelerator == "cpu":
+        return
+    asked = f"cluster.accelerator: {accelerator}"
+    try:
+        with at_most(
+            _OPEN_S, f"error: {asked}: it did not open within {_OPEN_S:.0f} s; is it held?", code=EXIT_REQUEST
+        ):
+            found = jax.default_backend()
+    except RuntimeError as e:
+        raise RequestError(f"{asked}: JAX cannot open it: {one_line(e)[:300]}") from e
+    if found != accelerator:
+        raise RequestError(
+            f"{asked}: JAX computes on {found} here; install its {accelerator} build, and see what JAX_PLATFORMS says"
+        )
+
+
 def memory() -> dict[str, int]:
     """rss_bytes: of this process. device_bytes, device_peak_bytes: of its fullest device, where devices say."""
     found = {"rss_bytes": _resident_bytes()}
@@ -43,6 +67,27 @@ def memory() -> dict[str, int]:
         if values:
             found[name] = max(values)
     return found
+
+
+def memory_limit() -> tuple[int | None, str]:
+    """(bytes that a device may hold, None where it does not say; "this machine" or "a device" for whose they are)."""
+    if jax.default_backend() != "cpu":
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return stats.get("bytes_limit"), "a device"
+    return host_bytes(), "this machine"
+
+
+def host_bytes() -> int:
+    """Memory that this process and its children may take: the machine's, or what its container is given."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as f:
+                total = min(total, int(f.read()))
+        # None is set ("max"), or the file is not there.
+        except (OSError, ValueError):
+            continue
+    return total
 
 
 def _resident_bytes() -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,12 +18,20 @@ from pipeline.train.quarantine import Quarantine
 from pipeline.train.schedule import Schedule, Step
 
 _DEPTH = 2
+# Seconds for the thread to end, which may be putting a batch on a device, and for those of all queues.
+_JOIN_S = 5.0
 
 
 class RowQueue(Protocol):
     """The rows of one task in order."""
 
     def next(self) -> Row: ...
+
+    def close(self) -> None:
+        """Wakes whoever waits in ``next``; nothing comes any more."""
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for what fills the queue, at most so long. Returns whether it has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Feed:
     """Iterates over the batches of the steps start .. stop - 1, in order.
 
     put: local arrays → global arrays on the devices. gate: is told of every batch that is there, and of the one that
-    cannot be made.
+    cannot be made. waits_for: the task whose stream the feed waits for at the moment.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Feed:
         self._schedule, self._queues, self._put, self._quarantine = schedule, queues, put, quarantine
         self._gate = gate
         self._range, self._closed = range(start, stop), threading.Event()
+        self.waits_for: str | None = None
         self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
@@ -88,7 +98,9 @@ class Feed:
 
     def _batch(self, step: int) -> Batch:
         what = self._schedule[step]
+        self.waits_for = what.task
         row = self._queues[what.task].next()
+        self.waits_for = None
         if (row.task, row.batch, row.variant) != (what.task, what.batch, what.variant.name):
             raise DataError(
                 f"step {step}: expected batch {what.batch} of {what.task} as {what.variant.name}, "
@@ -110,7 +122,17 @@ class Feed:
         return item
 
     def close(self) -> None:
+        """Ends the thread, and those that fill the queues: one that still puts arrays on a device, or asks Ray for a
+        block, when its library has gone would abort the process, or start Ray anew."""
         self._closed.set()
-        # A thread that is still putting arrays on a device when the interpreter ends would abort the process. One that
-        # waits for data may stay.
-        self._thread.join(timeout=2.0)
+        close_queues(self._queues)
+        self._thread.join(timeout=_JOIN_S)
+
+
+def close_queues(queues: Mapping[str, RowQueue]) -> None:
+    """All are told before any is waited for."""
+    for row_queue in queues.values():
+        row_queue.close()
+    deadline = time.monotonic() + _JOIN_S
+    for row_queue in queues.values():
+        row_queue.join(max(0.0, deadline - time.monotonic()))

@@ -5,6 +5,7 @@ same one. Knows nothing of Ray: ``GateKeeper`` becomes an actor in ``ray_trainer
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import enum
 import time
 from collections.abc import Callable
@@ -35,6 +36,22 @@ class Gate:
         return Go.STOP if self._should_stop() else Go.STEP
 
 
+@dataclasses.dataclass(frozen=True)
+class News:
+    """What the driver hears of its workers.
+
+    epoch: groups of workers that have started. running: whether one runs, or is being asked to. steps: whether a step
+    of the present group was granted. silence_s: seconds since a rank of it was heard of. lines: (whether it goes to
+    stderr, text) of what they have printed since the last news.
+    """
+
+    epoch: int
+    running: bool
+    steps: bool
+    silence_s: float
+    lines: list[tuple[bool, str]]
+
+
 class GateKeeper:
     """What the gates of several ranks agree through.
 
@@ -47,7 +64,7 @@ class GateKeeper:
 
     def __init__(self):
         self.epoch, self.start_step, self._changed = 0, 0, asyncio.Condition()
-        self._heard_at = time.monotonic()
+        self._heard_at, self._running, self._lines = time.monotonic(), False, []
         self._begin(1)
 
     def _begin(self, world_size: int) -> None:
@@ -61,7 +78,7 @@ class GateKeeper:
         async with self._changed:
             self.start_step, self._heard_at = start_step, time.monotonic()
             stopped = self._last is not None and self.reason is None
-            self.epoch += 1
+            self.epoch, self._running = self.epoch + 1, True
             self._begin(world_size)
             if stopped:
                 self._last = self._granted
@@ -94,9 +111,19 @@ class GateKeeper:
                 self._last = self._granted
             self._changed.notify_all()
 
-    async def silence_s(self) -> float:
-        """Seconds since a rank of the present group was heard of."""
-        return time.monotonic() - self._heard_at
+    async def print(self, error: bool, text: str) -> None:
+        """What a rank prints, for the driver's terminal. error: to stderr."""
+        self._lines.append((error, text))
+
+    async def lost(self, text: str) -> None:
+        """The present group has failed, and no other one has started yet."""
+        self._running = False
+        self._lines.append((False, text))
+
+    async def news(self) -> News:
+        """What has happened; the lines since the last call."""
+        lines, self._lines = self._lines, []
+        return News(self.epoch, self._running, self._granted >= 0, time.monotonic() - self._heard_at, lines)
 
     async def starts_at(self) -> int:
         """The step at which the present group starts."""

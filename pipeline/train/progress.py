@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.train.forecast import Forecast
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # What the display speaks of: the waits of the start are soon forgotten.
 _RECENT_STEPS = 64
-# Fewer steps say nothing of the time left.
-_STEPS_TO_KNOW = 8
 # Seconds between two pictures of the panel.
 _PANEL_EVERY_S = 0.25
 _MOST_ALARMS = 3
@@ -37,13 +37,17 @@ class Overview:
 
 
 class Progress:
-    """mode: "rich" (the panel), "plain" (lines), "none", or "auto": the panel where stderr is a terminal."""
+    """mode: "rich" (the panel), "plain" (lines), "none", or "auto": the panel where stderr is a terminal. forecast: of
+    the steps to come."""
 
-    def __init__(self, *, mode: str, num_steps: int, every_s: float, start_step: int = 0):
+    def __init__(
+        self, *, mode: str, num_steps: int, every_s: float, start_step: int = 0, forecast: Forecast | None = None
+    ):
         if mode == "auto":
             mode = "rich" if sys.stderr.isatty() else "plain"
         self._num_steps, self._every_s, self._last = num_steps, every_s, 0.0
         self._plain, self._panel = mode == "plain", None
+        self._forecast = forecast or Forecast()
         # (examples, tokens, seconds waiting for data, seconds in all, model FLOPs in seconds at peak).
         self._recent: collections.deque = collections.deque(maxlen=_RECENT_STEPS)
         if mode == "rich":
@@ -54,6 +58,7 @@ class Progress:
         wait_s, busy_s = record["data_wait_s"], record["data_wait_s"] + record["step_s"]
         at_peak_s = record.get("mfu", 0.0) * (busy_s + record["compile_wait_s"])
         self._recent.append((record["examples"], record["tokens"], wait_s, busy_s, at_peak_s))
+        self._forecast.add(record)
         if self._panel:
             self._panel.add(record)
         now, last = time.monotonic(), record["step"] == self._num_steps
@@ -69,13 +74,13 @@ class Progress:
         examples, tokens, wait_s, busy_s, at_peak_s = np.sum(self._recent, axis=0)
         busy_s = max(busy_s, 1e-9)
         steps_left = self._num_steps - record["step"]
-        known = len(self._recent) >= _STEPS_TO_KNOW or not steps_left
+        step_s = self._forecast.step_s()
         held = (("rss_bytes", "host"), ("device_peak_bytes", "device"))
         memory = [f"{record[key] / 1e9:.1f} GB {name}" for key, name in held if key in record]
         return Overview(
             step=record["step"],
             num_steps=self._num_steps,
-            left=_clock(busy_s / len(self._recent) * steps_left) if known else "?",
+            left="?" if step_s is None else _clock(step_s * steps_left),
             examples_per_s=examples / busy_s,
             tokens_per_s=tokens / busy_s,
             wait_share=wait_s / busy_s,

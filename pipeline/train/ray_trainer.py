@@ -1,14 +1,9 @@
-"""The only file of training that knows Ray: one run under JaxTrainer, in the driver's process or in N workers."""
+"""The file of training that knows Ray Train: one run under JaxTrainer, in the driver's process or in N workers."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
 import sys
-import threading
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,131 +16,58 @@ from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.data.media.process import DecodeLimits
 from pipeline.data.streams import (
-    DecodeOptions,
     StreamSpec,
     TaskQueue,
     build_stream,
     checked_rows,
     cluster_cpus,
     decode_shares,
+    end_streams,
     iterate,
     quiet_ray_data,
 )
-from pipeline.errors import EXIT_RUN_AGAIN, DataError, RequestError, one_line
+from pipeline.errors import DataError, RequestError, one_line
+from pipeline.stopping import Stop
+from pipeline.train.devices import check_backend
 from pipeline.train.gate import Gate, GateKeeper, Go
 from pipeline.train.quarantine import known_bad
+from pipeline.train.ray_cluster import Cluster, await_room
+from pipeline.train.ray_relay import Relay, lines_to
 from pipeline.train.run import RunSpec, train
 from pipeline.train.schedule import Schedule
 
 _QUEUE_ROWS = 2
-# Workers that run are heard of at every step; their last save may take this long.
-_SILENCE_S = 600.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where a run runs: ``cluster.*`` of the recipe as plain data."""
-
-    num_workers: int | tuple[int, int] = 0
-    max_failures: int = 10
-    accelerator: str = "cpu"
-    accelerators_per_worker: int = 1
-    cpus_per_worker: float = 1.0
-    topology: str | None = None
-    accelerator_type: str | None = None
-    address: str | None = None
-    decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
-    cache_bytes: int = 0
-    limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
-
-    @property
-    def elastic(self) -> bool:
-        return isinstance(self.num_workers, tuple)
-
-    @property
-    def sizes(self) -> range:
-        """The numbers of workers that the run may have."""
-        low, high = self.num_workers if self.elastic else (self.num_workers, self.num_workers)
-        return range(low, high + 1)
-
-    def trainer_cpus(self, num_workers: int | None = None) -> float:
-        """CPUs that so many workers take, or the most that there may be."""
-        return (self.sizes[-1] if num_workers is None else num_workers) * self.cpus_per_worker
-
-
-def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
-    """Joins the cluster that is there (a submitted job, ``cluster.address``), or starts one on this machine.
-
-    driver_cpus: CPUs of this machine that the driver's own work needs.
-    """
-    if ray.is_initialized():
-        return
-    quiet_ray_data()
-    # Nothing of a run leaves the machine without being asked for.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Every process of a stream announces what it executes.
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    # What a worker prints comes once to the driver, not a second time through a logger.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if _joins(cluster):
-        ray.init(address=cluster.address, logging_level="error")
-        return
-    # Ray starts its processes by fork and exec at once, which is safe beside JAX's threads.
-    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-    # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
-    os.environ.setdefault("RAY_worker_niceness", "5")
-    # Decode must find CPUs beside the trainers, so theirs are counted on top.
-    cpus = max(1, (os.cpu_count() or 1) - driver_cpus) + round(cluster.trainer_cpus())
-    # "local": a head that someone started on this machine is joined only where ``cluster.address`` says so.
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_object_store_bytes(),
-        logging_level="error",
-    )
-
-
-def _joins(cluster: Cluster) -> bool:
-    """Whether the run joins a cluster that is there."""
-    return bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-
-
-def _object_store_bytes() -> int:
-    """A tenth of the memory, between 0.5 and 8 GB: streams are bounded, so more would only be reserved."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(min(max(total // 10, 512 << 20), 8 << 30))
-
-
-def fit(spec: RunSpec, cluster: Cluster, *, should_stop: Callable[[], bool]) -> dict:
+def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     """Trains and returns rank 0's summary.
 
     Workers that are lost start again from the newest checkpoint, at most ``cluster.max_failures`` times; what the
-    project itself says of data or request ends the run at once.
+    project itself says of data or request ends the run at once. stop: deferred once there is a step to save.
     """
     if cluster.num_workers == 0:
         trainer = JaxTrainer(
-            train_loop_per_worker=lambda: _train_locally(spec, cluster, should_stop),
+            train_loop_per_worker=lambda: _train_locally(spec, cluster, stop),
             scaling_config=ScalingConfig(num_workers=0),
             run_config=_run_config(spec),
         )
         return trainer.fit().return_value
+    await_room(cluster)
     # On the driver's machine, which no preemption takes while the run goes on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
-        train_loop_config={"spec": spec, "keeper": keeper, "elastic": cluster.elastic},
+        train_loop_config={"spec": spec, "keeper": keeper, "cluster": cluster},
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
         dataset_config=StreamConfig(spec, cluster, keeper),
         datasets=dict.fromkeys(_running_tasks(spec), _placeholder),
-        run_config=_run_config(spec, cluster),
+        run_config=_run_config(spec, cluster, keeper),
     )
-    trainer.joined = _joins(cluster)
-    with _relayed(should_stop, keeper, spec):
+    trainer.joined = cluster.joins is not None
+    with Relay(keeper, stop, spec=spec, cluster=cluster):
         try:
             summary = trainer.fit().return_value
         except TrainingFailedError as e:
@@ -184,38 +106,12 @@ def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> Data
     )
 
 
-@contextlib.contextmanager
-def _relayed(should_stop: Callable[[], bool], keeper, spec: RunSpec):
-    """Passes a stop that the driver was asked for on to the workers.
-
-    Where none of them is heard of for long (Ray waits for machines without a bound) the process ends by itself: what
-    is saved is saved.
-    """
-    ended = threading.Event()
-
-    def watch() -> None:
-        asked = False
-        while not ended.wait(0.2):
-            if not asked and should_stop():
-                asked = True
-                keeper.stop.remote()
-            if asked and ray.get(keeper.silence_s.remote()) > _SILENCE_S:
-                newest = spec.checkpoints().latest_step or "none"
-                print(f"stopped while no worker ran; the newest whole checkpoint is {newest}", flush=True)
-                os._exit(EXIT_RUN_AGAIN)
-
-    thread = threading.Thread(target=watch, name="stop-relay", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 class _OwnErrorsEndTheRun(UserCallback):
     """Ray would start the workers again: bad data or a wrong request would only fail anew. Of other failures it says in
     one line what a log of many pages holds."""
+
+    def __init__(self, keeper):
+        self._keeper = keeper
 
     def after_exception(self, run_context, worker_exceptions) -> None:
         for error in filter(None, map(_own_error, worker_exceptions.values())):
@@ -223,7 +119,7 @@ class _OwnErrorsEndTheRun(UserCallback):
         said = {rank: one_line(error) for rank, error in worker_exceptions.items()}
         # One that died itself says more than those whose peer went away.
         rank, text = next(((r, t) for r, t in said.items() if "died" in t), next(iter(said.items())))
-        print(f"workers {sorted(said)} failed; rank {rank}: {text[:300]}", flush=True)
+        ray.get(self._keeper.lost.remote(f"workers {sorted(said)} failed; rank {rank}: {text[:300]}\n"))
 
 
 def _own_error(failure: BaseException | None) -> DataError | RequestError | None:
@@ -257,19 +153,16 @@ def _placeholder():
 
 
 def _scaling(cluster: Cluster) -> ScalingConfig:
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.accelerator != "cpu":
-        resources[cluster.accelerator.upper()] = cluster.accelerators_per_worker
     tpu = {"topology": cluster.topology, "accelerator_type": cluster.accelerator_type}
     return ScalingConfig(
         num_workers=cluster.num_workers,
         use_gpu=cluster.accelerator == "gpu",
-        resources_per_worker=resources,
+        resources_per_worker=cluster.worker_resources,
         **({"use_tpu": True, **tpu} if cluster.accelerator == "tpu" else {}),
     )
 
 
-def _run_config(spec: RunSpec, cluster: Cluster | None = None) -> RunConfig:
+def _run_config(spec: RunSpec, cluster: Cluster | None = None, keeper=None) -> RunConfig:
     # Our own checkpoints and metrics are in the run directory; Ray keeps only its bookkeeping there.
     run_dir = Path(spec.run_dir)
     if cluster is None:
@@ -281,7 +174,7 @@ def _run_config(spec: RunSpec, cluster: Cluster | None = None) -> RunConfig:
         storage_path=str(run_dir),
         worker_runtime_env={"env_vars": env},
         failure_config=FailureConfig(max_failures=cluster.max_failures),
-        callbacks=[_OwnErrorsEndTheRun()],
+        callbacks=[_OwnErrorsEndTheRun(keeper)],
         # Ray Train's own words; what fails in the end is raised here.
         logging_config=LoggingConfig(log_level="CRITICAL"),
     )
@@ -347,21 +240,37 @@ class StreamConfig(DataConfig):
         return out
 
 
-def _train_locally(spec: RunSpec, cluster: Cluster, should_stop: Callable[[], bool]) -> dict:
+def _train_locally(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
         # Tracing a step holds the interpreter lock for seconds; the streams' threads need it for microseconds, often.
         sys.setswitchinterval(0.001)
         streams = build_streams(spec, cluster, schedule=schedule, world_size=1)
-        return {name: open_queue(s, task=name, start=first, rank=0) for name, (s, first) in streams.items()}
+        return {
+            name: open_queue(s, task=name, start=first, rank=0, end=end_streams) for name, (s, first) in streams.items()
+        }
 
     spec.checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=Gate(should_stop))
+    return train(spec, make_queues, gate=_LocalGate(stop))
 
 
-def open_queue(stream, *, task: str, start: int, rank: int) -> TaskQueue:
-    """The checked rows of a stream, pulled ahead by a thread."""
+def open_queue(stream, *, task: str, start: int, rank: int, end: Callable[[], None] = lambda: None) -> TaskQueue:
+    """The checked rows of a stream, pulled ahead by a thread. end: wakes a thread that waits for the next of them."""
     rows = checked_rows(iterate(stream), task=task, start=start, rank=rank)
-    return TaskQueue(rows, task=task, depth=_QUEUE_ROWS)
+    return TaskQueue(rows, task=task, depth=_QUEUE_ROWS, end=end)
+
+
+class _LocalGate(Gate):
+    """From the first step on there is something to save: then a stop is deferred."""
+
+    def __init__(self, stop: Stop):
+        super().__init__(stop.is_set)
+        self._stop, self._first = stop, None
+
+    def go(self, step: int, *, wait: bool = True) -> Go | None:
+        self._first = step if self._first is None else self._first
+        if step > self._first:
+            self._stop.defer()
+        return super().go(step, wait=wait)
 
 
 class _WorkerGate(Gate):
@@ -426,6 +335,12 @@ def _train_worker(config: dict) -> dict:
     spec: RunSpec = config["spec"]
     quiet_ray_data()
     rank = ray.train.get_context().get_world_rank()
+    with lines_to(config["keeper"], rank=rank):
+        return _train_rank(spec, config, rank)
+
+
+def _train_rank(spec: RunSpec, config: dict, rank: int) -> dict:
+    check_backend(config["cluster"].accelerator)
 
     def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
         begins = schedule.batches_before(schedule.start)
@@ -434,5 +349,5 @@ def _train_worker(config: dict) -> dict:
         shards = {name: ray.train.get_dataset_shard(name) for name in names}
         return {name: open_queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
 
-    gate = _WorkerGate(config["keeper"], spec, rank=rank, elastic=config["elastic"])
+    gate = _WorkerGate(config["keeper"], spec, rank=rank, elastic=config["cluster"].elastic)
     return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)

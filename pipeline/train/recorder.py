@@ -15,6 +15,7 @@ from pipeline.errors import DataError, one_line
 from pipeline.train import devices
 from pipeline.train.alarms import Alarms
 from pipeline.train.expert_loads import ExpertLoads, layer_means
+from pipeline.train.forecast import Forecast
 from pipeline.train.profiler import ProfilerWindow
 from pipeline.train.progress import Progress
 from pipeline.train.telemetry import StepLog, cut_back
@@ -45,7 +46,7 @@ class Recorder:
     """Takes the record of each step to whatever shows or keeps it: files, writers, alarms, progress, profiler.
 
     Rank 0 keeps all of it, other ranks their samples alone. flops: (task, variant) → training FLOPs of a step on all
-    devices. shared_encoder: all modalities go through the same experts.
+    devices. shared_encoder: all modalities go through the same experts. forecast: of the steps to come.
     first_step_at: time.time() when the first step's metrics came, None before.
     """
 
@@ -59,6 +60,7 @@ class Recorder:
         num_steps: int,
         flops: Mapping[tuple[str, str], int],
         shared_encoder: bool,
+        forecast: Forecast | None = None,
     ):
         self.first_step_at: float | None = None
         self._samples = self._rank_0 = None
@@ -75,6 +77,7 @@ class Recorder:
                 num_steps=num_steps,
                 speed=Speed(flops, peak_flops=spec.peak_flops),
                 alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
+                forecast=forecast,
             )
 
     def record(self, record: dict) -> None:
@@ -117,7 +120,15 @@ def _cut_back_ranks_that_left(run_dir: Path, *, keep_steps: int) -> None:
 
 class _Rank0:
     def __init__(
-        self, spec: LoggingSpec, *, run_dir: Path, start_step: int, num_steps: int, speed: Speed, alarms: Alarms
+        self,
+        spec: LoggingSpec,
+        *,
+        run_dir: Path,
+        start_step: int,
+        num_steps: int,
+        speed: Speed,
+        alarms: Alarms,
+        forecast: Forecast | None,
     ):
         self._began, self._experts_file = time.perf_counter(), run_dir / "experts.json"
         self._log_every, self._num_steps, self._unlogged_alarms = spec.log_every, num_steps, []
@@ -132,7 +143,11 @@ class _Rank0:
                 spec.profile_steps, folder=run_dir / "profile", start_step=start_step, every=1
             )
         self._progress = Progress(
-            mode=spec.progress, num_steps=num_steps, every_s=spec.progress_every_s, start_step=start_step
+            mode=spec.progress,
+            num_steps=num_steps,
+            every_s=spec.progress_every_s,
+            start_step=start_step,
+            forecast=forecast,
         )
 
     def record(self, record: dict) -> None:

@@ -22,7 +22,9 @@ from pipeline.host_memory import keep_freed_memory
 from pipeline.train.budget import shape_budget, table
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
-from pipeline.train.feed import Feed, RowQueue
+from pipeline.train.feed import Feed, RowQueue, close_queues
+from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
+from pipeline.train.forecast import lines as forecast_lines
 from pipeline.train.gate import Gate
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.quarantine import Quarantine
@@ -31,6 +33,7 @@ from pipeline.train.sampler import SamplerSpec
 from pipeline.train.schedule import START, Position, Schedule
 from pipeline.train.start import start_state
 from pipeline.train.watchdog import Watchdog
+from pipeline.waiting import waiting_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,11 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     mesh = _mesh(spec, config, schedule)
     imp = Imp.for_structures(config, schedule.model_structures)
     checkpoints.check_space(state_shapes(imp))
+    wait = stack.enter_context(waiting_for("this machine's rate", quiet=rank != 0))
+    rate = measured_flops_per_s(config) if rank == 0 else None
+    wait.what = "the streams of all tasks"
     queues = make_queues(schedule)
+    stack.callback(close_queues, queues)
     _use_compile_cache(spec.compile_cache)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -182,7 +189,9 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
         put=lambda arrays: sharding.put_batch(arrays, mesh),
     )
     stack.callback(feed.close)
+    wait.what = lambda: _what_starts(feed, compiler, len(set(schedule.structures.values())))
     budget = shape_budget(schedule, config)
+    forecast = Forecast(budget, flops_per_s=rate)
     recorder = Recorder(
         spec.logging,
         run_dir=run_dir,
@@ -191,17 +200,21 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
         num_steps=spec.num_steps,
         flops={(b.task, b.variant): b.flops for b in budget},
         shared_encoder=config.towers == "shared",
+        forecast=forecast,
     )
     stack.callback(recorder.close)
     saver = _Saver(spec, schedule, checkpoints, recorder)
 
     def record(values: dict) -> None:
+        wait.done()
         expected = schedule.expected_before(values["step"])[values["task"]]
         alarms = compiler.new_alarms()
         recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
 
     state, lines = start_state(imp, spec, checkpoints, start, mesh=mesh)
     if rank == 0:
+        needed = needed_bytes(budget, state_bytes=state_bytes(imp), fsdp=spec.fsdp)
+        lines += forecast_lines(forecast, num_steps=spec.num_steps - start, needed=needed)
         print("\n".join([table(budget), *lines]), flush=True)
     watchdog.beat("the state")
     loop = Loop(
@@ -227,6 +240,17 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     return _summary(spec, schedule, loop, compiler, quarantine, budget, imp=imp, done=done, began=began) | {
         "first_step_at": recorder.first_step_at
     }
+
+
+def _what_starts(feed: Feed, compiler: StepCompiler, num_graphs: int) -> str:
+    task = feed.waits_for
+    batch = f"a batch of {task}, " if task else ""
+    return f"the first step: {batch}{compiler.num_compiled} of {num_graphs} graphs compiled"
+
+
+def state_bytes(imp: Imp) -> int:
+    """Size of the whole state: parameters, moments, counts."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
 
 
 def _mesh(spec: RunSpec, config: ModelConfig, schedule: Schedule) -> Mesh:

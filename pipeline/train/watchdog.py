@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import sys
 import threading
 import time
@@ -12,18 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED
+from pipeline.stopping import end_process
 
 # A thread that holds the interpreter lock stops the watchdog too: so much later the fault handler, which needs no lock,
 # does its work.
 _BACKSTOP_S = 30.0
-# So many times the usual limit for a compile or a save.
+# Factor on the usual limit for a compile, a save, or a process that computes.
 _PATIENCE = 4
+# Share of one CPU's time that a process takes which computes; one that hangs waits.
+_COMPUTES = 0.5
+
+
+def computes(silent_s: float, cpu_s: float) -> bool:
+    """Whether a process that has finished nothing for ``silent_s`` has taken CPU time like one that works."""
+    return cpu_s > _COMPUTES * silent_s
 
 
 class Watchdog:
     """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
-    patient: whether something is under way that may take _PATIENCE times as long. What another process has left at
+    A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
+    patient: whether something else is under way that may take that long. What another process has left at
     ``path`` is kept, and a number added to the name.
     """
 
@@ -34,20 +42,38 @@ class Watchdog:
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
-        self._what, self._last, self._closed = "the start", time.monotonic(), threading.Event()
+        self._closed, self._said = threading.Event(), False
+        self.beat("the start")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def beat(self, what: str) -> None:
         """Something was finished: ``what``, in a few words."""
-        self._what, self._last = what, time.monotonic()
+        self._what, self._last, self._cpu_s = what, time.monotonic(), time.process_time()
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
         while not self._closed.wait(interval):
-            if time.monotonic() - self._last > self._timeout_s * (_PATIENCE if self.patient() else 1):
+            silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
+            if silent_s > limit_s:
+                slow = computes(silent_s, time.process_time() - self._cpu_s)
+                if slow:
+                    self._say_slow()
+                limit_s *= _PATIENCE if slow or self.patient() else 1
+            if silent_s > limit_s:
                 self._end()
             self._arm()
+
+    def _say_slow(self) -> None:
+        if self._said:
+            return
+        self._said = True
+        print(
+            f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s since {self._what}, but the process "
+            f"computes: slow, not hung; it has {_PATIENCE * self._timeout_s:g} s in all (cluster.stall_timeout_s)",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _arm(self) -> None:
         if self._file is None:
@@ -68,7 +94,7 @@ class Watchdog:
             faulthandler.dump_traceback(file=file, all_threads=True)
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         # Threads that hang cannot be ended otherwise.
-        os._exit(EXIT_FAILED)
+        end_process(EXIT_FAILED)
 
     def close(self) -> None:
         self._closed.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline import recipe as recipes
-from pipeline.check import check
+from pipeline.check import _supply_line, check
 from pipeline.cli import check_main
 from pipeline.errors import RequestError
 
@@ -35,7 +36,7 @@ def own_digits(toy_recipe, tmp_path):
 
 
 def test_good_data(toy_recipe):
-    result = check(recipes.from_dict(toy_recipe), sample=5)
+    result = check(recipes.from_dict(toy_recipe), sample=5, step_s=0.25)
     assert result["usable"] and result["problems"] == []
     digits, moving = result["data_sets"]["digits"], result["data_sets"]["moving"]
     assert digits["sampled"] == 5 and digits["rejects"]["count"] == 0
@@ -49,8 +50,22 @@ def test_good_data(toy_recipe):
     image = digits["decode_s_per_sample"]["image"]
     # Two tasks of 8 images (16 and 32 pixels: 8 and 2 a batch) over 38 rows each, one of 4 videos over 38 rows.
     expected = (image * (8 + 2) / 2 + image * 8 + 4 * (cost["video"] + cost["audio"])) / 3
-    assert result["decode_cpu_s_per_step"] == pytest.approx(expected)
-    assert result["decode_cpus"] == pytest.approx(expected / 0.25)
+    # And what it takes to make tokens of them, and Ray's share of a batch.
+    assert expected + 0.02 <= result["decode_cpu_s_per_step"] < 5 * expected + 1
+    assert result["decode_cpus"] == pytest.approx(result["decode_cpu_s_per_step"] / 0.25)
+    assert "wait_share" not in result
+
+
+def test_decode_and_steps_share_the_cpus_of_a_small_machine(toy_recipe, monkeypatch):
+    """A step of 0.3 s on two CPUs beside decode of 0.2 s of CPU: a quarter of the time."""
+    monkeypatch.setattr("pipeline.check.machine_cpus", lambda: 2)
+    monkeypatch.setattr("pipeline.check.Forecast", lambda *_, **__: types.SimpleNamespace(step_s=lambda: 0.3))
+    monkeypatch.setattr("pipeline.check._batch_cpu_s", lambda spec, task: 0.18)
+    result = check(recipes.from_dict(toy_recipe), sample=1)
+    # 0.18 s and Ray's 0.02 s.
+    assert result["decode_cpu_s_per_step"] == pytest.approx(0.2)
+    assert result["wait_share"] == pytest.approx(0.25) and result["decode_cpus"] == pytest.approx(0.2 / 0.3)
+    assert "2 CPUs of this machine" in _supply_line(result)
 
 
 def test_everything_wrong_is_named(own_digits, tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
+from pipeline.errors import RequestError
+from pipeline.files import TEMPORARY_SUFFIX, make_folder, whole_file, write_bytes, write_json
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
@@ -45,3 +46,20 @@ def test_a_killed_writer_leaves_the_old_file_and_a_marked_rest(tmp_path):
     assert path.read_bytes() == b"old"
     (rest,) = set(os.listdir(tmp_path)) - {"value"}
     assert rest.endswith(TEMPORARY_SUFFIX)
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_a_wrong_request(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    make_folder(tmp_path / "a/b", "--out")
+    assert os.listdir(tmp_path / "a/b") == []
+    for path in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nothing/here")):
+        with pytest.raises(RequestError, match=f"--out {path}: expected a folder that can be written, found: "):
+            make_folder(path, "--out")
+
+    # Permissions do not bind who runs as root.
+    def refuse(*, dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.files.tempfile.TemporaryFile", refuse)
+    with pytest.raises(RequestError, match="Permission denied"):
+        make_folder(tmp_path / "a", "--run-dir")

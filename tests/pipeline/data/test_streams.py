@@ -23,7 +23,7 @@ ROOT = str(Path(__file__).resolve().parents[3])
 def ray_session():
     import ray
 
-    from pipeline.train.ray_trainer import Cluster, start_ray
+    from pipeline.train.ray_cluster import Cluster, start_ray
 
     # Streams here decode with tests/decoders.py; Ray's processes take their imports from the environment.
     os.environ["PYTHONPATH"] = ROOT
@@ -95,6 +95,20 @@ def test_cpus_are_shared_out_by_steps_and_cost(wanted):
     assert rows_per_block(wanted, block_steps=1, row_s=0.02) == 13
     assert rows_per_block(wanted, block_steps=1, row_s=2.0) == 1
     assert DecodeShare().num_decoders == 1
+
+
+def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
+    import psutil
+
+    own = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in [own, *own.children(recursive=True)]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 4  # of the head, the node, its agents
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
 
 
 def test_costs_are_measured_in_the_cluster(ray_session, wanted):

@@ -40,6 +40,12 @@ class DirectQueue:
         self._next += 1
         return row
 
+    def close(self):
+        pass
+
+    def join(self, timeout_s):
+        return True
+
 
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     check_run_dir(recipe, run_dir)

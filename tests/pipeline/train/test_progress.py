@@ -23,9 +23,9 @@ def test_plain_lines(capsys):
     progress.update(record(3, data_wait_s=3.0, step_s=1.0))
     progress.close()
     first, last = capsys.readouterr().out.splitlines()
-    # 64 examples in 4 s of which 1 waited; then 128 in 8 s of which 4 waited.
+    # 64 examples in 4 s of which 1 waited, at the start: two steps of 3 s are left; then 128 in 8 s of which 4 waited.
     assert first == (
-        "step 1/3 | digits/64x64 loss 2.5000 (chance 2.773) | 16 examples/s | 1.6k tokens/s | data wait 25% | ? left"
+        "step 1/3 | digits/64x64 loss 2.5000 (chance 2.773) | 16 examples/s | 1.6k tokens/s | data wait 25% | 0:06 left"
     )
     assert last.endswith("| 16 examples/s | 1.6k tokens/s | data wait 50% | 0:00 left")
 

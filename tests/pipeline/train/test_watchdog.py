@@ -78,6 +78,25 @@ def test_a_compile_or_a_save_may_take_longer(tmp_path):
     dog.close()
 
 
+def test_a_process_that_computes_is_slow_and_gets_longer(tmp_path, monkeypatch, capfd):
+    from pipeline.train import watchdog
+
+    # An hour without a step: two cores at work, or idle streams that take a twentieth of one.
+    assert watchdog.computes(3600, 7000) and not watchdog.computes(3600, 180)
+    monkeypatch.setattr(watchdog, "computes", lambda silent_s, cpu_s: True)
+    # So much longer that a busy machine cannot reach it here.
+    monkeypatch.setattr(watchdog, "_PATIENCE", 1000)
+    dog = watchdog.Watchdog(tmp_path / "rank-0.txt", timeout_s=0.1)
+    text, deadline = "", time.monotonic() + 20
+    while "slow, not hung" not in text and time.monotonic() < deadline:
+        time.sleep(0.05)
+        text += capfd.readouterr().err
+    dog.close()
+    assert (
+        "nothing was finished for 0.1 s since the start, but the process computes: slow, not hung; it has 100" in text
+    )
+
+
 def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
     from pipeline.train.watchdog import Watchdog
 

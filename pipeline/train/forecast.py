@@ -1,0 +1,130 @@
+"""What the rest of a run takes: time, from FLOPs first and then from its own steps; memory, before anything is run."""
+
+from __future__ import annotations
+
+import collections
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from model.config import ModelConfig
+from pipeline.train import devices
+from pipeline.train.budget import Budget
+
+# Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
+# optimizer and what is computed a second time to save memory are no model FLOPs.
+_EFFICIENCY = 0.3
+# Seconds of a step whatever its size: calls, optimizer, metrics.
+_STEP_S = 0.005
+# FLOPs of the product that is timed, by whether the device is a CPU, and seconds for which it is repeated.
+_CPU_FLOPS, _DEVICE_FLOPS, _TIMED_S = 1e9, 4e11, 0.2
+_MOST_ROWS = 1 << 15
+# Steps of one (task, variant), and of the run, that an estimate looks back on.
+_RECENT, _RECENT_WAITS = 16, 64
+# Steps of a process whose waits for data are those of its start.
+_START_STEPS = 8
+
+
+def measured_flops_per_s(config: ModelConfig) -> float:
+    """FLOP/s of all devices together in products of the model's feed-forward size and type, in less than a second."""
+    device = jax.local_devices()[0]
+    flops_a_row = 4 * config.width * config.mlp_dim
+    wanted = _CPU_FLOPS if device.platform == "cpu" else _DEVICE_FLOPS
+    rows = int(min(_MOST_ROWS, max(128, wanted / flops_a_row)))
+    with jax.default_device(device):
+        shapes = ((rows, config.width), (config.width, config.mlp_dim), (config.mlp_dim, config.width))
+        x, up, down = (jnp.full(shape, 1e-3, config.dtype) for shape in shapes)
+        product = jax.jit(lambda x, up, down: (x @ up) @ down)
+        product(x, up, down).block_until_ready()
+        best, ends = float("inf"), time.perf_counter() + _TIMED_S
+        while time.perf_counter() < ends:
+            began = time.perf_counter()
+            product(x, up, down).block_until_ready()
+            best = min(best, time.perf_counter() - began)
+    return rows * flops_a_row / best * jax.device_count()
+
+
+class Forecast:
+    """The time that steps take, by (task, variant): the median of its last ones; of one that has not run yet by its
+    FLOPs, at the rate that the others turned out to have. The first step of each says little: memory is touched for the
+    first time, and on CPUs the next graphs are compiled beside it.
+
+    budget: what the run may do, with its shares; without one, what was seen counts. flops_per_s: the rate before
+    anything was seen, None where it is not known.
+    """
+
+    def __init__(self, budget: Iterable[Budget] = (), *, flops_per_s: float | None = None):
+        self._shares = {(b.task, b.variant): b.share for b in budget}
+        rate = flops_per_s and flops_per_s * _EFFICIENCY
+        self._predicted = {(b.task, b.variant): b.flops / rate + _STEP_S for b in budget} if rate else {}
+        self._first: dict[tuple[str, str], float] = {}
+        self._real: dict[tuple[str, str], collections.deque] = {}
+        self._waits, self._steps = collections.deque(maxlen=_RECENT_WAITS), 0
+
+    def add(self, record: Mapping) -> None:
+        """A step that has run: a line of metrics.jsonl."""
+        key = record["task"], record["variant"]
+        if key in self._first:
+            self._real.setdefault(key, collections.deque(maxlen=_RECENT)).append(record["step_s"])
+        self._first.setdefault(key, record["step_s"])
+        self._steps += 1
+        if self._steps > _START_STEPS:
+            self._waits.append(record["data_wait_s"])
+
+    def step_s(self) -> float | None:
+        """Seconds of an average step to come, with its wait for data; None where nothing is known."""
+        real = {key: statistics.median(values) for key, values in self._real.items()}
+        shares = self._shares or {key: len(self._real.get(key, [0])) for key in self._first}
+        both = [key for key in real if key in self._predicted]
+        off = sum(real[k] for k in both) / sum(self._predicted[k] for k in both) if both else 1.0
+        known = self._first | {key: off * s for key, s in self._predicted.items()} | real
+        total = sum(share for key, share in shares.items() if key in known)
+        if not total:
+            return None
+        waits = sum(self._waits) / len(self._waits) if self._waits else 0.0
+        return sum(shares.get(key, 0.0) * s for key, s in known.items()) / total + waits
+
+
+def needed_bytes(budget: Iterable[Budget], *, state_bytes: int, fsdp: bool) -> int:
+    """An estimate of what the fullest device holds: the state and the largest step's gradients and activations."""
+    number = jax.device_count()
+    step = max((b.gradient_bytes + b.activation_bytes / number for b in budget), default=0)
+    return round(state_bytes / (number if fsdp else 1) + step)
+
+
+def lines(forecast: Forecast, *, num_steps: int, needed: int) -> list[str]:
+    """What is said before the first step. num_steps: those to come; needed: ``needed_bytes``."""
+    step_s, (limit, where) = forecast.step_s(), devices.memory_limit()
+    if where == "this machine":
+        # The program and its libraries live there too.
+        needed += devices.memory()["rss_bytes"]
+    memory = f"about {_gib(needed)} of {_gib(limit)} of memory" if limit else f"about {_gib(needed)} of memory"
+    out = []
+    if step_s is not None:
+        time_s = f"{in_words(step_s)} a step here, {in_words(step_s * num_steps)} for {num_steps:,} steps"
+        out.append(f"estimate: {time_s}; {memory}")
+    if limit and needed > limit:
+        out.append(
+            f"warning: a step needs about {_gib(needed)}, {where} has {_gib(limit)}; lower tasks.*.batch_size or raise "
+            "tasks.*.microbatches, or use more devices"
+        )
+    return out
+
+
+def in_words(seconds: float) -> str:
+    """A length of time in its largest unit, to two digits."""
+    for unit, size, fewest in (("days", 86400.0, 3), ("h", 3600.0, 2), ("min", 60.0, 2)):
+        if seconds >= fewest * size:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds)} s"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+def _gib(count: float) -> str:
+    return f"{_two_digits(count / 2**30)} GiB"

@@ -1,0 +1,93 @@
+"""While a job waits, a line now and then says for what."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from pipeline.stopping import end_process
+
+# Seconds without a line of this module's in one process; where another process takes over, twice that.
+EVERY_S = 5.0
+
+_lock = threading.Lock()
+_waits: list[Wait] = []
+_last_line = time.monotonic()
+_thread: threading.Thread | None = None
+
+
+class Wait:
+    """One thing that is waited for. what: a text, or a function that returns the text of the moment."""
+
+    def __init__(self, what: str | Callable[[], str]):
+        self.what, self._began = what, time.monotonic()
+
+    def done(self) -> None:
+        """Nothing more is said of it."""
+        with _lock:
+            if self in _waits:
+                _waits.remove(self)
+
+    def line(self) -> str:
+        what = self.what() if callable(self.what) else self.what
+        return f"waiting for {what} ({time.monotonic() - self._began:.0f} s)"
+
+
+@contextlib.contextmanager
+def waiting_for(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[Wait]:
+    """Says every ``EVERY_S`` seconds what is waited for, until the block or ``Wait.done`` ends it.
+
+    Of nested ones the innermost is named. quiet: say nothing.
+    """
+    global _thread
+    wait = Wait(what)
+    if not quiet:
+        with _lock:
+            _waits.append(wait)
+            if _thread is None:
+                _thread = threading.Thread(target=_watch, name="waiting", daemon=True)
+                _thread.start()
+    try:
+        yield wait
+    finally:
+        wait.done()
+
+
+def _watch() -> None:
+    global _thread, _last_line
+    while True:
+        time.sleep(min(0.5, EVERY_S / 4))
+        with _lock:
+            if not _waits:
+                _thread = None
+                return
+            wait = _waits[-1]
+        if time.monotonic() - _last_line >= EVERY_S:
+            _last_line = time.monotonic()
+            say(wait.line())
+
+
+def say(line: str) -> None:
+    """Prints a line to stderr, where there still is one."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def at_most(seconds: float, line: str, *, code: int) -> Iterator[None]:
+    """Ends the process with a line and an exit code where the block takes longer: for calls that nothing can stop."""
+
+    def end() -> None:
+        say(line)
+        end_process(code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

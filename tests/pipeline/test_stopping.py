@@ -1,0 +1,135 @@
+"""How a job is asked to stop, at any moment of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# A job that says when it has come to a phase, and then does what the test asks for.
+JOB = """
+import os, signal, sys, time
+from pathlib import Path
+from pipeline.cli import run_job
+from pipeline.errors import EXIT_RUN_AGAIN
+
+def job(arguments, stop):
+    {phase}
+    Path(sys.argv[1]).touch()
+    {work}
+    return EXIT_RUN_AGAIN
+
+sys.exit(run_job(job, None))
+"""
+SLEEP = "time.sleep(60)"
+UNTIL_ASKED = "end = time.monotonic() + 60\n    while not stop.is_set() and time.monotonic() < end: time.sleep(0.01)"
+
+
+def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tuple[int, list[str], float]:
+    """(exit code, lines, seconds from the first signal on) of a job that is sent signals."""
+    path, (read, write) = tmp_path / "there", os.pipe()
+    if not terminal:
+        os.close(read)
+    code = JOB.format(phase=phase, work=work)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment)
+    os.close(write)
+    deadline = time.monotonic() + 30
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    began = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3 if len(signals) > 1 else 0)
+    returned = process.wait(timeout=60)
+    took_s, text = time.monotonic() - began, ""
+    if terminal:
+        with open(read) as file:
+            text = file.read()
+    return returned, text.splitlines(), took_s
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("terminal", [True, False], ids=["there", "gone"])
+def test_a_stop_is_noted_once_there_is_something_to_save(tmp_path, number, terminal):
+    code, lines, _ = stopped(tmp_path, number, phase="stop.defer()", work=UNTIL_ASKED, terminal=terminal)
+    assert code == 75
+    told = ["stopping after this step, saving the state ... (once more: at once, without saving)"]
+    assert lines == (told if terminal else [])
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_that_a_stop_ends_the_job_at_once_with_one_line(tmp_path, number):
+    code, lines, took_s = stopped(tmp_path, number)
+    assert code == 75 and lines == ["stopped; run the same command again"] and took_s < 10
+
+
+def test_a_stop_is_obeyed_while_the_main_thread_is_in_a_library(tmp_path):
+    """A call into C that no signal interrupts, which lets other threads run: a lock that is never free."""
+    work = "import ctypes; c, m = ctypes.CDLL(None), ctypes.create_string_buffer(128); c.pthread_mutex_lock(m)"
+    code, lines, took_s = stopped(tmp_path, signal.SIGTERM, work=f"{work}; c.pthread_mutex_lock(m)")
+    assert code == 75 and len(lines) == 1 and took_s < 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_at_once(tmp_path, number, code):
+    found, lines, took_s = stopped(tmp_path, number, number, phase="stop.defer()")
+    assert found == code and took_s < 10
+    assert lines[1:] == ["stopped at once, without saving; run the same command again"]
+
+
+def test_a_stop_that_came_with_the_last_step_holds(tmp_path):
+    work = UNTIL_ASKED + "\n    stop.at_once('stopped before evaluation')\n    time.sleep(60)"
+    code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase="stop.defer()", work=work)
+    assert code == 75 and lines[1:] == ["stopped before evaluation"]
+
+
+def test_a_signal_of_a_forked_child_is_the_child_s(tmp_path):
+    """One Ctrl-C reaches a terminal's whole group: pooled children must not look like a second one."""
+    work = (
+        "child = os.fork()\n    if not child: os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "    assert os.waitpid(child, 0)[1] == signal.SIGINT\n    time.sleep(0.2)\n    assert not stop.is_set()"
+    )
+    code, lines, _ = stopped(tmp_path, phase="stop.defer()", work=work)
+    assert code == 75 and lines == []
+
+
+def test_what_the_job_has_started_ends_with_it(tmp_path):
+    """A child, and a child's child that is in a session of its own."""
+    pids = tmp_path / "pids"
+    inner = f"echo $$ >> {pids}; sleep 60; true"
+    phase = (
+        f"import subprocess; subprocess.Popen(['sh', '-c', 'echo $$ >> {pids}; setsid sh -c \"{inner}\"; true'])\n"
+        f"    while not Path('{pids}').exists() or len(Path('{pids}').read_text().split()) < 2: time.sleep(0.01)"
+    )
+    code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase=phase)
+    assert code == 75 and len(lines) == 1
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in pids.read_text().split())
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_nohup_ignores_stays_ignored():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + JOB.format(
+        phase="os.kill(os.getpid(), signal.SIGHUP)", work="time.sleep(0.1); assert not stop.is_set()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.devnull], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
+    )
+    assert done.returncode == 75

@@ -1,0 +1,72 @@
+"""Lines while a job waits, and a bound for what nothing can stop."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import waiting
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(waiting, "EVERY_S", 0.05)
+
+
+def await_text(capfd, text: str) -> str:
+    found, deadline = "", time.monotonic() + 20
+    while text not in found and time.monotonic() < deadline:
+        time.sleep(0.02)
+        found += capfd.readouterr().err
+    return found
+
+
+def test_the_innermost_wait_is_said_again_and_again(often, capfd):
+    state = "none"
+    with waiting.waiting_for("all of it"):
+        with waiting.waiting_for(lambda: f"graphs, {state}") as wait:
+            assert "waiting for graphs, none (0 s)" in await_text(capfd, "graphs, none")
+            state = "one"
+            assert "waiting for graphs, one (" in await_text(capfd, "graphs, one")
+            wait.what = "data"
+            assert "waiting for data (" in await_text(capfd, "data")
+        assert "waiting for all of it (" in await_text(capfd, "all of it")
+    capfd.readouterr()
+    time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_short_waits_one_after_the_other_are_no_silence(monkeypatch, capfd):
+    """No wait lasts as long as the time between two lines."""
+    monkeypatch.setattr(waiting, "EVERY_S", 0.4)
+    found, deadline = "", time.monotonic() + 20
+    while "waiting for a short one" not in found and time.monotonic() < deadline:
+        with waiting.waiting_for("a short one"):
+            time.sleep(0.15)
+        found += capfd.readouterr().err
+    assert "waiting for a short one (0 s)" in found
+
+
+def test_what_is_quiet_or_done_says_nothing(often, capfd):
+    with waiting.waiting_for("other ranks", quiet=True), waiting.waiting_for("a step") as wait:
+        wait.done()
+        capfd.readouterr()
+        time.sleep(0.2)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_stopped_ends_with_a_line():
+    code = (
+        "import ctypes; from pipeline.waiting import at_most\n"
+        "with at_most(60, 'never', code=1): pass\n"
+        "with at_most(0.2, 'error: no answer', code=2): ctypes.CDLL(None).sleep(60)"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stderr) == (2, "error: no answer\n") and time.monotonic() - began < 20
