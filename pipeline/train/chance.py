@@ -22,7 +22,7 @@ def is_guess(loss: float, chance: float) -> bool:
 def chance_of(structure: Structure, positive_ids: np.ndarray | None) -> float:
     """The weighted sum over the terms of a structure's loss, without the router's own.
 
-    positive_ids: of this process's part of the batch, where a term compares modalities; the rest is taken to be alike.
+    positive_ids: (samples, 2) int32 of this process's part of the batch, where a term compares modalities; the rest is taken to be alike.
     """
     rows = None if positive_ids is None else _positives(positive_ids, structure.global_batch_size)
     return sum(weight * _of_term(name, structure, rows) for name, weight in structure.objectives)
@@ -30,7 +30,9 @@ def chance_of(structure: Structure, positive_ids: np.ndarray | None) -> float:
 
 def _positives(ids: np.ndarray, batch_size: int) -> np.ndarray:
     """How many rows of the whole batch are positives of each local row, itself among them."""
-    _, which, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    # The two words of an id as one, which sorts faster.
+    whole = np.ascontiguousarray(ids, np.int32).view(np.int64).ravel()
+    _, which, counts = np.unique(whole, return_inverse=True, return_counts=True)
     others = (counts[which.ravel()] - 1) / max(1, len(ids) - 1)
     return 1 + others * (batch_size - 1)
 
