@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
+from pipeline.train.checkpoint import Checkpoints
 
 # Written once training has ended, the page last.
 _OF_THE_END = ("report.html", "eval.json", "summary.json")
@@ -28,6 +29,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
         with clock("corpus_s"):
             build_corpus(recipe)
         with clock("prepare_s"):
+            _set_damaged_aside(run_dir)
             spec = prepare(recipe, run_dir)
             done = spec.checkpoints().latest_step or 0
         if done >= spec.num_steps and (run_dir / "report.html").exists():
@@ -50,6 +52,13 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
             return False
         _finish(run_dir, summary, clock)
     return True
+
+
+def _set_damaged_aside(run_dir: Path) -> None:
+    """Reads the newest checkpoint before the run goes on from it; the one before is the way back."""
+    _, lines = Checkpoints(run_dir).choose(set_aside=True)
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _train(recipe: Recipe, spec, clock: _Clock) -> dict:
