@@ -29,7 +29,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
         with clock("corpus_s"):
             build_corpus(recipe)
         with clock("prepare_s"):
-            _set_damaged_aside(run_dir)
+            set_damaged_aside(run_dir)
             spec = prepare(recipe, run_dir)
             done = spec.checkpoints().latest_step or 0
         if done >= spec.num_steps and (run_dir / "report.html").exists():
@@ -54,7 +54,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
     return True
 
 
-def _set_damaged_aside(run_dir: Path) -> None:
+def set_damaged_aside(run_dir: Path) -> None:
     """Reads the newest checkpoint before the run goes on from it; the one before is the way back."""
     _, lines = Checkpoints(run_dir).choose(set_aside=True)
     for line in lines:

@@ -233,7 +233,7 @@ class BatchMaker:
         )
 
     def _known_reject(self, sample_id: str, position: int, attempt: int) -> dict | None:
-        reject = self._known.get(sample_id) or self._known.get((position, attempt))
+        reject = self._known.get((position, attempt)) or self._known.get(sample_id)
         return reject | {"journalled": True} if reject else self._bad.get(sample_id)
 
     def _new_reject(self, error: Reject, row: int, *, position: int, attempt: int) -> dict:

@@ -204,7 +204,7 @@ class Loop:
         # By task: one whose updates never are must end the run, however well the others go.
         task = batch.what.task
         self._non_finite[task] = 0 if values["finite"] else self._non_finite[task] + 1
-        if self._non_finite[task] > MOST_NON_FINITE:
+        if self._non_finite[task] > MOST_NON_FINITE and self._failure is None:
             reason = (
                 f"step {batch.step + 1} ({task}): {self._non_finite[task]} updates of this task in a row were not "
                 "finite; lower train.learning_rate or look at the task's data"

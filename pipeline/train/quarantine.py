@@ -7,6 +7,7 @@ attempt alone, every other one for all visits of its sample.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from pipeline.errors import DataError, one_line
 _FEWEST_DRAWS = 200
 _REJECT = {"id": str, "data_set": str, "source": str, "reason": str, "detail": str}
 _RECORD = _REJECT | {"task": str, "step": int}
-_VISIT = {"position": int, "attempt": int}
+_VISIT = ("position", "attempt")
+_fields, _KINDS = operator.itemgetter(*_RECORD), tuple(_RECORD.values())
 
 
 class Quarantine:
@@ -128,10 +130,9 @@ def _read_file(path: Path) -> tuple[list[dict], list[int]]:
 
 
 def _checked(record: dict) -> dict:
-    wanted = _RECORD | _VISIT if "position" in record else _RECORD
-    for name, kind in wanted.items():
-        if type(record[name]) is not kind:
-            raise TypeError(name)
+    kinds = tuple(map(type, _fields(record)))
+    if kinds != _KINDS or ("position" in record and any(type(record[name]) is not int for name in _VISIT)):
+        raise TypeError(f"expected {_RECORD}, found {kinds}")
     return record
 
 
