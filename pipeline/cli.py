@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError, one_line
 
+# Errors of a disk that takes no more: full, over a quota, a limit of file size, read-only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,6 +26,11 @@ def run_job(job, arguments: argparse.Namespace) -> int:
         return EXIT_REQUEST
     except DataError as e:
         _say(f"failed: {e}")
+        return EXIT_FAILED
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        _say(f"failed: {one_line(e)}; free some space or mend the storage, and run the same command again")
         return EXIT_FAILED
     finally:
         _let_go_of_closed_terminals()

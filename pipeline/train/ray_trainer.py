@@ -182,7 +182,8 @@ class _WorkersTrainer(JaxTrainer):
 def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> DataError:
     """Workers that failed too often, in one line; all that Ray has to say goes to a file."""
     path = Path(spec.run_dir) / "failure.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     newest = spec.checkpoints().latest_step or "none"
     return DataError(
         f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "
