@@ -16,6 +16,8 @@ from pipeline.train.checkpoint import Checkpoints
 
 # Written once training has ended, the page last.
 _OF_THE_END = ("report.html", "eval.json", "summary.json")
+# Bytes of a checkpoint that take some seconds to read.
+_SLOW_BYTES = 4_000_000_000
 
 
 def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> bool:
@@ -56,7 +58,11 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None) -> 
 
 def set_damaged_aside(run_dir: Path) -> None:
     """Reads the newest checkpoint before the run goes on from it; the one before is the way back."""
-    _, lines = Checkpoints(run_dir).choose(set_aside=True)
+    checkpoints = Checkpoints(run_dir)
+    if checkpoints.latest_bytes > _SLOW_BYTES:
+        size = checkpoints.latest_bytes / 1e9
+        print(f"comparing checkpoint {checkpoints.latest_step} ({size:.0f} GB) with its digests", flush=True)
+    _, lines = checkpoints.choose(set_aside=True)
     for line in lines:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 

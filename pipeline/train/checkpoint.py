@@ -15,12 +15,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import write_bytes
+from pipeline.train.agreement import first_of_all_processes
 from pipeline.train.digests import changed_file, cut_file, file_digests, read_sealed, sealed
 
 # Orbax warns at each save about a merge of files that a single JSON value does not need.
@@ -32,8 +31,6 @@ _RUN = "run.json"
 _changed_file = functools.partial(changed_file, besides=_RUN)
 # Of a disk that a save is about to fill: what must stay free beside the arrays.
 _SPARE_BYTES = 32 << 20
-# Maximum length of what processes tell each other of a save that cannot be made.
-_LINE_BYTES = 1024
 
 
 class Checkpoints:
@@ -62,6 +59,12 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         # From the newest on: of a long run's many checkpoints only one need be looked through.
         return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
+
+    @property
+    def latest_bytes(self) -> int:
+        """The size of the newest whole checkpoint, 0 without one."""
+        step = self.latest_step
+        return sum(file["bytes"] for file in self.data(step)["files"].values()) if step is not None else 0
 
     def faults(self) -> list[str]:
         """A line for every folder of a step that is passed over, and why."""
@@ -158,7 +161,7 @@ class Checkpoints:
             self.check_space(state)
         except DataError as e:
             problem = str(e)
-        if problem := _first_of_all_processes(problem):
+        if problem := first_of_all_processes(problem):
             raise DataError(problem)
         folder = self.folder / str(step)
         if jax.process_index() == 0 and folder.exists():
@@ -268,17 +271,6 @@ class Checkpoints:
 def _all_finite(params) -> jax.Array:
     """Whether all parameters are finite: a sum of one that is not is not either, and compiles in no time."""
     return jnp.isfinite(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(params)])).all()
-
-
-def _first_of_all_processes(problem: str | None) -> str | None:
-    """The first process's problem, in all of them: the others would wait in the save for one that does not come."""
-    if jax.process_count() == 1:
-        return problem
-    line = np.zeros(_LINE_BYTES, np.uint8)
-    said = (problem or "").encode()[:_LINE_BYTES]
-    line[: len(said)] = np.frombuffer(said, np.uint8)
-    found = (bytes(x).rstrip(b"\0").decode(errors="replace") for x in multihost_utils.process_allgather(line))
-    return next(filter(None, found), None)
 
 
 def _check_form(path, wanted, found) -> None:

@@ -310,7 +310,7 @@ def test_no_process_begins_a_save_that_another_cannot_make(tmp_path, monkeypatch
         return others
 
     monkeypatch.setattr("jax.process_count", lambda: 4)
-    monkeypatch.setattr("pipeline.train.checkpoint.multihost_utils.process_allgather", gathered)
+    monkeypatch.setattr("pipeline.train.agreement.multihost_utils.process_allgather", gathered)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(DataError, match=r"^voll: ü$"):
         checkpoints.save(1, state=make_state(), data={})
