@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from pipeline import stopping
 from pipeline.credentials import redacted, redacted_values
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN, DataError, RequestError, one_line
 from pipeline.files import make_folder
 from pipeline.waiting import waiting_for
 
+# Errors of a disk that takes no more: full, over a quota, a limit of file size, read-only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,6 +35,11 @@ def _run_job(job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
         return EXIT_REQUEST
     except DataError as e:
         _say(f"failed: {e}")
+        return EXIT_FAILED
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        _say(f"failed: {one_line(e)}; free some space or mend the storage, and run the same command again")
         return EXIT_FAILED
     finally:
         # Jobs that need no Ray do not load it.

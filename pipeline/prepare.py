@@ -26,7 +26,6 @@ from pipeline.train.alarms import feed_advice
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.recorder import LoggingSpec
 from pipeline.train.run import RunSpec
-from pipeline.train.schedule import START
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")
@@ -98,7 +97,9 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
             mine = [t for t in tasks.values() if t.data_set == name]
             _refuse(lint.problems_of(lint.facts_of(data_sets[name], mine), mine, draws=lint.draws_of(mine, shares)))
     run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets)
+    own_step = Checkpoints(run_dir).latest_step
+    init_step = _init_step(recipe) if own_step is None else None
+    tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets, own_step=own_step, init_step=init_step)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
     # It stands in the run directory and in checkpoints; the specs have the URIs as they were given.
     config = redacted_values(recipe.to_dict())
@@ -121,14 +122,14 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
         sampler=recipe.sampler_spec(),
         stall_timeout_s=recipe.cluster.stall_timeout_s,
         init_from=recipe.init.from_ and recipes.locate(recipe.init.from_),
+        init_step=init_step,
         logging=_logging(recipe),
         expert_parallel=recipe.cluster.expert_parallel,
         fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
     # Once the recipe stands there, only this recipe goes on: what refuses it comes before.
-    if spec.position() == START and spec.init_from:
-        Checkpoints(Path(spec.init_from)).data()
+    spec.position()
     write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     return spec
 
@@ -156,6 +157,17 @@ def _refuse(problems: lint.Problems) -> None:
         print(redacted(f"warning: {line}"), file=sys.stderr, flush=True)
     for line in problems.stops:
         raise RequestError(line)
+
+
+def _init_step(recipe: Recipe) -> int | None:
+    """The step of ``init.from``'s newest checkpoint that is not damaged: the same for all processes of the run."""
+    if recipe.init.from_ is None:
+        return None
+    source = Checkpoints(Path(recipes.locate(recipe.init.from_)))
+    step, lines = source.choose()
+    for line in lines:
+        print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
+    return source.data(step)["step"]
 
 
 def _check_writers(recipe: Recipe) -> None:
@@ -218,14 +230,28 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
     return manifest.fingerprint
 
 
-def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_sets) -> Tokenizer | None:
+def _tokenizer(
+    recipe: Recipe,
+    run_dir: Path,
+    tasks: dict[str, TaskSpec],
+    data_sets: dict[str, DataSetSpec],
+    *,
+    own_step: int | None,
+    init_step: int | None,
+) -> Tokenizer | None:
     """The run's own copy where there is one, the recipe's, or a new one trained on the data sets' text.
 
-    Where the run starts from another one, that one's. The copy is named tokenizer.model whatever its form.
+    Where the run starts from another one, that one's. The copy is named tokenizer.model whatever its form. own_step,
+    init_step: the checkpoints that the run goes on from, or starts from.
     """
     if not any("text" in task.modalities for task in tasks.values()):
         return None
     path = run_dir / "tokenizer.model"
+    if own_step is not None and (own := _tokenizer_of(run_dir, own_step)):
+        # The checkpoint's is what the parameters were trained with, whatever became of the file.
+        if not path.exists() or path.read_bytes() != own:
+            write_bytes(path, own)
+        return load_tokenizer(str(path))
     # Without a recipe beside it, the file is left from a start that failed and may belong to another recipe.
     if path.exists() and (run_dir / "config.yaml").exists():
         return load_tokenizer(str(path))
@@ -233,7 +259,7 @@ def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_s
         tokenizer = load_tokenizer(recipes.locate(recipe.text.tokenizer))
         write_bytes(path, tokenizer.model)
         return tokenizer
-    if recipe.init.from_ and (old := _tokenizer_of(Path(recipes.locate(recipe.init.from_)))):
+    if init_step is not None and (old := _tokenizer_of(Path(recipes.locate(recipe.init.from_)), init_step)):
         write_bytes(path, old)
         return load_tokenizer(str(path))
     sentences = itertools.chain.from_iterable(
@@ -242,9 +268,9 @@ def _tokenizer(recipe: Recipe, run_dir: Path, tasks: dict[str, TaskSpec], data_s
     return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size, into=path)
 
 
-def _tokenizer_of(run_dir: Path) -> bytes:
-    """The tokenizer of another run, which its text parameters go with; empty where it had none."""
-    return base64.b64decode(Checkpoints(run_dir).data()["tokenizer"])
+def _tokenizer_of(run_dir: Path, step: int) -> bytes:
+    """The tokenizer of a checkpoint, which its text parameters go with; empty where it has none."""
+    return base64.b64decode(Checkpoints(run_dir).data(step)["tokenizer"])
 
 
 # More text than this teaches a vocabulary nothing new.

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data import augment, prompts
 from pipeline.data.media.clip import Clip
-from pipeline.data.media.errors import Reject
+from pipeline.data.media.errors import TRANSIENT, Reject
 from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.spec import DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
@@ -174,12 +174,14 @@ class SampleMaker:
 class BatchMaker:
     """Makes whole rows: samples of a batch in order, substitutes where one is bad.
 
-    known_bad: ids that an earlier part of the run rejected; never tried again, so a resume sees the same samples.
+    known_bad: what an earlier part of the run rejected, by ``plan.reject_key``; not tried again, so a resume sees the
+    same samples. A transient reject holds for the visit that found it alone, in this process too: batches must not
+    depend on which process has met what before.
     """
 
-    def __init__(self, plan: TaskPlan, samples: SampleMaker, *, known_bad: dict[str, dict] | None = None):
+    def __init__(self, plan: TaskPlan, samples: SampleMaker, *, known_bad: dict | None = None):
         self.plan, self.samples = plan, samples
-        self._bad = dict(known_bad or {})
+        self._known, self._bad = known_bad or {}, {}
 
     def row(self, index: int, *, rank: int, world_size: int) -> Row:
         variant, visits = self._visits(index, rank=rank, world_size=world_size)
@@ -237,26 +239,35 @@ class BatchMaker:
         for attempt in range(_MOST_SUBSTITUTES):
             source = self.samples.source
             sample_id = source.id(row)
-            if sample_id in self._bad:
-                rejects.append(self._bad[sample_id])
-            else:
+            reject = self._known_reject(sample_id, position, attempt)
+            if reject is None:
                 try:
                     clip = source.clip(row)
                     rng = self.plan.order.generator(sample_id, epoch)
                     return sample_id, self.samples.arrays(clip, variant, rng=rng, patches=patches)
                 except Reject as e:
-                    reject = {
-                        "id": sample_id,
-                        "data_set": self.samples.data_set.name,
-                        "source": source.where(row),
-                        "reason": e.reason,
-                        "detail": e.detail,
-                    }
-                    self._bad[sample_id] = reject
-                    rejects.append(reject)
+                    reject = self._new_reject(e, row, position=position, attempt=attempt)
+            rejects.append(reject)
             row = self.plan.order.substitute(position, attempt)
         last = rejects[-1]
         raise DataError(
             f"data set {self.samples.data_set.name}: {_MOST_SUBSTITUTES} samples in a row are bad, the last "
             f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with jobs/check.py"
         )
+
+    def _known_reject(self, sample_id: str, position: int, attempt: int) -> dict | None:
+        reject = self._known.get((position, attempt)) or self._known.get(sample_id)
+        return reject | {"journalled": True} if reject else self._bad.get(sample_id)
+
+    def _new_reject(self, error: Reject, row: int, *, position: int, attempt: int) -> dict:
+        reject = {
+            "id": self.samples.source.id(row),
+            "data_set": self.samples.data_set.name,
+            "source": self.samples.source.where(row),
+            "reason": error.reason,
+            "detail": error.detail,
+        }
+        if error.reason in TRANSIENT:
+            return reject | {"position": position, "attempt": attempt}
+        self._bad[reject["id"]] = reject
+        return reject

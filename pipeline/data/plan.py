@@ -15,7 +15,8 @@ class Row:
     """One (batch, rank) of a task. batch: index within the task.
 
     arrays: this rank's samples along the leading axis, named "<modality>/<what>", e.g. "vision/tokens".
-    rejects: what was found bad on the way, as dicts of id, data_set, source, reason, detail.
+    rejects: what was found bad on the way, as dicts of id, data_set, source, reason, detail; position and attempt where
+    the reason is transient; journalled where it was known before the run went on.
     """
 
     task: str
@@ -45,6 +46,11 @@ class TaskPlan:
         share = variant.global_batch_size // world_size
         start = int(self.starts[index]) + rank * share
         return variant, range(start, start + share)
+
+
+def reject_key(reject: dict) -> str | tuple[int, int]:
+    """What a reject holds for: all visits of a sample, by its id, or the one (position, attempt) that found it."""
+    return (reject["position"], reject["attempt"]) if "position" in reject else reject["id"]
 
 
 def group_arrays(arrays: dict[str, np.ndarray]) -> dict:

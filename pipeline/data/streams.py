@@ -45,7 +45,7 @@ class StreamSpec:
     """All a decode process needs to make the batches of one task. Travels by Ray's own serialisation.
 
     start, stop: the task's batches to make. share: of the run's steps, the part that is this task's.
-    known_bad: rejects of an earlier part of the run, by id.
+    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``.
     """
 
     task: TaskSpec
@@ -57,7 +57,7 @@ class StreamSpec:
     start: int
     stop: int
     share: float
-    known_bad: dict[str, dict]
+    known_bad: dict[str | tuple[int, int], dict]
     cache_bytes: int
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -30,7 +31,10 @@ class TrainedModel:
 
     def __init__(self, run_dir: Path):
         checkpoints = Checkpoints(run_dir)
-        data = checkpoints.data()
+        step, lines = checkpoints.choose()
+        for line in lines:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        data = checkpoints.data(step)
         self.step = data["step"]
         self.recipe = recipes.from_dict(data["config"])
         self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()

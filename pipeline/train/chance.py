@@ -22,7 +22,8 @@ def is_guess(loss: float, chance: float) -> bool:
 def chance_of(structure: Structure, positive_ids: np.ndarray | None) -> float:
     """The weighted sum over the terms of a structure's loss, without the router's own.
 
-    positive_ids: (samples, 2) int32 of this process's part of the batch, where a term compares modalities; the rest is taken to be alike.
+    positive_ids: (samples, 2) int32 of this process's part of the batch, where a term compares modalities; the rest is
+    taken to be alike.
     """
     rows = None if positive_ids is None else _positives(positive_ids, structure.global_batch_size)
     return sum(weight * _of_term(name, structure, rows) for name, weight in structure.objectives)

@@ -1,28 +1,34 @@
 """Checkpoints: Orbax writes the arrays in the background, ``run.json`` beside them makes a checkpoint whole.
 
 ``checkpoints/<step>/`` holds what Orbax wrote and, put there last, ``run.json``: step, position, class lists,
-tokenizer, config, and the size of every file. What lacks it, or a file that it lists, is never chosen.
+tokenizer, config, and the size and digest of every file, its own too. What lacks it, or a file that it lists, is never
+chosen; what differs from its digest is found when a checkpoint is chosen to go on from, and set aside.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import shutil
 import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import write_bytes
+from pipeline.train.agreement import first_of_all_processes
+from pipeline.train.digests import changed_file, cut_file, file_digests, read_sealed, sealed
 
 # Orbax warns at each save about a merge of files that a single JSON value does not need.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 # Bumped when the layout of what is stored changes.
-FORMAT = 2
+FORMAT = 3
+_RUN = "run.json"
+_changed_file = functools.partial(changed_file, besides=_RUN)
 # Of a disk that a save is about to fill: what must stay free beside the arrays.
 _SPARE_BYTES = 32 << 20
 
@@ -30,7 +36,8 @@ _SPARE_BYTES = 32 << 20
 class Checkpoints:
     """The checkpoints of a run directory.
 
-    keep_last: so many of the newest are kept. keep_every: those of steps that it divides are kept too, for ever.
+    keep_last: the number of newest ones that are kept; one that was saved while updates were not finite counts only
+    where there is no other. keep_every: those of steps that it divides are kept too, for ever.
     """
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_every: int | None = None):
@@ -53,25 +60,75 @@ class Checkpoints:
         # From the newest on: of a long run's many checkpoints only one need be looked through.
         return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
 
+    @property
+    def latest_bytes(self) -> int:
+        """The size of the newest whole checkpoint, 0 without one."""
+        step = self.latest_step
+        return sum(file["bytes"] for file in self.data(step)["files"].values()) if step is not None else 0
+
     def faults(self) -> list[str]:
         """A line for every folder of a step that is passed over, and why."""
         faults = {step: self._fault(step) for step in self._folders()}
         return [f"checkpoint {step} is passed over: {fault}" for step, fault in faults.items() if fault]
 
-    def _fault(self, step: int) -> str | None:
-        """Why a checkpoint is not whole; None where it is."""
-        folder = self.folder / str(step)
+    def _read(self, step: int) -> dict:
+        """run.json of this format or another. Raises OSError, or ValueError where it is not what was written."""
+        data, intact = read_sealed(self.folder / str(step) / _RUN)
+        if intact is False or (intact is None and data.get("format") == FORMAT):
+            raise ValueError("it is not what was written")
+        return data
+
+    def _fault(self, step: int, *, look=cut_file) -> str | None:
+        """Why a checkpoint is not whole; None where it is. look: ``cut_file``, or ``changed_file`` to read it all."""
         try:
-            files = json.loads((folder / "run.json").read_text(encoding="utf-8"))["files"]
-            for name, size in files.items():
-                found = (folder / name).lstat().st_size
-                if found != size:
-                    return f"{name} has {found} bytes, {size} were written"
-        except FileNotFoundError as e:
-            return f"{Path(e.filename).relative_to(folder)} is missing"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            return f"run.json cannot be read: {one_line(e)}"
-        return None
+            data = self._read(step)
+        except FileNotFoundError:
+            return f"{_RUN} is missing"
+        except (OSError, ValueError) as e:
+            return f"{_RUN} cannot be read: {one_line(e)}"
+        if data.get("format") != FORMAT:
+            return None  # ``data`` refuses it
+        if data["step"] != step:
+            return f"{_RUN} is that of step {data['step']}"
+        try:
+            return look(self.folder / str(step), data["files"])
+        except OSError as e:
+            return f"a file cannot be read: {one_line(e)}"
+
+    def choose(self, *, set_aside: bool = False) -> tuple[int | None, list[str]]:
+        """(the newest checkpoint whose files are what was written, a line for each newer one that is damaged).
+
+        set_aside: damaged ones get another name and are never looked at again; for one process of the run whose
+        checkpoints they are. Raises DataError where there are checkpoints and all of them are damaged.
+        """
+        damaged, sound = {}, None
+        for step in reversed(self._folders()):
+            if not (self.folder / str(step) / _RUN).exists():
+                continue  # a save that was interrupted
+            if (damage := self._fault(step, look=_changed_file)) is None:
+                sound = step
+                break
+            damaged[step] = damage
+        if damaged and sound is None:
+            step, damage = next(iter(damaged.items()))
+            raise DataError(
+                f"every checkpoint in {self.folder} is damaged, the newest, {step}, because {damage}; put back a copy "
+                "of one, or use another --run-dir to begin anew"
+            )
+        lines = []
+        for step, damage in damaged.items():
+            aside = f", is set aside as {self._set_aside(step)}" if set_aside else ""
+            lines.append(f"checkpoint {step} is damaged ({damage}){aside}; {sound} takes its place")
+        return sound, lines
+
+    def _set_aside(self, step: int) -> Path:
+        target, number = self.folder / f"{step}.damaged", 2
+        while target.exists():
+            target, number = self.folder / f"{step}.damaged-{number}", number + 1
+        try:
+            return (self.folder / str(step)).rename(target)
+        except OSError as e:
+            raise DataError(f"checkpoint {step} is damaged and cannot be set aside: {one_line(e)}; move it away") from e
 
     def remove_leftovers(self) -> None:
         """Removes what saves that were killed left behind. One process calls it, before any saves."""
@@ -81,28 +138,39 @@ class Checkpoints:
     def check_space(self, state) -> None:
         """Raises DataError where the disk cannot hold the arrays of ``state`` (arrays or their shapes) once more."""
         needed = _bytes(state) + _SPARE_BYTES
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as e:
+            raise DataError(f"checkpoints cannot be written to {self.folder}: {one_line(e)}; mend the storage") from e
         if free < needed:
             raise DataError(
                 f"a checkpoint needs {_size(needed)}, {self.folder} has {_size(free)} free; free some space, or lower "
                 f"checkpoint.keep_last. The newest whole checkpoint is {self.latest_step or 'none'}"
             )
 
-    def save(self, step: int, *, state: dict, data: dict) -> None:
+    def save(self, step: int, *, state: dict, data: dict, finite: bool = True) -> None:
         """Returns once the arrays may change; they are written in the background, one checkpoint at a time.
 
-        data: plain JSON values. Every process of the run calls it. Raises DataError where the disk is full, or where
-        writing the one before has failed.
+        data: plain JSON values. finite: whether the last update of every task was. Every process of the run calls it,
+        and it raises DataError in all of them alike: where the disk is full, or where writing the one before failed.
         """
-        self.wait()
-        self.check_space(state)
+        problem = None
+        try:
+            self.wait()
+            self.check_space(state)
+        except DataError as e:
+            problem = str(e)
+        if problem := first_of_all_processes(problem):
+            raise DataError(problem)
         folder = self.folder / str(step)
         if jax.process_index() == 0 and folder.exists():
             # Not whole, or of a part of the run that was given up.
-            (folder / "run.json").unlink(missing_ok=True)
+            (folder / _RUN).unlink(missing_ok=True)
+        params = {name: group["params"] for name, group in state.items()}
+        sound = {"finite": bool(_all_finite(params)) and finite}
         response = ocp.save_checkpointables_async(folder, {"state": state}, overwrite=True)
-        data = {"format": FORMAT, "step": step, "groups": parameter_shapes(state)} | data
+        data = {"format": FORMAT, "step": step, "groups": parameter_shapes(state)} | sound | data
         # Not a daemon: the interpreter ends after it.
         self._thread = threading.Thread(target=self._finish, args=(response, step, data), name="checkpoint")
         self._thread.start()
@@ -117,13 +185,22 @@ class Checkpoints:
 
     def _make_whole(self, step: int, data: dict) -> None:
         folder = self.folder / str(step)
-        files = {str(p.relative_to(folder)): p.lstat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        write_bytes(folder / "run.json", json.dumps(data | {"files": files}).encode())
+        write_bytes(folder / _RUN, sealed(data | {"files": file_digests(folder)}))
         steps = self.steps
-        for old in steps[: -self._keep_last]:
-            if not (self._keep_every and old % self._keep_every == 0):
-                (self.folder / str(old) / "run.json").unlink()
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        for old in set(steps) - self._kept(steps):
+            (self.folder / str(old) / _RUN).unlink()
+            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _kept(self, steps: list[int]) -> set[int]:
+        """The newest, which the run goes on from, and ``keep_last`` of which it is known that they are good."""
+        good = {step: bool(self._read(step).get("finite")) for step in steps}
+        best = sorted(steps, key=lambda step: (good[step], step))[-self._keep_last :]
+        for_ever = [step for step in steps if self._keep_every and step % self._keep_every == 0]
+        return {*best, *for_ever, *steps[-1:]}
+
+    def last_finite_step(self) -> int | None:
+        """The newest whole checkpoint that was saved while updates were finite."""
+        return next((step for step in reversed(self.steps) if self._read(step).get("finite")), None)
 
     def wait(self) -> None:
         """Until the last save is whole. Raises DataError where it failed."""
@@ -149,13 +226,17 @@ class Checkpoints:
             more = "".join(f" ({line})" for line in self.faults()[-1:])
             raise RequestError(f"no whole checkpoint in {self.folder}{more}; train first")
         try:
-            data = json.loads((self.folder / str(step) / "run.json").read_text(encoding="utf-8"))
+            data = self._read(step)
         except FileNotFoundError as e:
             raise RequestError(
                 f"checkpoint {step} of {self.folder} is not there; all machines of a run must see its directory"
             ) from e
-        if data["format"] != FORMAT:
-            raise RequestError(f"checkpoint {step} has format {data['format']}, this version reads {FORMAT}")
+        except (OSError, ValueError) as e:
+            raise RequestError(
+                f"checkpoint {step} of {self.folder} is damaged: {_RUN} cannot be read: {one_line(e)}"
+            ) from e
+        if data.get("format") != FORMAT:
+            raise RequestError(f"checkpoint {step} has format {data.get('format')}, this version reads {FORMAT}")
         return data
 
     def state(self, abstract: dict, *, step: int | None = None) -> dict:
@@ -170,18 +251,34 @@ class Checkpoints:
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         try:
             with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-                return ocp.load_checkpointables(folder, {"state": abstract})["state"]
+                state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
+            jax.tree.map_with_path(_check_form, abstract, state)
         # Whatever Orbax makes of bytes that are not what was written; its own message hides the first cause.
         except Exception as e:
             raise RequestError(
                 f"checkpoint {step} is damaged ({one_line(e.__cause__ or e)[:200]}); move {folder} away to go on from "
                 "the one before"
             ) from e
+        return state
 
     def close(self) -> None:
         """Waits for the save under way, without a word on how it ends."""
         if self._thread is not None:
             self._thread.join()
+
+
+@jax.jit
+def _all_finite(params) -> jax.Array:
+    """Whether all parameters are finite: a sum of one that is not is not either, and compiles in no time."""
+    return jnp.isfinite(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(params)])).all()
+
+
+def _check_form(path, wanted, found) -> None:
+    if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+        raise ValueError(
+            f"{jax.tree_util.keystr(path)}: expected {wanted.dtype}{list(wanted.shape)}, "
+            f"found {found.dtype}{list(found.shape)}"
+        )
 
 
 def _bytes(tree) -> int:

@@ -6,11 +6,13 @@ Letters: L layers with experts, counted from 0 in the order of depth; E experts.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import one_line
 from pipeline.files import write_json
 from pipeline.train.telemetry import plain
 
@@ -28,14 +30,19 @@ class ExpertLoads:
 
     @classmethod
     def read(cls, path: Path) -> ExpertLoads:
-        """What ``write`` wrote; empty where there is no file. A run that died counts the steps it repeats twice."""
+        """What ``write`` wrote; empty without a file. A run that died counts the steps it repeats twice."""
         loads = cls()
-        stored = json.loads(path.read_text()) if path.exists() else {}
-        for task, variants in stored.items():
-            for variant, modalities in variants.items():
-                for modality, entry in modalities.items():
-                    means = {name: np.array(entry[name]) for name in _KEPT}
-                    loads._entries[task, variant, modality] = means | {"steps": entry["steps"]}
+        try:
+            stored = json.loads(path.read_bytes()) if path.exists() else {}
+            for task, variants in stored.items():
+                for variant, modalities in variants.items():
+                    for modality, entry in modalities.items():
+                        means = {name: np.array(entry[name], np.float64) for name in _KEPT}
+                        loads._entries[task, variant, modality] = means | {"steps": int(entry["steps"])}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            # Statistics alone: training does not depend on them.
+            print(f"warning: {path} is damaged ({one_line(e)}); its means begin anew", file=sys.stderr, flush=True)
+            return cls()
         return loads
 
     def add(self, task: str, variant: str, moe: dict) -> None:

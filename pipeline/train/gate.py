@@ -23,7 +23,7 @@ class Gate:
     """The gate of a run of one process. should_stop: asked before each step."""
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False):
-        self._should_stop = should_stop
+        self._should_stop, self._ended = should_stop, False
 
     def ready(self, step: int) -> None:
         """This process has the batch of a step. Called by the feed's thread."""
@@ -31,9 +31,13 @@ class Gate:
     def failed(self, step: int, error: BaseException) -> None:
         """This process cannot make the batch of a step. Called by the feed's thread."""
 
+    def end(self, error: BaseException) -> None:
+        """This process cannot go on: the run ends after the last step that was granted."""
+        self._ended = True
+
     def go(self, step: int, *, wait: bool = True) -> Go | None:
         """What to do, asked before each step by every process. wait False: None where it is not known yet."""
-        return Go.STOP if self._should_stop() else Go.STEP
+        return Go.STOP if self._ended or self._should_stop() else Go.STEP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,13 @@ class GateKeeper:
         def note():
             if self._last is None or step <= self._last:
                 self._last, self.reason = step - 1, reason
+
+        await self._change(epoch, note)
+
+    async def end(self, epoch: int, reason: str) -> None:
+        def note():
+            self._last = self._granted if self._last is None else min(self._last, self._granted)
+            self.reason = self.reason or reason
 
         await self._change(epoch, note)
 

@@ -16,18 +16,22 @@ from pipeline.train.feed import Batch, Feed
 from pipeline.train.gate import Gate, Go
 from pipeline.train.telemetry import plain
 
-# So many non-finite updates of a task in a row mean that it has diverged; single ones are skipped.
-_MOST_NON_FINITE = 20
+# Maximum number of updates of a task in a row that may be skipped as not finite; more, and it has diverged.
+MOST_NON_FINITE = 20
 
 
 @dataclasses.dataclass
 class Hooks:
-    """What the loop calls. record: a step's metrics. save: (updates done, state); the state may change once it returns.
-    observe: (step counted from 0, loss) of every step, in order. beat: in a few words, what was finished just now.
+    """What the loop calls. record: a step's metrics. save: (updates done, state); the state may change once it returns,
+    and all processes do it alike or raise DataError alike. sync: before a save. observe: (step counted from 0, loss) of
+    every step, in order. beat: in a few words, what was finished just now.
+
+    A DataError of one of them ends the run, in all processes after the same step.
     """
 
     record: Callable[[dict], None]
     save: Callable[[int, dict], None]
+    sync: Callable[[], None] = lambda: None
     observe: Callable[[int, float], None] = lambda step, loss: None
     beat: Callable[[str], None] = lambda what: None
 
@@ -56,7 +60,8 @@ class Loop:
     """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
 
     state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. learning_rates: of every step of
-    the run, float32. skipped_updates: how many were not finite and left the state as it was.
+    the run, float32. non_finite: task → its last updates in a row that were not finite, kept up to date.
+    skipped_updates: how many were not finite and left the state as it was.
     """
 
     def __init__(
@@ -71,19 +76,21 @@ class Loop:
         num_steps: int,
         learning_rates: np.ndarray,
         checkpoint_every: int,
+        non_finite: collections.Counter | None = None,
     ):
         self.state, self._feed, self._compiler, self._hooks, self._gate = state, feed, compiler, hooks, gate
         self._range, self._checkpoint_every = (start_step, num_steps), checkpoint_every
         self._learning_rates = learning_rates
         self.times, self._ended = Times(), time.perf_counter()
-        self.skipped_updates, self._non_finite = 0, collections.Counter()
+        self.skipped_updates, self._non_finite = 0, collections.Counter() if non_finite is None else non_finite
+        self._failure: DataError | None = None
         self._pending: _Pending | None = None
         self._saved = start_step
 
     def run(self) -> int:
         """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
 
-        Data that end the run (DataError of the feed) end it with its state saved too.
+        Raises DataError where data or storage end the run, its state saved too where it can be.
         """
         step = self._range[0]
         self._ended = time.perf_counter()
@@ -95,17 +102,36 @@ class Loop:
                 self._save(step)
             try:
                 batch, data_wait_s = self._next_batch()
-            except DataError:
+            except DataError as e:
                 # With several processes the gate has stopped all of them before this step.
-                self._save(step)
-                raise
+                self._end(e)
+                break
             data_wait_s += others_wait_s
             self._update(step, batch, data_wait_s)
             step += 1
             if step % self._checkpoint_every == 0:
                 self._save(step)
         self._save(step)
+        if self._failure is not None:
+            raise self._failure
         return step
+
+    def _end(self, error: DataError) -> None:
+        """Ends the run at the gate: a process that left by itself would leave the others in the middle of a step."""
+        if self._failure is None:
+            self._failure = error
+        elif str(error) not in str(self._failure):
+            self._failure = DataError(f"{self._failure}; and {error}")
+        self._gate.end(error)
+
+    def _call(self, hook: Callable, *args) -> bool:
+        """Whether the hook returned; what it raises ends the run."""
+        try:
+            hook(*args)
+        except DataError as e:
+            self._end(e)
+            return False
+        return True
 
     def _ask(self, step: int) -> tuple[Go, float]:
         """(what to do, seconds waited for other processes to have their batch)."""
@@ -151,7 +177,7 @@ class Loop:
         self._hooks.beat(f"step {pending.batch.step + 1}")
         self._check_finite(values, pending.batch)
         self._hooks.observe(pending.batch.step, values["loss"])
-        self._hooks.record(self._record(pending, values, step_s))
+        self._call(self._hooks.record, self._record(pending, values, step_s))
 
     def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
         what = pending.batch.what
@@ -179,20 +205,23 @@ class Loop:
         # By task: one whose updates never are must end the run, however well the others go.
         task = batch.what.task
         self._non_finite[task] = 0 if values["finite"] else self._non_finite[task] + 1
-        if self._non_finite[task] > _MOST_NON_FINITE:
-            raise DataError(
+        if self._non_finite[task] > MOST_NON_FINITE and self._failure is None:
+            reason = (
                 f"step {batch.step + 1} ({task}): {self._non_finite[task]} updates of this task in a row were not "
                 "finite; lower train.learning_rate or look at the task's data"
             )
+            self._end(DataError(reason))
 
     def _save(self, step: int) -> None:
         """Ends the step that runs and saves, where there is anything new. The arrays are written in the background."""
         self._finish()
         if step == self._saved:
             return
-        self._saved = step
         started = time.perf_counter()
-        self._hooks.save(step, self.state)
+        self._call(self._hooks.sync)
+        # One that was refused is tried once more where the run ends.
+        if self._call(self._hooks.save, step, self.state):
+            self._saved = step
         self._hooks.beat(f"saving after step {step}")
         self._ended = time.perf_counter()
         self.times.save_s += self._ended - started

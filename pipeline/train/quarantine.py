@@ -1,16 +1,27 @@
-"""The journal of rejects: appended and fsynced before a substitute is used, read first on resume."""
+"""The journal of rejects: appended and fsynced before a substitute is used, read first on resume.
+
+A line a reject: as ``plan.Row`` has it, with task and step. One whose reason is transient holds for its position and
+attempt alone, every other one for all visits of its sample.
+"""
 
 from __future__ import annotations
 
 import json
+import operator
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.data.plan import Row
-from pipeline.errors import DataError
+from pipeline.data.plan import Row, reject_key
+from pipeline.errors import DataError, one_line
 
 # Below this many draws a share says nothing.
 _FEWEST_DRAWS = 200
+_REJECT = {"id": str, "data_set": str, "source": str, "reason": str, "detail": str}
+_RECORD = _REJECT | {"task": str, "step": int}
+_VISIT = ("position", "attempt")
+_fields, _KINDS = operator.itemgetter(*_RECORD), tuple(_RECORD.values())
 
 
 class Quarantine:
@@ -21,33 +32,35 @@ class Quarantine:
 
     def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]):
         self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
-        self._limits, self._file = limits, None
-        self._known = {(r["task"], r["id"]) for r in read_journal(run_dir)}
+        self._limits, self._file, self._written = limits, None, set()
         self.counts = {name: {"drawn": 0, "rejected": 0} for name in limits}
 
     def record(self, row: Row, *, step: int, data_set: str) -> None:
-        """Raises DataError when a data set rejects more than its limit."""
+        """Raises DataError when a data set rejects more than its limit, or when the journal cannot be written."""
         count = self.counts[data_set]
         count["drawn"] += len(row.ids) + len(row.rejects)
         count["rejected"] += len(row.rejects)
-        new = {r["id"]: r for r in row.rejects if (row.task, r["id"]) not in self._known}
+        found = {(row.task, reject_key(r)): r for r in row.rejects if not r.get("journalled")}
+        new = {key: r | {"task": row.task, "step": step} for key, r in found.items() if key not in self._written}
         if new:
-            self._append([{**r, "task": row.task, "step": step} for r in new.values()])
-            self._known |= {(row.task, name) for name in new}
+            self._append(list(new.values()))
+            self._written |= new.keys()
         if count["drawn"] >= _FEWEST_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
             self._stop(data_set, count, row)
 
     def _append(self, records: list[dict]) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-            self._file = open(self._path, "a", encoding="utf-8")
-            if torn:
-                self._file.write("\n")  # a kill in the middle of a line: the next one starts afresh
-        for record in records:
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+        try:
+            if self._file is None:
+                self._file = _open_to_append(self._path)
+            if (written := self._file.write(lines)) != len(lines):
+                raise OSError(f"only {written} of {len(lines)} bytes were written")
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise DataError(
+                f"the journal of rejects, {self._path}, cannot be written: {one_line(e)}; free some space or mend the "
+                "storage, and run the same command again"
+            ) from e
 
     def _stop(self, data_set: str, count: dict, row: Row) -> None:
         examples = "; ".join(f"{r['source'] or r['id']} ({r['reason']})" for r in row.rejects[:3])
@@ -58,22 +71,80 @@ class Quarantine:
         )
 
 
-def read_journal(run_dir: Path) -> list[dict]:
-    """Every reject on record, of all ranks; a torn last line (a kill in the middle of a write) was never used."""
-    records = []
-    for path in sorted((Path(run_dir) / "quarantine").glob("rank-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
+def _open_to_append(path: Path):
+    """Unbuffered, at the end of the last whole line: what a kill has cut off was never used."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b", buffering=0)
+    file.truncate(_whole_lines(file))
+    return file
+
+
+def _whole_lines(file) -> int:
+    """The bytes of a file up to the end of its last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - (1 << 16))
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def read_journal(run_dir: Path, *, warn: Callable[[str], None] = lambda line: None) -> list[dict]:
+    """Every reject on record, of all ranks. warn: is told of damaged lines. Raises DataError where it cannot be read.
+
+    A last line without an end (a kill in the middle of a write) was never used.
+    """
+    folder, records = Path(run_dir) / "quarantine", []
+    try:
+        names = sorted(n for n in os.listdir(folder) if n.startswith("rank-") and n.endswith(".jsonl"))
+        for name in names:
+            found, damaged = _read_file(folder / name)
+            records += found
+            if damaged:
+                warn(
+                    f"{folder / name}: {len(damaged)} lines are damaged, the first is line {damaged[0]}; the rejects "
+                    "they held are looked for anew, and batches may differ from those before"
+                )
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise DataError(f"the journal of rejects, {folder}, cannot be read: {one_line(e)}; mend the storage") from e
     return records
 
 
-def known_bad(run_dir: Path) -> dict[str, dict[str, dict]]:
-    """Task → id → reject, as the streams take it: a video without sound is bad for one task and serves another."""
-    out: dict[str, dict[str, dict]] = {}
-    for record in read_journal(run_dir):
-        reject = {k: record[k] for k in ("id", "data_set", "source", "reason", "detail")}
-        out.setdefault(record["task"], {})[record["id"]] = reject
+def _read_file(path: Path) -> tuple[list[dict], list[int]]:
+    """(the records of a file, the numbers of its damaged lines)."""
+    records, damaged = [], []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                records.append(_checked(json.loads(line)))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged.append(number)
+    return records, damaged
+
+
+def _checked(record: dict) -> dict:
+    kinds = tuple(map(type, _fields(record)))
+    if kinds != _KINDS or ("position" in record and any(type(record[name]) is not int for name in _VISIT)):
+        raise TypeError(f"expected {_RECORD}, found {kinds}")
+    return record
+
+
+def known_bad(run_dir: Path) -> dict[str, dict[str | tuple[int, int], dict]]:
+    """Task → ``plan.reject_key`` → reject, as the streams take it: a video without sound is bad for one task and serves
+    another."""
+    out: dict[str, dict] = {}
+    for record in read_journal(run_dir, warn=_warn):
+        reject = {name: record[name] for name in (*_REJECT, *_VISIT) if name in record}
+        out.setdefault(record["task"], {})[reject_key(reject)] = reject
     return out
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

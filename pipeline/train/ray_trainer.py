@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pipeline.data.streams import (
 )
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.stopping import Stop
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.gate import Gate, GateKeeper, Go
 from pipeline.train.quarantine import known_bad
@@ -59,7 +61,12 @@ def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
-        train_loop_config={"spec": spec, "keeper": keeper, "cluster": cluster},
+        train_loop_config={
+            "spec": spec,
+            "keeper": keeper,
+            "cluster": cluster,
+            "checked_step": spec.checkpoints().latest_step,
+        },
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
         dataset_config=StreamConfig(spec, cluster, keeper),
@@ -98,7 +105,8 @@ class _WorkersTrainer(JaxTrainer):
 def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> DataError:
     """Workers that failed too often, in one line; all that Ray has to say goes to a file."""
     path = Path(spec.run_dir) / "failure.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     newest = spec.checkpoints().latest_step or "none"
     return DataError(
         f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "
@@ -180,8 +188,8 @@ def _run_config(spec: RunSpec, cluster: Cluster | None = None, keeper=None) -> R
     )
 
 
-def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule) -> StreamSpec:
-    """The stream of one task from the schedule's start to the end of the run."""
+def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule, bad: dict) -> StreamSpec:
+    """The stream of one task from the schedule's start to the end of the run. bad: of ``quarantine.known_bad``."""
     data_set = spec.data_sets[spec.tasks[task].data_set]
     return StreamSpec(
         task=spec.tasks[task],
@@ -193,7 +201,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
         start=schedule.batches_before(schedule.start)[task],
         stop=schedule.batches_at_most(task),
         share=schedule.share(task),
-        known_bad=known_bad(Path(spec.run_dir)).get(task, {}),
+        known_bad=bad.get(task, {}),
         cache_bytes=cluster.cache_bytes,
         limits=cluster.limits,
     )
@@ -202,7 +210,8 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
 def build_streams(spec: RunSpec, cluster: Cluster, *, schedule: Schedule, world_size: int) -> dict:
     """Task → (the stream of its batches from the schedule's start on, the first of them). A task that is done has
     none."""
-    wanted = [stream_spec(spec, cluster, task=name, schedule=schedule) for name in _running_tasks(spec)]
+    bad = known_bad(Path(spec.run_dir))
+    wanted = [stream_spec(spec, cluster, task=name, schedule=schedule, bad=bad) for name in _running_tasks(spec)]
     wanted = [w for w in wanted if w.start < w.stop]
     cpus = cluster_cpus() - cluster.trainer_cpus(world_size if cluster.num_workers else 0)
     shares = decode_shares(wanted, cpus=cpus, world_size=world_size)
@@ -276,10 +285,11 @@ class _LocalGate(Gate):
 class _WorkerGate(Gate):
     """One rank's gate. The answer for a step is asked for while the step before runs.
 
-    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there.
+    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. checked_step: of the
+    one whose files the driver has found to be what was written.
     """
 
-    def __init__(self, keeper, spec: RunSpec, *, rank: int, elastic: bool):
+    def __init__(self, keeper, spec: RunSpec, *, rank: int, elastic: bool, checked_step: int | None):
         super().__init__()
         self._keeper, self._rank, self._elastic = keeper, rank, elastic
         world_size = ray.train.get_context().get_world_size()
@@ -287,7 +297,7 @@ class _WorkerGate(Gate):
         if rank == 0:
             checkpoints = spec.checkpoints()
             checkpoints.remove_leftovers()
-            start_step = checkpoints.latest_step or 0
+            start_step = self._chosen(checkpoints, checked_step)
             chosen = ray.get(keeper.begin.remote(world_size, start_step)), start_step
         self._epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
         if self._epoch > 1 and rank == 0:
@@ -295,12 +305,26 @@ class _WorkerGate(Gate):
         self._asked: dict[int, ray.ObjectRef] = {}
         self._warned = False
 
+    @staticmethod
+    def _chosen(checkpoints: Checkpoints, checked_step: int | None) -> int:
+        step = checkpoints.latest_step
+        if step != checked_step:
+            step, lines = checkpoints.choose(set_aside=True)
+            for line in lines:
+                print(f"warning: {line}", flush=True)
+        return step or 0
+
     def ready(self, step: int) -> None:
         self._keeper.ready.remote(self._epoch, self._rank, step)
 
     def failed(self, step: int, error: BaseException) -> None:
-        reason = str(error) if isinstance(error, DataError | RequestError) else f"rank {self._rank}: {one_line(error)}"
-        self._keeper.failed.remote(self._epoch, self._rank, step, reason)
+        self._keeper.failed.remote(self._epoch, self._rank, step, self._said(error))
+
+    def end(self, error: BaseException) -> None:
+        self._keeper.end.remote(self._epoch, self._said(error))
+
+    def _said(self, error: BaseException) -> str:
+        return str(error) if isinstance(error, DataError | RequestError) else f"rank {self._rank}: {one_line(error)}"
 
     def go(self, step: int, *, wait: bool = True) -> Go | None:
         answer = self._ask(step)
@@ -349,5 +373,7 @@ def _train_rank(spec: RunSpec, config: dict, rank: int) -> dict:
         shards = {name: ray.train.get_dataset_shard(name) for name in names}
         return {name: open_queue(s, task=name, start=begins[name], rank=rank) for name, s in shards.items()}
 
-    gate = _WorkerGate(config["keeper"], spec, rank=rank, elastic=config["cluster"].elastic)
+    gate = _WorkerGate(
+        config["keeper"], spec, rank=rank, elastic=config["cluster"].elastic, checked_step=config["checked_step"]
+    )
     return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)

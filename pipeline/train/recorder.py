@@ -64,50 +64,64 @@ class Recorder:
     ):
         self.first_step_at: float | None = None
         self._samples = self._rank_0 = None
-        if spec.log_samples:
-            name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
-            self._samples = StepLog(run_dir / name, keep_steps=start_step)
+        self._failed = False
+        with self._writing():
+            if spec.log_samples:
+                name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
+                self._samples = StepLog(run_dir / name, keep_steps=start_step)
+                if rank == 0:
+                    _cut_back_ranks_that_left(run_dir, keep_steps=start_step)
             if rank == 0:
-                _cut_back_ranks_that_left(run_dir, keep_steps=start_step)
-        if rank == 0:
-            self._rank_0 = _Rank0(
-                spec,
-                run_dir=run_dir,
-                start_step=start_step,
-                num_steps=num_steps,
-                speed=Speed(flops, peak_flops=spec.peak_flops),
-                alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
-                forecast=forecast,
-            )
+                self._rank_0 = _Rank0(
+                    spec,
+                    run_dir=run_dir,
+                    start_step=start_step,
+                    num_steps=num_steps,
+                    speed=Speed(flops, peak_flops=spec.peak_flops),
+                    alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
+                    forecast=forecast,
+                )
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """A disk that is full or gone ends the run, and is tried no more."""
+        try:
+            yield
+        except OSError as e:
+            self._failed = True
+            raise DataError(
+                f"the run directory cannot be written: {one_line(e)}; free some space or mend the storage, and run the "
+                "same command again"
+            ) from e
 
     def record(self, record: dict) -> None:
         """record: as the loop makes it; ids: this process's samples. alarms, where it has some, come first."""
         if self.first_step_at is None:
             self.first_step_at = time.time()
+        if self._failed:
+            return
         record = dict(record)
         ids = record.pop("ids")
-        try:
+        with self._writing():
             if self._samples:
                 self._samples.write({"step": record["step"], "task": record["task"], "ids": ids})
             if self._rank_0:
                 self._rank_0.record(record)
-        except OSError as e:
-            raise DataError(
-                f"step {record['step']}: the run directory cannot be written: {one_line(e)}; free some space or mend "
-                "the storage, and run the same command again"
-            ) from e
 
     def sync(self) -> None:
         """Order contract: what a checkpoint covers is on disk before the checkpoint is."""
-        for part in (self._samples, self._rank_0):
-            if part:
-                part.sync()
+        if self._failed:
+            return
+        with self._writing():
+            for part in (self._samples, self._rank_0):
+                if part:
+                    part.sync()
 
     def close(self) -> None:
         # A full disk has its message by now: closing must not hide it.
         for part in (self._samples, self._rank_0):
-            with contextlib.suppress(OSError):
-                if part:
+            if part:
+                with contextlib.suppress(OSError):
                     part.close()
 
 
@@ -177,12 +191,10 @@ class _Rank0:
         self._loads.write(self._experts_file)
 
     def close(self) -> None:
-        self._progress.close()
-        self._metrics.close()
-        self._loads.write(self._experts_file)
-        for part in (self._profiler, *self._writers):
-            if part:
+        for part in filter(None, (self._progress, self._metrics, self._profiler, *self._writers)):
+            with contextlib.suppress(OSError):
                 part.close()
+        self._loads.write(self._experts_file)
 
 
 def _say(lines: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import contextlib
 import dataclasses
 import time
@@ -16,6 +17,7 @@ from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, state_shapes
+from pipeline.data.media.machine import cpu_kind
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
@@ -26,7 +28,7 @@ from pipeline.train.feed import Feed, RowQueue, close_queues
 from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
 from pipeline.train.forecast import lines as forecast_lines
 from pipeline.train.gate import Gate
-from pipeline.train.loop import Hooks, Loop
+from pipeline.train.loop import MOST_NON_FINITE, Hooks, Loop
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.recorder import LoggingSpec, Recorder
 from pipeline.train.sampler import SamplerSpec
@@ -42,7 +44,8 @@ class RunSpec:
 
     fingerprints: data set → what its training rows are (``data.columns.Fingerprint.digests``). config: the resolved
     recipe, stored in checkpoints.
-    expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``).
+    expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``). init_step: of the checkpoint of
+    ``init_from`` that a new run begins with.
     """
 
     run_dir: str
@@ -66,6 +69,7 @@ class RunSpec:
     sampler: SamplerSpec
     stall_timeout_s: float
     init_from: str | None
+    init_step: int | None
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(Path(self.run_dir), keep_last=self.keep_last, keep_every=self.keep_every)
@@ -203,7 +207,9 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
         forecast=forecast,
     )
     stack.callback(recorder.close)
-    saver = _Saver(spec, schedule, checkpoints, recorder)
+    before = checkpoints.data(start) if start else {}
+    non_finite = collections.Counter(before.get("non_finite", {}))
+    saver = _Saver(spec, schedule, checkpoints, before=before, non_finite=non_finite)
 
     def record(values: dict) -> None:
         wait.done()
@@ -214,6 +220,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     state, lines = start_state(imp, spec, checkpoints, start, mesh=mesh)
     if rank == 0:
         needed = needed_bytes(budget, state_bytes=state_bytes(imp), fsdp=spec.fsdp)
+        lines += _other_machine(before.get("cpu_kind"))
         lines += forecast_lines(forecast, num_steps=spec.num_steps - start, needed=needed)
         print("\n".join([table(budget), *lines]), flush=True)
     watchdog.beat("the state")
@@ -226,16 +233,13 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
         num_steps=spec.num_steps,
         learning_rates=spec.optimizer.learning_rates(),
         checkpoint_every=spec.checkpoint_every,
-        hooks=Hooks(record=record, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
+        hooks=Hooks(record=record, sync=recorder.sync, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
+        non_finite=non_finite,
     )
     try:
         done = loop.run()
     except DataError as e:
-        try:
-            checkpoints.wait()
-        except DataError as failure:
-            raise DataError(f"{e}; and {failure}") from e
-        raise
+        raise DataError(_how_it_ended(e, checkpoints, non_finite)) from e
     checkpoints.wait()
     return _summary(spec, schedule, loop, compiler, quarantine, budget, imp=imp, done=done, began=began) | {
         "first_step_at": recorder.first_step_at
@@ -278,13 +282,37 @@ def _use_compile_cache(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-class _Saver:
-    """What a checkpoint holds beside the state."""
+def _how_it_ended(error: DataError, checkpoints: Checkpoints, non_finite: collections.Counter) -> str:
+    """What ended the run, with what became of its last save and, where updates were not finite, the way back."""
+    said = str(error)
+    try:
+        checkpoints.wait()
+    except DataError as failure:
+        said += f"; and {failure}"
+    if max(non_finite.values(), default=0) > MOST_NON_FINITE:
+        good = checkpoints.last_finite_step()
+        said += f". The newest checkpoint of before that is {good or 'none'}" + (
+            "; to go back to it, move those of later steps out of checkpoints/" if good else ""
+        )
+    return said
 
-    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, recorder: Recorder):
-        self._spec, self._schedule, self._checkpoints, self._recorder = spec, schedule, checkpoints, recorder
+
+def _other_machine(then: str | None) -> list[str]:
+    """A line where samples may be decoded to other bits than before the checkpoint."""
+    if then is None or then == cpu_kind():
+        return []
+    return [
+        f"warning: the checkpoint is from a machine of another kind, on which some media decode to other bits, so "
+        f"losses may differ from those it would have had there. There: {then}. Here: {cpu_kind()}"
+    ]
+
+
+class _Saver:
+    """What a checkpoint holds beside the state. before: what the one that the run goes on from held."""
+
+    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, *, before: dict, non_finite):
+        self._spec, self._schedule, self._checkpoints, self._non_finite = spec, schedule, checkpoints, non_finite
         # Data sets that left the recipe may come back, to where they were.
-        before = checkpoints.data(schedule.start) if schedule.start else {}
         classes = {name: list(d.classes) for name, d in spec.data_sets.items()}
         self._lasting = {
             "classes": before.get("classes", {}) | classes,
@@ -292,15 +320,17 @@ class _Saver:
         }
 
     def save(self, step: int, state: dict) -> None:
-        self._recorder.sync()
         spec = self._spec
+        non_finite = {task: count for task, count in self._non_finite.items() if count}
         data = self._lasting | {
             "config": spec.config,
             "position": dataclasses.asdict(self._schedule.position_at(step)),
             "samples": self._schedule.positions_before(step),
+            "non_finite": non_finite,
+            "cpu_kind": cpu_kind(),
             "tokenizer": base64.b64encode(spec.tokenizer or b"").decode(),
         }
-        self._checkpoints.save(step, state=state, data=data)
+        self._checkpoints.save(step, state=state, data=data, finite=not non_finite)
 
 
 def _summary(spec, schedule, loop, compiler, quarantine, budget, *, imp, done: int, began: float) -> dict:

@@ -35,7 +35,8 @@ def start_state(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, mesh: Me
         return _resumed(imp, spec, checkpoints, step, shapes=shapes, shardings=shardings)
     params, lines = _fresh(imp, spec.seed), []
     if spec.init_from:
-        params, lines = _taken_over(params, Path(spec.init_from), classes=_classes(spec.data_sets))
+        checkpoints = Checkpoints(Path(spec.init_from))
+        params, lines = _taken_over(params, checkpoints, spec.init_step, classes=_classes(spec.data_sets))
     return sharding.put_state(_on_host(init_state, params), shardings), lines
 
 
@@ -79,10 +80,9 @@ def _classes(data_sets) -> dict[str, list[str]]:
     return {f"classifier_{name}": list(d.classes) for name, d in data_sets.items()}
 
 
-def _taken_over(params: dict, source: Path, *, classes: dict[str, list[str]]) -> tuple[dict, list[str]]:
-    """Parameters of another run where they have the same place and shape; moments and counts start anew."""
-    checkpoints = Checkpoints(source)
-    data = checkpoints.data()
+def _taken_over(params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]):
+    """(parameters of another run where they have the same place and shape, lines on them); moments start anew."""
+    data, source = checkpoints.data(step), checkpoints.folder.parent
     stored, wanted = data["groups"], parameter_shapes({g: {"params": p} for g, p in params.items()})
     lines, take = [f"parameters from {source}, step {data['step']}:"], {}
     for group in params:

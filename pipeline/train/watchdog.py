@@ -38,7 +38,6 @@ class Watchdog:
     def __init__(self, path: Path, *, timeout_s: float, rank: int = 0):
         self._timeout_s, self._rank, self._path, number = timeout_s, rank, path, 2
         self.patient: Callable[[], bool] = lambda: False
-        path.parent.mkdir(parents=True, exist_ok=True)
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
@@ -77,8 +76,12 @@ class Watchdog:
 
     def _arm(self) -> None:
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "w", encoding="utf-8")
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "w", encoding="utf-8")
+            except OSError:
+                # A full disk has an end of its own; a hang must have one too.
+                self._file = sys.__stderr__
         faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
     def _end(self) -> None:
@@ -100,7 +103,7 @@ class Watchdog:
         self._closed.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if self._file is not None:
+        if self._file not in (None, sys.__stderr__):
             self._file.close()
         if self._path.exists() and not self._path.stat().st_size:
             self._path.unlink()

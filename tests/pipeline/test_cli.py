@@ -1,5 +1,7 @@
 """What --help of each job says: short, with examples that the job takes."""
 
+import errno
+import os
 import re
 import shlex
 
@@ -44,3 +46,19 @@ def test_help_of_pretrain_says_what_a_resume_may_change_and_where_the_keys_are(h
     text = help_of("pretrain")
     assert all(f"{part}." in text for part in _FREE)
     assert "train.num_steps" in text and "--print-config    every key of a recipe" in text
+
+
+def test_a_full_disk_is_one_line_and_any_other_fault_of_the_system_a_traceback(capsys):
+    def fails(number):
+        def job(arguments, stop):
+            raise OSError(number, os.strerror(number), "runs/demo/summary.json")
+
+        return cli.run_job(job, None)
+
+    for number in (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT):
+        assert fails(number) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        said = f"[Errno {number}] {os.strerror(number)}: 'runs/demo/summary.json'"
+        assert line == f"failed: {said}; free some space or mend the storage, and run the same command again"
+    with pytest.raises(PermissionError):
+        fails(errno.EACCES)

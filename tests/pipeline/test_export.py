@@ -372,3 +372,11 @@ def test_wrong_requests_are_one_line_and_exit_2(run_dir, tmp_path, capsys):
     assert export_main(["--run", str(run_dir), "--out", str(run_dir)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {run_dir}: expected a new or an empty folder, found checkpoints in it"
+    damaged = max((p for p in (run_dir / "checkpoints").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert export_main(["--run", str(run_dir), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    name = damaged.relative_to(run_dir / "checkpoints" / "2")
+    assert f"is damaged, the newest, 2, because {name} is not what was written; put back a copy" in line

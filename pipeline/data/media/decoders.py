@@ -5,6 +5,7 @@ Decoders run in a process of their own (``process.DecodeProcess``): one that cra
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ def run(
         raise
     # Libraries raise many kinds (OSError, SyntaxError, ValueError, struct.error, ...) on damaged files.
     except Exception as e:
+        if getattr(e, "errno", None) == errno.ENOMEM or "out of memory" in str(e).lower():
+            raise MemoryError(str(e)) from e
         raise Reject("not_decodable", f"{name}: {type(e).__name__}: {one_line(e)}") from e
 
 

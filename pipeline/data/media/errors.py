@@ -22,12 +22,17 @@ REASONS = {
     "too_long": "more seconds or frames than the recipe's caps",
     "crashed": "the decoder's process died of it, twice",
     "hung": "decoding took longer than cluster.decode_timeout_s, twice",
+    "out_of_memory": "decoding took more memory than cluster.decode_memory_mb, twice",
     "bad_times": "start_s or end_s is not a time",
     "no_text": "the row has no usable text",
     "bad_text": "the text is not UTF-8",
     "text_too_long": "more characters than the recipe's cap",
     "no_label": "the row has none of the classes its task asks for",
 }
+
+
+# Reasons that depend on a clock or on memory, not on the file alone: the next visit may find the sample good.
+TRANSIENT = frozenset({"crashed", "hung", "out_of_memory"})
 
 
 class Reject(Exception):

@@ -125,7 +125,7 @@ class DecodeProcess:
         if "short_of_memory" in answer:
             # What an older process has kept counts against its limit: the next try has a fresh one.
             self._end_child()
-            return None, Reject("not_decodable", "decoding takes more memory than cluster.decode_memory_mb")
+            return None, Reject("out_of_memory", "decoding takes more memory than cluster.decode_memory_mb")
         return answer, None
 
     def _read_line(self) -> tuple[bytes, bool]:

@@ -175,7 +175,7 @@ def test_known_bad_ids_get_their_substitutes_even_where_the_file_is_good(images,
     for index in range(NUM_BATCHES):
         row = maker.row(index, rank=0, world_size=1)
         assert row.ids == [f"id-{i}" for i in expected_samples(maker.plan, index, BAD | {0})[0]]
-        assert all(r == reject for r in row.rejects if r["id"] == "id-0")
+        assert all(r == reject | {"journalled": True} for r in row.rejects if r["id"] == "id-0")
 
 
 def test_nothing_but_bad_samples_stop_the_run(tmp_path, write_manifest, make_data_set, make_task):
@@ -599,3 +599,55 @@ def test_what_one_task_rejects_stays_good_for_another_after_a_resume(
     after = make_batches(data_set, frames, bad=bad_for(tmp_path / "run", frames))
     for index in range(NUM_BATCHES):
         assert_equal_rows(after.row(index, rank=0, world_size=1), before.row(index, rank=0, world_size=1))
+
+
+# --- rejects that depend on a clock ---
+
+
+class Hanging:
+    """A source some of whose visits hang. hangs: which calls of ``clip`` do, counted from 0."""
+
+    def __init__(self, source, hangs=()):
+        self._source, self._hangs, self._calls = source, set(hangs), 0
+        self.id, self.where = source.id, source.where
+
+    def clip(self, row):
+        self._calls += 1
+        if self._calls - 1 in self._hangs:
+            raise Reject("hung", "no end after 60 s")
+        return self._source.clip(row)
+
+
+def hanging_batches(data_set, task, *, hangs=(), bad=None) -> BatchMaker:
+    maker = make_batches(data_set, task, bad=bad)
+    maker.samples.source = Hanging(maker.samples.source, hangs)
+    return maker
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_hung_before_a_kill_is_left_out_after_it_there_and_nowhere_else(images, make_task, tmp_path, seed):
+    """A run is killed once the rejects of a batch are on disk; nothing hangs any more when it goes on."""
+    task, quiet = (
+        make_task(),
+        [make_batches(images, make_task()).row(i, rank=0, world_size=1) for i in range(NUM_BATCHES)],
+    )
+    hangs = np.random.default_rng(seed).choice(4 * NUM_BATCHES, 2 * NUM_BATCHES, replace=False).tolist()
+    alone, journal = hanging_batches(images, task, hangs=hangs), Quarantine(tmp_path, rank=0, limits={"toy": 1.0})
+    rows = []
+    for killed_at in range(NUM_BATCHES):
+        rows.append(alone.row(killed_at, rank=0, world_size=1))
+        journal.record(rows[-1], step=killed_at, data_set="toy")
+        again = hanging_batches(images, task, bad=bad_for(tmp_path, task))
+        for index in range(NUM_BATCHES):
+            wanted = rows[index] if index <= killed_at else quiet[index]
+            assert_equal_rows(again.row(index, rank=0, world_size=1), wanted)
+    assert sum(r["reason"] == "hung" for row in rows for r in row.rejects) > NUM_BATCHES
+
+
+def test_what_hung_once_is_tried_at_its_next_visit(images, make_task):
+    """Whether another process has met it before must not matter."""
+    maker, fresh = hanging_batches(images, make_task(), hangs=[0]), make_batches(images, make_task())
+    (reject,) = [r for r in maker.row(0, rank=0, world_size=1).rejects if r["reason"] == "hung"]
+    assert (reject["position"], reject["attempt"]) == (0, 0)
+    for index in range(1, NUM_BATCHES):
+        assert_equal_rows(maker.row(index, rank=0, world_size=1), fresh.row(index, rank=0, world_size=1))

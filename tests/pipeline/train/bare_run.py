@@ -13,6 +13,7 @@ from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.text import Tokenizer
 from pipeline.prepare import check_run_dir, prepare
+from pipeline.pretrain import set_damaged_aside
 from pipeline.train.gate import Gate
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
@@ -49,6 +50,7 @@ class DirectQueue:
 
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     check_run_dir(recipe, run_dir)
+    set_damaged_aside(run_dir)
     spec = prepare(recipe, run_dir)
 
     def make_queues(schedule):

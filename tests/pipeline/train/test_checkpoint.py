@@ -1,6 +1,7 @@
 """Only whole checkpoints are chosen, what is saved is what the arrays held then, and the disk is looked at before."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,196 @@ def test_a_checkpoint_that_is_not_whole_is_never_chosen(tmp_path, damage):
     assert again.latest_step == 6 and value_of(again) == 6.0 and not again.faults()
 
 
+# --- damage: files that are there, but are not what was written ---
+
+
+def flip(path, *, at=0.5):
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+
+
+def arrays(folder):
+    """A file of a checkpoint that holds arrays."""
+    return next((folder / "state" / "d").iterdir())
+
+
+def flipped_array(folder):
+    flip(arrays(folder))
+
+
+def flipped_step(folder):
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"seen": 6', '"seen": 4'))
+
+
+def flipped_format(folder):
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"format": 3', '"format": 2'))
+
+
+def flipped_digest(folder):
+    flip(folder / "run.json", at=0.999)
+
+
+def empty_run(folder):
+    (folder / "run.json").write_bytes(b"")
+
+
+def run_of_another_step(folder):
+    shutil.copy(folder.parent / "3" / "run.json", folder / "run.json")
+
+
+def arrays_of_another_step(folder):
+    shutil.rmtree(folder / "state")
+    shutil.copytree(folder.parent / "3" / "state", folder / "state")
+
+
+def one_file_more(folder):
+    shutil.copy(arrays(folder), folder / "state" / "d" / "more")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run directory with checkpoints of the steps 3 and 6."""
+    run_dir = tmp_path_factory.mktemp("saved")
+    save(Checkpoints(run_dir), 3, 6)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flipped_array, r"state/d/\w+ is not what was written"),
+        (flipped_step, r"run\.json cannot be read: it is not what was written"),
+        (flipped_format, r"run\.json cannot be read: it is not what was written"),
+        (flipped_digest, r"run\.json cannot be read: it is not what was written"),
+        (empty_run, r"run\.json cannot be read: Expecting value: line 1 column 1 \(char 0\)"),
+        (run_of_another_step, r"run\.json is that of step 3"),
+        (arrays_of_another_step, r"state/.* (is missing|is not what was written|bytes were written)"),
+        (one_file_more, r"state/d/more does not belong to it"),
+        (damage_truncated, r"state/\S+ has \d+ bytes, \d+ were written"),
+        (damage_gone, r"state/\S+ is missing"),
+        (damage_json, r"run\.json cannot be read: expected a JSON object, found list"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_takes_its_place(run_dir, damage, said):
+    checkpoints = Checkpoints(run_dir, keep_last=2)
+    damage(checkpoints.folder / "6")
+    # Who only reads leaves it where it is.
+    step, (line,) = checkpoints.choose()
+    assert step == 3 and re.fullmatch(rf"checkpoint 6 is damaged \({said}\); 3 takes its place", line)
+    step, (line,) = checkpoints.choose(set_aside=True)
+    aside = checkpoints.folder / "6.damaged"
+    assert step == 3 and line.endswith(f", is set aside as {aside}; 3 takes its place")
+    assert checkpoints.choose(set_aside=True) == (3, []) and checkpoints.steps == [3] and value_of(checkpoints) == 3.0
+    # It neither counts nor goes when others are saved, at its step again or later.
+    save(checkpoints, 6)
+    flip(arrays(checkpoints.folder / "6"))
+    checkpoints.choose(set_aside=True)
+    save(checkpoints, 9)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["3", "6.damaged", "6.damaged-2", "9"]
+
+
+def test_one_bit_of_any_file_is_found(run_dir):
+    """At its beginning, its middle and its end; without it the checkpoint is sound again."""
+    checkpoints = Checkpoints(run_dir)
+    files = [p for p in (checkpoints.folder / "6").rglob("*") if p.is_file() and p.stat().st_size]
+    assert len(files) > 8
+    for path in files:
+        for at in (0, 0.5, 1):
+            flip(path, at=at)
+            step, (line,) = checkpoints.choose()
+            assert step == 3 and f"({path.relative_to(checkpoints.folder / '6')} " in line
+            flip(path, at=at)
+    assert checkpoints.choose() == (6, [])
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew_by_itself(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    for step in ("3", "6"):
+        flip(arrays(checkpoints.folder / step))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"every checkpoint in .* is damaged, the newest, 6, because state/.*anew"):
+            checkpoints.choose(set_aside=True)
+
+
+def test_a_save_that_was_cut_short_is_no_damage(run_dir):
+    checkpoints = Checkpoints(run_dir)
+    (checkpoints.folder / "6" / "run.json").unlink()
+    assert checkpoints.choose(set_aside=True) == (3, [])
+    (checkpoints.folder / "3" / "run.json").unlink()
+    assert checkpoints.choose(set_aside=True) == (None, [])
+
+
+def test_good_checkpoints_stay_while_updates_are_not_finite(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    save(checkpoints, 1, 2, 3)
+    for step in (4, 5, 6):
+        checkpoints.save(step, state=make_state(step), data={}, finite=False)
+    checkpoints.wait()
+    # The newest is what the run goes on from.
+    assert checkpoints.steps == [2, 3, 6] and checkpoints.last_finite_step() == 3
+    save(checkpoints, 7)
+    assert checkpoints.steps == [3, 7]
+    # A state that holds a NaN is none to keep, whatever the updates were.
+    state = make_state(8.0)
+    state["head"]["params"]["w"] = state["head"]["params"]["w"].at[5, 5].set(jnp.nan)
+    checkpoints.save(8, state=state, data={})
+    checkpoints.wait()
+    assert checkpoints.steps == [3, 7, 8] and checkpoints.last_finite_step() == 7
+    save(checkpoints, 9)
+    assert checkpoints.steps == [7, 9]
+
+
+def test_without_a_good_checkpoint_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state=make_state(step), data={}, finite=False)
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 3] and checkpoints.last_finite_step() is None
+
+
+def test_arrays_of_another_form_are_refused(run_dir):
+    shape = abstract(make_state(size=999))
+    with pytest.raises(RequestError, match=r"checkpoint 6 is damaged"):
+        Checkpoints(run_dir).state(shape)
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_storage(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(DataError, match=r"checkpoints cannot be written to .*File exists"):
+        Checkpoints(tmp_path).save(1, state=make_state(), data={})
+
+
+def test_no_process_begins_a_save_that_another_cannot_make(tmp_path, monkeypatch):
+    """Four processes: the third has no room. All of them say so, whose disk it is or not."""
+    lines = []
+
+    def gathered(line):
+        lines.append(line)
+        others = np.zeros((4, len(line)), np.uint8)
+        others[2, :8] = np.frombuffer("voll: ü!".encode()[:8], np.uint8)
+        return others
+
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    monkeypatch.setattr("pipeline.train.agreement.multihost_utils.process_allgather", gathered)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(DataError, match=r"^voll: ü$"):
+        checkpoints.save(1, state=make_state(), data={})
+    monkeypatch.setattr(checkpoints, "wait", lambda: (_ for _ in ()).throw(DataError("é" * 2000)))
+    with pytest.raises(DataError, match=r"^voll: ü$"):
+        checkpoints.save(1, state=make_state(), data={})
+    assert not lines[0].any() and bytes(lines[1]).decode() == "é" * 512
+    assert not list(checkpoints.folder.iterdir())
+
+
 def test_other_folders_are_left_alone_and_leftovers_go(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
@@ -166,7 +357,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
     monkeypatch.setattr("pipeline.train.checkpoint.FORMAT", 99)
-    with pytest.raises(RequestError, match="checkpoint 3 has format 2, this version reads 99"):
+    with pytest.raises(RequestError, match="checkpoint 3 has format 3, this version reads 99"):
         checkpoints.data()
 
 

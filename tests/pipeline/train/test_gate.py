@@ -19,8 +19,9 @@ def test_the_gate_of_one_process_asks_whether_to_stop():
 class Rank:
     """A feed that makes batches one after another, and a loop that asks for the next step while one runs."""
 
-    def __init__(self, keeper, number, *, num_steps, pause, fails_at=None):
+    def __init__(self, keeper, number, *, num_steps, pause, fails_at=None, ends_at=None):
         self.keeper, self.number, self.num_steps, self.pause, self.fails_at = keeper, number, num_steps, pause, fails_at
+        self.ends_at = ends_at
         self.ran, self.looks = [], []
 
     async def feed(self):
@@ -38,19 +39,28 @@ class Rank:
             run, look = await answer
             if not run:
                 break
+            if step == self.ends_at:
+                await self.keeper.end(1, f"rank {self.number} cannot write")
             self.ran.append(step)
             self.looks.append(look)
             await asyncio.sleep(self.pause())
         ahead.cancel()
 
 
-async def drive(*, world_size, num_steps, seed, fails=(), stop_after=None):
+async def drive(*, world_size, num_steps, seed, fails=(), ends=(), stop_after=None):
     keeper, draw = GateKeeper(), random.Random(seed)
     keeper.look_every_s = 0.005
     await keeper.begin(world_size)
-    fails = dict(fails)
+    fails, ends = dict(fails), dict(ends)
     ranks = [
-        Rank(keeper, n, num_steps=num_steps, pause=lambda: draw.random() * 0.003, fails_at=fails.get(n))
+        Rank(
+            keeper,
+            n,
+            num_steps=num_steps,
+            pause=lambda: draw.random() * 0.003,
+            fails_at=fails.get(n),
+            ends_at=ends.get(n),
+        )
         for n in range(world_size)
     ]
 
@@ -68,17 +78,21 @@ async def drive(*, world_size, num_steps, seed, fails=(), stop_after=None):
     world_size=st.integers(1, 4),
     seed=st.integers(0, 1000),
     fails=st.dictionaries(st.integers(0, 3), st.integers(0, 14), max_size=2),
+    ends=st.dictionaries(st.integers(0, 3), st.integers(0, 14), max_size=2),
     stop_after=st.none() | st.floats(0, 0.03),
 )
 @settings(max_examples=40, deadline=None)
-def test_all_ranks_run_the_same_steps(world_size, seed, fails, stop_after):
-    fails = {rank: step for rank, step in fails.items() if rank < world_size}
+def test_all_ranks_run_the_same_steps(world_size, seed, fails, ends, stop_after):
+    fails, ends = ({rank: step for rank, step in x.items() if rank < world_size} for x in (fails, ends))
     keeper, ran, _ = asyncio.run(
-        drive(world_size=world_size, num_steps=15, seed=seed, fails=fails, stop_after=stop_after)
+        drive(world_size=world_size, num_steps=15, seed=seed, fails=fails, ends=ends, stop_after=stop_after)
     )
     first = min(fails.values(), default=15)
     assert ran == list(range(len(ran))) and len(ran) <= first
-    if stop_after is None:
+    if stop_after is None and min(ends.values(), default=15) < first:
+        # Not before the step at which a rank says so, and where a rank has no batch none after it either.
+        assert len(ran) > min(ends.values()) and keeper.reason
+    elif stop_after is None:
         assert len(ran) == first
         assert keeper.reason is None if not fails else f"has no batch {first}" in keeper.reason
 

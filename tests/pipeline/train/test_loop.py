@@ -1,10 +1,11 @@
+import collections
 import types
 
 import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.train.gate import Gate
+from pipeline.train.gate import Gate, Go
 from pipeline.train.loop import Hooks, Loop
 
 STEP_S, WAIT_S = 0.05, 0.3
@@ -134,7 +135,7 @@ def test_updates_that_are_not_finite_are_counted(monkeypatch):
 
 
 def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(monkeypatch):
-    monkeypatch.setattr("pipeline.train.loop._MOST_NON_FINITE", 2)
+    monkeypatch.setattr("pipeline.train.loop.MOST_NON_FINITE", 2)
     run(monkeypatch, num_steps=5, bad=(0.0, 1.0, 3.0, 4.0))
     with pytest.raises(DataError, match=r"step 4 \(t\): 3 updates of this task in a row were not finite"):
         run(monkeypatch, num_steps=5, bad=(1.0, 2.0, 3.0))
@@ -182,3 +183,91 @@ def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
         loop.run()
     assert [r["step"] for r in records] == [1, 2, 3]
     assert saved == [(2, {"a": 2, "b": 2, "c": 0}), (3, {"a": 3, "b": 3, "c": 0})]
+
+
+class Disk:
+    """Hooks whose files cannot be written from a step on. saves: how many are refused, the first."""
+
+    def __init__(self, *, record_from=99, refused_saves=0):
+        self.record_from, self.refused, self.records, self.saved = record_from, refused_saves, [], []
+
+    def record(self, record):
+        if record["step"] >= self.record_from:
+            raise DataError("metrics.jsonl: no space left")
+        self.records.append(record["step"])
+
+    def save(self, step, state):
+        if self.refused:
+            self.refused -= 1
+            raise DataError(f"checkpoint {step}: no space left")
+        self.saved.append(step)
+
+
+class ToldGate(Gate):
+    """Grants two steps more once it is told to end, as the gate of several processes may."""
+
+    def __init__(self):
+        super().__init__()
+        self.told, self.more = [], 2
+
+    def end(self, error):
+        self.told.append(str(error))
+
+    def go(self, step, *, wait=True):
+        self.more -= bool(self.told)
+        return Go.STOP if self.more < 0 else Go.STEP
+
+
+def failing_loop(monkeypatch, disk, *, gate=None, bad=(), non_finite=None):
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    return Loop(
+        state={"a": 0, "b": 0},
+        feed=FakeFeed(8),
+        compiler=FakeCompiler([], bad=bad),
+        gate=gate or Gate(),
+        hooks=Hooks(record=disk.record, save=disk.save),
+        start_step=0,
+        num_steps=8,
+        learning_rates=np.arange(8, dtype=np.float32),
+        checkpoint_every=3,
+        non_finite=non_finite,
+    )
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.STEP_S", 0.0)
+    monkeypatch.setattr(f"{__name__}.WAIT_S", 0.0)
+
+
+def test_metrics_that_cannot_be_written_end_the_run_at_the_gate_with_its_state_saved(monkeypatch, no_waits):
+    """The steps that all processes were granted are run by this one too: the others wait for it inside them."""
+    disk, gate = Disk(record_from=2), ToldGate()
+    with pytest.raises(DataError, match=r"^metrics\.jsonl: no space left$"):
+        failing_loop(monkeypatch, disk, gate=gate).run()
+    assert set(gate.told) == {"metrics.jsonl: no space left"} and disk.records == [1] and disk.saved[-1] in (4, 5)
+    disk = Disk(record_from=2)
+    with pytest.raises(DataError, match="no space left"):
+        failing_loop(monkeypatch, disk).run()
+    assert disk.records == [1] and disk.saved[-1] in (2, 3)
+
+
+def test_a_save_that_is_refused_ends_the_run_and_is_tried_once_more(monkeypatch, no_waits):
+    disk = Disk(refused_saves=1)
+    with pytest.raises(DataError, match=r"^checkpoint 3: no space left$"):
+        failing_loop(monkeypatch, disk).run()
+    assert disk.saved == [3]
+    disk = Disk(refused_saves=2)
+    with pytest.raises(DataError, match=r"^checkpoint 3: no space left$"):
+        failing_loop(monkeypatch, disk).run()
+    assert disk.saved == []
+
+
+def test_updates_that_were_not_finite_before_a_resume_count(monkeypatch, no_waits):
+    monkeypatch.setattr("pipeline.train.loop.MOST_NON_FINITE", 3)
+    counts = collections.Counter({"t": 2})
+    with pytest.raises(DataError, match=r"step 2 \(t\): 4 updates of this task in a row"):
+        failing_loop(monkeypatch, Disk(), bad=(0.0, 1.0), non_finite=counts).run()
+    counts = collections.Counter({"t": 3})
+    assert failing_loop(monkeypatch, Disk(), bad=(1.0, 7.0), non_finite=counts).run() == 8
+    assert counts == {"t": 1}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,7 +51,9 @@ def test_a_reject_is_listed_once(tmp_path):
     first = journal(tmp_path)
     first.record(row(reject("a")), step=1, data_set="pets")
     first.record(row(reject("a"), reject("b")), step=2, data_set="pets")
-    journal(tmp_path).record(row(reject("b"), reject("a")), step=3, data_set="pets")
+    # After a resume the streams say which they were told of.
+    known = [reject(name, journalled=True) for name in "ba"]
+    journal(tmp_path).record(row(*known), step=3, data_set="pets")
     assert [json.loads(line)["id"] for line in lines(tmp_path)] == ["a", "b"]
 
 
@@ -77,8 +80,7 @@ def test_journals_of_all_ranks_are_read(tmp_path):
     for rank, name in enumerate("ab"):
         journal(tmp_path, rank).record(row(reject(name)), step=rank, data_set="pets")
     assert [r["id"] for r in read_journal(tmp_path)] == ["a", "b"]
-    journal(tmp_path).record(row(reject("b")), step=3, data_set="pets")
-    assert len(lines(tmp_path)) == 1
+    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "b"}
 
 
 @pytest.fixture
@@ -97,6 +99,87 @@ def test_a_torn_last_line_is_ignored(torn):
 def test_what_follows_a_torn_line_is_not_lost(torn):
     journal(torn).record(row(reject("b"), reject("c")), step=2, data_set="pets")
     assert set(known_bad(torn)["pet_text"]) == {"a", "b", "c"}
+
+
+def hung(sample_id: str, position: int, attempt: int = 0) -> dict:
+    return reject(sample_id, reason="hung", detail="no end", position=position, attempt=attempt)
+
+
+def test_a_transient_reject_is_listed_for_each_visit_that_found_it(tmp_path):
+    first, visits = journal(tmp_path), [hung("a", 3), hung("a", 9), hung("b", 9, 1)]
+    first.record(row(*visits), step=1, data_set="pets")
+    first.record(row(hung("a", 9)), step=2, data_set="pets")
+    assert len(lines(tmp_path)) == 3
+    assert known_bad(tmp_path) == {"pet_text": {(3, 0): visits[0], (9, 0): visits[1], (9, 1): visits[2]}}
+
+
+def test_a_torn_line_is_cut_off_before_the_next(torn):
+    """It may be all of a line but its end: what was not read on resume must not be read by the one after."""
+    path = torn / "quarantine" / "rank-0.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + json.dumps(reject("z")).encode())
+    journal(torn).record(row(reject("b")), step=2, data_set="pets")
+    assert [json.loads(line)["id"] for line in lines(torn)] == ["a", "b"]
+    # Whatever the length of the torn line is.
+    path.write_bytes(b"x" * 200_000)
+    journal(torn).record(row(reject("c")), step=3, data_set="pets")
+    assert [json.loads(line)["id"] for line in lines(torn)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\x00" * 40,
+        b"\xff\xfe{",
+        b"[1, 2]",
+        b"{}",
+        b'{"id": 3}',
+        b"null",
+        b"[" * 100_000,
+        json.dumps(reject("x") | {"task": "pet_text", "step": "7"}).encode(),
+        json.dumps(hung("x", 1) | {"task": "pet_text", "step": 7, "attempt": None}).encode(),
+        b"",
+    ],
+)
+def test_damaged_lines_are_named_and_lose_themselves_alone(tmp_path, capsys, damage):
+    journal(tmp_path).record(row(reject("a"), reject("b")), step=1, data_set="pets")
+    path = tmp_path / "quarantine" / "rank-0.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + b"\n" + second)
+    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "b"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {path}: 1 lines are damaged, the first is line 2; ")
+
+
+def instead_of_the_folder(run_dir):
+    (run_dir / "quarantine").write_text("a file")
+
+
+def instead_of_the_file(run_dir):
+    (run_dir / "quarantine" / "rank-0.jsonl").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("damage", [instead_of_the_folder, instead_of_the_file])
+def test_a_journal_that_is_no_file_is_a_fault_of_the_storage(tmp_path, damage):
+    damage(tmp_path)
+    with pytest.raises(DataError, match=r"journal of rejects, .*quarantine.*, cannot be read: "):
+        known_bad(tmp_path)
+    with pytest.raises(DataError, match=r"journal of rejects, .*rank-0\.jsonl, cannot be written: "):
+        journal(tmp_path).record(row(reject("a")), step=1, data_set="pets")
+
+
+def test_a_journal_on_a_full_disk_is_a_fault_of_the_storage(tmp_path):
+    """No file may grow beyond 400 bytes: the second reject is cut in its middle."""
+    full, limits = journal(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        full.record(row(reject("a")), step=1, data_set="pets")
+        with pytest.raises(DataError, match=r"rank-0\.jsonl, cannot be written: (\[Errno 27\]|only \d+ of \d+ bytes)"):
+            full.record(row(reject("b", detail="x" * 300)), step=2, data_set="pets")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(known_bad(tmp_path)["pet_text"]) == {"a"}
+    journal(tmp_path).record(row(reject("c")), step=2, data_set="pets")
+    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "c"}
 
 
 # --- the limit ---

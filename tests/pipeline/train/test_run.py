@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,25 @@ def test_killed_runs_equal_the_one_left_alone(whole, tmp_path):
     exact = ("step", "task", "variant", "loss", "grad_norm", "learning_rate", "temperatures")
     assert [[r[k] for k in exact] for r in killed] == [[r[k] for k in exact] for r in expected]
     assert read_jsonl(run_dir / "samples.jsonl") == read_jsonl(left_alone / "samples.jsonl")
+    assert_same_state(left_alone, run_dir)
+
+
+@pytest.mark.slow
+def test_a_run_whose_newest_checkpoint_is_damaged_equals_the_one_left_alone(whole, tmp_path, capsys, bare_run):
+    """One bit of its arrays: the run goes on from the checkpoint before, and from the tokenizer that is in it."""
+    recipe_path, left_alone = whole
+    run_dir = shutil.copytree(left_alone, tmp_path / "run")
+    newest = max((p for p in (run_dir / "checkpoints").iterdir()), key=lambda p: int(p.name))
+    damaged = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    (run_dir / "tokenizer.model").write_bytes(b"damaged")
+    bare_run.run(recipes.load(recipe_path), run_dir)
+    name = damaged.relative_to(newest)
+    assert f"checkpoint {newest.name} is damaged ({name} is not what was written)" in capsys.readouterr().err
+    losses = [[r["loss"] for r in read_jsonl(d / "metrics.jsonl")] for d in (left_alone, run_dir)]
+    assert losses[0] == losses[1] and newest.with_name(f"{newest.name}.damaged").is_dir()
     assert_same_state(left_alone, run_dir)
 
 

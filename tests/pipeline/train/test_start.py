@@ -16,6 +16,7 @@ import pytest
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
 from pipeline.prepare import check_run_dir
+from pipeline.train import run as run_module
 from pipeline.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -147,6 +148,23 @@ def test_other_rows_than_the_run_began_with_are_refused(two_tasks, bare_run, tmp
     recipe["train"]["num_steps"] = 12
     with pytest.raises(RequestError, match=message):
         bare_run.run(recipes.from_dict(recipe), run_dir)
+
+
+def test_a_machine_of_another_kind_is_said(two_tasks, bare_run, tmp_path, capsys, monkeypatch):
+    """Its decoders may give other bits; the run goes on all the same."""
+    recipe, run_dir = two_tasks
+    run_dir, recipe = copy_run(run_dir, tmp_path / "run"), copy.deepcopy(recipe)
+    recipe["train"]["num_steps"] += 1
+    here = run_module.cpu_kind()
+    monkeypatch.setattr(run_module, "cpu_kind", lambda: "arm64 of another kind")
+    bare_run.run(recipes.from_dict(recipe), run_dir)
+    out = capsys.readouterr().out
+    assert "a machine of another kind, on which some media decode to other bits" in out
+    assert f"There: {here}. Here: arm64 of another kind" in out
+    # From now on it is a run of that machine.
+    recipe["train"]["num_steps"] += 1
+    bare_run.run(recipes.from_dict(recipe), run_dir)
+    assert "another kind, on which" not in capsys.readouterr().out
 
 
 def test_a_new_run_on_the_parameters_of_another(two_tasks, small, bare_run, tmp_path, capsys):

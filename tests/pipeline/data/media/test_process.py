@@ -1,6 +1,7 @@
 """Decoding in a process of its own: equal to decoding here, and whatever kills or hangs it costs its sample alone."""
 
 import dataclasses
+import errno
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from PIL import Image
 
 from pipeline.data.media import process
 from pipeline.data.media.clip import decode_media
+from pipeline.data.media.decoders import run
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits, DecodeProcess
 from pipeline.errors import DataError, RequestError
@@ -79,7 +81,7 @@ def test_rejects_are_those_of_decoding_here(decoders, tmp_path, make_data_set):
         ("EXIT", "crashed", "exit code 3"),
         ("LOCK", "hung", "no end after 1 s"),
         ("SPIN", "hung", "no end after 1 s"),
-        ("HUGE", "not_decodable", ""),
+        ("HUGE", "out_of_memory", "more memory than cluster.decode_memory_mb"),
     ],
 )
 def test_what_kills_or_hangs_a_decoder_is_a_reject(decoders, data_set, good, deadly, word, reason, detail):
@@ -236,3 +238,20 @@ def test_a_scheme_without_its_package_is_a_wrong_request_that_names_data_set_and
         decoders.decode(row, allowed, "image")
     with pytest.raises(Reject, match="unknown_scheme: 'nowhere'"):
         decoders.decode(row, make_data_set(), "image")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError),
+        (OSError("out of memory error when reading image file"), MemoryError),
+        (OSError(errno.EINVAL, "Invalid argument"), Reject),
+        (ValueError("no memory of this format"), Reject),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_whatever_a_library_makes_of_it(error, raised):
+    def decode(source, spec, *, start_s, end_s):
+        raise error
+
+    with pytest.raises(raised):
+        run("mine", b"", None, built_in={"mine": decode}, start_s=0.0, end_s=None)

@@ -1,0 +1,21 @@
+"""What all processes of a run must know before they begin something together."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# Maximum length of what processes tell each other.
+_LINE_BYTES = 1024
+
+
+def first_of_all_processes(problem: str | None) -> str | None:
+    """The first process's problem, in all of them: the others would wait in the save for one that does not come."""
+    if jax.process_count() == 1:
+        return problem
+    line = np.zeros(_LINE_BYTES, np.uint8)
+    said = (problem or "").encode()[:_LINE_BYTES]
+    line[: len(said)] = np.frombuffer(said, np.uint8)
+    found = (bytes(x).rstrip(b"\0").decode(errors="replace") for x in multihost_utils.process_allgather(line))
+    return next(filter(None, found), None)

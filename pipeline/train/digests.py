@@ -1,0 +1,81 @@
+"""Digests of files and of JSON: what is read later is what was written, or is known not to be."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+# Maximum number of files read at once: more gain nothing, and training goes on beside them.
+_MOST_THREADS = 8
+_SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\Z')
+
+
+def file_digests(folder: Path) -> dict[str, dict]:
+    """Name → {"bytes", "sha256"} of every file in a folder."""
+    names = sorted(_files(folder))
+    with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(lambda name: _sha256(folder / name), names))
+    sizes = [(folder / name).lstat().st_size for name in names]
+    return {n: {"bytes": s, "sha256": d} for n, s, d in zip(names, sizes, digests, strict=True)}
+
+
+def cut_file(folder: Path, files: dict[str, dict]) -> str | None:
+    """The first of ``files`` that is missing or has another size, in words: the quick look."""
+    for name, written in files.items():
+        try:
+            found = (folder / name).lstat().st_size
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if found != written["bytes"]:
+            return f"{name} has {found} bytes, {written['bytes']} were written"
+    return None
+
+
+def changed_file(folder: Path, files: dict[str, dict], *, besides: str) -> str | None:
+    """The first file that is not what was written, or that is one too many, in words; reads every byte.
+
+    besides: the file that holds ``files``, which answers for itself.
+    """
+    if cut := cut_file(folder, files):
+        return cut
+    found = file_digests(folder)
+    for name in sorted(found):
+        if name in files and found[name] != files[name]:
+            return f"{name} is not what was written"
+        # Hidden files are the system's, and never read.
+        if name not in files and name != besides and "/." not in f"/{name}":
+            return f"{name} does not belong to it"
+    return None
+
+
+def sealed(value: dict) -> bytes:
+    """A dict as JSON that ends with a digest of itself."""
+    body = json.dumps(value).encode()
+    return body[:-1] + f', "sha256": "{hashlib.sha256(body).hexdigest()}"}}'.encode()
+
+
+def read_sealed(path: Path) -> tuple[dict, bool | None]:
+    """(what ``sealed`` was given, whether it is unchanged, None where it has no digest).
+
+    Raises ValueError where it is no JSON object at all.
+    """
+    raw = path.read_bytes()
+    seal = _SEAL.search(raw)
+    body = raw[: seal.start()] + b"}" if seal else raw
+    value = json.loads(body)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value, seal and hashlib.sha256(body).hexdigest().encode() == seal[1]
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
