@@ -16,7 +16,7 @@ from pipeline.train.budget import Budget
 
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
 # optimizer and what is computed a second time to save memory are no model FLOPs.
-_EFFICIENCY = 0.3
+_EFFICIENCY = 0.2
 # Seconds of a step whatever its size: calls, optimizer, metrics.
 _STEP_S = 0.005
 # FLOPs of the product that is timed, by whether the device is a CPU, and seconds for which it is repeated.
