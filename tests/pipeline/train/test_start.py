@@ -113,7 +113,8 @@ def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run,
 
 
 def _grown(rows):
-    return pa.concat_tables([rows, rows.slice(0, 1)])
+    more = rows.slice(0, 1)
+    return pa.concat_tables([rows, more.set_column(0, "id", pa.array(["one more"], rows["id"].type))])
 
 
 def _reversed(rows):
