@@ -10,7 +10,7 @@ import math
 
 from model.config import VARIANTS, ModelConfig
 from pipeline.data.spec import CONTRASTIVE
-from pipeline.recipe.settings import MoESettings, Recipe
+from pipeline.recipe.settings import MoESettings, Recipe, TaskSettings
 
 _SMALL_BATCH, _LARGE_BATCH = 64, 65_536
 # Key of ``train`` → its values at the small and at the large batch.
@@ -69,6 +69,26 @@ def with_model_values(recipe: Recipe) -> Recipe:
     kept = {"variant", "moe"}
     values = {name: getattr(config, name) for name in type(recipe.model).model_fields if name not in kept}
     return _updated(recipe, model=values | {"moe": moe})
+
+
+def with_data_values(recipe: Recipe) -> Recipe:
+    """The recipe with the limit of rejects of every data set, and with the rows that are positives in every task."""
+    limit = recipe.max_reject_fraction
+    data_sets = {
+        name: s.model_copy(update={"max_reject_fraction": limit}) if s.max_reject_fraction is None else s
+        for name, s in recipe.data_sets.items()
+    }
+    tasks = {
+        name: t.model_copy(update={"positives": _positives(t)}) if t.positives is None else t
+        for name, t in recipe.tasks.items()
+    }
+    return recipe.model_copy(update={"data_sets": data_sets, "tasks": tasks})
+
+
+def _positives(task: TaskSettings) -> str:
+    if task.text == "labels":
+        return "labels"
+    return "text" if "text" in task.modalities else "instance"
 
 
 def _updated(recipe: Recipe, **sections: dict) -> Recipe:

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.errors import RequestError
 from pipeline.recipe.checks import check_model, check_references
-from pipeline.recipe.defaults import with_batch_defaults, with_model_values
+from pipeline.recipe.defaults import with_batch_defaults, with_data_values, with_model_values
 from pipeline.recipe.settings import Recipe
 from pipeline.recipe.text import read_yaml
 
@@ -72,7 +72,7 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
         raise RequestError(_message(e)) from e
     check_references(recipe)
     check_model(recipe)
-    return with_model_values(recipe)
+    return with_model_values(with_data_values(recipe))
 
 
 def _with_class_files(raw: dict) -> dict:

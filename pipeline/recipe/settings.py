@@ -570,7 +570,6 @@ class Recipe(_Strict):
 
     def _data_set(self, name: str, s: DataSetSettings) -> spec.DataSetSpec:
         held_out = {"held_out": s.held_out} if isinstance(s.held_out, str) else s.held_out
-        limit = self.max_reject_fraction if s.max_reject_fraction is None else s.max_reject_fraction
         return spec.DataSetSpec(
             name=name,
             manifest=locate(s.manifest),
@@ -580,7 +579,7 @@ class Recipe(_Strict):
             image=spec.ImageSpec(**s.image.model_dump()),
             video=spec.VideoSpec(**s.video.model_dump()),
             audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
-            max_reject_fraction=limit,
+            max_reject_fraction=s.max_reject_fraction,
             schemes=tuple(s.schemes),
         )
 
@@ -591,15 +590,13 @@ class Recipe(_Strict):
         return spec.TokenSpec()
 
     def _task(self, name: str, t: TaskSettings) -> spec.TaskSpec:
-        kept = {"data_set", "weight", "text", "text_length", "microbatches"}
+        kept = {"data_set", "weight", "text", "text_length", "positives", "microbatches"}
         return spec.TaskSpec(
             name=name,
             objectives=t.objectives,
             modalities=tuple(t.modalities),
             classes=tuple(t.classes),
             max_characters=self.text.max_characters,
-            positives=t.positives
-            or ("labels" if t.text == "labels" else "text" if "text" in t.modalities else "instance"),
             augment=t.augment.spec(),
             pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),

@@ -256,13 +256,14 @@ def room(machines: Iterable[Mapping[str, float]], worker: Mapping[str, float]) -
 
 
 def _may_grow() -> bool:
-    """Whether the cluster has an autoscaler that could bring machines."""
+    """Whether the cluster has an autoscaler that could bring machines; yes where that cannot be told."""
     if ray._private.state.state.get_max_resources_from_cluster_config():
         return True
     status = internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
     try:
-        kinds = json.loads(status or b"{}").get("autoscaler_report", {}).get("active_nodes", {})
-    except (ValueError, AttributeError):
+        kinds = json.loads(status)["autoscaler_report"]["active_nodes"]
+    # Nothing there yet, or the form of another autoscaler.
+    except (TypeError, ValueError, KeyError):
         return True
     # Without one, each machine is of a kind of its own, named after it.
     return any(not kind.startswith("node_") for kind in kinds)
