@@ -41,6 +41,12 @@ class DirectQueue:
         self._next += 1
         return row
 
+    def close(self) -> None:
+        """Nothing: no row is made ahead."""
+
+    def join(self, timeout_s: float) -> bool:
+        return True
+
 
 @contextlib.contextmanager
 def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:

@@ -63,7 +63,7 @@ def stream_spec(modality: str, manifest: str, *, batches: int) -> StreamSpec:
         num_frames=16 if modality == "video" else 0,
         size=256,
         drop_rate=0.0,
-        budget=None,
+        base=None,
         batch_size=BATCH[modality],
         spec=TokenSpec(),
     )

@@ -56,9 +56,7 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
         variant = Variant("all", BATCH)
     else:
         frames = 8 if modality == "video" else 0
-        variant = make_variant(
-            num_frames=frames, size=32, drop_rate=0.0, budget=None, batch_size=BATCH, spec=TokenSpec()
-        )
+        variant = make_variant(num_frames=frames, size=32, drop_rate=0.0, base=None, batch_size=BATCH, spec=TokenSpec())
     data_set = DataSetSpec(
         name=modality,
         manifest=manifest,

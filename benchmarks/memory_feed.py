@@ -23,7 +23,7 @@ class Batches(dict):
         for number, structure in enumerate(structures):
             arrays = jax.device_put(_arrays(structure, np.random.default_rng(number)))
             variant = Variant("memory", structure.global_batch_size)
-            self[structure] = Batch(0, Step(f"task_{number}", 0, variant, structure), arrays, [])
+            self[structure] = Batch(0, Step(f"task_{number}", 0, variant, structure), arrays, [], chance=0.0)
 
 
 def _arrays(structure: Structure, rng: np.random.Generator) -> dict:

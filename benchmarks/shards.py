@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import recipe as recipes
-from pipeline.data.shards import SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
+from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.files import write_json
 from pipeline.prepare import prepare
 
@@ -64,9 +64,8 @@ def write_shards(data_set, folder: Path, *, seed: int) -> int:
         ]
         table = pa.table({c: [r.get(c) for r in rows] for c in SCHEMA.names}, schema=SCHEMA)
         entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow"))
-    write_json(
-        folder / "index.json", {"modalities": ["video"], "settings": decode_settings(data_set), "shards": entries}
-    )
+    described = {"modalities": ["video"], "settings": decode_settings(data_set), "shards": entries}
+    write_json(folder / "index.json", {"format": FORMAT, "fingerprint": {"num_rows": CLIPS}} | described)
     return sum(e["bytes"] for e in entries)
 
 

@@ -61,13 +61,14 @@ def _pss(process: psutil.Process) -> int:
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.pretrain import cluster_of
     from pipeline.train import ray_cluster, ray_trainer
+    from pipeline.train.schedule import START
 
     spec = prepare(recipe, run_dir)
     memory, cluster = Memory(), cluster_of(recipe)
     began = time.perf_counter()
     ray_cluster.start_ray(cluster)
     ray_s = time.perf_counter() - began
-    streams = ray_trainer.build_streams(spec, cluster, tasks=list(spec.tasks), start_step=0, world_size=1)
+    streams = ray_trainer.build_streams(spec, cluster, schedule=spec.schedule(START), world_size=1)
     queues = {
         name: ray_trainer.open_queue(stream, task=name, start=first, rank=0)
         for name, (stream, first) in streams.items()
