@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,10 @@ from pipeline.files import whole_file
 
 MEDIA = ("image", "video", "audio")
 # Changes where the layout of what is stored does.
-FORMAT = 2
+FORMAT = 3
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
+# The key under which a shard's schema holds the digest of its ids and words.
+_WORDS = b"words"
 # Shards that a source keeps mapped: a row may be in any of them.
 _KEPT_SHARDS = 256
 _REJECT = pa.struct([("modality", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -94,20 +95,22 @@ def encode_tensor(array: np.ndarray | None) -> dict | None:
 
 def write_shard(table: pa.Table, path: Path) -> dict:
     """Writes one IPC file, a record batch a row so that a reader maps single rows. Returns its index entry."""
+    words = _words(table)
+    table = table.replace_schema_metadata({_WORDS: words})
     with whole_file(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1)
         digest = _sha256(temporary)
     entry = {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
-    return entry | {"words": _words(table.to_batches())}
+    return entry | {"words": words}
 
 
-def _words(batches: Iterable[pa.RecordBatch]) -> dict:
-    """The fingerprint of a shard's ids and words: little to read beside its media."""
+def _words(table: pa.Table) -> str:
+    """A digest of a shard's ids and words."""
     fingerprint = Fingerprint()
-    for batch in batches:
+    for batch in table.to_batches():
         fingerprint.update(normalise(batch, ["id", "text", "labels"]))
-    return fingerprint.digests()
+    return hashlib.blake2b(repr(fingerprint.digests()).encode(), digest_size=16).hexdigest()
 
 
 class ShardSource:
@@ -134,23 +137,20 @@ class ShardSource:
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self.num_rows = int(self._starts[-1])
         self._open = functools.lru_cache(maxsize=_KEPT_SHARDS)(self._open_file)
-        self._confirmed: set[int] = set()
 
     def _open_file(self, number: int) -> pa.RecordBatchFileReader:
-        """Raises DataError where a shard is not the one that the index lists, when it is first opened."""
+        """Raises DataError where a shard is not the one that the index lists, by what it says of itself: rows come from
+        all shards in turn, and to read all of each at first would cost more than to decode the media."""
         entry = self.index["shards"][number]
         path = self.folder / entry["file"]
         if not has_size(path, entry):
             raise DataError(f"shard {path}: expected {entry['bytes']} bytes, found another size; preprocess it again")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if number not in self._confirmed:
-                found = _words(reader.get_batch(i) for i in range(reader.num_record_batches))
-                if found != entry["words"]:
-                    raise DataError(f"shard {path}: its ids or words are not those in index.json; preprocess it again")
         except pa.ArrowInvalid as e:
             raise DataError(f"shard {path}: cannot be read: {one_line(e)[:200]}; preprocess it again") from e
-        self._confirmed.add(number)
+        if (reader.schema.metadata or {}).get(_WORDS) != entry["words"].encode():
+            raise DataError(f"shard {path}: its ids or words are not those in index.json; preprocess it again")
         return reader
 
     def _record(self, row: int) -> pa.RecordBatch:

@@ -273,7 +273,24 @@ def test_a_shard_that_is_not_the_listed_one_stops_the_run(tmp_path, images, chan
         source.id(3)
 
 
+def test_a_row_costs_no_look_at_the_others_of_its_shard(tmp_path, images, monkeypatch):
+    data_set, _ = preprocess(images, tmp_path / "s", modalities=("image",), rows_per_shard=NUM_ROWS)
+    read, open_file = [], pa.ipc.open_file
+
+    class Counted:
+        def __init__(self, source):
+            self._reader = open_file(source)
+            self.schema = self._reader.schema
+
+        def get_batch(self, number):
+            read.append(number)
+            return self._reader.get_batch(number)
+
+    monkeypatch.setattr(pa.ipc, "open_file", Counted)
+    assert ShardSource(data_set, modalities=("image",)).id(5) == "id-5" and read == [5]
+
+
 def test_shards_of_an_older_form_are_refused(tmp_path):
     (tmp_path / "index.json").write_text('{"format": 1}')
-    with pytest.raises(RequestError, match=r"expected format 2, found 1; run jobs/preprocess\.py into another folder"):
+    with pytest.raises(RequestError, match=r"expected format 3, found 1; run jobs/preprocess\.py into another folder"):
         read_index(tmp_path)
