@@ -15,6 +15,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.presence import present
+from pipeline.data.media.storage import check_uri
 from pipeline.data.spec import DataSetSpec, TaskSpec
 
 # Rows, spread over a data set, whose media are looked for.
@@ -65,8 +66,8 @@ def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
     """Looks at the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
     manifest = Manifest(data_set.manifest)
     class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
-    has_labels = "labels" in manifest.schema.names
-    media = {m: _find_media(manifest, m) for m in dict.fromkeys(m for t in tasks for m in t.media)}
+    has_labels = "labels" in manifest.columns
+    media = {m: _find_media(manifest, m, data_set) for m in dict.fromkeys(m for t in tasks for m in t.media)}
     return Facts(
         data_set=data_set,
         num_rows=manifest.num_rows,
@@ -96,13 +97,16 @@ def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> 
     return overlap(manifest, held_out)
 
 
-def _find_media(manifest: Manifest, modality: str) -> MediaFound:
+def _find_media(manifest: Manifest, modality: str, data_set: DataSetSpec) -> MediaFound:
     """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
     files, missing = [], []
     for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
         row = manifest.row(number)
         try:
-            files.append((row["id"], source_path(row, modality)[0]))
+            path, _ = source_path(row, modality)
+            # What may not be opened is not asked for either.
+            check_uri(path, data_set.allowed_schemes)
+            files.append((row["id"], path))
         except Reject as e:
             missing.append((row["id"], e.detail))
     remote = [file for file in files if "://" in file[1]]
@@ -172,7 +176,8 @@ def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) 
 
 
 def _unknown_label(labels: LabelCounts, classes: tuple[str, ...]) -> str:
-    unknown = [(label, count) for label, count in labels.counts.most_common() if label not in set(classes)]
+    known = set(classes)
+    unknown = [(label, count) for label, count in labels.counts.most_common() if label not in known]
     if not unknown or not classes:
         return ", since they have no label"
     label, count = unknown[0]

@@ -101,7 +101,7 @@ def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
 
 def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
     """How many held-out rows are training rows too."""
-    media = [c for c in MEDIA_COLUMNS if c in manifest.schema.names and c in held_out.schema.names]
+    media = [c for c in MEDIA_COLUMNS if c in manifest.columns and c in held_out.columns]
     columns = ("id", *media)
     theirs = {c: [] for c in columns}
     for part in _hashed(held_out, columns, most_rows=_MOST_HELD_OUT):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.data.columns import MEDIA_COLUMNS, TIME_COLUMNS, TYPES, type_fault, values
+from pipeline.data.columns import MEDIA_COLUMNS, TIME_COLUMNS, TYPES, type_fault, usable, values
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_table import RowGroups, RowTable, existing_rows, open_rows
 from pipeline.errors import RequestError
@@ -30,6 +30,11 @@ class Manifest:
     @property
     def schema(self) -> pa.Schema:
         return self._files.schema
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that rows have: those of ``columns.TYPES`` whose values can be read as such."""
+        return usable(self.schema)
 
     @functools.cached_property
     def _rows(self) -> RowTable | RowGroups:
@@ -70,11 +75,12 @@ class Manifest:
     def batches(self, columns: tuple[str, ...], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
         """Some columns of all rows, or of the first, in order, in the types of ``columns.TYPES`` and bounded pieces."""
         left = self.num_rows if most_rows is None else most_rows
-        for batch in self._rows.batches():
+        for batch in self._rows.batches(columns):
+            yield batch.slice(0, left)
+            left -= len(batch)
+            # Before the next one is read.
             if left <= 0:
                 return
-            yield batch.select(columns).slice(0, left)
-            left -= len(batch)
 
     def iter_column(self, column: str):
         """Every value of one column, in row order, as ``row`` gives it but for paths: they stay relative."""

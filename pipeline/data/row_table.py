@@ -12,7 +12,7 @@ import fcntl
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,13 @@ class RowTable:
         number, within = divmod(index, _ROWS_PER_BATCH)
         return self._batch(number).slice(within, 1)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows in order."""
-        return (self._reader.get_batch(number) for number in range(self._reader.num_record_batches))
+    def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows in order."""
+        names = list(columns)
+        return (self._reader.get_batch(number).select(names) for number in range(self._reader.num_record_batches))
 
     def has_null_ids(self) -> bool:
-        return any(batch.column("id").null_count for batch in self.batches())
+        return any(batch.column("id").null_count for batch in self.batches(["id"]))
 
 
 def existing_rows(files: ParquetFiles) -> RowTable | None:
@@ -199,8 +200,9 @@ class RowGroups:
         table = self._files.group(path, number, self._columns).combine_chunks()
         return normalise(table.to_batches()[0], self._columns)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        return (normalise(piece, self._columns) for piece in self._files.pieces(self._columns))
+    def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+        names = list(columns)
+        return (normalise(piece, names) for piece in self._files.pieces(names))
 
     def has_null_ids(self) -> bool:
         """False: looking at all of them takes too long, and a row without one is an error where it is read."""

@@ -1,11 +1,16 @@
 """What is said of data before a run, and what of it refuses the run."""
 
+import collections
 import itertools
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import lint
 from pipeline import recipe as recipes
+from pipeline.data.ids import Overlap
+from pipeline.data.labels import LabelCounts
 from pipeline.errors import RequestError
 from pipeline.prepare import prepare
 
@@ -97,7 +102,32 @@ def test_media_of_which_none_is_there_refuse_the_run(told, tmp_path):
     found, warned = told([*rows(20), *rows(10, image="gone.png")])
     assert not found and warned[0].startswith("warning: pets: image files: 10 are missing of the 30 looked for, e.g.")
     # Storage that cannot be asked says nothing of its files.
-    assert told(rows(30, image="nosuchscheme://x/1.png"))[0] == ""
+    assert told(rows(30, image="nosuchscheme://x/1.png"), schemes=["nosuchscheme"])[0] == ""
+
+
+def test_media_that_may_not_be_opened_are_not_asked_for(told, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lint, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
+    found, _ = told(rows(30, image="zip://a.png::file:///b.zip"))
+    assert "none of the 30 looked for is there, e.g. of row 'r29': 'zip', allowed are " in found
+    assert not asked
+
+
+def test_columns_of_other_types_that_no_task_reads_are_passed_over(tmp_path, make_data_set):
+    """Labels as numbers, pictures as bytes: as many tables have them."""
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("m", "h")]
+    for path in paths:
+        rows = {"id": ["a"], "text": [["x"]], "labels": [3], "image": [{"bytes": b"?"}], "audio": ["a.wav"]}
+        pq.write_table(pa.table(rows), path)
+    facts = lint.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
+    assert facts.labels is None and facts.held_out["h"] == Overlap(1, 1, 1)
+
+
+def test_a_label_that_is_no_class_is_found_at_once_among_many():
+    classes = tuple(f"class {i}" for i in range(20_000))
+    counts = collections.Counter(dict.fromkeys(classes, 2) | {"clas 7": 1})
+    labels = LabelCounts(len(classes) + 1, counts, {classes: 1})
+    assert "the nearest class is 'class 7'" in lint._unknown_label(labels, classes)
 
 
 def test_a_contrastive_batch_of_more_rows_than_there_are(told):

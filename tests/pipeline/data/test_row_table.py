@@ -13,6 +13,7 @@ from pipeline.data import columns, parquet_files, row_table
 from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.manifest import Manifest
 from pipeline.data.media import storage
+from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_table import RowGroups, RowTable
 from pipeline.errors import DataError, RequestError
 
@@ -89,6 +90,19 @@ def test_rows_where_they_lie(tmp_path, cache, too_large):
     assert_rows(path, manifest)
     assert isinstance(manifest._rows, RowGroups) and not list(cache.glob("*.arrow"))
     manifest.require({"id": "a task"})
+
+
+def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_large, monkeypatch):
+    manifest, read = Manifest(write(tmp_path / "m.parquet", row_group_size=100)), []
+    group = ParquetFiles.group
+    monkeypatch.setattr(
+        ParquetFiles,
+        "group",
+        lambda self, path, number, columns: read.append((number, columns)) or group(self, path, number, columns),
+    )
+    found = list(manifest.batches(("id",), most_rows=250))
+    assert sum(map(len, found)) == 250 and found[0].schema.names == ["id"]
+    assert read == [(0, ["id"]), (1, ["id"]), (2, ["id"])]
 
 
 def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
