@@ -131,12 +131,12 @@ class ParquetFiles:
         return here
 
     def _file_types(self, path: str) -> dict[str, pa.DataType]:
-        """Column → type. Raises RequestError where one stands there twice."""
+        """Column → type. Raises RequestError where one appears twice."""
         schema = self.footer(path).schema.to_arrow_schema()
         for name in TYPES:
             count = schema.names.count(name)
             if count > 1:
-                raise RequestError(f"manifest {path}: column {name!r} stands there {count} times; keep one of them")
+                raise RequestError(f"manifest {path}: column {name!r} appears {count} times; keep one of them")
         return {field.name: field.type for field in schema}
 
     def footers_digest(self) -> str:

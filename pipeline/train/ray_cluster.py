@@ -68,7 +68,7 @@ class Cluster:
         return resources
 
     def trainer_cpus(self, num_workers: int | None = None) -> float:
-        """CPUs that so many workers take, or the most that there may be."""
+        """CPUs that ``num_workers`` workers take; None: the most that there may be."""
         return (self.sizes[-1] if num_workers is None else num_workers) * self.cpus_per_worker
 
     @property

@@ -370,7 +370,7 @@ def test_storage_that_fails_is_tried_again_and_is_no_damage(tmp_path, pauses, mo
 def test_a_column_that_stands_there_twice(tmp_path):
     rows = pa.table([["a"], ["b"]], names=["id", "id"])
     pq.write_table(rows, tmp_path / "m.parquet")
-    with pytest.raises(RequestError, match=r"m\.parquet: column 'id' stands there 2 times; keep one of them"):
+    with pytest.raises(RequestError, match=r"m\.parquet: column 'id' appears 2 times; keep one of them"):
         Manifest(str(tmp_path / "m.parquet")).require({"id": "a task"})
 
 
