@@ -89,7 +89,7 @@ class ModelConfig:
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
-    contrastive_chunk: pairs of a contrastive loss are compared at most so many columns at a time.
+    contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     """
 
     width: int

@@ -42,7 +42,7 @@ class Structure:
     classifier: the data set whose classifier the task uses. classes: columns of that classifier the loss looks at.
     pair_weights: (pair, weight) such as ("audio_text", 0.0) where it is not 1; the loss over several pairs is their
       weighted mean, and a pair of weight 0 is left out.
-    microbatches: the batch is worked through in so many parts, one after the other, for one update; only for
+    microbatches: the number of parts that the batch is worked through in, one after the other, for one update; only for
       classification, since contrastive losses compare the whole batch.
     """
 
@@ -271,7 +271,7 @@ class Imp:
         return self.forward(params, modality, tokens, positions, mask, group_samples=1)[0]
 
     def forward(self, params: dict, modality: str, tokens, positions, mask=None, *, group_samples: int):
-        """``encode``, and the routing statistics of the pass, with so many samples in a routing group."""
+        """``encode``, and the routing statistics of the pass. group_samples: in a routing group."""
         layers = self.module(params, f"embed_{modality}")
         x = layers.embed(tokens, positions)
         encoder = self.module(params, encoder_group(self.config, modality))

@@ -28,7 +28,7 @@ def nce(
     (of 64 bits, as two words) are positives of each other; with all ids different this is the loss of CLIP and of the
     paper.
     first, second: of any length; the similarity is their cosine.
-    chunk_size: compare so many columns at a time, forward and backward, so that a B x B matrix never exists; the
+    chunk_size: columns that are compared at a time, forward and backward, so that a B x B matrix never exists; the
       loss is the same. None, or a batch that fits: all at once.
     """
     if chunk_size is not None and chunk_size < first.shape[0]:

@@ -209,7 +209,7 @@ def _of_held_out(facts: Facts) -> Problems:
         elif found.ids or found.media:
             parts = ((found.ids, "id"), (found.media, "media file"))
             same = " and ".join(_named_count(count, what) for count, what in parts if count)
-            out.looks.append(f"{name}: {same} of the {found.rows:,} rows of {key} stand in the training data too")
+            out.looks.append(f"{name}: {same} of the {found.rows:,} rows of {key} are in the training data too")
     return out
 
 

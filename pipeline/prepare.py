@@ -101,7 +101,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     init_step = _init_step(recipe) if own_step is None else None
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets, own_step=own_step, init_step=init_step)
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
-    # It stands in the run directory and in checkpoints; the specs have the URIs as they were given.
+    # Kept in the run directory and in checkpoints; the specs have the URIs as they were given.
     config = redacted_values(recipe.to_dict())
     train = recipe.train
     spec = RunSpec(
@@ -128,7 +128,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
         fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
-    # Once the recipe stands there, only this recipe goes on: what refuses it comes before.
+    # Once the recipe is written only it goes on, so what refuses it comes first.
     spec.position()
     write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     return spec

@@ -55,7 +55,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         for line in changes:
             print(f"the mixture changes: {line}", flush=True)
         if done < spec.num_steps:
-            # What stands there is of fewer steps.
+            # Those of an earlier end are of fewer steps.
             for name in _OF_THE_END:
                 (run_dir / name).unlink(missing_ok=True)
         summary = _train(spec, cluster, clock, stop) if done < spec.num_steps else _old_summary(run_dir, done)

@@ -104,7 +104,7 @@ def _fixed(value: float) -> np.int32:
 
 
 def start_sample(spare: int, sound: SoundAugment, rng: np.random.Generator) -> int:
-    """Where a spectrogram starts in a waveform with so many samples to spare."""
+    """Where a spectrogram starts in a waveform that is ``spare`` samples longer."""
     return int(rng.integers(spare + 1)) if sound.random_start else 0
 
 

@@ -70,7 +70,7 @@ def _digest(data: np.ndarray) -> int:
 
 
 def repeats(manifest: Manifest) -> Repeats:
-    """The ids that stand more than once in the first rows that show some; of 10^8 rows and more, in a part of them."""
+    """The ids of more than one of the first rows in which there are any; of 10^8 rows and more, in a part of them."""
     part = -(-min(manifest.num_rows, MOST_ROWS) // _MOST_HASHES)
     found, held = np.empty(0, np.uint64), []
     for batch in manifest.batches(("id",), most_rows=MOST_ROWS):

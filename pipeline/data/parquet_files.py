@@ -83,8 +83,12 @@ class ParquetFiles:
             footer = self.footer(path) if few else self._footer(path)
             return footer.num_rows, footer.num_row_groups
 
+        return self._of_each(size)
+
+    def _of_each(self, look: Callable[[str], T]) -> list[T]:
+        """What ``look`` finds of each file; many at a time, since storage answers late."""
         with concurrent.futures.ThreadPoolExecutor(_LISTING_THREADS) as threads:
-            return list(threads.map(size, self.paths))
+            return list(threads.map(look, self.paths))
 
     @property
     def num_rows(self) -> int:
@@ -127,23 +131,24 @@ class ParquetFiles:
         return here
 
     def _file_types(self, path: str) -> dict[str, pa.DataType]:
-        """Column → type. Raises RequestError where one stands there twice."""
+        """Column → type. Raises RequestError where one appears twice."""
         schema = self.footer(path).schema.to_arrow_schema()
         for name in TYPES:
             count = schema.names.count(name)
             if count > 1:
-                raise RequestError(f"manifest {path}: column {name!r} stands there {count} times; keep one of them")
+                raise RequestError(f"manifest {path}: column {name!r} appears {count} times; keep one of them")
         return {field.name: field.type for field in schema}
 
-    def footer_bytes(self, path: str) -> bytes:
-        """A file's footer as it is written: what each column chunk holds, where, and its smallest and largest value."""
+    def footers_digest(self) -> str:
+        """A digest of all footers: what each column chunk holds, where, and its smallest and largest value."""
 
         def read(file):
             size = file.size()
             length = int.from_bytes(file.read_at(4, size - 8), "little")
-            return file.read_at(length, size - 8 - length)
+            return hashlib.blake2b(file.read_at(length, size - 8 - length), digest_size=16).digest()
 
-        return self._read(path, read)
+        digests = self._of_each(lambda path: self._read(path, read))
+        return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
     def _read(self, path: str, read: Callable, *, what: str = "") -> T:
         """``read`` of the open file, again where storage fails. Raises RequestError where the file is at fault."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,8 @@ _KEPT_BATCHES = 1024
 _MOST_COPIED_ROWS, _GROWTH = 200_000_000, 5
 # Copies that stay in the cache: those used last.
 _KEPT_COPIES = 64
+# Beside the copies, of manifests that are read where they lie: their sizes (``ParquetFiles.sizes``) and fingerprints.
+_SIZES, _FINGERPRINT = ".sizes.json", ".fingerprint.json"
 # Of a manifest that is read where it lies: maximum rows of a row group, row groups in memory, files whose rows are
 # fingerprinted.
 _MOST_ROWS_PER_GROUP, _KEPT_GROUPS, _SAMPLED_FILES = 65_536, 16, 64
@@ -59,9 +60,13 @@ class RowTable:
         return any(batch.column("id").null_count for batch in self.batches(["id"]))
 
 
-def existing_rows(files: ParquetFiles) -> RowTable | None:
-    """The rows of a manifest whose copy is on this machine: no file of it is opened."""
-    return _open_copy(_copy_path(files))
+def existing_rows(files: ParquetFiles) -> RowTable | RowGroups | None:
+    """The rows of a manifest whose copy or whose sizes are on this machine: no file of it is opened."""
+    path = _copy_path(files)
+    with contextlib.suppress(OSError, ValueError):
+        files.sizes = json.loads(path.with_suffix(_SIZES).read_bytes())
+        return RowGroups(files)
+    return _open_copy(path)
 
 
 def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
@@ -75,9 +80,11 @@ def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
         fingerprint = _copy(files, sink)
         return RowTable(sink.getvalue(), fingerprint)
     # By rows alone, so that the fingerprint is of one kind on every machine.
-    if files.num_rows > _MOST_COPIED_ROWS:
-        return RowGroups(files)
     path = _copy_path(files)
+    if files.num_rows > _MOST_COPIED_ROWS:
+        rows = RowGroups(files)
+        _made_once(path.with_suffix(_SIZES), lambda: files.sizes)
+        return rows
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
@@ -91,6 +98,18 @@ def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
 
 def _copy_path(files: ParquetFiles) -> Path:
     return cache_dir() / "manifests" / f"{files.stamp()}.arrow"
+
+
+def _made_once(path: Path, make: Callable):
+    """What ``make`` returns, or what it returned to an earlier process of this machine."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_bytes())
+    value = make()
+    # Without room for it, it is made again.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    return value
 
 
 def _write_copy(files: ParquetFiles, path: Path) -> RowTable:
@@ -197,8 +216,8 @@ class RowGroups:
         return np.cumsum([0, *(footer.row_group(n).num_rows for n in range(footer.num_row_groups))])
 
     def _read_group(self, path: str, number: int) -> pa.RecordBatch:
-        table = self._files.group(path, number, self._columns).combine_chunks()
-        return normalise(table.to_batches()[0], self._columns)
+        pieces = self._files.group(path, number, self._columns).to_batches()
+        return _one_batch(pa.Table.from_batches([normalise(piece, self._columns) for piece in pieces]))
 
     def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
         names = list(columns)
@@ -210,12 +229,12 @@ class RowGroups:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        digest = hashlib.blake2b(digest_size=16)
-        for path in self._files.paths:
-            digest.update(self._files.footer_bytes(path))
+        return _made_once(_copy_path(self._files).with_suffix(_FINGERPRINT), self._take_fingerprint)
+
+    def _take_fingerprint(self) -> dict:
         sample = Fingerprint()
         for file in np.unique(np.linspace(0, len(self._files.paths) - 1, _SAMPLED_FILES).astype(int)):
-            groups = self._files.sizes[file][1]
-            if groups:
-                sample.update(self._read_group(self._files.paths[file], groups // 2))
-        return sample.digests() | {"num_rows": self.num_rows, "footers": digest.hexdigest()}
+            path, number = self._files.paths[file], self._files.sizes[file][1] // 2
+            if self._files.sizes[file][0] and self._files.footer(path).row_group(number).num_rows:
+                sample.update(self._read_group(path, number))
+        return sample.digests() | {"num_rows": self.num_rows, "footers": self._files.footers_digest()}

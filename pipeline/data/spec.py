@@ -242,7 +242,7 @@ class TaskSpec:
     text_length: tokens; longer texts are cut. max_characters: longer texts are left out, as are those that are no text.
     classes: the part of the data set's classes that counts, all by default.
     pair_weights: (pair of model modalities such as "audio_text", weight) where it is not 1; 0 leaves the pair out.
-    microbatches: a batch is worked through in so many parts for one update.
+    microbatches: the number of parts that a batch is worked through in for one update.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
 import re
 
@@ -19,9 +20,9 @@ from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe
 def check_references(recipe: Recipe) -> None:
     """What one part of the recipe says of another."""
     for name, data_set in recipe.data_sets.items():
-        twice = sorted({c for c in data_set.classes if data_set.classes.count(c) > 1})
+        twice = sorted(c for c, count in collections.Counter(data_set.classes).items() if count > 1)
         if twice:
-            raise RequestError(f"data_sets.{name}.classes: {twice[:3]} stand there more than once")
+            raise RequestError(f"data_sets.{name}.classes: {twice[:3]} appear more than once")
         _check_decoders(name, data_set)
     for name, task in recipe.tasks.items():
         where = f"tasks.{name}"
@@ -244,6 +245,7 @@ def _known(name: str, known, where: str) -> None:
 
 
 def _subset(classes: list[str], of, where: str, data_set: str) -> None:
-    unknown = [c for c in classes if c not in of]
+    known = set(of)
+    unknown = [c for c in classes if c not in known]
     if unknown:
         raise RequestError(f"{where}: {unknown[:3]} are not among the {len(of)} classes of data_sets.{data_set}")

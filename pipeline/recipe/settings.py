@@ -61,7 +61,7 @@ class ModelSettings(_Strict):
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
     "dots" and "attention" to "none". scan: layers are one compiled body that runs depth times; false unrolls it.
-    contrastive_chunk: a contrastive loss compares so many columns at a time. text_embedding_std: standard deviation of
+    contrastive_chunk: columns that a contrastive loss compares at a time. text_embedding_std: standard deviation of
     the table of text tokens at the start.
     """
 
@@ -240,8 +240,8 @@ class TaskSettings(_Strict):
     objective: "nce" or "sigmoid_pairs" compare modalities, "softmax" or "sigmoid" (for several labels a row) classify;
     a mapping such as {nce: 1.0, softmax: 0.5} is the weighted sum over one batch. A classifier looks at the first
     modality that is not text. pair_weights: with three modalities, weights of audio_text, audio_vision and text_vision
-    where they are not 1; 0 leaves a pair out. microbatches: a batch is worked through in so many parts for one update,
-    to save memory; for classification alone, since contrastive losses compare the whole batch.
+    where they are not 1; 0 leaves a pair out. microbatches: the number of parts that a batch is worked through in for
+    one update, to save memory; for classification alone, since contrastive losses compare the whole batch.
     """
 
     data_set: str
@@ -366,7 +366,7 @@ class SamplerSettings(_Strict):
 class CheckpointSettings(_Strict):
     """Which checkpoints are kept; a resume may change it.
 
-    keep_last: so many of the newest. keep_every: those of steps that it divides too, for ever.
+    keep_last: the number of newest ones. keep_every: those of steps that it divides are kept too, for ever.
     """
 
     keep_last: int = pydantic.Field(2, ge=1)
@@ -400,14 +400,14 @@ class ClusterSettings(_Strict):
 
     num_workers: 0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices; [min,
     max] as many as there is room for, and the run goes on with fewer or more when machines go or come.
-    max_failures: so many times a run goes on by itself from its newest checkpoint after workers were lost; machines
+    max_failures: how often a run goes on by itself from its newest checkpoint after workers were lost; machines
     that were preempted do not count. stall_timeout_s: a worker that finishes nothing for so long ends, with its stacks.
     start_timeout_s: how long to wait for the first workers, where their machines may be yet to come.
 
-    expert_parallel: so many devices share the experts of a layer; it divides both their number and the devices'. fsdp:
-    parameters and moments lie over the devices, in place of a copy on each.
+    expert_parallel: the number of devices that share the experts of a layer; it divides both their number and the
+    devices'. fsdp: parameters and moments lie over the devices, in place of a copy on each.
     decode: "tasks" (pooled Ray tasks), "actors" (a pool of actors a task), or "auto" (actors from 8 CPUs on).
-    block_steps: a block of a stream lasts for about so many steps of the run. queue_blocks: how many it may be ahead.
+    block_steps: the steps of the run that a block of a stream lasts for, about. queue_blocks: how many it may be ahead.
     decode_timeout_s, decode_memory_mb: what decoding one sample may take; a sample that takes more is a reject.
     compile_cache: folder of compiled steps; null: below the user's cache folder.
     """

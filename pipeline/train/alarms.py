@@ -19,14 +19,14 @@ from pipeline.train.expert_loads import ExpertLoads
 _DEAD_SHARE = 0.02
 _DEAD_AFTER_STEPS = 50
 
-# A loss's running mean is over so many steps, and says nothing before.
+# Steps that a loss's running mean is over; it says nothing before.
 _LOSS_STEPS = 20
-# A norm is compared with the median of so many before it, once there are a few.
+# Norms whose median the next one is compared with, and the fewest of them.
 _NORM_STEPS, _FEWEST_NORMS = 64, 20
 _NORM_FACTOR = 100
 # Steps of a task after its warm-up, by which it should have left chance.
 _CHANCE_STEPS = 100
-# An update that is not finite is news again after so many that were.
+# Finite updates after which one that is not finite is news again.
 _FINITE_STEPS = 20
 
 _WAIT_STEPS, _FEWEST_WAITS = 64, 32

@@ -186,17 +186,29 @@ class Checkpoints:
     def _make_whole(self, step: int, data: dict) -> None:
         folder = self.folder / str(step)
         write_bytes(folder / _RUN, sealed(data | {"files": file_digests(folder)}))
-        steps = self.steps
+        steps = self._in_question()
         for old in set(steps) - self._kept(steps):
             (self.folder / str(old) / _RUN).unlink()
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _in_question(self) -> list[int]:
+        """The steps of the whole checkpoints, rising, without old ones that stay in any case: of a long run they are
+        many, and looking at one is looking at each of its files."""
+        found, good = [], 0
+        for step in reversed(self._folders()):
+            if (good < self._keep_last or not self._is_for_ever(step)) and self._fault(step) is None:
+                found.insert(0, step)
+                good += bool(self._read(step).get("finite"))
+        return found
+
+    def _is_for_ever(self, step: int) -> bool:
+        return bool(self._keep_every) and step % self._keep_every == 0
 
     def _kept(self, steps: list[int]) -> set[int]:
         """The newest, which the run goes on from, and ``keep_last`` of which it is known that they are good."""
         good = {step: bool(self._read(step).get("finite")) for step in steps}
         best = sorted(steps, key=lambda step: (good[step], step))[-self._keep_last :]
-        for_ever = [step for step in steps if self._keep_every and step % self._keep_every == 0]
-        return {*best, *for_ever, *steps[-1:]}
+        return {*best, *filter(self._is_for_ever, steps), *steps[-1:]}
 
     def last_finite_step(self) -> int | None:
         """The newest whole checkpoint that was saved while updates were finite."""

@@ -16,7 +16,7 @@ from pipeline.errors import one_line
 from pipeline.files import write_json
 from pipeline.train.telemetry import plain
 
-# A mean forgets what is so many steps of its task, variant and modality old; the first steps count alike.
+# Steps of a task, variant and modality after which its mean has forgotten one; the first steps count alike.
 _MEAN_STEPS = 100
 _KEPT = ("expert_load", "expert_slots", "unrouted_fraction")
 

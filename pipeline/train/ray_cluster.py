@@ -21,7 +21,7 @@ from ray._private.authentication import authentication_token_setup
 from ray.experimental import internal_kv
 
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.streams import DecodeOptions, quiet_ray_data
+from pipeline.data.streams import DecodeOptions, quiet_ray_data, uses_actors
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
 from pipeline.host_memory import machine_cpus
 from pipeline.waiting import at_most, waiting_for
@@ -68,7 +68,7 @@ class Cluster:
         return resources
 
     def trainer_cpus(self, num_workers: int | None = None) -> float:
-        """CPUs that so many workers take, or the most that there may be."""
+        """CPUs that ``num_workers`` workers take; None: the most that there may be."""
         return (self.sizes[-1] if num_workers is None else num_workers) * self.cpus_per_worker
 
     @property
@@ -235,6 +235,20 @@ def await_room(cluster: Cluster) -> None:
                 within = f" within {limit_s:.0f} s" if limit_s else ""
                 raise RequestError(f"cluster.num_workers = {least}: {_lack(cluster)}{within}; ask for what there is")
             time.sleep(0.5)
+    if cluster.joins:
+        _check_decode_cpus(cluster)
+
+
+def _check_decode_cpus(cluster: Cluster) -> None:
+    """Raises RequestError where the workers leave no CPU to decode with: streams would wait for one without a bound."""
+    least, cpus = cluster.sizes[0], sum(machine.get("CPU", 0.0) for machine in _machines())
+    # Actors ask for a part of a CPU, or for none.
+    if cpus - cluster.trainer_cpus(least) >= 1 or uses_actors(cluster.decode) or _may_grow():
+        return
+    raise RequestError(
+        f"cluster.num_workers = {least}: they take {cluster.trainer_cpus(least):g} of the cluster's {cpus:g} CPUs, and "
+        "decoding needs one; ask for fewer, lower cluster.cpus_per_worker, or share them by cluster.decode=actors"
+    )
 
 
 def _lack(cluster: Cluster) -> str:

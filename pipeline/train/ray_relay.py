@@ -109,15 +109,17 @@ class _Lines(io.TextIOBase):
 
     def __init__(self, keeper, *, error: bool):
         self._keeper, self._error, self._text, self._sent = keeper, error, "", None
+        # Several threads print.
+        self._lock = threading.RLock()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        self._text += text
-        whole, newline, self._text = self._text.rpartition("\n")
-        if newline:
-            self._sent = self._keeper.print.remote(self._error, whole + newline)
+        with self._lock:
+            whole, newline, self._text = (self._text + text).rpartition("\n")
+            if newline:
+                self._sent = self._keeper.print.remote(self._error, whole + newline)
         return len(text)
 
     def flush(self) -> None:

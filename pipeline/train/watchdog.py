@@ -60,7 +60,7 @@ class Watchdog:
                     self._say_slow()
                 limit_s *= _PATIENCE if slow or self.patient() else 1
             if silent_s > limit_s:
-                self._end()
+                self._end(limit_s)
             self._arm()
 
     def _say_slow(self) -> None:
@@ -84,9 +84,9 @@ class Watchdog:
                 self._file = sys.__stderr__
         faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
-    def _end(self) -> None:
+    def _end(self, limit_s: float) -> None:
         line = (
-            f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s, the last was {self._what}. Where "
+            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._what}. Where "
             f"every thread stood: {self._path}. The newest checkpoint stands; cluster.stall_timeout_s is how long to "
             "wait"
         )

@@ -88,7 +88,7 @@ def test_everything_wrong_is_named(own_digits, tmp_path):
     for line in (
         f"digits: 2 of {found['rows']} sampled rows are bad (1 missing_file, 1 not_decodable); at most 5 % of rows",
         f"digits: 2 of {found['rows']} rows share an id with another one (1 such id, e.g. 'digit-0000' of 2 rows); ",
-        "digits: 1 id of the 10 rows of held_out stand in the training data too",
+        "digits: 1 id of the 10 rows of held_out are in the training data too",
         f"digits: 1 of {found['rows']} rows have none of the classes of tasks classes, image_text: "
         "the label 'cat' (1 row) is not one of them; the classes are 'zero', 'one', 'two', 'three' and 6 more",
     ):

@@ -142,7 +142,7 @@ def test_a_contrastive_batch_of_more_rows_than_there_are(told):
 def test_held_out_rows_that_are_trained_on_are_named(told, tmp_path):
     error, warned = told(rows(30), held_out=[{"id": "r1"}, {"id": "r2"}, {"image": f"{tmp_path}/a.png"}, {}])
     assert error == "" and warned == [
-        "warning: pets: 2 ids and 1 media file of the 4 rows of held_out stand in the training data too"
+        "warning: pets: 2 ids and 1 media file of the 4 rows of held_out are in the training data too"
     ]
 
 

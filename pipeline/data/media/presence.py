@@ -9,7 +9,7 @@ import time
 import pyarrow as pa
 import pyarrow.fs
 
-from pipeline.data.media.storage import _MEMBER, _NO_NAME, _check_store, resolve_filesystem
+from pipeline.data.media.storage import MEMBER, NO_NAME, check_store, resolve_filesystem
 
 _THREADS = 8
 
@@ -44,15 +44,15 @@ def _ask(asked: queue.SimpleQueue, answers: queue.SimpleQueue) -> None:
 
 
 def _is_there(path: str) -> bool | None:
-    member = _MEMBER.fullmatch(path)
+    member = MEMBER.fullmatch(path)
     try:
         filesystem, inner = resolve_filesystem(member[1] if member else path)
         if filesystem.get_file_info(inner).type == pyarrow.fs.FileType.File:
             return True
-        _check_store(filesystem, inner)
+        check_store(filesystem, inner)
     except (pa.ArrowInvalid, UnicodeEncodeError):  # no file can have such a name
         return False
     # What storage says in other words is for those who read the file.
     except Exception as e:
-        return False if isinstance(e, OSError) and e.errno in _NO_NAME else None
+        return False if isinstance(e, OSError) and e.errno in NO_NAME else None
     return False

@@ -28,10 +28,10 @@ from pipeline.data.media.storage import confirm_readable
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
 
-# Arrays come back in turn in so many pieces of shared memory: a clip holds up to three at once.
+# Pieces of shared memory in which arrays come back in turn: a clip holds up to three at once.
 NUM_SLOTS = 4
 _TRIES = 2
-# So many samples in a row that kill their process: it is the decoder or the machine, not the media.
+# Samples in a row that may kill their process: after more it is the decoder or the machine, not the media.
 _MOST_DEATHS_IN_A_ROW = 32
 _START_TIMEOUT_S = 120.0
 # The process ends itself at the deadline (a timer of the kernel's); the parent steps in only where that did not work.

@@ -32,11 +32,11 @@ _GCS_PATIENCE = "retry_limit_seconds=30"
 _DENIED_ADVICE = "access denied, or missing where listing is denied; check credentials and permissions: "
 _DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY")
 # No file can have such a name: a path of a thousand letters is a caption in the wrong column.
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 T = TypeVar("T")
 
 # A member of a tar is named by the tar, its offset and its length: "shards/00012.tar#1536+80211".
-_MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
+MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
 
 
 def check_uri(path: str, allowed: tuple[str, ...]) -> None:
@@ -160,14 +160,14 @@ def read_bytes(path: str, *, max_bytes: int | None = None) -> bytes:
 
 
 def _read_once(path: str, max_bytes: int | None) -> bytes:
-    member = _MEMBER.fullmatch(path)
+    member = MEMBER.fullmatch(path)
     filesystem, inner = resolve_filesystem(member[1] if member else path)
     try:
         info = filesystem.get_file_info(inner)
     except (pa.ArrowInvalid, UnicodeEncodeError) as e:  # no file can have such a name
         raise Reject("missing_file", path) from e
     if info.type != pyarrow.fs.FileType.File:
-        _check_store(filesystem, inner)
+        check_store(filesystem, inner)
         raise Reject("missing_file", path)
     _check_size(int(member[3]) if member else info.size, max_bytes)
     if member:
@@ -180,7 +180,7 @@ def _read_once(path: str, max_bytes: int | None) -> bytes:
     return content
 
 
-def _check_store(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+def check_store(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     """A file was not found: is there where it should be? Raises DataError without its bucket, OSError when unclear."""
     if isinstance(filesystem, (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)):
         bucket = path.partition("/")[0]
@@ -224,14 +224,14 @@ def _check_size(found: int | None, max_bytes: int | None) -> None:
 
 def local_path_or_bytes(path: str, *, max_bytes: int | None = None) -> str | bytes:
     """A local file's path (decoders read it themselves), anything else as bytes. Raises as ``read_bytes`` does."""
-    if "://" in path or _MEMBER.fullmatch(path):
+    if "://" in path or MEMBER.fullmatch(path):
         return read_bytes(path, max_bytes=max_bytes)
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError) as e:
         raise Reject("missing_file", path) from e
     except OSError as e:
-        if e.errno in _NO_NAME:
+        if e.errno in NO_NAME:
             raise Reject("missing_file", path) from e
         return read_bytes(path, max_bytes=max_bytes)  # storage out of reach: retried, never a reject
     if not stat.S_ISREG(status.st_mode):

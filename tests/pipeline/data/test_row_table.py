@@ -92,6 +92,37 @@ def test_rows_where_they_lie(tmp_path, cache, too_large):
     manifest.require({"id": "a task"})
 
 
+def test_of_rows_where_they_lie_sizes_are_read_once_a_machine(tmp_path, cache, too_large, monkeypatch):
+    paths = [tmp_path / "set" / f"{n}.parquet" for n in range(3)]
+    for n, path in enumerate(paths):
+        write(path, table(n * 100, (n + 1) * 100))
+    fingerprint, read = Manifest(str(paths[0].parent)).fingerprint, []
+    inner = ParquetFiles._read
+    monkeypatch.setattr(
+        ParquetFiles, "_read", lambda self, path, *args, **kw: read.append(path) or inner(self, path, *args, **kw)
+    )
+    again = Manifest(str(paths[0].parent))
+    assert (again.num_rows, again.fingerprint) == (300, fingerprint)
+    assert set(read) <= {str(paths[0])} and again.row(207)["id"] == "row-207"
+    write(paths[1], table(0, 50))
+    other = Manifest(str(paths[0].parent))
+    assert other.num_rows == 250 and other.fingerprint["footers"] != fingerprint["footers"]
+    # What a kill or a full disk left there is made again.
+    for kept in cache.glob("*.json"):
+        kept.write_text("[[")
+    assert Manifest(str(paths[0].parent)).fingerprint == other.fingerprint
+
+
+def test_empty_row_groups_are_passed_over(tmp_path, too_large):
+    path = tmp_path / "m.parquet"
+    with pq.ParquetWriter(path, table().schema) as writer:
+        for start, stop in ((0, 3), (3, 3), (3, NUM_ROWS)):
+            writer.write_table(table().slice(start, stop - start))
+    manifest = Manifest(str(path))
+    assert_rows(path, manifest)
+    assert manifest.fingerprint["num_rows"] == NUM_ROWS
+
+
 def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_large, monkeypatch):
     manifest, read = Manifest(write(tmp_path / "m.parquet", row_group_size=100)), []
     group = ParquetFiles.group
@@ -339,7 +370,7 @@ def test_storage_that_fails_is_tried_again_and_is_no_damage(tmp_path, pauses, mo
 def test_a_column_that_stands_there_twice(tmp_path):
     rows = pa.table([["a"], ["b"]], names=["id", "id"])
     pq.write_table(rows, tmp_path / "m.parquet")
-    with pytest.raises(RequestError, match=r"m\.parquet: column 'id' stands there 2 times; keep one of them"):
+    with pytest.raises(RequestError, match=r"m\.parquet: column 'id' appears 2 times; keep one of them"):
         Manifest(str(tmp_path / "m.parquet")).require({"id": "a task"})
 
 

@@ -86,6 +86,15 @@ def test_the_last_and_every_so_many_are_kept(tmp_path):
     assert sorted(int(p.name) for p in checkpoints.folder.iterdir()) == [4, 8, 9, 10]
 
 
+def test_a_save_looks_at_no_old_checkpoint_that_stays_in_any_case(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=2)
+    save(checkpoints, 2, 4, 6, 7)
+    looked_at, fault = set(), Checkpoints._fault
+    monkeypatch.setattr(Checkpoints, "_fault", lambda self, step, **kw: looked_at.add(step) or fault(self, step, **kw))
+    save(checkpoints, 8)
+    assert looked_at == {7, 8} and checkpoints.steps == [2, 4, 6, 7, 8]
+
+
 def damage_missing(folder):
     (folder / "run.json").unlink()
 

@@ -106,7 +106,7 @@ def test_the_token_is_the_user_s_alone(tmp_path, monkeypatch, before):
     ("joins", "grows", "timeout_s", "limit_s"), [(False, False, 9, 0), (True, False, 9, 2), (True, True, 9, 9)]
 )
 def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, timeout_s, limit_s):
-    monkeypatch.setattr(ray_cluster, "_machines", lambda: [{"CPU": 4.0}])
+    monkeypatch.setattr(ray_cluster, "_machines", lambda: [{"CPU": 5.0}])
     monkeypatch.setattr(ray_cluster, "_may_grow", lambda: grows)
     monkeypatch.setattr(ray_cluster, "_JOINING_S", 2)
     now = [0.0]
@@ -118,3 +118,18 @@ def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, 
     with pytest.raises(RequestError, match="room for 0 of 2 workers of 1 CPU and 1 GPU each"):
         ray_cluster.await_room(cluster)
     assert now[0] == limit_s
+
+
+def test_workers_leave_a_cpu_to_decode_with(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
+    grows, actors = [False], [False]
+    monkeypatch.setattr(ray_cluster, "_may_grow", lambda: grows[0])
+    monkeypatch.setattr(ray_cluster, "uses_actors", lambda options: actors[0])
+    ray_cluster.await_room(Cluster(num_workers=3, address="head:6379"))
+    every_cpu = Cluster(num_workers=(2, 4), cpus_per_worker=2, address="head:6379")
+    with pytest.raises(RequestError, match="= 2: they take 4 of the cluster's 4 CPUs, and decoding needs one"):
+        ray_cluster.await_room(every_cpu)
+    for allowed in (grows, actors):
+        allowed[0] = True
+        ray_cluster.await_room(every_cpu)
+        allowed[0] = False
