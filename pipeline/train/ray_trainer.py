@@ -58,7 +58,9 @@ def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     await_room(cluster)
     # On the driver's machine, which no preemption takes while the run goes on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
+    # Each worker asks for two steps ahead, and waits.
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": max(1000, 4 * cluster.sizes[-1])}
+    keeper = ray.remote(GateKeeper).options(**options).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
         train_loop_config={
