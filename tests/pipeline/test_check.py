@@ -60,7 +60,7 @@ def test_what_is_wrong_with_the_recipe_is_listed_once(toy_recipe, capsys):
     contrast = next(task for task in toy_recipe["tasks"].values() if task["data_set"] == "moving")
     contrast["batch_size"] = 64
     result = check(recipes.from_dict(toy_recipe), sample=1, step_s=0.25)
-    (line,) = [p for p in result["problems"] if "is more than the 38 rows of moving" in p]
+    assert sum("is more than the 38 rows of moving" in p for p in result["problems"]) == 1
     assert not result["usable"] and "more than the 38 rows" not in capsys.readouterr().err
 
 
