@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,6 +155,27 @@ def test_a_copy_is_made_once_and_opens_no_file(tmp_path, cache, copied, monkeypa
     manifest = Manifest(str(path))
     assert manifest.num_rows == NUM_ROWS and manifest.fingerprint == fingerprint
     assert manifest.row(7) == wanted(path, 7)
+
+
+@pytest.mark.parametrize("told", [{"ETag": "1"}, {"created": 1.0}, {}])
+def test_another_manifest_on_storage_that_tells_no_time_gets_its_own_copy(tmp_path, copied, monkeypatch, told):
+    """As on the web, or on a hub: the name and the size are the same."""
+    web, says = fsspec.filesystem("memory"), {}
+    inner = type(web).info
+
+    def info(self, path, **options):
+        return {key: inner(self, path, **options)[key] for key in ("name", "size", "type")} | says
+
+    monkeypatch.setattr(type(web), "info", info)
+
+    def first_id(letter: str, told: dict) -> str:
+        path = write(tmp_path / "m.parquet", pa.table({"id": [f"{letter}-{i}" for i in range(9)]}))
+        web.pipe("/changed/m.parquet", Path(path).read_bytes())
+        says.update(told)
+        return Manifest("memory://changed/m.parquet").row(0)["id"]
+
+    assert first_id("a", told) == first_id("a", told) == "a-0"
+    assert first_id("b", {name: value * 2 for name, value in told.items()}) == "b-0"
 
 
 def test_another_manifest_of_the_same_size_and_time_gets_its_own_copy(tmp_path, copied):
