@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from pipeline.data.columns import TYPES, Fingerprint, normalise, usable
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.errors import RequestError, one_line
-from pipeline.files import cache_dir, whole_file, write_json
+from pipeline.files import TEMPORARY_SUFFIX, cache_dir, whole_file, write_json
 
 _ROWS_PER_BATCH = 4096
 # Maximum rows and bytes of the files whose rows each process holds for itself.
@@ -31,6 +32,8 @@ _KEPT_BATCHES = 1024
 _MOST_COPIED_ROWS, _GROWTH = 200_000_000, 5
 # Copies that stay in the cache: those used last.
 _KEPT_COPIES = 64
+# Seconds without a write after which an unfinished copy has no writer any more.
+_ABANDONED_S = 3600.0
 # Beside the copies, of manifests that are read where they lie: their sizes (``ParquetFiles.sizes``) and fingerprints.
 _SIZES, _FINGERPRINT = ".sizes.json", ".fingerprint.json"
 # Of a manifest that is read where it lies: maximum rows of a row group, row groups in memory, files whose rows are
@@ -113,6 +116,7 @@ def _made_once(path: Path, make: Callable):
 
 
 def _write_copy(files: ParquetFiles, path: Path) -> RowTable:
+    _remove_leftovers(path)
     with whole_file(path, durable=False) as whole:
         with pa.OSFile(str(whole), "wb") as sink:
             fingerprint = _copy(files, sink)
@@ -173,12 +177,25 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Removes what writers that were killed have left: of this copy, whose lock is held, and old ones of others."""
+    for left in path.parent.glob(f".*{TEMPORARY_SUFFIX}"):
+        if left.name.startswith(f".{path.name}.") or time.time() - _used_at(left) > _ABANDONED_S:
+            left.unlink(missing_ok=True)
+
+
 def _prune(folder: Path) -> None:
     """Removes the copies that were used longest ago. Processes that have one open keep it until they end."""
-    copies = sorted(folder.glob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in copies[_KEPT_COPIES:]:
+    for path in sorted(folder.glob("*.arrow"), key=_used_at, reverse=True)[_KEPT_COPIES:]:
         for suffix in (".arrow", ".json", ".lock"):
             path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process makes room too
+        return 0.0
 
 
 class RowGroups:

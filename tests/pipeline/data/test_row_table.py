@@ -229,6 +229,29 @@ def test_old_copies_make_room(tmp_path, cache, copied, monkeypatch):
     assert manifests[0].row(9) == wanted(tmp_path / "0.parquet", 9)
 
 
+def test_what_killed_writers_left_makes_room(tmp_path, cache, copied):
+    path = tmp_path / "m.parquet"
+    Manifest(write(path)).row(0)
+    (copy,) = cache.glob("*.arrow")
+    copy.unlink()
+    names = [f".{copy.name}.1-2.partial", ".another.arrow.1-2.partial", ".old.arrow.1-2.partial"]
+    for name in names:
+        (cache / name).touch()
+    os.utime(cache / names[2], (1000, 1000))
+    assert Manifest(str(path)).row(9) == wanted(path, 9)
+    assert [name for name in names if (cache / name).exists()] == [".another.arrow.1-2.partial"]
+
+
+def test_copies_that_another_process_removes_are_passed_over(tmp_path, cache, copied, monkeypatch):
+    monkeypatch.setattr(row_table, "_KEPT_COPIES", 1)
+    cache.mkdir(parents=True)
+    # What a listing has seen and what is gone by now look the same.
+    (cache / "gone.arrow").symlink_to(tmp_path / "nothing")
+    path = tmp_path / "m.parquet"
+    assert Manifest(write(path)).row(9) == wanted(path, 9)
+    assert not (cache / "gone.arrow").is_symlink()
+
+
 def test_no_room_for_a_copy(tmp_path, monkeypatch, copied):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IMP_CACHE", str(tmp_path / "file"))
