@@ -17,6 +17,7 @@ from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.credentials import redacted
 from pipeline.data.streams import (
     StreamSpec,
     TaskQueue,
@@ -108,7 +109,7 @@ def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> Data
     """Workers that failed too often, in one line; all that Ray has to say goes to a file."""
     path = Path(spec.run_dir) / "failure.txt"
     with contextlib.suppress(OSError):
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        path.write_text(redacted("".join(traceback.format_exception(error))), encoding="utf-8")
     newest = spec.checkpoints().latest_step or "none"
     return DataError(
         f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "
