@@ -125,6 +125,23 @@ def test_empty_row_groups_are_passed_over(tmp_path, too_large):
     assert manifest.fingerprint["num_rows"] == NUM_ROWS
 
 
+def test_a_look_at_some_rows_is_one_at_pieces_from_all_over_the_manifest(tmp_path, copied, monkeypatch):
+    copy, lies = (write(tmp_path / name, row_group_size=100) for name in ("copy.parquet", "lies.parquet"))
+
+    def looked_at(path: str, most_rows: int) -> list[int]:
+        batches = Manifest(path).batches(("id",), most_rows=most_rows)
+        return [int(i.removeprefix("row-")) for batch in batches for i in batch.column(0).to_pylist()]
+
+    assert looked_at(copy, NUM_ROWS) == list(range(NUM_ROWS)) and looked_at(copy, 1) == [0]
+    # Two record batches of 4,096 rows, the second one the short last one of the manifest.
+    assert looked_at(copy, 5000) == [*range(4096), *range(8192, 8192 + 904)]
+    monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+    assert looked_at(lies, 250) == [*range(100), *range(4900, 5000), *range(9900, 9950)]
+    # However many rows are asked for, only so many requests are made.
+    monkeypatch.setattr(row_table, "_MOST_GROUPS_LOOKED_AT", 2)
+    assert looked_at(lies, 5000) == [*range(100), *range(9900, NUM_ROWS)]
+
+
 def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_large, monkeypatch):
     manifest, read = Manifest(write(tmp_path / "m.parquet", row_group_size=100)), []
     group = ParquetFiles.group
@@ -135,7 +152,7 @@ def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_lar
     )
     found = list(manifest.batches(("id",), most_rows=250))
     assert sum(map(len, found)) == 250 and found[0].schema.names == ["id"]
-    assert read == [(0, ["id"]), (1, ["id"]), (2, ["id"])]
+    assert read == [(0, ["id"]), (49, ["id"]), (99, ["id"])]
 
 
 def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
