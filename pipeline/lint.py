@@ -171,7 +171,9 @@ def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) 
     unseen = [c for c in data_set.classes if shares and c not in labels.counts]
     if unseen:
         some = "" if len(unseen) == 1 else f" (and {len(unseen) - 1} more of {len(data_set.classes)})"
-        out.looks.append(f"{data_set.name}: no row has the class {unseen[0]!r}{some}")
+        whole = labels.looked_at == facts.num_rows
+        none = "no row has" if whole else f"none of the {labels.looked_at:,} rows looked at has"
+        out.looks.append(f"{data_set.name}: {none} the class {unseen[0]!r}{some}")
     return out
 
 

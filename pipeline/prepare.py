@@ -83,19 +83,15 @@ def build_corpus(recipe: Recipe) -> None:
 def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     """Checks the data sets against the tasks, gets the tokenizer, writes config.yaml. Raises RequestError.
 
-    look: into the data too (``lint``); what is worth a look is printed.
+    look: for what would stop or spoil the run, in the data too (``lint``); what is worth a look is printed.
     """
     _check_writers(recipe)
     data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
     num_rows = {name: fingerprint["num_rows"] for name, fingerprint in fingerprints.items()}
-    shares = _shares(recipe, tasks, num_rows)
-    _refuse(problems_of_recipe(recipe, tasks, num_rows=num_rows, shares=shares))
-    for name in sorted(used) if look else ():
-        if not data_sets[name].shards:
-            mine = [t for t in tasks.values() if t.data_set == name]
-            _refuse(lint.problems_of(lint.facts_of(data_sets[name], mine), mine, draws=lint.draws_of(mine, shares)))
+    if look:
+        _look(recipe, tasks, data_sets, num_rows)
     run_dir.mkdir(parents=True, exist_ok=True)
     own_step = Checkpoints(run_dir).latest_step
     init_step = _init_step(recipe) if own_step is None else None
@@ -132,6 +128,17 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     spec.position()
     write_bytes(run_dir / "config.yaml", recipes.dump(config).encode())
     return spec
+
+
+def _look(
+    recipe: Recipe, tasks: dict[str, TaskSpec], data_sets: dict[str, DataSetSpec], num_rows: dict[str, int]
+) -> None:
+    shares = _shares(recipe, tasks, num_rows)
+    _refuse(problems_of_recipe(recipe, tasks, num_rows=num_rows, shares=shares))
+    for name in sorted(num_rows):
+        if not data_sets[name].shards:
+            mine = [t for t in tasks.values() if t.data_set == name]
+            _refuse(lint.problems_of(lint.facts_of(data_sets[name], mine), mine, draws=lint.draws_of(mine, shares)))
 
 
 def problems_of_recipe(

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.credentials import redacted
 from pipeline.data.streams import DecodeOptions
 from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
@@ -173,7 +174,8 @@ def _print_times(summary: dict) -> None:
 
 
 def _command() -> str:
-    return shlex.join(["python", *sys.argv])
+    # Logs keep it: without the credentials of URIs that --set was given.
+    return redacted(shlex.join(["python", *sys.argv]))
 
 
 class _Clock:

@@ -14,7 +14,7 @@ from pipeline.data.columns import MEDIA_COLUMNS, values
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import mix
 
-# Rows of a manifest that are looked at, the first ones of a larger one.
+# Rows of a manifest that are looked at; of a larger one pieces from all over it.
 MOST_ROWS = 1 << 26
 # Hashes that are held at a time, 8 bytes each: of more rows, the ids of a random part are compared.
 _MOST_HASHES = 1 << 25
@@ -70,7 +70,7 @@ def _digest(data: np.ndarray) -> int:
 
 
 def repeats(manifest: Manifest) -> Repeats:
-    """The ids of more than one of the first rows in which there are any; of 10^8 rows and more, in a part of them."""
+    """The ids that several rows have; of large manifests, in a part of them, and of 10^8 ids and more, of a part."""
     part = -(-min(manifest.num_rows, MOST_ROWS) // _MOST_HASHES)
     found, held = np.empty(0, np.uint64), []
     for batch in manifest.batches(("id",), most_rows=MOST_ROWS):
@@ -94,7 +94,7 @@ def repeats(manifest: Manifest) -> Repeats:
 
 
 def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
-    ids = (batch.column(0) for batch in manifest.batches(("id",)))
+    ids = (batch.column(0) for batch in manifest.batches(("id",), most_rows=MOST_ROWS))
     places = ((column, np.flatnonzero(hashes(column) == wanted)) for column in ids)
     return next(values(column.slice(int(found[0]), 1), "id")[0] for column, found in places if len(found))
 

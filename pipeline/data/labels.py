@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.manifest import Manifest
 
-# Rows whose labels are looked at, the first ones of a larger manifest.
+# Rows whose labels are looked at; of a larger manifest pieces from all over it.
 MOST_ROWS = 1 << 26
 # Different labels that are counted; those that come after are not.
 _MOST_LABELS = 1 << 18

@@ -73,9 +73,12 @@ class Manifest:
         return scheme + full
 
     def batches(self, columns: tuple[str, ...], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows, or of the first, in order, in the types of ``columns.TYPES`` and bounded pieces."""
+        """Some columns of all rows in order, in the types of ``columns.TYPES`` and bounded pieces.
+
+        most_rows: of that many rows, or fewer where reading them takes long, in pieces from all over the manifest.
+        """
         left = self.num_rows if most_rows is None else most_rows
-        for batch in self._rows.batches(columns):
+        for batch in self._rows.batches(columns, most_rows=left):
             yield batch.slice(0, left)
             left -= len(batch)
             # Before the next one is read.

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -28,6 +29,8 @@ _ROWS_PER_PIECE = 16_384
 # Footers that stay in memory: of a data set of many files, those in use.
 _KEPT_FOOTERS = 64
 _LISTING_THREADS = 16
+# Names under which file systems of fsspec give a file's time, checksum or version.
+_VERSION = re.compile(r"etag|md5|sha|digest|checksum|crc|modified|created|updated|mtime|version|blob_id", re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -62,17 +65,25 @@ class ParquetFiles:
         raise RequestError(f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there")
 
     def stamp(self) -> str:
-        """A digest of what storage says of the files without reading them: names, sizes, times, and here inodes."""
+        """A digest of what storage says of the files without reading them: names, sizes, times, versions."""
         digest = hashlib.blake2b(self.uri.encode(), digest_size=16)
-        local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
-        for info in self.infos:
-            words = [info.path, info.size, info.mtime_ns]
-            if local:
-                # The time of a change of status cannot be set back, as the time of a change of content can.
-                status = os.stat(info.path)
-                words += [status.st_dev, status.st_ino, status.st_ctime_ns]
-            digest.update(repr(words).encode())
+        for info, version in zip(self.infos, self._versions(), strict=True):
+            digest.update(repr([info.path, info.size, info.mtime_ns, version]).encode())
         return digest.hexdigest()
+
+    def _versions(self) -> list:
+        """Of each file what changes with its content, beside size and time."""
+        if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+            return [_local_version(path) for path in self.paths]
+        if all(info.mtime_ns is not None for info in self.infos):
+            return [()] * len(self.infos)
+        # Of fsspec's file systems (the web, hubs) pyarrow passes on names and sizes alone.
+        if isinstance(self.filesystem, pyarrow.fs.PyFileSystem):
+            ask = self.filesystem.handler.fs.info
+            found = self._of_each(lambda path: _version(patiently(path, lambda: ask(path))))
+            if all(found):
+                return found
+        return [self.footers_digest()] * len(self.infos)
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -171,6 +182,16 @@ class ParquetFiles:
                     ) from again
 
         return patiently(path, attempt)
+
+
+def _local_version(path: str) -> tuple:
+    status = os.stat(path)
+    # The time of a change of status cannot be set back, as the time of a change of content can.
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def _version(info: dict) -> list[tuple[str, str]]:
+    return sorted((name, str(value)) for name, value in info.items() if _VERSION.search(name) and value)
 
 
 class _NotingFile(io.RawIOBase):

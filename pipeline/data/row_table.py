@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 from pipeline.data.columns import TYPES, Fingerprint, normalise, usable
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.errors import RequestError, one_line
-from pipeline.files import cache_dir, whole_file, write_json
+from pipeline.files import TEMPORARY_SUFFIX, cache_dir, whole_file, write_json
 
 _ROWS_PER_BATCH = 4096
 # Maximum rows and bytes of the files whose rows each process holds for itself.
@@ -31,11 +32,13 @@ _KEPT_BATCHES = 1024
 _MOST_COPIED_ROWS, _GROWTH = 200_000_000, 5
 # Copies that stay in the cache: those used last.
 _KEPT_COPIES = 64
+# Seconds without a write after which an unfinished copy has no writer any more.
+_ABANDONED_S = 3600.0
 # Beside the copies, of manifests that are read where they lie: their sizes (``ParquetFiles.sizes``) and fingerprints.
 _SIZES, _FINGERPRINT = ".sizes.json", ".fingerprint.json"
 # Of a manifest that is read where it lies: maximum rows of a row group, row groups in memory, files whose rows are
-# fingerprinted.
-_MOST_ROWS_PER_GROUP, _KEPT_GROUPS, _SAMPLED_FILES = 65_536, 16, 64
+# fingerprinted, row groups for a look at some of its rows (each is a request to storage).
+_MOST_ROWS_PER_GROUP, _KEPT_GROUPS, _SAMPLED_FILES, _MOST_GROUPS_LOOKED_AT = 65_536, 16, 64, 512
 
 
 class RowTable:
@@ -51,10 +54,11 @@ class RowTable:
         number, within = divmod(index, _ROWS_PER_BATCH)
         return self._batch(number).slice(within, 1)
 
-    def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows in order."""
-        names = list(columns)
-        return (self._reader.get_batch(number).select(names) for number in range(self._reader.num_record_batches))
+    def batches(self, columns: Iterable[str], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows in order; most_rows: of pieces that hold as many, evenly spread."""
+        names, most_rows = list(columns), self.num_rows if most_rows is None else most_rows
+        numbers = _spread(self._reader.num_record_batches, -(-most_rows // _ROWS_PER_BATCH))
+        return (self._reader.get_batch(number).select(names) for number in numbers)
 
     def has_null_ids(self) -> bool:
         return any(batch.column("id").null_count for batch in self.batches(["id"]))
@@ -113,6 +117,7 @@ def _made_once(path: Path, make: Callable):
 
 
 def _write_copy(files: ParquetFiles, path: Path) -> RowTable:
+    _remove_leftovers(path)
     with whole_file(path, durable=False) as whole:
         with pa.OSFile(str(whole), "wb") as sink:
             fingerprint = _copy(files, sink)
@@ -173,12 +178,30 @@ def _one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Removes what writers that were killed have left: of this copy, whose lock is held, and old ones of others."""
+    for left in path.parent.glob(f".*{TEMPORARY_SUFFIX}"):
+        if left.name.startswith(f".{path.name}.") or time.time() - _used_at(left) > _ABANDONED_S:
+            left.unlink(missing_ok=True)
+
+
 def _prune(folder: Path) -> None:
     """Removes the copies that were used longest ago. Processes that have one open keep it until they end."""
-    copies = sorted(folder.glob("*.arrow"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for path in copies[_KEPT_COPIES:]:
+    for path in sorted(folder.glob("*.arrow"), key=_used_at, reverse=True)[_KEPT_COPIES:]:
         for suffix in (".arrow", ".json", ".lock"):
             path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """Numbers below ``count``, all of them or as many as are wanted, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process makes room too
+        return 0.0
 
 
 class RowGroups:
@@ -215,13 +238,25 @@ class RowGroups:
         footer = self._files.footer(path)
         return np.cumsum([0, *(footer.row_group(n).num_rows for n in range(footer.num_row_groups))])
 
-    def _read_group(self, path: str, number: int) -> pa.RecordBatch:
-        pieces = self._files.group(path, number, self._columns).to_batches()
-        return _one_batch(pa.Table.from_batches([normalise(piece, self._columns) for piece in pieces]))
+    def _read_group(self, path: str, number: int, columns: list[str] | None = None) -> pa.RecordBatch:
+        columns = columns or self._columns
+        pieces = [normalise(p, columns) for p in self._files.group(path, number, columns).to_batches()]
+        if not pieces:  # it has no rows
+            return pa.RecordBatch.from_pylist([], schema=pa.schema([(name, TYPES[name]) for name in columns]))
+        return _one_batch(pa.Table.from_batches(pieces))
 
-    def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Iterable[str], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
         names = list(columns)
-        return (normalise(piece, names) for piece in self._files.pieces(names))
+        if most_rows is None or most_rows >= self.num_rows:
+            return (normalise(piece, names) for piece in self._files.pieces(names))
+        firsts = np.cumsum([0, *(groups for _, groups in self._files.sizes)])
+        wanted = min(_MOST_GROUPS_LOOKED_AT, -(-most_rows * int(firsts[-1]) // self.num_rows))
+        return (self._some_group(firsts, number, names) for number in _spread(int(firsts[-1]), wanted))
+
+    def _some_group(self, firsts: np.ndarray, number: int, columns: list[str]) -> pa.RecordBatch:
+        """The number-th row group of all files."""
+        file = int(np.searchsorted(firsts, number, side="right")) - 1
+        return self._read_group(self._files.paths[file], number - int(firsts[file]), columns)
 
     def has_null_ids(self) -> bool:
         """False: looking at all of them takes too long, and a row without one is an error where it is read."""
@@ -234,7 +269,7 @@ class RowGroups:
     def _take_fingerprint(self) -> dict:
         sample = Fingerprint()
         for file in np.unique(np.linspace(0, len(self._files.paths) - 1, _SAMPLED_FILES).astype(int)):
-            path, number = self._files.paths[file], self._files.sizes[file][1] // 2
-            if self._files.sizes[file][0] and self._files.footer(path).row_group(number).num_rows:
-                sample.update(self._read_group(path, number))
+            groups = self._files.sizes[file][1]
+            if groups:
+                sample.update(self._read_group(self._files.paths[file], groups // 2))
         return sample.digests() | {"num_rows": self.num_rows, "footers": self._files.footers_digest()}

@@ -17,6 +17,7 @@ from ray.train.v2.jax import JaxTrainer
 from ray.train.v2.jax.config import JaxConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.credentials import redacted
 from pipeline.data.streams import (
     StreamSpec,
     TaskQueue,
@@ -58,7 +59,9 @@ def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     await_room(cluster)
     # On the driver's machine, which no preemption takes while the run goes on.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    keeper = ray.remote(GateKeeper).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote()
+    # Each worker asks for two steps ahead, and waits.
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": max(1000, 4 * cluster.sizes[-1])}
+    keeper = ray.remote(GateKeeper).options(**options).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
         train_loop_config={
@@ -106,7 +109,7 @@ def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> Data
     """Workers that failed too often, in one line; all that Ray has to say goes to a file."""
     path = Path(spec.run_dir) / "failure.txt"
     with contextlib.suppress(OSError):
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        path.write_text(redacted("".join(traceback.format_exception(error))), encoding="utf-8")
     newest = spec.checkpoints().latest_step or "none"
     return DataError(
         f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "

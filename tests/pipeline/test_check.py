@@ -56,6 +56,14 @@ def test_good_data(toy_recipe):
     assert "wait_share" not in result
 
 
+def test_what_is_wrong_with_the_recipe_is_listed_once(toy_recipe, capsys):
+    contrast = next(task for task in toy_recipe["tasks"].values() if task["data_set"] == "moving")
+    contrast["batch_size"] = 64
+    result = check(recipes.from_dict(toy_recipe), sample=1, step_s=0.25)
+    assert sum("is more than the 38 rows of moving" in p for p in result["problems"]) == 1
+    assert not result["usable"] and "more than the 38 rows" not in capsys.readouterr().err
+
+
 def test_decode_and_steps_share_the_cpus_of_a_small_machine(toy_recipe, monkeypatch):
     """A step of 0.3 s on two CPUs beside decode of 0.2 s of CPU: a quarter of the time."""
     monkeypatch.setattr("pipeline.check.machine_cpus", lambda: 2)

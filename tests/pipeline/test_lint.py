@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline import lint
 from pipeline import recipe as recipes
-from pipeline.data.ids import Overlap
+from pipeline.data.ids import Overlap, Repeats
 from pipeline.data.labels import LabelCounts
 from pipeline.errors import RequestError
 from pipeline.prepare import prepare
@@ -121,6 +122,15 @@ def test_columns_of_other_types_that_no_task_reads_are_passed_over(tmp_path, mak
         pq.write_table(pa.table(rows), path)
     facts = lint.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
     assert facts.labels is None and facts.held_out["h"] == Overlap(1, 1, 1)
+
+
+def test_a_class_that_a_look_at_some_rows_has_not_met_is_not_said_to_have_none(make_data_set):
+    data_set = make_data_set("m.parquet", classes=("cat", "dog"))
+    task = types.SimpleNamespace(name="t", classes=(), classifies=True, contrasts=False, modalities=("image",), text="")
+    labels = LabelCounts(10, collections.Counter(cat=10), {("cat", "dog"): 0})
+    for num_rows, none in ((10, "no row has"), (11, "none of the 10 rows looked at has")):
+        facts = lint.Facts(data_set, num_rows, Repeats(), labels, {}, {})
+        assert lint.problems_of(facts, [task], draws={"t": 1.0}).looks == [f"toy: {none} the class 'dog'"]
 
 
 def test_a_label_that_is_no_class_is_found_at_once_among_many():

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,6 +125,23 @@ def test_empty_row_groups_are_passed_over(tmp_path, too_large):
     assert manifest.fingerprint["num_rows"] == NUM_ROWS
 
 
+def test_a_look_at_some_rows_is_one_at_pieces_from_all_over_the_manifest(tmp_path, copied, monkeypatch):
+    copy, lies = (write(tmp_path / name, row_group_size=100) for name in ("copy.parquet", "lies.parquet"))
+
+    def looked_at(path: str, most_rows: int) -> list[int]:
+        batches = Manifest(path).batches(("id",), most_rows=most_rows)
+        return [int(i.removeprefix("row-")) for batch in batches for i in batch.column(0).to_pylist()]
+
+    assert looked_at(copy, NUM_ROWS) == list(range(NUM_ROWS)) and looked_at(copy, 1) == [0]
+    # Two record batches of 4,096 rows, the second one the short last one of the manifest.
+    assert looked_at(copy, 5000) == [*range(4096), *range(8192, 8192 + 904)]
+    monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+    assert looked_at(lies, 250) == [*range(100), *range(4900, 5000), *range(9900, 9950)]
+    # However many rows are asked for, only so many requests are made.
+    monkeypatch.setattr(row_table, "_MOST_GROUPS_LOOKED_AT", 2)
+    assert looked_at(lies, 5000) == [*range(100), *range(9900, NUM_ROWS)]
+
+
 def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_large, monkeypatch):
     manifest, read = Manifest(write(tmp_path / "m.parquet", row_group_size=100)), []
     group = ParquetFiles.group
@@ -133,7 +152,7 @@ def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_lar
     )
     found = list(manifest.batches(("id",), most_rows=250))
     assert sum(map(len, found)) == 250 and found[0].schema.names == ["id"]
-    assert read == [(0, ["id"]), (1, ["id"]), (2, ["id"])]
+    assert read == [(0, ["id"]), (49, ["id"]), (99, ["id"])]
 
 
 def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
@@ -153,6 +172,27 @@ def test_a_copy_is_made_once_and_opens_no_file(tmp_path, cache, copied, monkeypa
     manifest = Manifest(str(path))
     assert manifest.num_rows == NUM_ROWS and manifest.fingerprint == fingerprint
     assert manifest.row(7) == wanted(path, 7)
+
+
+@pytest.mark.parametrize("told", [{"ETag": "1"}, {"created": 1.0}, {}])
+def test_another_manifest_on_storage_that_tells_no_time_gets_its_own_copy(tmp_path, copied, monkeypatch, told):
+    """As on the web, or on a hub: the name and the size are the same."""
+    web, says = fsspec.filesystem("memory"), {}
+    inner = type(web).info
+
+    def info(self, path, **options):
+        return {key: inner(self, path, **options)[key] for key in ("name", "size", "type")} | says
+
+    monkeypatch.setattr(type(web), "info", info)
+
+    def first_id(letter: str, told: dict) -> str:
+        path = write(tmp_path / "m.parquet", pa.table({"id": [f"{letter}-{i}" for i in range(9)]}))
+        web.pipe("/changed/m.parquet", Path(path).read_bytes())
+        says.update(told)
+        return Manifest("memory://changed/m.parquet").row(0)["id"]
+
+    assert first_id("a", told) == first_id("a", told) == "a-0"
+    assert first_id("b", {name: value * 2 for name, value in told.items()}) == "b-0"
 
 
 def test_another_manifest_of_the_same_size_and_time_gets_its_own_copy(tmp_path, copied):
@@ -204,6 +244,29 @@ def test_old_copies_make_room(tmp_path, cache, copied, monkeypatch):
     assert len(list(cache.glob("*.arrow"))) == 2
     # What is open stays readable.
     assert manifests[0].row(9) == wanted(tmp_path / "0.parquet", 9)
+
+
+def test_what_killed_writers_left_makes_room(tmp_path, cache, copied):
+    path = tmp_path / "m.parquet"
+    Manifest(write(path)).row(0)
+    (copy,) = cache.glob("*.arrow")
+    copy.unlink()
+    names = [f".{copy.name}.1-2.partial", ".another.arrow.1-2.partial", ".old.arrow.1-2.partial"]
+    for name in names:
+        (cache / name).touch()
+    os.utime(cache / names[2], (1000, 1000))
+    assert Manifest(str(path)).row(9) == wanted(path, 9)
+    assert [name for name in names if (cache / name).exists()] == [".another.arrow.1-2.partial"]
+
+
+def test_copies_that_another_process_removes_are_passed_over(tmp_path, cache, copied, monkeypatch):
+    monkeypatch.setattr(row_table, "_KEPT_COPIES", 1)
+    cache.mkdir(parents=True)
+    # What a listing has seen and what is gone by now look the same.
+    (cache / "gone.arrow").symlink_to(tmp_path / "nothing")
+    path = tmp_path / "m.parquet"
+    assert Manifest(write(path)).row(9) == wanted(path, 9)
+    assert not (cache / "gone.arrow").is_symlink()
 
 
 def test_no_room_for_a_copy(tmp_path, monkeypatch, copied):
