@@ -14,6 +14,7 @@ from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data import prompts
+from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
@@ -280,7 +281,7 @@ def _tokenizer_of(run_dir: Path, step: int) -> bytes:
     return base64.b64decode(Checkpoints(run_dir).data(step)["tokenizer"])
 
 
-# More text than this teaches a vocabulary nothing new.
+# Maximum rows and characters of captions that a tokenizer learns from: more teach a vocabulary nothing new.
 _MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 
 
@@ -291,11 +292,17 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
         for label in task.classes or data_set.classes:
             yield from (template.format(label) for template in templates)
         return
-    captions = (text for texts in Manifest(data_set.manifest).iter_column("text") for text in texts or ())
-    usable = (c for c in captions if text_fault(c, max_characters=task.max_characters) is None)
-    characters = 0
-    for caption in itertools.islice(usable, _MOST_CAPTIONS):
-        yield caption
-        characters += len(caption)
-        if characters > _MOST_CHARACTERS:
-            return
+    yield from _captions(Manifest(data_set.manifest), max_characters=task.max_characters)
+
+
+def _captions(manifest: Manifest, *, max_characters: int):
+    """Captions that can be used, from all over a manifest: the first of a sorted one speak of one thing."""
+    rows = min(manifest.num_rows, _MOST_CAPTIONS)
+    for batch in manifest.batches(("text",), most_rows=rows):
+        left = _MOST_CHARACTERS * len(batch) / rows
+        for caption in itertools.chain.from_iterable(texts or () for texts in values(batch.column(0), "text")):
+            if left <= 0:
+                break
+            if text_fault(caption, max_characters=max_characters) is None:
+                yield caption
+                left -= len(caption)

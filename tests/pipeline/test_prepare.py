@@ -8,7 +8,9 @@ import pytest
 import tokenizers
 import yaml
 
+from pipeline import prepare as prepare_module
 from pipeline import recipe as recipes
+from pipeline.data.manifest import Manifest
 from pipeline.data.shards import FORMAT
 from pipeline.data.text import train_tokenizer
 from pipeline.errors import RequestError
@@ -279,3 +281,15 @@ def test_two_processes_cannot_share_a_run_directory(tmp_path):
         lock_run_dir(tmp_path / "run")
     lock.close()
     lock_run_dir(tmp_path / "run").close()
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_CAPTIONS", 8192), ("_MOST_CHARACTERS", 40_000)])
+def test_a_tokenizer_learns_from_all_over_a_sorted_manifest(tmp_path, monkeypatch, limit, value):
+    """The first captions of a manifest sorted by what they show are of one thing."""
+    texts = [[f"thing {i // 4096}"] for i in range(5 * 4096)]
+    pq.write_table(pa.table({"id": [str(i) for i in range(len(texts))], "text": texts}), tmp_path / "m.parquet")
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path))
+    monkeypatch.setattr(prepare_module, limit, value)
+    found = list(prepare_module._captions(Manifest(str(tmp_path / "m.parquet")), max_characters=100))
+    assert len(set(found)) >= 2 and found[-1] == "thing 4"
+    assert len(found) <= 8192
