@@ -23,7 +23,7 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
 from pipeline.errors import DataError, RequestError, one_line
-from pipeline.files import whole_file
+from pipeline.files import sha256_of, whole_file
 
 MEDIA = ("image", "video", "audio")
 # Changes where the layout of what is stored does.
@@ -100,7 +100,7 @@ def write_shard(table: pa.Table, path: Path) -> dict:
     with whole_file(path) as temporary:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1)
-        digest = _sha256(temporary)
+        digest = sha256_of(temporary)
     entry = {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": digest}
     return entry | {"words": words}
 
@@ -202,7 +202,7 @@ def damaged_shards(folder: Path) -> list[str]:
     bad = []
     for entry in read_index(folder)["shards"]:
         path = Path(folder) / entry["file"]
-        if not has_size(path, entry) or _sha256(path) != entry["sha256"]:
+        if not has_size(path, entry) or sha256_of(path) != entry["sha256"]:
             bad.append(entry["file"])
     return bad
 
@@ -210,8 +210,3 @@ def damaged_shards(folder: Path) -> list[str]:
 def has_size(path: Path, entry: dict) -> bool:
     """Whether a shard is there and as long as its index entry says."""
     return path.exists() and path.stat().st_size == entry["bytes"]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

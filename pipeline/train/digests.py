@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from pipeline.files import sha256_of
+
 # Maximum number of files read at once: more gain nothing, and training goes on beside them.
 _MOST_THREADS = 8
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\Z')
@@ -18,7 +20,7 @@ def file_digests(folder: Path) -> dict[str, dict]:
     """Name → {"bytes", "sha256"} of every file in a folder."""
     names = sorted(_files(folder))
     with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: _sha256(folder / name), names))
+        digests = list(pool.map(lambda name: sha256_of(folder / name), names))
     sizes = [(folder / name).lstat().st_size for name in names]
     return {n: {"bytes": s, "sha256": d} for n, s, d in zip(names, sizes, digests, strict=True)}
 
@@ -74,8 +76,3 @@ def read_sealed(path: Path) -> tuple[dict, bool | None]:
 
 def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -125,6 +125,9 @@ def _check_answers(address: str, key: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
     except (OSError, OverflowError) as e:
         raise RequestError(f"{key}: expected a running Ray at {address}, found none: {one_line(e)}") from e
+    if "://" in address:
+        # The server of Ray's client answers no such question.
+        return
     ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     try:
         done = subprocess.run(ask, capture_output=True, timeout=_ANSWER_S)
