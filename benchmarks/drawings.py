@@ -76,6 +76,7 @@ RUNS: dict[str, dict] = {
     "128px": {"variants": [{"size": 128}]},
     "batch512": {"batch_size": 512, "steps": 0.25},
     "batch512_equal_steps": {"batch_size": 512},
+    "steps9_all": {"steps": 9, "augment.colour": {"probability": 0.8}, "augment.area": [0.3, 1.0]},
     "steps3_all": {"steps": 3, "augment.colour": {"probability": 0.8}, "augment.area": [0.3, 1.0]},
     "small": {"model.variant": "imp-s-moe"},
     "steps3": {"steps": 3},
