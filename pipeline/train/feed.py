@@ -31,7 +31,7 @@ class RowQueue(Protocol):
         """Wakes whoever waits in ``next``; nothing comes any more."""
 
     def join(self, timeout_s: float) -> bool:
-        """Waits for what fills the queue, at most so long. Returns whether it has ended."""
+        """Waits for what fills the queue, at most ``timeout_s``. Returns whether it has ended."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_a_look_at_some_rows_is_one_at_pieces_from_all_over_the_manifest(tmp_pat
     assert looked_at(copy, 5000) == [*range(4096), *range(8192, 8192 + 904)]
     monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
     assert looked_at(lies, 250) == [*range(100), *range(4900, 5000), *range(9900, 9950)]
-    # However many rows are asked for, only so many requests are made.
+    # The number of requests is bounded, however many rows are asked for.
     monkeypatch.setattr(row_table, "_MOST_GROUPS_LOOKED_AT", 2)
     assert looked_at(lies, 5000) == [*range(100), *range(9900, NUM_ROWS)]
 

@@ -84,7 +84,7 @@ def test_a_process_that_computes_is_slow_and_gets_longer(tmp_path, monkeypatch, 
     # An hour without a step: two cores at work, or idle streams that take a twentieth of one.
     assert watchdog.computes(3600, 7000) and not watchdog.computes(3600, 180)
     monkeypatch.setattr(watchdog, "computes", lambda silent_s, cpu_s: True)
-    # So much longer that a busy machine cannot reach it here.
+    # Long enough that a busy machine cannot reach it here.
     monkeypatch.setattr(watchdog, "_PATIENCE", 1000)
     dog = watchdog.Watchdog(tmp_path / "rank-0.txt", timeout_s=0.1)
     text, deadline = "", time.monotonic() + 20
