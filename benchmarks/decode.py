@@ -74,7 +74,7 @@ def stream_spec(modality: str, manifest: str, *, batches: int) -> StreamSpec:
         tokens=TokenSpec(),
         tokenizer=None,
         seed=0,
-        num_rows=Manifest(manifest).num_rows,
+        fingerprint=Manifest(manifest).fingerprint,
         start=0,
         stop=batches,
         share=1.0,

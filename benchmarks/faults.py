@@ -67,16 +67,16 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
             frame_length=512, hop_length=256, num_frames=16, num_mels=32, decoder="tests.decoders:deadly_audio"
         ),
     )
-    num_rows = Manifest(manifest).num_rows
+    fingerprint = Manifest(manifest).fingerprint
     return StreamSpec(
         task=TaskSpec(modality, modality, (("nce", 1.0),), (modality,), (variant,), positives="instance"),
         data_set=data_set,
         tokens=TokenSpec(),
         tokenizer=None,
         seed=1,
-        num_rows=num_rows,
+        fingerprint=fingerprint,
         start=0,
-        stop=num_rows // BATCH,
+        stop=fingerprint["num_rows"] // BATCH,
         share=1.0,
         known_bad={},
         cache_bytes=0,

@@ -90,7 +90,7 @@ def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
         tokens=spec.tokens,
         tokenizer=spec.tokenizer,
         seed=spec.seed,
-        num_rows=spec.num_rows[data_set.name],
+        fingerprint=spec.fingerprints[data_set.name],
         start=0,
         stop=1,
         share=1.0,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.credentials import redacted
 
+# Names that a line lists before it says how many more there are.
+_MOST_NAMED = 4
 EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN = 0, 1, 2, 75
 
 
@@ -25,3 +29,10 @@ class DataError(_Told):
 def one_line(error: BaseException) -> str:
     """What an error says, on one line; its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def some_of(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

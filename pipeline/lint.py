@@ -17,6 +17,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.media.presence import present
 from pipeline.data.media.storage import check_uri
 from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.errors import some_of
 
 # Rows, spread over a data set, whose media are looked for.
 _ROWS = 64
@@ -25,7 +26,6 @@ _MOST_REMOTE, _PRESENCE_S = 16, 5.0
 # A task is short of steps below this number, where an even share would be at least twice as many; and below one step in
 # a hundred, where that is less than this part of an even share.
 _FEW_STEPS, _FEW_OF_EVEN = 50, 0.1
-_MOST_NAMED = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _unknown_label(labels: LabelCounts, classes: tuple[str, ...]) -> str:
         return ", since they have no label"
     label, count = unknown[0]
     nearest = difflib.get_close_matches(label, classes, n=1)
-    near = f"the nearest class is {nearest[0]!r}" if nearest else f"the classes are {_some(map(repr, classes))}"
+    near = f"the nearest class is {nearest[0]!r}" if nearest else f"the classes are {some_of(map(repr, classes))}"
     return f": the label '{label}' ({_named_count(count, 'row')}) is not one of them; {near}"
 
 
@@ -240,7 +240,7 @@ def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
     }
     if not few:
         return Problems()
-    counts, first = _some(f"{name} ({steps:.0f})" for name, steps in few.items()), next(iter(few))
+    counts, first = some_of(f"{name} ({steps:.0f})" for name, steps in few.items()), next(iter(few))
     return Problems(looks=[
         f"few steps of {num_steps:,} are expected for {counts}; raise sampler.temperature, or "
         f"tasks.{first}.weight"
@@ -261,15 +261,8 @@ def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
     return Problems(looks=lines)
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_MOST_NAMED]) + (
-        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    )
-
-
 def _named(what: str, names: list[str]) -> str:
-    return f"{what}{'s' * (len(names) > 1)} {_some(names)}"
+    return f"{what}{'s' * (len(names) > 1)} {some_of(names)}"
 
 
 def _named_count(count: int, what: str) -> str:

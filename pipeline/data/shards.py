@@ -157,6 +157,11 @@ class ShardSource:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._open(number).get_batch(row - int(self._starts[number]))
 
+    @property
+    def fingerprint(self) -> dict:
+        """Of the manifest that the shards were made from."""
+        return self.index["fingerprint"]
+
     def id(self, row: int) -> str:
         return self._record(row)["id"][0].as_py()
 

@@ -65,6 +65,10 @@ class MediaSource:
         self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
         self.decoders = shared(limits or DecodeLimits())
 
+    @property
+    def fingerprint(self) -> dict:
+        return self.manifest.fingerprint
+
     def id(self, row: int) -> str:
         return self._record(row)["id"]
 

@@ -44,7 +44,8 @@ _SHARED_CPUS = 3
 class StreamSpec:
     """All a decode process needs to make the batches of one task. Travels by Ray's own serialisation.
 
-    start, stop: the task's batches to make. share: of the run's steps, the part that is this task's.
+    fingerprint: of the data set's rows as the run knows them (``columns.Fingerprint.digests``): every process compares
+    its own. start, stop: the task's batches to make. share: of the run's steps, the part that is this task's.
     known_bad: rejects of an earlier part of the run, by ``plan.reject_key``.
     """
 
@@ -53,7 +54,7 @@ class StreamSpec:
     tokens: TokenSpec
     tokenizer: bytes | None
     seed: int
-    num_rows: int
+    fingerprint: dict
     start: int
     stop: int
     share: float
@@ -63,9 +64,16 @@ class StreamSpec:
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def maker(self) -> BatchMaker:
-        plan = TaskPlan(self.task, seed=self.seed, num_rows=self.num_rows, num_batches=self.stop)
+        """Raises RequestError where this process reads other rows than the run began with."""
+        num_rows = self.fingerprint["num_rows"]
+        plan = TaskPlan(self.task, seed=self.seed, num_rows=num_rows, num_batches=self.stop)
         media = tuple(m for m in self.task.modalities if m != "text")
         source = open_source(self.data_set, modalities=media, cache_bytes=self.cache_bytes, limits=self.limits)
+        if source.fingerprint != self.fingerprint:
+            raise RequestError(
+                f"data_sets.{self.data_set.name}: a machine of the run reads other rows than the run started with; all "
+                "machines must see the same manifest or shards, unchanged as long as the run goes on"
+            )
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
         samples = SampleMaker(self.task, self.data_set, source=source, tokenizer=tokenizer, tokens=self.tokens)
         return BatchMaker(plan, samples, known_bad=self.known_bad)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import collections
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.errors import some_of
 from pipeline.train.chance import is_guess
 from pipeline.train.expert_loads import ExpertLoads
 
@@ -33,8 +34,6 @@ _WAIT_STEPS, _FEWEST_WAITS = 64, 32
 # Streams start, and decoders warm up, in the first steps of a process.
 _START_STEPS = 32
 _WAIT_SHARE, _WAIT_OVER_SHARE = 0.2, 0.1
-
-_MOST_NAMED = 4
 
 
 class Alarms:
@@ -75,7 +74,7 @@ class DeadExperts:
         names = [f"expert {expert} of {encoder} layer {layer}" for encoder, layer, expert in new]
         return [
             f"dead experts: {len(new)} of which each gets less than {_DEAD_SHARE:.0%} of an even share of the router's "
-            f"probability in every task: {_some(names)}; raise model.moe.load_balance_weight, or lower num_experts"
+            f"probability in every task: {some_of(names)}; raise model.moe.load_balance_weight, or lower num_experts"
         ]
 
     def _best_shares(self, loads: ExpertLoads) -> dict[str, np.ndarray]:
@@ -200,9 +199,3 @@ def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cach
         options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
     options.append("where CPUs are idle, raise cluster.queue_blocks")
     return ", or ".join(options)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

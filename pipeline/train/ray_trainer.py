@@ -200,7 +200,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
         tokens=spec.tokens,
         tokenizer=spec.tokenizer,
         seed=spec.seed,
-        num_rows=spec.num_rows[data_set.name],
+        fingerprint=spec.fingerprints[data_set.name],
         start=schedule.batches_before(schedule.start)[task],
         stop=schedule.batches_at_most(task),
         share=schedule.share(task),

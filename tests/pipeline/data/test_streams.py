@@ -7,7 +7,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from pipeline.data.manifest import Manifest
+from pipeline.errors import RequestError
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,7 +43,6 @@ def ray_session():
 def wanted(toy_recipe):
     """A stream of 11 batches of the video-audio task, starting at batch 2."""
     from pipeline import recipe as recipes
-    from pipeline.data.manifest import Manifest
     from pipeline.data.streams import StreamSpec
 
     recipe = recipes.from_dict(toy_recipe)
@@ -49,7 +53,7 @@ def wanted(toy_recipe):
         tokens=recipe.token_spec(),
         tokenizer=None,
         seed=recipe.seed,
-        num_rows=Manifest(data_set.manifest).num_rows,
+        fingerprint=Manifest(data_set.manifest).fingerprint,
         start=2,
         stop=13,
         share=0.5,
@@ -65,6 +69,16 @@ def test_blocks_hold_every_batch_of_every_rank_once(wanted):
     # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
     assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
     assert blocks.num_blocks == 8
+
+
+def test_a_machine_that_sees_other_rows_is_a_wrong_request(wanted, tmp_path):
+    """Another copy of the manifest on another host, or one exchanged for another of equal length in a running run."""
+    rows = pq.read_table(wanted.data_set.manifest)
+    pq.write_table(rows.take(list(range(rows.num_rows))[::-1]), tmp_path / "m.parquet")
+    other = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
+    wanted.maker()
+    with pytest.raises(RequestError, match=r"data_sets\.moving: a machine of the run reads other rows"):
+        dataclasses.replace(wanted, data_set=other).maker()
 
 
 def test_blocks_last_equally_many_steps_below_a_bound_in_bytes(wanted):
@@ -197,8 +211,6 @@ def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, mon
 
 def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_path):
     """Ray wraps what a task raises; the run must still know that it was the data, save its state and say one line."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from pipeline.data.streams import DecodeOptions, build_stream, checked_rows, iterate
     from pipeline.errors import DataError
@@ -206,7 +218,8 @@ def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_pat
     rows = [{"id": str(i), "video": f"none-{i}.mp4", "text": [], "labels": []} for i in range(100)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     data_set = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
-    bad = dataclasses.replace(wanted, data_set=data_set, num_rows=100, key="all bad")
+    fingerprint = Manifest(data_set.manifest).fingerprint
+    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint, key="all bad")
     stream = build_stream(bad, world_size=1, options=DecodeOptions())
     with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
         list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
