@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 AXES = ("data", "expert")
 
@@ -93,16 +94,16 @@ def _mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def _constrain(x: jax.Array, *spec) -> jax.Array:
+def _constrain(x: ArrayLike, *spec) -> ArrayLike:
     return x if _mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def by_rows(x: jax.Array) -> jax.Array:
+def by_rows(x: ArrayLike) -> ArrayLike:
     """An array whose rows lie on the devices of their samples."""
     return _constrain(x, AXES)
 
 
-def on_every_device(x: jax.Array) -> jax.Array:
+def on_every_device(x: ArrayLike) -> ArrayLike:
     return _constrain(x)
 
 
