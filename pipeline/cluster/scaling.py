@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ray.train import ScalingConfig
+from ray.train.v2.api.config import ScalingConfig
 
 from pipeline.cluster.capacity import max_workers, may_grow
 from pipeline.cluster.spec import Cluster
