@@ -89,7 +89,8 @@ def _context(*, ahead_bytes: int, actors: bool) -> DataContext:
     return context
 
 
-def iterate(stream: Dataset | DataIterator, *, prefetch_blocks: int = 0) -> Iterator[Row]:
+def iterate(stream: Dataset | DataIterator) -> Iterator[Row]:
     """The rows of a stream or of a rank's part of it, block by block."""
-    for table in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_blocks):
+    # A queue pulls ahead of the feed: blocks need not be prefetched as well.
+    for table in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from from_arrow(table)
