@@ -40,7 +40,7 @@ def test_results_come_with_their_numbers():
 
 
 def test_own_errors_are_raised_without_what_ray_wraps_around_them():
-    with pytest.raises(DataError, match="^the disk is full$"):
+    with pytest.raises(DataError, match=r"^the disk is full$"):
         list(run_tasks(fails(DataError("the disk is full")), [1]))
     with pytest.raises(ray.exceptions.RayTaskError):
         list(run_tasks(fails(KeyError("abc")), [1]))
