@@ -32,6 +32,9 @@ class FailedAt:
     step: int | None
     place: str
 
+    def __str__(self) -> str:
+        return self.place if self.step is None else f"{self.place}, step {self.step + 1}"
+
 
 def in_words(error: BaseException) -> str:
     """An error on one line: the project's own by their message, others with their kind before it."""
@@ -106,8 +109,7 @@ def _said_of(rank: int, failure: BaseException) -> str:
         # Ray's own words, on a process that died or does not answer.
         return f"rank {rank}: {one_line(failure)[:_MAX_CHARACTERS]}"
     at: FailedAt | None = getattr(error, "failed_at", None)
-    where = "" if at is None else f" ({at.place}" + ("" if at.step is None else f", step {at.step + 1}") + ")"
-    return f"rank {rank}: {in_words(error)}{where}"
+    return f"rank {rank}: {in_words(error)}" + (f" ({at})" if at else "")
 
 
 def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -> NoReturn:
