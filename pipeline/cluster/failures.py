@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import ray
 from ray.train import TrainingFailedError, UserCallback
 
-from pipeline.cluster import ray_private
 from pipeline.cluster.spec import Cluster
 from pipeline.credentials import redacted
 from pipeline.errors import DataError, RequestError, one_line
@@ -25,12 +24,15 @@ _MAX_CHARACTERS = 300
 class FailedAt:
     """Where a worker's function raised; travels as the attribute ``failed_at`` of the exception.
 
-    epoch: of the group of workers. step: the last that was begun. place: file and line.
+    epoch: of the group of workers. step: the last that was begun. place: file and line. may_pass: whether the error may
+    be one of the machines.
     """
 
     epoch: int
     step: int | None
     place: str
+    may_pass: bool
+    traceback: str
 
     def __str__(self) -> str:
         return self.place if self.step is None else f"{self.place}, step {self.step + 1}"
@@ -47,8 +49,13 @@ def in_words(error: BaseException) -> str:
 def own_error(failure: BaseException | None) -> DataError | RequestError | None:
     """The project's own error inside what Ray wrapped around it."""
     while failure is not None and not isinstance(failure, DataError | RequestError):
-        failure = ray_private.raised_in_worker(failure) or getattr(failure, "cause", None) or failure.__cause__
+        failure = getattr(failure, "cause", None) or failure.__cause__
     return failure
+
+
+def _failed_at(failure: BaseException) -> FailedAt | None:
+    """None for Ray's errors, of processes that died or do not answer."""
+    return getattr(failure, "failed_at", None)
 
 
 class FailureWatch(UserCallback):
@@ -75,16 +82,18 @@ class FailureWatch(UserCallback):
         )
 
     def _check_repeats(self, failures: dict[int, BaseException]) -> None:
-        errors = {rank: ray_private.raised_in_worker(failure) for rank, failure in failures.items()}
-        # If a process died or does not answer, what the others raise may come of that.
-        clear = None not in errors.values()
-        marked = {rank: e.failed_at for rank, e in errors.items() if clear and hasattr(e, "failed_at")}
-        bugs = {(in_words(errors[rank]), at.place, at.step): rank for rank, at in marked.items()}
-        epoch = max((at.epoch for at in marked.values()), default=-1)
+        marks = {rank: _failed_at(failure) for rank, failure in failures.items()}
+        bugs, epoch = {}, -1
+        # If a process died, what the others raise may come of that.
+        if None not in marks.values():
+            epoch = max(at.epoch for at in marks.values())
+            bugs = {
+                (in_words(failures[rank]), at.place, at.step): rank for rank, at in marks.items() if not at.may_pass
+            }
         again = self._bugs & set(bugs)
         if again and epoch != self._epoch:
             rank = bugs[again.pop()]
-            path = _write(self._run_dir, "\n".join(map(str, failures.values())))
+            path = _write(self._run_dir, marks[rank].traceback)
             raise DataError(
                 f"{_said_of(rank, failures[rank])}: the same error twice in a row, so starting the workers again does "
                 f"not help; this is a bug in the code. All of it: {path}"
@@ -95,21 +104,17 @@ class FailureWatch(UserCallback):
 def _first_of(failures: dict[int, BaseException]) -> str:
     """Words on the failure that explains the others: of a process that died, then of a bug, then of a lost peer."""
 
-    def order(rank: int) -> tuple:
-        error = ray_private.raised_in_worker(failures[rank])
-        return error is not None, not hasattr(error, "failed_at"), rank
+    def order(rank: int) -> tuple[bool, bool, int]:
+        at = _failed_at(failures[rank])
+        return at is not None, at is not None and at.may_pass, rank
 
     rank = min(failures, key=order)
     return _said_of(rank, failures[rank])
 
 
 def _said_of(rank: int, failure: BaseException) -> str:
-    error = ray_private.raised_in_worker(failure)
-    if error is None:
-        # Ray's own words, on a process that died or does not answer.
-        return f"rank {rank}: {one_line(failure)[:_MAX_CHARACTERS]}"
-    at: FailedAt | None = getattr(error, "failed_at", None)
-    return f"rank {rank}: {in_words(error)}" + (f" ({at})" if at else "")
+    at = _failed_at(failure)
+    return f"rank {rank}: {in_words(failure)}" + (f" ({at})" if at else "")
 
 
 def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -> NoReturn:

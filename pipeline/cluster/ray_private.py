@@ -79,8 +79,3 @@ def drop_group_cleaner(trainer: JaxTrainer) -> None:
     trainer._create_default_callbacks = lambda: [
         c for c in create() if not isinstance(c, PlacementGroupCleanerCallback)
     ]
-
-
-def raised_in_worker(error: BaseException) -> BaseException | None:
-    """What a worker's function raised, inside the error that Ray Train reports; None if Ray itself failed."""
-    return getattr(error, "_base_exc", None)

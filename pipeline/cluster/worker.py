@@ -57,14 +57,13 @@ def train_worker(config: dict[str, Any]) -> dict:
 
 @contextlib.contextmanager
 def noting_failures(gate: WorkerGate) -> Iterator[None]:
-    """Notes on an error where and at which step it was raised, unless it may pass (``FailureWatch`` compares)."""
+    """Notes on an error where and at which step it was raised, for ``FailureWatch``: tracebacks do not travel."""
     try:
         yield
-    except _MAY_PASS:
-        raise
     except Exception as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
-        e.failed_at = FailedAt(gate.epoch, gate.step, f"{frame.filename}:{frame.lineno}")
+        place, may_pass = f"{frame.filename}:{frame.lineno}", isinstance(e, _MAY_PASS)
+        e.failed_at = FailedAt(gate.epoch, gate.step, place, may_pass, traceback.format_exc())
         raise
 
 

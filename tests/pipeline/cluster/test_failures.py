@@ -7,6 +7,7 @@ import types
 import pytest
 import ray
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
 from pipeline.cluster import failures
 from pipeline.cluster.failures import FailureWatch, in_words, own_error, raise_failure
@@ -22,10 +23,15 @@ def failure(error: Exception, *, epoch: int = 1, step: int = 12):
         with noting_failures(types.SimpleNamespace(epoch=epoch, step=step)):
             raise error
     except Exception as e:
-        return pickle.loads(pickle.dumps(UserExceptionWithTraceback(e, "Traceback: ...")))
+        return reported(UserExceptionWithTraceback(e, "Traceback: ..."))
 
 
-DIED = WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError())
+def reported(error: Exception) -> BaseException:
+    status = WorkerStatus(running=False, error=pickle.loads(pickle.dumps(error)))
+    return WorkerGroupPollStatus({0: status}).errors[0]
+
+
+DIED = reported(WorkerHealthCheckFailedError("A worker health check failed.", ray.exceptions.ActorDiedError()))
 
 
 @pytest.fixture
@@ -55,7 +61,9 @@ def test_a_bug_is_said_with_its_kind_place_and_step(watch):
     assert "test_failures.py:" in line
     # A process that died explains the others.
     watch.after_exception(None, {0: failure(KeyError("abc")), 1: DIED})
-    assert lines[1][1].startswith("workers [0, 1] failed; rank 1: A worker health check failed.")
+    assert lines[1][1].startswith(
+        "workers [0, 1] failed; rank 1: WorkerHealthCheckFailedError: A worker health check failed."
+    )
 
 
 def test_a_bug_that_comes_again_at_the_same_step_ends_the_run(watch, tmp_path):
@@ -65,7 +73,7 @@ def test_a_bug_that_comes_again_at_the_same_step_ends_the_run(watch, tmp_path):
     watch.after_exception(None, {0: failure(KeyError("abc")), 1: failure(KeyError("abc"))})
     with pytest.raises(DataError, match=r"rank 0: KeyError: 'abc' \(.*, step 13\): the same error twice in a row"):
         watch.after_exception(None, {0: failure(KeyError("abc"), epoch=2)})
-    assert "Traceback" in (tmp_path / "failure.txt").read_text()
+    assert "raise error\nKeyError: 'abc'" in (tmp_path / "failure.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_own_errors_end_the_run_at_once(watch):
 def test_own_errors_are_found_in_what_ray_wraps_around_them():
     own = DataError("the disk is full")
     outer = RuntimeError("around")
-    outer.__cause__ = UserExceptionWithTraceback(own, "")
+    outer.__cause__ = own
     assert own_error(outer) is own
     assert own_error(ray.exceptions.RayTaskError("f", "traceback", own)) is own
     assert own_error(KeyError("abc")) is None and own_error(None) is None
