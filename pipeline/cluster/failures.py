@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ from pipeline.train.spec import RunSpec
 
 # Maximum characters of an error in a line.
 _MAX_CHARACTERS = 300
+# The first error in a text of tracebacks, which caused the others.
+_ERROR_LINE = re.compile(r"^\w[\w.]*(Error|Exception)\b.*", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class FailedAt:
 
 def in_words(error: BaseException) -> str:
     """An error on one line: the project's own by their message, others with their kind before it."""
+    if isinstance(error, ray.exceptions.RayTaskError) and (cause := _ERROR_LINE.search(str(error))):
+        return cause[0].strip()[:_MAX_CHARACTERS]
     said, kind = one_line(error), type(error).__name__
     if isinstance(error, DataError | RequestError) or said == kind:
         return said

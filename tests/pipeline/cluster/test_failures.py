@@ -52,6 +52,17 @@ def test_an_error_has_its_kind_before_it():
     assert in_words(DataError("the disk is full")) == "the disk is full"
 
 
+def test_an_error_of_a_stream_is_said_by_its_cause():
+    text = (
+        "Traceback (most recent call last):\n  File \"a.py\", line 3, in row\n    raise KeyError\nKeyError: 'abc'\n\n"
+        "The above exception was the direct cause of the following exception:\n\nray::MapBatches(_BlockMaker)()\n"
+        '  File "b.py", line 5, in f\nray.exceptions.UserCodeException: UDF failed to process a data block.'
+    )
+    error = ray.exceptions.RayTaskError("f", text, ray.exceptions.UserCodeException("UDF failed"))
+    assert in_words(error) == "KeyError: 'abc'"
+    assert in_words(error.as_instanceof_cause()) == "KeyError: 'abc'"
+
+
 def test_a_bug_is_said_with_its_kind_place_and_step(watch):
     watch, lines = watch
     watch.after_exception(None, {0: failure(ConnectionError("reset by peer")), 1: failure(KeyError("abc"))})
