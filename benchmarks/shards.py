@@ -102,8 +102,8 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 
 def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, once each task's first batch is there."""
-    from pipeline.cluster import start as ray_cluster
-    from pipeline.cluster import trainer as ray_trainer
+    from pipeline.cluster.start import start_ray
+    from pipeline.cluster.task_streams import build_streams, open_queues
     from pipeline.pretrain import cluster_of
     from pipeline.train.feed import Feed
     from pipeline.train.mixture.schedule import START
@@ -111,10 +111,9 @@ def waits(spec, recipe) -> dict:
     from pipeline.train.step_gate import Gate
 
     cluster = cluster_of(recipe)
-    ray_cluster.start_ray(cluster)
+    start_ray(cluster)
     schedule = spec.schedule(START)
-    streams = ray_trainer.build_streams(spec, cluster, schedule=schedule, world_size=1)
-    queues = {n: ray_trainer.open_queue(s, task=n, start=first, rank=0) for n, (s, first) in streams.items()}
+    queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
     quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data_sets, 1.0))
     began = time.perf_counter()
     # put: what a device copy reads.

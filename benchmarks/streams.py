@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 
 from pipeline import recipe as recipes
-from pipeline.prepare import build_corpus, prepare
+from pipeline.corpus import build_corpus
+from pipeline.prepare import prepare
 
 
 def many_tasks(recipe: recipes.Recipe, count: int) -> recipes.Recipe:
@@ -59,21 +60,18 @@ def _pss(process: psutil.Process) -> int:
 
 
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
-    from pipeline.cluster import start as ray_cluster
-    from pipeline.cluster import trainer as ray_trainer
+    from pipeline.cluster.start import start_ray
+    from pipeline.cluster.task_streams import build_streams, open_queues
     from pipeline.pretrain import cluster_of
     from pipeline.train.mixture.schedule import START
 
     spec = prepare(recipe, run_dir)
     memory, cluster = Memory(), cluster_of(recipe)
     began = time.perf_counter()
-    ray_cluster.start_ray(cluster)
+    start_ray(cluster)
     ray_s = time.perf_counter() - began
-    streams = ray_trainer.build_streams(spec, cluster, schedule=spec.schedule(START), world_size=1)
-    queues = {
-        name: ray_trainer.open_queue(stream, task=name, start=first, rank=0)
-        for name, (stream, first) in streams.items()
-    }
+    schedule = spec.schedule(START)
+    queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
     first_s = {}
     for name, queue in queues.items():
         queue.next()

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pipeline import lint
+from pipeline.corpus import build_corpus
 from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
@@ -23,8 +24,9 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount, Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
-from pipeline.prepare import build_corpus, prepare, problems_of_recipe
+from pipeline.prepare import prepare, problems_of_recipe
 from pipeline.recipe import Recipe
+from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
 from pipeline.train.mixture.schedule import START, Schedule
@@ -82,7 +84,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
 
 def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
     """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
-    from pipeline.cluster.streams import StreamSpec
+    from pipeline.data.stream_spec import StreamSpec
 
     data_set = spec.data_sets[task.data_set]
     stream = StreamSpec(
@@ -262,19 +264,6 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
         if cut > 0.05:
             looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
     return lint.Problems(stops, looks)
-
-
-def counts_line(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-
-
-def allowed_line(data_set: DataSetSpec) -> str:
-    return f"at most {100 * data_set.max_reject_fraction:.3g} % of rows may be rejected"
-
-
-def no_caption_line(count: int, of: str, unusable: dict[str, int], data_set: DataSetSpec) -> str:
-    why = f" ({counts_line(unusable)})" if unusable else ""
-    return f"{count} of {of} have no caption that can be used{why}; {allowed_line(data_set)}"
 
 
 def _supply_line(result: dict) -> str:

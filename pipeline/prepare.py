@@ -14,7 +14,7 @@ from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data import prompts
-from pipeline.data.columns import values
+from pipeline.data.columns import needed_columns, values
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
@@ -68,17 +68,6 @@ def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
 
 def _may_precede_config(name: str) -> bool:
     return name in _BEFORE_CONFIG or name.endswith(TEMPORARY_SUFFIX)
-
-
-def build_corpus(recipe: Recipe) -> None:
-    """The demo corpus, where the recipe uses it and it is not there yet."""
-    if recipes.uses_demo(recipe):
-        from pipeline.data import demo
-
-        try:
-            demo.build(demo.cache_dir())
-        except ImportError as e:
-            raise RequestError(str(e)) from e
 
 
 def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
@@ -206,22 +195,6 @@ def _logging(recipe: Recipe) -> LoggingSpec:
         peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
         feed_advice=advice,
     )
-
-
-def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
-    """Manifest columns a task reads → why. Sound comes from the sound track where there is no audio column."""
-    why = f"task {task.name}"
-    columns = {"id": why}
-    for modality in task.modalities:
-        if modality == "audio":
-            columns["audio" if "audio" in has or "video" not in has else "video"] = why
-        elif modality != "text":
-            columns[modality] = why
-    if "text" in task.modalities:
-        columns["labels" if task.text == "labels" else "text"] = why
-    if task.classifies or task.positives == "labels":
-        columns["labels"] = why
-    return columns
 
 
 def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:

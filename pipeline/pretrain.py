@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.cluster.start import Cluster, check_accelerator, end_ray, start_ray
-from pipeline.cluster.streams import DecodeOptions
+from pipeline.cluster.capacity import check_accelerator
+from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.cluster.start import end_ray, start_ray
+from pipeline.corpus import build_corpus
 from pipeline.credentials import redacted
-from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
+from pipeline.prepare import check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
 from pipeline.stopping import Stop
 from pipeline.train.checkpoint import Checkpoints

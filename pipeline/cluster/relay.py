@@ -1,4 +1,4 @@
-"""Between the driver and its workers: a stop goes one way, what they print the other."""
+"""Passes stops from the driver to its workers, and what they print back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import ray
 
-from pipeline.cluster.start import Cluster
+from pipeline.cluster.spec import Cluster
 from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
 from pipeline.stopping import Stop, end_process
 from pipeline.train.spec import RunSpec
@@ -21,50 +23,55 @@ from pipeline.waiting import say, waiting_for
 _KEEPER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
-# Seconds without news of workers that run, which are heard of at every step; their last save may take this long.
+# Seconds of silence after which workers are given up: a live one reports every step, and its last save may take long.
 _SILENCE_S = 600.0
 
 
 class Relay:
-    """Carries between the driver and the workers: a stop to them, their lines to the terminal.
+    """Passes a stop to the workers, and their lines to the terminal.
 
-    Ray's own way for lines, its log monitor, would print those of every process of the machines. Where a stop was asked
-    for and no worker runs, or none has ever started for long (Ray waits for machines without a bound), the process ends
-    by itself: what is saved is saved.
+    Ray's own way for lines, its log monitor, would print those of every process of the machines. Ends the process if a
+    stop was asked for while no worker runs, or if none has started in time: Ray waits for machines without a bound, and
+    whatever was saved stays saved.
     """
 
-    def __init__(self, keeper, stop: Stop, *, spec: RunSpec, cluster: Cluster):
-        self._keeper, self._stop, self._spec, self._cluster = keeper, stop, spec, cluster
-        self._ended, self._asked, self._began = threading.Event(), False, time.monotonic()
+    def __init__(self, keeper: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
+        self._keeper = keeper
+        self._stop = stop
+        self._spec = spec
+        self._cluster = cluster
+        self._ended = threading.Event()
+        self._asked = False
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="relay", daemon=True)
 
     def __enter__(self) -> None:
         self._wait = contextlib.ExitStack()
-        self._say_what_is_waited_for(False)
+        self._announce_wait(False)
         self._thread.start()
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._ended.set()
         self._thread.join()
         self._wait.close()
 
     def _watch(self) -> None:
         while not self._ended.wait(0.2):
-            self._once()
-        self._once()
+            self._pass_on()
+        self._pass_on()
 
-    def _once(self) -> None:
+    def _pass_on(self) -> None:
         try:
             news = ray.get(self._keeper.news.remote(), timeout=_KEEPER_S)
         except ray.exceptions.RayError:
-            # The keeper is gone, or its machine busy: ``fit`` hears of what matters.
+            # The keeper is gone, or its machine busy: ``fit_workers`` hears of all that matters.
             return
         for error, text in news.lines:
             # The terminal may be gone, and the run goes on.
             with contextlib.suppress(OSError, ValueError):
                 print(text, end="", file=sys.stderr if error else sys.stdout, flush=True)
         if news.running != self._running:
-            self._say_what_is_waited_for(news.running)
+            self._announce_wait(news.running)
         if not news.epoch and time.monotonic() - self._began > self._cluster.start_timeout_s:
             say(
                 f"failed: no worker has started within cluster.start_timeout_s = {self._cluster.start_timeout_s:g} s; "
@@ -76,7 +83,7 @@ class Relay:
         if self._stop.is_set():
             self._ask_for_a_stop(news)
 
-    def _say_what_is_waited_for(self, running: bool) -> None:
+    def _announce_wait(self, running: bool) -> None:
         """Workers that run say it themselves."""
         self._running = running
         self._wait.close()
@@ -95,8 +102,8 @@ class Relay:
 
 
 @contextlib.contextmanager
-def lines_to(keeper, *, rank: int):
-    """What this process prints goes to the driver's terminal; of other ranks than 0 what they print to stderr."""
+def lines_to(keeper: Any, *, rank: int) -> Iterator[None]:
+    """Sends what this process prints to the driver's terminal; of ranks other than 0 only what they print to stderr."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(_Lines(keeper, error=True)))
         if rank == 0:
@@ -107,8 +114,11 @@ def lines_to(keeper, *, rank: int):
 class _Lines(io.TextIOBase):
     """A stream whose text goes to the keeper, line by line."""
 
-    def __init__(self, keeper, *, error: bool):
-        self._keeper, self._error, self._text, self._sent = keeper, error, "", None
+    def __init__(self, keeper: Any, *, error: bool):
+        self._keeper = keeper
+        self._error = error
+        self._text = ""
+        self._sent: ray.ObjectRef | None = None
         # Several threads print.
         self._lock = threading.RLock()
 
@@ -123,7 +133,7 @@ class _Lines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Until the last line has arrived: the process may be about to end itself."""
+        """Waits until the last line has arrived: the process may be about to end itself."""
         if self._sent is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.wait([self._sent], timeout=_FLUSH_S)

@@ -1,5 +1,5 @@
 """Before each step every rank asks its gate whether to go on: all ranks of a run take the same steps, and end after the
-same one. Knows nothing of Ray: ``GateKeeper`` becomes an actor in ``ray_trainer``.
+same one. Knows nothing of Ray: ``GateKeeper`` becomes an actor in ``cluster.trainer``.
 """
 
 from __future__ import annotations

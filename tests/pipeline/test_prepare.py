@@ -10,11 +10,12 @@ import yaml
 
 from pipeline import prepare as prepare_module
 from pipeline import recipe as recipes
+from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import FORMAT
 from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import RequestError
-from pipeline.prepare import check_run_dir, lock_run_dir, needed_columns, prepare
+from pipeline.prepare import check_run_dir, lock_run_dir, prepare
 from pipeline.train.mixture.schedule import START
 
 ROWS = [

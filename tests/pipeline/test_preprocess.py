@@ -1,5 +1,9 @@
 """What preprocessing says of rows that training will reject, without Ray."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 from pipeline import preprocess
 from pipeline.data.columns import NOT_UTF8
 from pipeline.data.media.process import DecodeLimits
@@ -12,9 +16,9 @@ def test_rejects_and_captions_of_no_use_are_named_with_the_share_allowed(
     rows = [{"id": str(i), "image": "none.png", "text": text} for i, text in enumerate(texts)]
     data_set = make_data_set(write_manifest(tmp_path / "m.parquet", rows), max_reject_fraction=0.125)
     task = make_task(objective="nce", modalities=("image", "text"), max_characters=50)
-    job = preprocess._check(data_set, [task], tmp_path / "shards", DecodeLimits(), 4)
+    job = preprocess._checked_job(data_set, [task], tmp_path / "shards", DecodeLimits(), 4)
     capsys.readouterr()
-    preprocess._write_index(job, [preprocess._make_shard._function(job, number) for number in range(2)])
+    preprocess._write_index(job, [job.make(number) for number in range(2)])
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("MB, rejected: 6 missing_file of 6 rows; at most 12.5 % of rows may be rejected")
     assert said[1] == (
@@ -26,6 +30,42 @@ def test_rejects_and_captions_of_no_use_are_named_with_the_share_allowed(
 def test_without_a_task_on_captions_nothing_is_said_of_them(tmp_path, make_data_set, make_task, write_manifest, capsys):
     rows = [{"id": "a", "image": "none.png", "text": [], "labels": ["x"]}]
     data_set = make_data_set(write_manifest(tmp_path / "m.parquet", rows))
-    job = preprocess._check(data_set, [make_task()], tmp_path / "shards", DecodeLimits(), 4)
-    preprocess._write_index(job, [preprocess._make_shard._function(job, 0)])
+    job = preprocess._checked_job(data_set, [make_task()], tmp_path / "shards", DecodeLimits(), 4)
+    preprocess._write_index(job, [job.make(0)])
     assert "no caption" not in capsys.readouterr().out
+
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADED = "print(sorted({'ray', 'ray.data', 'ray.train', 'jax', 'flax', 'orbax', 'pydantic'} & set(sys.modules)))"
+
+
+def loaded(imports: str) -> str:
+    code = f"import sys; {imports}; {LOADED}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
+    )
+    return done.stdout.strip() or done.stderr
+
+
+def test_processes_that_make_shards_load_no_more_than_it_takes():
+    """Ray's processes import what they are sent by its name."""
+    assert loaded("import pipeline.data.shard_job, pipeline.cluster.tasks") == "['ray']"
+
+
+def test_the_job_itself_loads_nothing_of_training():
+    found = loaded("import pipeline.preprocess")
+    assert "'ray'" in found
+    assert not {"ray.train", "ray.data", "orbax"} & set(found.strip("[]").replace("'", "").split(", "))
+
+
+def test_finished_shards_are_kept_and_others_made_again(tmp_path, make_data_set, make_task, write_manifest):
+    rows = [{"id": str(i), "image": "none.png", "labels": ["x"]} for i in range(6)]
+    data_set = make_data_set(write_manifest(tmp_path / "m.parquet", rows))
+    job = preprocess._checked_job(data_set, [make_task()], tmp_path / "shards", DecodeLimits(), 2)
+    entries = {number: job.make(number) for number in range(3)}
+    assert job.num_shards == 3 and job.finished() == entries
+    # A kill between a shard and its entry, and one in the middle of a shard.
+    (job.folder / "shard-00000.json").unlink()
+    with open(job.folder / "shard-00002.arrow", "r+b") as file:
+        file.truncate(10)
+    assert job.finished() == {1: entries[1]}

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cluster import relay as relay_module
 from pipeline.cluster.relay import Relay, lines_to
-from pipeline.cluster.start import Cluster
+from pipeline.cluster.spec import Cluster
 from pipeline.stopping import Stop
 from pipeline.train.step_gate import GateKeeper
 
@@ -54,10 +54,10 @@ def test_lines_of_rank_0_come_whole_and_others_only_to_stderr(relay, capsys):
             print(f"rank {rank} failed", file=sys.stderr, flush=True)
     elsewhere = capsys.readouterr()
     assert elsewhere.out == "rank 1 a\nrank 1 b\n" and elsewhere.err == ""
-    relay._once()
+    relay._pass_on()
     shown = capsys.readouterr()
     assert shown.out == "rank 0 a\nrank 0 b\n" and shown.err == "rank 0 failed\nrank 1 failed\n"
-    relay._once()
+    relay._pass_on()
     assert capsys.readouterr() == ("", "")
 
 
@@ -66,16 +66,16 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
     asyncio.run(keeper.begin(1))
     asyncio.run(keeper.ready(1, 0, 0))
     assert asyncio.run(keeper.go(1, 0))[0]
-    relay._once()
+    relay._pass_on()
     # A step was granted: from here on a signal asks for a save.
     assert stop._deferred
     stop._asked.set()
-    relay._once()
+    relay._pass_on()
     assert asyncio.run(keeper.go(1, 1)) == (False, False)
     # The workers fail before they have saved, and Ray waits for machines.
     asyncio.run(keeper.lost("workers [0] failed\n"))
     with pytest.raises(Ended, match="75"):
-        relay._once()
+        relay._pass_on()
     out, err = capsys.readouterr()
     assert out == "workers [0] failed\n"
     assert err == "stopped while no worker ran; the newest whole checkpoint is 40\n"
@@ -83,10 +83,10 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
 
 def test_workers_that_never_start_end_the_run(relay, capsys):
     relay, _, _ = relay
-    relay._once()
+    relay._pass_on()
     relay._began -= 61
     with pytest.raises(Ended, match="1"):
-        relay._once()
+        relay._pass_on()
     assert "no worker has started within cluster.start_timeout_s = 60 s" in capsys.readouterr().err
 
 
@@ -97,4 +97,4 @@ def test_a_keeper_that_is_gone_is_no_failure_of_the_relay(relay, monkeypatch):
         raise relay_module.ray.exceptions.RayActorError()
 
     monkeypatch.setattr(relay_module.ray, "get", gone)
-    relay._once()
+    relay._pass_on()

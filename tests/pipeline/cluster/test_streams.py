@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from pipeline import recipe as recipes
+from pipeline.cluster.decode_shares import DecodeShare, decode_shares
+from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.cluster.start import start_ray
+from pipeline.cluster.streams import build_stream, iterate
 from pipeline.data.manifest import Manifest
-from pipeline.errors import RequestError
+from pipeline.data.stream_spec import StreamSpec
+from pipeline.data.task_queue import checked_rows
+from pipeline.errors import DataError
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,10 +35,6 @@ ROOT = str(Path(__file__).resolve().parents[3])
 
 @pytest.fixture(scope="module")
 def ray_session():
-    import ray
-
-    from pipeline.cluster.start import Cluster, start_ray
-
     # Streams here decode with tests/decoders.py; Ray's processes take their imports from the environment.
     os.environ["PYTHONPATH"] = ROOT
     start_ray(Cluster())
@@ -42,8 +47,6 @@ def ray_session():
 @pytest.fixture
 def wanted(toy_recipe):
     """A stream of 11 batches of the video-audio task, starting at batch 2."""
-    from pipeline import recipe as recipes
-    from pipeline.cluster.streams import StreamSpec
 
     recipe = recipes.from_dict(toy_recipe)
     data_set = recipe.data_set_specs()["moving"]
@@ -62,55 +65,6 @@ def wanted(toy_recipe):
     )
 
 
-def test_blocks_hold_every_batch_of_every_rank_once(wanted):
-    from pipeline.cluster.streams import _Blocks
-
-    blocks = _Blocks(wanted, world_size=2, rows_per_block=4)
-    # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
-    assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
-    assert blocks.num_blocks == 8
-
-
-def test_a_machine_that_sees_other_rows_is_a_wrong_request(wanted, tmp_path):
-    """Another copy of the manifest on another host, or one exchanged for another of equal length in a running run."""
-    rows = pq.read_table(wanted.data_set.manifest)
-    pq.write_table(rows.take(list(range(rows.num_rows))[::-1]), tmp_path / "m.parquet")
-    other = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
-    wanted.maker()
-    with pytest.raises(RequestError, match=r"data_sets\.moving: a machine of the run reads other rows"):
-        dataclasses.replace(wanted, data_set=other).maker()
-
-
-def test_blocks_last_equally_many_steps_below_a_bound_in_bytes(wanted):
-    from pipeline.cluster.streams import block_bytes, rows_per_block
-
-    assert block_bytes(wanted, 1) < 100_000
-    assert rows_per_block(wanted, block_steps=16) == 8
-    assert rows_per_block(dataclasses.replace(wanted, share=0.01), block_steps=16) == 1
-    # 40,000 clips of two tokens of 3,072 B are more than the 64 MB of a block.
-    large = dataclasses.replace(wanted.task.variants[0], global_batch_size=40_000)
-    heavy = dataclasses.replace(wanted, task=dataclasses.replace(wanted.task, variants=(large,)))
-    assert rows_per_block(heavy, block_steps=16) == 1
-
-
-def test_cpus_are_shared_out_by_steps_and_cost(wanted):
-    from pipeline.cluster.streams import DecodeShare, rows_per_block, share_out
-
-    # Films take 0.8 of the steps at 9 s of CPU a batch, pictures 0.2 at 4 s: 7.2 and 0.8 s a step.
-    shares = share_out({"films": (0.8, 9.0), "pictures": (0.2, 4.0)}, cpus=40, world_size=2)
-    assert shares["films"].cpus == pytest.approx(40 * (0.9 * 0.9 + 0.05)) and shares["films"].num_decoders == 34
-    assert shares["pictures"].cpus == pytest.approx(40 * (0.9 * 0.1 + 0.05)) and shares["pictures"].num_decoders == 6
-    assert shares["films"].row_s == 4.5
-    # Twenty streams of a machine with eight CPUs: each has a decoder, and together they ask for no more than there is.
-    small = share_out({f"t{i}": (0.05, 1.0) for i in range(20)}, cpus=8)
-    assert all(s.num_decoders == 1 for s in small.values())
-    assert sum(min(1.0, s.cpus / s.num_decoders) for s in small.values()) == pytest.approx(8)
-    # A block is worth Ray's cost: a quarter of a second of decoding.
-    assert rows_per_block(wanted, block_steps=1, row_s=0.02) == 13
-    assert rows_per_block(wanted, block_steps=1, row_s=2.0) == 1
-    assert DecodeShare().num_decoders == 1
-
-
 def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
     import psutil
 
@@ -126,7 +80,6 @@ def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
 
 
 def test_costs_are_measured_in_the_cluster(ray_session, wanted):
-    from pipeline.cluster.streams import decode_shares
 
     other = dataclasses.replace(
         wanted, task=dataclasses.replace(wanted.task, name="other"), share=0.25, key="another stream"
@@ -138,7 +91,6 @@ def test_costs_are_measured_in_the_cluster(ray_session, wanted):
 
 
 def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):
-    from pipeline.cluster.streams import DecodeOptions, DecodeShare, build_stream, checked_rows, iterate
 
     options, share = DecodeOptions(mode="actors"), DecodeShare(cpus=0.4)
     stream = build_stream(wanted, world_size=1, options=options, share=share)
@@ -148,7 +100,6 @@ def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):
 
 
 def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
-    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
 
     stream = build_stream(wanted, world_size=1, options=DecodeOptions())
     rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
@@ -162,9 +113,6 @@ def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
 
 
 def test_two_ranks_share_each_batch(ray_session, wanted):
-    import threading
-
-    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
 
     splits = build_stream(wanted, world_size=2, options=DecodeOptions()).streaming_split(2, equal=True)
     got: dict[int, list] = {}
@@ -180,18 +128,6 @@ def test_two_ranks_share_each_batch(ray_session, wanted):
     whole = wanted.maker()
     for k, (first, second) in enumerate(zip(got[0], got[1], strict=True)):
         assert first.ids + second.ids == whole.row(2 + k, rank=0, world_size=1).ids
-
-
-def test_rows_out_of_order_stop_the_run(wanted):
-    from pipeline.cluster.streams import checked_rows
-    from pipeline.errors import DataError
-
-    maker = wanted.maker()
-    rows = [maker.row(k, rank=0, world_size=1) for k in (2, 4)]
-    checked = checked_rows(iter(rows), task="video_audio", start=2, rank=0)
-    assert next(checked).batch == 2
-    with pytest.raises(DataError, match="expected batch 3"):
-        next(checked)
 
 
 def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, monkeypatch):
@@ -211,9 +147,6 @@ def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, mon
 
 def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_path):
     """Ray wraps what a task raises; the run must still know that it was the data, save its state and say one line."""
-
-    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
-    from pipeline.errors import DataError
 
     rows = [{"id": str(i), "video": f"none-{i}.mp4", "text": [], "labels": []} for i in range(100)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")

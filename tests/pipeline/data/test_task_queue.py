@@ -1,17 +1,13 @@
 """The queue of one task, without Ray: its thread has ended before Ray is left."""
 
 import contextlib
-import subprocess
-import sys
 import threading
-from pathlib import Path
+import types
 
 import pytest
 
-from pipeline.cluster.streams import TaskQueue
+from pipeline.data.task_queue import TaskQueue, checked_rows
 from pipeline.errors import DataError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_rows_come_in_order_and_the_end_is_said():
@@ -85,14 +81,16 @@ def test_one_that_cannot_be_woken_is_given_up_in_bounded_time():
     never.set()
 
 
-def test_ray_never_starts_by_itself():
-    """A call of Ray's outside a session fails, in whatever order things are imported."""
-    code = (
-        "import pipeline.files, ray\n"
-        "try: ray.put(1)\n"
-        "except Exception as e: print(type(e).__name__, ray.is_initialized())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
-    )
-    assert done.stdout.split()[1:] == ["False"], done.stdout + done.stderr
+def test_rows_out_of_order_stop_the_run():
+    rows = [types.SimpleNamespace(task="t", batch=batch, rank=1) for batch in (2, 3, 5)]
+    checked = checked_rows(rows, task="t", start=2, rank=1)
+    assert [next(checked).batch for _ in range(2)] == [2, 3]
+    with pytest.raises(DataError, match=r"stream of t: expected batch 4 for rank 1, found \('t', 5, 1\)"):
+        next(checked)
+    for other in ({"task": "u"}, {"rank": 0}):
+        with pytest.raises(DataError, match="expected batch 2 for rank 1"):
+            next(
+                checked_rows(
+                    [types.SimpleNamespace(**{"task": "t", "batch": 2, "rank": 1} | other)], task="t", start=2, rank=1
+                )
+            )

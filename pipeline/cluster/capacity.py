@@ -1,0 +1,144 @@
+"""What the machines of a run can hold. What they cannot is one line before anything waits for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import ray
+
+from pipeline.cluster import ray_private
+from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.errors import RequestError
+from pipeline.host_memory import machine_cpus
+from pipeline.waiting import waiting_for
+
+# Seconds for machines that are about to join a cluster without an autoscaler.
+_JOINING_S = 30.0
+# CPUs of a cluster from which on streams keep actors of their own.
+_ACTOR_CPUS = 8
+# Device files: NVIDIA, NVIDIA under WSL, AMD; TPUs up to v4 and later ones.
+_DEVICE_FILES = {"gpu": ("nvidia[0-9]*", "dxg", "kfd"), "tpu": ("accel*", "vfio/[0-9]*")}
+
+
+def cluster_cpus() -> float:
+    """CPUs of all machines."""
+    return ray.cluster_resources().get("CPU", 1.0)
+
+
+def uses_actors(options: DecodeOptions) -> bool:
+    """Whether streams keep actors of their own."""
+    return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
+
+
+def check_machine(cluster: Cluster) -> None:
+    """Raises RequestError if this machine alone cannot hold the workers."""
+    least, cpus = cluster.sizes[0], machine_cpus()
+    if least * cluster.cpus_per_worker > cpus:
+        raise RequestError(
+            f"cluster.num_workers = {least}: that many workers of {cluster.cpus_per_worker:g} CPUs need "
+            f"{least * cluster.cpus_per_worker:g}, this machine has {cpus}; ask for fewer, join a cluster "
+            "(cluster.address), or lower cluster.cpus_per_worker for them to share"
+        )
+
+
+def check_accelerator(cluster: Cluster) -> None:
+    """Raises RequestError if a run on this machine asks for an accelerator that it has no device of.
+
+    Looks at the device files alone: the libraries may hang if a device is broken or held.
+    """
+    if cluster.joins or cluster.accelerator == "cpu":
+        return
+    patterns = _DEVICE_FILES[cluster.accelerator]
+    if not any(True for pattern in patterns for _ in Path("/dev").glob(pattern)):
+        raise RequestError(
+            f"cluster.accelerator: {cluster.accelerator}: this machine has none (no /dev/{', /dev/'.join(patterns)}); "
+            "leave the key out to train on CPUs, or join a cluster that has one (cluster.address)"
+        )
+
+
+def await_room(cluster: Cluster) -> None:
+    """Waits until the machines of the cluster can hold the workers, if more machines may join.
+
+    Raises RequestError if none may, or none has within ``cluster.start_timeout_s``.
+    """
+    least, began = cluster.sizes[0], time.monotonic()
+    if not least:
+        return
+    limit_s = min(_joining_s(cluster), cluster.start_timeout_s)
+    with waiting_for(lambda: f"machines: {_lack(cluster)}"):
+        while room(_machines(), cluster.worker_resources) < least:
+            if time.monotonic() - began >= limit_s:
+                within = f" within {limit_s:.0f} s" if limit_s else ""
+                raise RequestError(
+                    f"cluster.num_workers = {least}: {_lack(cluster)}{within}; ask for no more than it can hold"
+                )
+            time.sleep(0.5)
+    if cluster.joins:
+        _check_decode_cpus(cluster)
+
+
+def _joining_s(cluster: Cluster) -> float:
+    """Seconds in which more machines may join."""
+    if not cluster.joins:
+        return 0.0
+    return cluster.start_timeout_s if may_grow() else _JOINING_S
+
+
+def _check_decode_cpus(cluster: Cluster) -> None:
+    """Raises RequestError if the workers leave no CPU to decode with: streams would wait for one without a bound."""
+    least = cluster.sizes[0]
+    if _decodes_beside(cluster, least) or may_grow():
+        return
+    raise RequestError(
+        f"cluster.num_workers = {least}: they take {cluster.trainer_cpus(least):g} of the cluster's "
+        f"{cluster_cpus():g} CPUs, and decoding needs one; ask for fewer, lower cluster.cpus_per_worker, or share them "
+        "by cluster.decode=actors"
+    )
+
+
+def max_workers(cluster: Cluster) -> int:
+    """Maximum number of workers that leave a CPU to decode with, on the machines of the moment.
+
+    Never below the minimum that was asked for.
+    """
+    sizes = cluster.sizes
+    return next((n for n in reversed(sizes) if _decodes_beside(cluster, n)), sizes[0])
+
+
+def _decodes_beside(cluster: Cluster, num_workers: int) -> bool:
+    """Whether ``num_workers`` workers leave a CPU to decode with. Actors ask for a part of a CPU, or for none."""
+    return cluster_cpus() - cluster.trainer_cpus(num_workers) >= 1 or uses_actors(cluster.decode)
+
+
+def room(machines: Iterable[Mapping[str, float]], worker: Mapping[str, float]) -> int:
+    """The number of workers that fit on machines of these resources."""
+    needs = {name: amount for name, amount in worker.items() if amount}
+    if not needs:
+        return 1 << 30
+    return sum(int(min(m.get(name, 0.0) / amount + 1e-9 for name, amount in needs.items())) for m in machines)
+
+
+def _lack(cluster: Cluster) -> str:
+    least, has = cluster.sizes[0], room(_machines(), cluster.worker_resources)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.worker_resources.items() if amount)
+    return f"the cluster has room for {has} of {least} workers of {each or 'nothing'} each"
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def may_grow() -> bool:
+    """Whether the cluster has an autoscaler that could bring machines; True if that cannot be told."""
+    if ray_private.autoscaler_limits():
+        return True
+    try:
+        kinds = json.loads(ray_private.autoscaler_status())["autoscaler_report"]["active_nodes"]
+    # Nothing written yet, or the form of another autoscaler.
+    except (TypeError, ValueError, KeyError):
+        return True
+    # Without one, each machine is of a kind of its own, named after it.
+    return any(not kind.startswith("node_") for kind in kinds)

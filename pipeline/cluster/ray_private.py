@@ -1,0 +1,81 @@
+"""Every private part of Ray that this project touches. All were read in Ray 2.60.0, for whose sake pyproject.toml
+keeps Ray below 2.61: read them again before the bound moves.
+
+Libraries of Ray are imported inside the functions: a process that decodes files needs neither Ray Data nor Ray Train.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.authentication import authentication_token_setup
+from ray.experimental import internal_kv
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+    from ray.train.v2.jax import JaxTrainer
+
+
+def listen_on_this_machine_alone() -> None:
+    """Makes the Ray that is started next take 127.0.0.1 as its address.
+
+    Ray has this switch for machines that no other machine can reach (``ray._private.services`` reads it). Without it
+    Ray listens on the interface of the node's address. Ray's processes read the variable; this one has read it already.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def token_path() -> Path:
+    """The file of this user's token. Ray would make one that all users can read."""
+    return authentication_token_setup._get_default_token_path()
+
+
+def autoscaler_limits() -> dict[str, float] | None:
+    """What an autoscaler of the second version may grow the cluster to; empty or None without one."""
+    return ray._private.state.state.get_max_resources_from_cluster_config()
+
+
+def autoscaler_status() -> bytes | None:
+    """JSON of the autoscaler of the first version; None if it has written nothing yet."""
+    return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
+
+
+def numbered_blocks(num_blocks: int, *, num_cpus: float, concurrency: int | None) -> Dataset:
+    """A data set of the numbers 0 .. num_blocks - 1, one a block. ``ray.data.range`` does not take ``num_cpus``."""
+    from ray.data import read_datasource
+    from ray.data._internal.datasource.range_datasource import RangeDatasource
+
+    return read_datasource(
+        RangeDatasource(num_blocks, "arrow", column_name="id"),
+        override_num_blocks=num_blocks,
+        num_cpus=num_cpus,
+        concurrency=concurrency,
+    )
+
+
+def has_running_tasks(executor: Any) -> bool:
+    """Whether a task of a stream runs. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
+    return any(operator.num_active_tasks() for operator in executor._topology)
+
+
+def leave_signals_alone(trainer: JaxTrainer) -> None:
+    """Keeps Ray's own handler away, which drops the workers at Ctrl-C; ours asks them to save and stop."""
+    trainer._register_sigint_handler = lambda controller: None
+
+
+def drop_group_cleaner(trainer: JaxTrainer) -> None:
+    """Leaves out Ray's cleaner of placement groups, which complains if there is no dashboard.
+
+    For a cluster that this run has started: it has none, and its placement groups end with it.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    create = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        c for c in create() if not isinstance(c, PlacementGroupCleanerCallback)
+    ]

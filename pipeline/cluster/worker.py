@@ -1,0 +1,146 @@
+"""One Ray Train worker: a host with all its devices, one rank of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ray
+import ray.train
+from ray.train import collective
+
+from pipeline.cluster.failures import FailedAt, in_words
+from pipeline.cluster.relay import lines_to
+from pipeline.cluster.spec import Cluster
+from pipeline.cluster.start import quiet_ray_data
+from pipeline.cluster.task_streams import open_queues, tasks_left
+from pipeline.data.task_queue import TaskQueue
+from pipeline.errors import DataError, RequestError
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.devices import check_backend
+from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.run import train
+from pipeline.train.spec import RunSpec
+from pipeline.train.step_gate import Gate, Go
+
+# Errors that speak of machines and peers as much as of the code: they may pass.
+_MAY_PASS = (OSError, MemoryError, ray.exceptions.RayError, jax.errors.JaxRuntimeError)
+
+
+def train_worker(config: dict[str, Any]) -> dict:
+    """What each worker runs: returns the summary of its rank.
+
+    config: "spec", "cluster", "keeper" (a handle of the gate keeper), "checked_step" (of the checkpoint whose files the
+    driver has compared with their digests).
+    """
+    spec: RunSpec = config["spec"]
+    cluster: Cluster = config["cluster"]
+    quiet_ray_data()
+    rank = ray.train.get_context().get_world_rank()
+    with lines_to(config["keeper"], rank=rank):
+        check_backend(cluster.accelerator)
+
+        def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
+            # ``get_dataset_shard`` is a barrier over the ranks: the same order everywhere.
+            shards = {name: ray.train.get_dataset_shard(name) for name in tasks_left(spec, schedule)}
+            return open_queues(shards, schedule, rank=rank)
+
+        gate = WorkerGate(
+            config["keeper"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
+        )
+        with noting_failures(gate):
+            return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)
+
+
+@contextlib.contextmanager
+def noting_failures(gate: WorkerGate) -> Iterator[None]:
+    """Notes on an error where and at which step it was raised, for ``FailureWatch``: tracebacks do not travel."""
+    try:
+        yield
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        place, may_pass = f"{frame.filename}:{frame.lineno}", isinstance(e, _MAY_PASS)
+        e.failed_at = FailedAt(gate.epoch, gate.step, place, may_pass, traceback.format_exc())
+        raise
+
+
+class WorkerGate(Gate):
+    """One rank's gate. The answer for a step is asked for while the step before runs.
+
+    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. checked_step: of the
+    checkpoint whose files the driver has compared with their digests. epoch: of the group of workers. step: the last
+    that was begun.
+    """
+
+    def __init__(self, keeper: Any, spec: RunSpec, *, rank: int, elastic: bool, checked_step: int | None):
+        super().__init__()
+        self._keeper = keeper
+        self._rank = rank
+        self._elastic = elastic
+        world_size = ray.train.get_context().get_world_size()
+        chosen = None
+        if rank == 0:
+            checkpoints = spec.checkpoints()
+            checkpoints.remove_leftovers()
+            start_step = _choose_checkpoint(checkpoints, checked_step)
+            chosen = ray.get(keeper.begin.remote(world_size, start_step)), start_step
+        self.epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
+        if self.epoch > 1 and rank == 0:
+            print(f"workers started again: {world_size} of them", flush=True)
+        self.step: int | None = None
+        self._asked: dict[int, ray.ObjectRef] = {}
+        self._warned = False
+
+    def ready(self, step: int) -> None:
+        self._keeper.ready.remote(self.epoch, self._rank, step)
+
+    def failed(self, step: int, error: BaseException) -> None:
+        self._keeper.failed.remote(self.epoch, self._rank, step, self._reason(error))
+
+    def end(self, error: BaseException) -> None:
+        self._keeper.end.remote(self.epoch, self._reason(error))
+
+    def _reason(self, error: BaseException) -> str:
+        own = isinstance(error, DataError | RequestError)
+        return in_words(error) if own else f"rank {self._rank}: {in_words(error)}"
+
+    def go(self, step: int, *, wait: bool = True) -> Go | None:
+        answer = self._ask(step)
+        self._ask(step + 1)
+        if not wait and not ray.wait([answer], timeout=0)[0]:
+            return None
+        run, look = ray.get(answer)
+        del self._asked[step]
+        if not run:
+            return Go.STOP
+        self.step = step
+        return self._preempted() if look else Go.STEP
+
+    def _ask(self, step: int) -> ray.ObjectRef:
+        if step not in self._asked:
+            self._asked[step] = self._keeper.go.remote(self.epoch, step)
+        return self._asked[step]
+
+    def _preempted(self) -> Go:
+        """What to do if a machine is about to go. All ranks look at the same step, and Ray Train tells all the same."""
+        info = ray.train.get_preemption_info()
+        if info is None or self._warned:
+            return Go.STEP
+        self._warned = True
+        if self._rank == 0:
+            then = "going on until it goes" if self._elastic else "stopping"
+            print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
+        return Go.SAVE if self._elastic else Go.STOP
+
+
+def _choose_checkpoint(checkpoints: Checkpoints, checked_step: int | None) -> int:
+    """The step to start at. Compares the newest checkpoint with its digests, unless the driver has."""
+    step = checkpoints.latest_step
+    if step != checked_step:
+        step, lines = checkpoints.choose(set_aside=True)
+        for line in lines:
+            print(f"warning: {line}", flush=True)
+    return step or 0

@@ -1,0 +1,80 @@
+"""The shards of one data set: which there are to make, and the making of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from pipeline.credentials import redacted
+from pipeline.data.media.process import DecodeLimits
+from pipeline.data.shards import FORMAT, decode_settings, encode_rows, has_size, write_shard
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import DataSetSpec
+from pipeline.data.tokenizer import CaptionCount
+from pipeline.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """Decodes a data set into a folder of shards; travels to the processes that make them.
+
+    max_characters: of captions; None if no task uses them.
+    """
+
+    data_set: DataSetSpec
+    modalities: tuple[str, ...]
+    folder: Path
+    fingerprint: dict
+    limits: DecodeLimits
+    rows_per_shard: int
+    max_characters: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return self.fingerprint["num_rows"]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_rows // self.rows_per_shard)
+
+    def source(self) -> MediaSource:
+        return MediaSource(self.data_set, modalities=self.modalities, limits=self.limits)
+
+    def header(self) -> dict:
+        """What the shards depend on; a folder with another header is refused."""
+        return {
+            "format": FORMAT,
+            "manifest": redacted(self.data_set.manifest),
+            "rows": self.num_rows,
+            "fingerprint": self.fingerprint,
+            "rows_per_shard": self.rows_per_shard,
+            "modalities": list(self.modalities),
+            "settings": decode_settings(self.data_set),
+        }
+
+    def make(self, number: int) -> dict:
+        """Writes a shard and its entry. Returns the entry."""
+        rows = range(number * self.rows_per_shard, min((number + 1) * self.rows_per_shard, self.num_rows))
+        table, rejects = encode_rows(self.source(), rows)
+        entry = write_shard(table, self._path(number, "arrow")) | {"rejects": rejects}
+        if self.max_characters is not None:
+            count = CaptionCount(self.max_characters)
+            for texts in table["text"].to_pylist():
+                count.add(texts)
+            entry["captions"] = {"rows_without": count.rows_without, "unusable": dict(count.unusable)}
+        # The entry is written after its shard: a shard without one is made again.
+        write_json(self._path(number, "json"), entry)
+        return entry
+
+    def finished(self) -> dict[int, dict]:
+        """Number → entry of the shards that an earlier try has finished."""
+        return {number: entry for number in range(self.num_shards) if (entry := self._entry(number)) is not None}
+
+    def _entry(self, number: int) -> dict | None:
+        path = self._path(number, "json")
+        entry = json.loads(path.read_text()) if path.exists() else None
+        return entry if entry and has_size(self._path(number, "arrow"), entry) else None
+
+    def _path(self, number: int, kind: str) -> Path:
+        return self.folder / f"shard-{number:05d}.{kind}"

@@ -1,0 +1,53 @@
+"""All that a process needs to make the batches of one task."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+
+from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.media.process import DecodeLimits
+from pipeline.data.plan import TaskPlan
+from pipeline.data.shards import open_source
+from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.errors import RequestError
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSpec:
+    """The batches of one task as plain data; travels to the processes that make them.
+
+    fingerprint: of the data set's rows as the run knows them (``columns.Fingerprint.digests``); every process compares
+    its own rows with it. start, stop: the task's batches to make. share: the task's part of the run's steps.
+    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``. key: of the maker that each process keeps.
+    """
+
+    task: TaskSpec
+    data_set: DataSetSpec
+    tokens: TokenSpec
+    tokenizer: bytes | None
+    seed: int
+    fingerprint: dict
+    start: int
+    stop: int
+    share: float
+    known_bad: dict[str | tuple[int, int], dict]
+    cache_bytes: int
+    limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
+    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    def maker(self) -> BatchMaker:
+        """Opens the data set. Raises RequestError if this process reads other rows than the run began with."""
+        num_rows = self.fingerprint["num_rows"]
+        plan = TaskPlan(self.task, seed=self.seed, num_rows=num_rows, num_batches=self.stop)
+        media = tuple(m for m in self.task.modalities if m != "text")
+        source = open_source(self.data_set, modalities=media, cache_bytes=self.cache_bytes, limits=self.limits)
+        if source.fingerprint != self.fingerprint:
+            raise RequestError(
+                f"data_sets.{self.data_set.name}: a machine of the run reads other rows than the run started with; all "
+                "machines must see the same manifest or shards, unchanged until the run ends"
+            )
+        tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
+        samples = SampleMaker(self.task, self.data_set, source=source, tokenizer=tokenizer, tokens=self.tokens)
+        return BatchMaker(plan, samples, known_bad=self.known_bad)

@@ -1,0 +1,95 @@
+"""What is asked for and missing is said in one line, before anything waits for it; workers leave a CPU to decode."""
+
+import dataclasses
+import types
+
+import pytest
+
+from pipeline.cluster import capacity
+from pipeline.cluster.capacity import check_accelerator, max_workers, room
+from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.errors import RequestError
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_how_many_workers_fit():
+    # 8 CPUs hold two of 3, one GPU one; machines do not help each other out.
+    machines = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}]
+    assert room(machines, {"CPU": 3.0, "GPU": 1}) == 2 + 1
+    assert room(machines, {"CPU": 1.0, "TPU": 4}) == 0
+    assert room(machines, {"CPU": 0.1, "GPU": 0}) == 80 + 80 + 640
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_accelerator_that_is_not_there(monkeypatch, workers):
+    monkeypatch.setattr(capacity, "_DEVICE_FILES", {"gpu": ("no-such-device*",), "tpu": ("null",)})
+    check_accelerator(Cluster(num_workers=workers))
+    check_accelerator(Cluster(num_workers=workers, accelerator="tpu"))
+    with pytest.raises(RequestError, match=r"cluster\.accelerator: gpu: this machine has none"):
+        check_accelerator(Cluster(num_workers=workers, accelerator="gpu"))
+    # The driver of a cluster need have none.
+    check_accelerator(Cluster(num_workers=workers, accelerator="gpu", address="head:6379"))
+
+
+def test_more_workers_than_cpus(monkeypatch):
+    monkeypatch.setattr(capacity, "machine_cpus", lambda: 2)
+    capacity.check_machine(Cluster(num_workers=2))
+    capacity.check_machine(Cluster(num_workers=(1, 8)))
+    capacity.check_machine(Cluster(num_workers=8, cpus_per_worker=0.25))
+    with pytest.raises(RequestError, match=r"num_workers = 8: .* of 1 CPUs need 8, this machine has 2"):
+        capacity.check_machine(Cluster(num_workers=8))
+
+
+@pytest.mark.parametrize(
+    ("joins", "grows", "timeout_s", "limit_s"), [(False, False, 9, 0), (True, False, 9, 2), (True, True, 9, 9)]
+)
+def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, timeout_s, limit_s):
+    monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 5.0}])
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 5.0)
+    monkeypatch.setattr(capacity, "may_grow", lambda: grows)
+    monkeypatch.setattr(capacity, "_JOINING_S", 2)
+    now = [0.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(capacity, "time", clock)
+    address = "head:6379" if joins else None
+    capacity.await_room(Cluster(num_workers=4, address=address))
+    cluster = Cluster(num_workers=2, accelerator="gpu", address=address, start_timeout_s=timeout_s)
+    with pytest.raises(RequestError, match="room for 0 of 2 workers of 1 CPU and 1 GPU each"):
+        capacity.await_room(cluster)
+    assert now[0] == limit_s
+
+
+@pytest.fixture
+def four_cpus(monkeypatch):
+    monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 4.0)
+    monkeypatch.setattr(capacity, "may_grow", lambda: False)
+
+
+def test_workers_leave_a_cpu_to_decode_with(four_cpus, monkeypatch):
+    capacity.await_room(Cluster(num_workers=3, address="head:6379"))
+    every_cpu = Cluster(num_workers=(2, 4), cpus_per_worker=2, address="head:6379")
+    with pytest.raises(RequestError, match="= 2: they take 4 of the cluster's 4 CPUs, and decoding needs one"):
+        capacity.await_room(every_cpu)
+    # Actors ask for a part of a CPU; an autoscaler brings more.
+    capacity.await_room(dataclasses.replace(every_cpu, decode=DecodeOptions(mode="actors")))
+    monkeypatch.setattr(capacity, "may_grow", lambda: True)
+    capacity.await_room(every_cpu)
+
+
+def test_an_elastic_run_grows_as_far_as_decode_keeps_a_cpu(four_cpus, monkeypatch):
+    elastic = Cluster(num_workers=(1, 8))
+    assert max_workers(elastic) == 3
+    assert max_workers(dataclasses.replace(elastic, cpus_per_worker=1.5)) == 2
+    assert max_workers(dataclasses.replace(elastic, cpus_per_worker=0)) == 8
+    assert max_workers(dataclasses.replace(elastic, num_workers=(1, 2))) == 2
+    assert max_workers(dataclasses.replace(elastic, decode=DecodeOptions(mode="actors"))) == 8
+    # What was asked for at least is not taken away while a machine is gone.
+    assert max_workers(dataclasses.replace(elastic, num_workers=(4, 8))) == 4
+    # A machine joins.
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 6.0)
+    assert max_workers(elastic) == 5

@@ -1,0 +1,54 @@
+"""Private parts of Ray are touched in one file, and are what they were when it was written."""
+
+import inspect
+import re
+from pathlib import Path
+
+import ray
+from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from ray.train.v2.jax import JaxTrainer
+
+from pipeline.cluster import ray_private
+from pipeline.cluster.scheduler_pause import SchedulerPause
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_private_parts_of_ray_are_touched_in_one_file():
+    private = re.compile(r"ray(\.\w+)*\._(?!_)|_internal_|\._(topology|base_exc|register_sigint|create_default)")
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in ("pipeline", "benchmarks", "jobs", "model")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        # Names of loggers are no touch.
+        if private.search(line) and '"ray.data._internal"' not in line
+    }
+    assert found == {"pipeline/cluster/ray_private.py"}
+
+
+def test_the_version_of_ray_is_the_one_that_was_read():
+    said = re.search(r"Ray (\d+\.\d+)\.\d+", ray_private.__doc__)
+    assert ray.__version__.startswith(said[1] + ".")
+
+
+def test_what_is_replaced_is_there():
+    for name in ("_register_sigint_handler", "_create_default_callbacks"):
+        assert callable(getattr(JaxTrainer, name))
+    assert "self._topology" in inspect.getsource(StreamingExecutor)
+    # Ray calls these by name; ours is no subclass.
+    callbacks = [name for name in vars(ExecutionCallback) if not name.startswith("_")]
+    assert callbacks and all(callable(getattr(SchedulerPause, name)) for name in callbacks)
+    assert DataContext.get_current().custom_execution_callback_classes == []
+
+
+def test_the_group_cleaner_alone_is_left_out():
+    trainer = object.__new__(JaxTrainer)
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    cleaner = object.__new__(PlacementGroupCleanerCallback)
+    trainer._create_default_callbacks = lambda: ["first", cleaner, "last"]
+    ray_private.drop_group_cleaner(trainer)
+    assert trainer._create_default_callbacks() == ["first", "last"]
