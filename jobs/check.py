@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import check_main
+from pipeline.cli import main
 
 if __name__ == "__main__":
-    sys.exit(check_main(sys.argv[1:]))
+    sys.exit(main(["check", *sys.argv[1:]]))

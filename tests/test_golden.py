@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import recipe as recipes
-from pipeline.cli import pretrain_main
+from pipeline.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS, GOLDEN = ROOT / "configs", ROOT / "tests" / "golden"
@@ -27,7 +27,7 @@ def test_a_recipe_resolves_to_its_golden_file(name, capsys, monkeypatch, tmp_pat
     """As --print-config prints it, from another folder and without the demo corpus."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IMP_CACHE", str(tmp_path))
-    assert pretrain_main(["--config", str(CONFIGS / f"{name}.yaml"), "--print-config"]) == 0
+    assert main(["pretrain", "--config", str(CONFIGS / f"{name}.yaml"), "--print-config"]) == 0
     found, golden = capsys.readouterr().out, (GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")
     lines = difflib.unified_diff(golden.splitlines(), found.splitlines(), "golden", "resolved now", lineterm="", n=1)
     diff = "\n".join(lines)
