@@ -1,6 +1,6 @@
 """Alternating between twenty structures against each of them alone. JSON on standard output.
 
-    python benchmarks/agd.py [--quick]
+    python -m benchmarks.agd [--quick]
 
 The training loop (``pipeline/train/loop.py``: feed, compiler, groups updated in place, metrics of every step read) runs
 twenty structures, all kinds of objective and modality at five sizes, over one state. A round runs each structure alone,
@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
