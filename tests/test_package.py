@@ -7,15 +7,27 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 # All that a build reads.
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "model", "pipeline", "configs")
 
-pytestmark = pytest.mark.slow
+
+def test_extras_that_requirements_ask_for_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(line) for lines in [project["dependencies"], *extras.values()] for line in lines]
+    for requirement in (r for r in asked if r.extras):
+        own = requirement.name == project["name"]
+        known = extras.keys() if own else set(metadata(requirement.name).get_all("Provides-Extra"))
+        assert requirement.extras <= set(known), requirement
+    assert {"demo", "test", "cuda", "tpu"} <= extras.keys()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +57,7 @@ def imp(installed, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_an_installed_command_answers_in_an_empty_folder(imp):
     golden = ROOT / "tests" / "golden"
     assert imp("pretrain", "--print-config") == (0, (golden / "demo.yaml").read_text(encoding="utf-8"), "")
@@ -57,9 +70,10 @@ def test_an_installed_command_answers_in_an_empty_folder(imp):
     )
 
 
+@pytest.mark.slow
 def test_a_wheel_says_which_distribution_it_is_and_that_it_is_typed(installed, imp):
-    (metadata,) = installed.glob("*.dist-info")
-    name, version = re.fullmatch(r"(.+)-(.+)\.dist-info", metadata.name).groups()
+    (dist_info,) = installed.glob("*.dist-info")
+    name, version = re.fullmatch(r"(.+)-(.+)\.dist-info", dist_info.name).groups()
     assert name == "imp_pretrain" and imp("--version") == (0, f"imp {version}\n", "")
     assert (installed / "model/py.typed").exists() and (installed / "pipeline/py.typed").exists()
     recipes = {path.name for path in (installed / "pipeline/configs").iterdir()}

@@ -145,7 +145,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
         model.imp,
         model.params,
         step=model.step,
-        classes={name: model.data_sets[name].classes for name in model.imp.classifiers},
+        classes={name: list(model.data_sets[name].classes) for name in model.imp.classifiers},
         tokenizer=model.tokenizer.model if model.tokenizer else None,
     )
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
