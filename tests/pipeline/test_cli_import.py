@@ -36,5 +36,6 @@ def test_wrong_requests_are_one_line_and_exit_2(tmp_path, capsys, arguments, mes
 
 def test_help_lists_the_layouts(capsys):
     with pytest.raises(SystemExit):
-        main(["import", "--help"])
+        # As jobs/preprocess.py import --help.
+        main(["preprocess", "import", "--help"])
     assert "webdataset" in capsys.readouterr().out
