@@ -98,7 +98,7 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 
 
 def waits(spec, recipe) -> dict:
-    """Seconds waited for batches over those of the whole, once each task's first batch is there."""
+    """Seconds waited for batches over those of the whole, after each task's first batch."""
     from pipeline.cluster import start as ray_cluster
     from pipeline.cluster import trainer as ray_trainer
     from pipeline.pretrain import cluster_of

@@ -1,4 +1,4 @@
-"""Look at a recipe's data before a run: what is there, what is bad, what decoding it takes."""
+"""Look at a recipe's data before a run: rows, bad files, captions, labels, the CPUs to decode."""
 
 import sys
 from pathlib import Path
