@@ -1,10 +1,10 @@
 """Alternating between twenty structures against each of them alone. JSON on standard output.
 
-    python benchmarks/agd.py [--quick]
+    python -m benchmarks.agd [--quick]
 
 The training loop (``pipeline/train/loop.py``: feed, compiler, groups updated in place, metrics of every step read) runs
 twenty structures, all kinds of objective and modality at five sizes, over one state. A round runs each structure alone,
-so many steps in a row, and then as many steps of each in a random order. ratio: the time of the first over that of the
+some steps in a row, and then as many steps of each in a random order. ratio: the time of the first over that of the
 second, median over the rounds; aim: at least 0.98. memory: the largest step of the twenty over the largest one alone
 (aim: at most 1.05): on GPUs the peak in use, on CPUs what the compiler plans; rss: of this process, before and after.
 """
@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np

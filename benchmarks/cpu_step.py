@@ -1,15 +1,11 @@
 """One contrastive structure of the demo on CPUs, as JSON: what XLA's optimisation level and keeping freed memory do.
 
-python benchmarks/cpu_step.py
+python -m benchmarks.cpu_step
 """
 
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp

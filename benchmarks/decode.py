@@ -1,6 +1,6 @@
 """What the full stream costs over decoding alone, and which decoder is the faster one. JSON on standard output.
 
-    python benchmarks/decode.py [--quick]
+    python -m benchmarks.decode [--quick]
 
 stream: CPU seconds of all processes (Ray's, the decoders', this one) over those of the same function called bare, in
 this process and without a decode process; the wall-clock ratio beside it (bare over stream: 1 is as fast).
@@ -14,12 +14,9 @@ import functools
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # As in decode processes, for a fair comparison.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -1,7 +1,7 @@
 """Drawings of the same things in several styles: which settings let a model name those of a style it never saw.
 
     npm install --ignore-scripts @iconify-json/{openmoji,noto,noto-v1,twemoji,fluent-emoji-flat,emojione,emojione-v1}
-    python benchmarks/drawings.py --icons node_modules/@iconify-json [--runs base,jitter] [--steps 600] [--quick]
+    python -m benchmarks.drawings --icons node_modules/@iconify-json [--runs base,jitter] [--steps 600] [--quick]
 
 JSON on standard output. For every run the share of drawings whose own name is the nearest of all names: of the style
 that was held out (``unseen``) and of as many training drawings (``seen``); ``by drawing``: the share of the unseen
@@ -16,11 +16,8 @@ import copy
 import hashlib
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow as pa

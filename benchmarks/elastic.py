@@ -1,6 +1,6 @@
 """A run on a real Ray cluster of two nodes on this machine: a node dies, one comes, one is preempted. JSON on output.
 
-    python benchmarks/elastic.py [--only lost|preempted]
+    python -m benchmarks.elastic [--only lost|preempted]
 
 lost: a run of one or two workers (``cluster.num_workers: [1, 2]``) loses a node to SIGKILL; it must go on with one
 worker by itself, and with two again once a node joins. preempted: a run of two workers whose node is drained as a
@@ -21,13 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import yaml
 
 from benchmarks.resume import last_step, recipe, records, say
 
+ROOT = Path(__file__).resolve().parent.parent
 # Each node has room for one worker of two CPUs, and one CPU to decode.
 NODE = {"num_cpus": 3, "object_store_memory": 300 << 20}
 

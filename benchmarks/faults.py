@@ -1,6 +1,6 @@
 """A fifth of all files broken in every way we know, through real streams: nothing crashes, nothing is lost.
 
-    python benchmarks/faults.py [--files 2000]
+    python -m benchmarks.faults [--files 2000]
 
 Also decoders that raise SIGSEGV and decoders that sleep for ever holding the interpreter lock, in the streams' own
 processes. JSON on standard output; exit status 1 where a promise does not hold.
@@ -16,8 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """The contrastive loss by chunks of columns against all at once. JSON on standard output.
 
-    python benchmarks/loss.py [--quick]
+    python -m benchmarks.loss [--quick]
 
 Value and gradients of ``objectives.nce`` (both sides and the temperature). memory: temporaries by XLA's memory analysis
 at a batch of 32,768 in a common space of 1,024, compiled and not run. time: at 4,096 (GPUs: 16,384), in turns, and the
@@ -9,11 +9,6 @@ batch is the plain loss.
 """
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp

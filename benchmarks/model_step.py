@@ -1,6 +1,6 @@
 """One training step of the dense model against the same Transformer written plainly. JSON on standard output.
 
-    python benchmarks/model_step.py [--quick]
+    python -m benchmarks.model_step [--quick]
 
 step: image classification, 256 tokens of 768 uint8 values; every remat policy of ours over ``plain_vit.py`` (Flax, a
 loop over layers, no remat) and, where torch is installed, ``torch_vit.py``. Same sizes, precision, clipping and Adam,
@@ -14,11 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """A Mixture-of-Experts layer against a dense feed-forward of the same FLOPs. JSON on standard output.
 
-    python benchmarks/moe.py [--quick]
+    python -m benchmarks.moe [--quick]
 
 Forward and backward, with gradients of weights and input, of 16 experts of imp-b at capacity 1, 16,384 tokens in
 routing groups of 2,048: experts-choose by index (what trains), by the authors' one-hot einsum, and tokens-choose of one
@@ -8,11 +8,6 @@ expert by index. Aim for the first, over dense: 1.25 on CPUs, 1.15 on GPUs.
 """
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp

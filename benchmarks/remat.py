@@ -1,6 +1,6 @@
 """What each remat policy saves and costs in a training step. JSON on standard output.
 
-    python benchmarks/remat.py [--quick]
+    python -m benchmarks.remat [--quick]
 
 The step of ``model_step.py``. saved: share of the compiled step's temporaries (XLA's memory analysis) that it has less
 than with "none", where everything is kept; activations: the same after taking the bytes of the gradients from both.
@@ -10,10 +10,6 @@ time: over "none", in turns. Aim, for the default policy: 0.80 saved for at most
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 

@@ -1,10 +1,10 @@
 """kill -9 at random moments of real runs under Ray: how many are survived, bit for bit, and how long a rerun takes.
 
-    python benchmarks/resume.py [--kills 20] [--workers N] [--steps N] [--seed S]
+    python -m benchmarks.resume [--kills 20] [--workers N] [--steps N] [--seed S]
 
-One run of a small recipe (images, text, video, sound; live decode) is left alone, another is killed so many times: its
-driver (the run is started again by the same command), a process that decodes, and with workers a worker (the run must
-go on by itself). Moments are random over start, steps and saves; some wait for a save to be under way, some follow
+One run of a small recipe (images, text, video, sound; live decode) is left alone, another is killed again and again:
+its driver (the run is started again by the same command), a process that decodes, and with workers a worker (the run
+must go on by itself). Moments are random over start, steps and saves; some wait for a save to be under way, some follow
 right upon the kill before. At the end every line of metrics.jsonl, every sample id and all parameters must be equal to
 those of the run that was left alone. JSON on standard output.
 """
@@ -24,58 +24,17 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import yaml
 
+from tests.toy_recipe import toy_recipe_of
+
+ROOT = Path(__file__).resolve().parent.parent
 MARK = "IMP_BENCHMARK_MARK"
 EXACT = ("step", "task", "variant", "loss", "grad_norm", "learning_rate", "temperatures")
 
 
 def recipe(corpus: Path, cache: Path, *, num_steps: int) -> dict:
-    moving = corpus / "moving_digits"
-    return {
-        "model": {"variant": "imp-tiny-moe"},
-        "text": {"vocab_size": 60},
-        "data_sets": {
-            "digits": {
-                "manifest": str(corpus / "digits/train.parquet"),
-                "classes": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-                "image": {"short_side": 32},
-            },
-            "moving": {
-                "manifest": str(moving / "train.parquet"),
-                "video": {"fps": 8.0, "short_side": 32, "max_frames": 8},
-                "audio": {"frame_length": 1024, "hop_length": 512, "num_frames": 32, "num_mels": 32},
-            },
-        },
-        "tasks": {
-            "classes": {
-                "data_set": "digits",
-                "objective": "softmax",
-                "modalities": ["image"],
-                "batch_size": 8,
-                "variants": [{"size": 32}],
-            },
-            "image_text": {
-                "data_set": "digits",
-                "objective": "nce",
-                "modalities": ["image", "text"],
-                "batch_size": 8,
-                "text": "labels",
-                "text_length": 6,
-                "positives": "labels",
-                "variants": [{"size": 32}],
-            },
-            "video_audio": {
-                "data_set": "moving",
-                "objective": "nce",
-                "modalities": ["video", "audio"],
-                "batch_size": 4,
-                "variants": [{"size": 32, "frames": 8, "drop_rate": 0.5}],
-            },
-        },
+    return toy_recipe_of(corpus) | {
         "train": {"num_steps": num_steps, "checkpoint_every": max(1, num_steps // 40), "log_samples": True},
         "cluster": {"compile_cache": str(cache)},
         "logging": {"progress": "none", "writers": []},

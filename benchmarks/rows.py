@@ -1,6 +1,6 @@
 """Reading the rows of a manifest in random order: from a copy, where they lie, and as Parquet reads them. JSON.
 
-    python benchmarks/rows.py [--quick]
+    python -m benchmarks.rows [--quick]
 
 A manifest of a million rows (path, caption, label) is written with row groups of 1,024 rows and of 2^20, pyarrow's
 default. copy_s: seconds of the first start, which makes the copy. Milliseconds a row, for rows in a task's order: from
@@ -11,12 +11,9 @@ anew for each row, large groups included. ratio: the last over the first.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow as pa

@@ -1,8 +1,8 @@
 """What saving costs a run. JSON on standard output.
 
-    python benchmarks/save.py [--quick]
+    python -m benchmarks.save [--quick]
 
-The training loop over one structure, with a checkpoint every so many steps and without any, in turns. blocking: the
+The training loop over one structure, with a checkpoint every few steps and without any, in turns. blocking: the
 time that the loop stands still for a save over that of a step (aim on CPUs: at most 1). while saving: the median step
 during which a save writes in the background over the median of all steps of the runs without (aim on GPUs: at most
 1.1). cost of a save: what the runs with saves took longer, by save, in steps. share: that cost over the time between
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import yaml

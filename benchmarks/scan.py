@@ -1,6 +1,6 @@
 """What scanning over layers saves of compile time. JSON on standard output.
 
-    python benchmarks/scan.py [--quick] [--full]
+    python -m benchmarks.scan [--quick] [--full]
 
 Value and gradients of the encoder (width of imp-s), its layers scanned and unrolled (``ModelConfig(scan=False)``: the
 same parameters in the same stacks, cut by layer), at 12 and 24 layers, with --full at 48; beside them ``plain_vit.py``,
@@ -11,11 +11,7 @@ the time to compile. Aim, unrolled over scanned: 15 in compile at 24 layers.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp

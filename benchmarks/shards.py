@@ -1,6 +1,6 @@
 """Training from shards: how long a step waits for its data, and shard reading against the disk. JSON on stdout.
 
-    python benchmarks/shards.py [--steps 240] [--folder DIR]
+    python -m benchmarks.shards [--steps 240] [--folder DIR]
 
 Three tasks alternate over batches of 64 clips of 256 vision tokens (50 MB a batch) through the real streams and the
 real feed; the step is a sleep of 250 ms. The shards are written first, of noise: a clip is 1 MB.
@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow as pa
@@ -101,7 +98,7 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 
 
 def waits(spec, recipe) -> dict:
-    """Seconds waited for batches over those of the whole, once each task's first batch is there."""
+    """Seconds waited for batches over those of the whole, after each task's first batch."""
     from pipeline.cluster.start import start_ray
     from pipeline.cluster.task_streams import build_streams, open_queues
     from pipeline.pretrain import cluster_of

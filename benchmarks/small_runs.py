@@ -1,6 +1,6 @@
 """What the optimiser's values for small batches are worth: each of the demo's tasks alone, a few hundred steps.
 
-    python benchmarks/small_runs.py [--tasks digit_text,emoji_text] [--settings small,large] [--steps 200] [--batch 64]
+    python -m benchmarks.small_runs [--tasks digit_text,emoji_text] [--settings small,large] [--steps 200] [--batch 64]
 
 JSON on standard output: for every task and setting the mean loss of the last 20 steps over that of guessing (the
 logarithm of the batch or of the number of classes): 1 is nothing learned.
@@ -12,10 +12,7 @@ import argparse
 import json
 import math
 import statistics
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bare, timing
 from pipeline import recipe as recipes

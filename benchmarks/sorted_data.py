@@ -1,6 +1,6 @@
 """A set sorted by class against the same set shuffled: what is learned must not depend on a manifest's order. JSON.
 
-    python benchmarks/sorted_data.py [--quick]
+    python -m benchmarks.sorted_data [--quick]
 
 Handwritten digits (scikit-learn's, each shown many times at another place and size) as one tar and two manifests:
 sorted by class, as an import of class folders leaves them, and shuffled. A tiny model learns to classify them for some
@@ -14,12 +14,9 @@ from __future__ import annotations
 import io
 import json
 import statistics
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow as pa

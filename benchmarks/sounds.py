@@ -1,6 +1,6 @@
 """Drum hits of kits that were not trained on, with and without the augmentation of sounds.
 
-    python benchmarks/sounds.py [--runs none,masks] [--seeds 3] [--steps 400]
+    python -m benchmarks.sounds [--runs none,masks] [--seeds 3] [--steps 400]
 
 JSON on standard output: for every run the share of hits whose class is found, of kits that were trained on (``same``)
 and of others (``unseen``), the mean over the seeds and each of them. The hits are synthesised: a kit has its own
@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow as pa

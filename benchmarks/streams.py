@@ -1,6 +1,6 @@
 """Many tasks on a small machine: how soon every stream has its first batch, and what that takes of memory.
 
-    python benchmarks/streams.py [--tasks 20] [--config configs/demo.yaml]
+    python -m benchmarks.streams [--tasks 20] [--config configs/demo.yaml]
 
 Takes the tasks of a recipe in turn, each time under another name, so that all orders differ. JSON on standard output.
 """
@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import psutil
 

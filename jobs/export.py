@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import export_main
+from pipeline.cli import main
 
 if __name__ == "__main__":
-    sys.exit(export_main(sys.argv[1:]))
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import preprocess_main
+from pipeline.cli import main
 
 if __name__ == "__main__":
-    sys.exit(preprocess_main(sys.argv[1:]))
+    sys.exit(main(["preprocess", *sys.argv[1:]]))

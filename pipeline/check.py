@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from pipeline import lint
+from pipeline.commands import command
 from pipeline.corpus import build_corpus
 from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
@@ -253,7 +254,7 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
     if found["damaged_shards"]:
         stops.append(
             f"{name}: {len(found['damaged_shards'])} shards are not as they were written, e.g. "
-            f"{found['damaged_shards'][0]}; remove them and run jobs/preprocess.py again"
+            f"{found['damaged_shards'][0]}; remove them and run {command('preprocess')} again"
         )
     text = found["text"]
     if text.get("rows_without_a_caption"):

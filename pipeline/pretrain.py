@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 from pipeline.cluster.capacity import check_accelerator
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import end_ray, start_ray
+from pipeline.commands import typed_command
 from pipeline.corpus import build_corpus
-from pipeline.credentials import redacted
 from pipeline.prepare import check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
 from pipeline.stopping import Stop
@@ -34,7 +33,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
     what signals have asked for.
     """
     clock, stop = _Clock(started), stop or Stop("stopped")
-    stop.at_once(f"stopped before the first step, nothing to save; run it again with: {_command()}")
+    stop.at_once(f"stopped before the first step, nothing to save; run it again with: {typed_command()}")
     cluster = cluster_of(recipe)
     check_accelerator(cluster)
     if cluster.num_workers == 0:
@@ -53,7 +52,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         for line in spec.checkpoints().faults():
             print(f"warning: {line}", file=sys.stderr, flush=True)
         if done:
-            stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {_command()}")
+            stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {typed_command()}")
             print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
         for line in changes:
             print(f"the mixture changes: {line}", flush=True)
@@ -64,9 +63,9 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         summary = _train(spec, cluster, clock, stop) if done < spec.num_steps else _old_summary(run_dir, done)
         if summary["steps"] < spec.num_steps:
             with contextlib.suppress(OSError):
-                print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
+                print(f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}", flush=True)
             return False
-        stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {_command()}")
+        stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {typed_command()}")
         _finish(recipe, run_dir, summary, clock)
     return True
 
@@ -173,11 +172,6 @@ def _print_times(summary: dict) -> None:
             f"{summary['num_structures']} task structures, {times['compile_s']:.0f} s of compiling, for which steps "
             f"waited {times['compile_share']:.0%} of the training time"
         )
-
-
-def _command() -> str:
-    # Logs keep it: without the credentials of URIs that --set was given.
-    return redacted(shlex.join(["python", *sys.argv]))
 
 
 class _Clock:

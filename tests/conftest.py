@@ -13,7 +13,7 @@ os.environ.setdefault("NUMBA_OPT", "0")
 
 import pytest
 
-DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+from tests.toy_recipe import toy_recipe_of
 
 
 @pytest.fixture(scope="session")
@@ -44,64 +44,10 @@ def quick_compile() -> str:
 @pytest.fixture(scope="session")
 def make_toy_recipe(toy_corpus):
     """Makes ``toy_recipe``, for fixtures that several tests share."""
-    return lambda: _toy_recipe(toy_corpus)
+    return lambda: toy_recipe_of(toy_corpus)
 
 
 @pytest.fixture
 def toy_recipe(make_toy_recipe):
     """A recipe as a plain dict, each test's own to change."""
     return make_toy_recipe()
-
-
-def _toy_recipe(toy_corpus) -> dict:
-    """Image classification with two variants, image-text, video-audio; tiny batches."""
-    image = {"short_side": 32}
-    moving = toy_corpus / "moving_digits"
-    return {
-        "seed": 3,
-        "model": {"variant": "imp-tiny-moe"},
-        "text": {"vocab_size": 60},
-        "data_sets": {
-            "digits": {
-                "manifest": str(toy_corpus / "digits/train.parquet"),
-                "held_out": str(toy_corpus / "digits/held_out.parquet"),
-                "classes": DIGITS,
-                "image": image,
-            },
-            "moving": {
-                "manifest": str(moving / "train.parquet"),
-                "held_out": str(moving / "held_out.parquet"),
-                "classes": [*DIGITS, "left", "right", "up", "down"],
-                "video": {"fps": 8.0, "short_side": 32, "max_frames": 8},
-                "audio": {"frame_length": 1024, "hop_length": 512, "num_frames": 32, "num_mels": 32},
-            },
-        },
-        "tasks": {
-            "classes": {
-                "data_set": "digits",
-                "objective": "softmax",
-                "modalities": ["image"],
-                "batch_size": 8,
-                "variants": [{"size": 16}, {"size": 32}],
-            },
-            "image_text": {
-                "data_set": "digits",
-                "objective": "nce",
-                "modalities": ["image", "text"],
-                "batch_size": 8,
-                "text": "labels",
-                "text_length": 6,
-                "positives": "labels",
-                "variants": [{"size": 32}],
-            },
-            "video_audio": {
-                "data_set": "moving",
-                "objective": "nce",
-                "modalities": ["video", "audio"],
-                "batch_size": 4,
-                "variants": [{"size": 32, "frames": 8, "drop_rate": 0.5}],
-            },
-        },
-        "train": {"num_steps": 14, "checkpoint_every": 5, "log_samples": True},
-        "logging": {"progress": "plain", "progress_every_s": 1.0},
-    }

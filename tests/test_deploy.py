@@ -103,6 +103,14 @@ def test_mounted_files_exist(cluster):
     assert [path for path in local if not (ROOT / path).exists()] == []
 
 
+def test_all_that_a_build_of_the_package_reads_is_shipped(cluster):
+    needed = {"pyproject.toml", "setup.py", "LICENSE", "NOTICE", "model", "pipeline", "configs"}
+    assert needed <= set(cluster["file_mounts"].values())
+    before, install, _ = read("deploy/Dockerfile").partition("RUN pip install")
+    copied = {word for line in re.findall(r"^COPY (.+) \S+$", before, re.MULTILINE) for word in line.split()}
+    assert install and needed <= copied
+
+
 def test_ray_is_pinned_to_one_version_that_the_project_allows(rayjob):
     dependencies = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
     allowed = next(r for r in map(Requirement, dependencies) if r.name == "ray").specifier

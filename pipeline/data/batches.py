@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from pipeline.commands import command
 from pipeline.data import augment, prompts
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import TRANSIENT, Reject
@@ -252,7 +253,7 @@ class BatchMaker:
         last = rejects[-1]
         raise DataError(
             f"data set {self.samples.data_set.name}: {_MOST_SUBSTITUTES} samples in a row are bad, the last "
-            f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with jobs/check.py"
+            f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with {command('check')}"
         )
 
     def _known_reject(self, sample_id: str, position: int, attempt: int) -> dict | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.commands import command
 from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.errors import Reject
@@ -124,14 +125,14 @@ class ShardSource:
         if missing:
             raise RequestError(
                 f"data_sets.{data_set.name}.shards: expected {', '.join(sorted(missing))} in {self.folder}, found only "
-                f"{', '.join(self.index['modalities'])}; run jobs/preprocess.py again"
+                f"{', '.join(self.index['modalities'])}; run {command('preprocess')} again"
             )
         for modality in modalities:
             found, asked = self.index["settings"][modality], decode_settings(data_set)[modality]
             if found != asked:
                 raise RequestError(
                     f"data_sets.{data_set.name}.{modality}: the shards in {self.folder} were made with {found}, the "
-                    f"recipe says {asked}; run jobs/preprocess.py again or set the recipe back"
+                    f"recipe says {asked}; run {command('preprocess')} again or set the recipe back"
                 )
         counts = [entry["rows"] for entry in self.index["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -192,12 +193,12 @@ def read_index(folder: Path) -> dict:
         index = json.loads((Path(folder) / "index.json").read_text())
         found = index.get("format")
     except FileNotFoundError as e:
-        raise RequestError(f"shards {folder}: expected index.json; let jobs/preprocess.py finish first") from e
+        raise RequestError(f"shards {folder}: expected index.json; let {command('preprocess')} finish first") from e
     except (ValueError, AttributeError) as e:
         raise RequestError(f"shards {folder}: index.json cannot be read: {e}") from e
     if found != FORMAT:
         raise RequestError(
-            f"shards {folder}: expected format {FORMAT}, found {found}; run jobs/preprocess.py into another folder"
+            f"shards {folder}: expected format {FORMAT}, found {found}; run {command('preprocess')} into another folder"
         )
     return index
 

@@ -14,7 +14,7 @@ import yaml
 
 from pipeline import recipe as recipes
 from pipeline.check import _supply_line, check
-from pipeline.cli import check_main
+from pipeline.cli import main
 from pipeline.errors import RequestError
 
 
@@ -143,12 +143,12 @@ def test_the_job_prints_tables_or_json_and_exits_by_what_it_found(own_digits, tm
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     arguments = ["--config", str(path), "--sample", "3"]
-    assert check_main(arguments) == 0
+    assert main(["check", *arguments]) == 0
     assert "no problems found" in capsys.readouterr().out
     change(lambda rows: rows[1].update(id=rows[0]["id"]))
-    assert check_main([*arguments, "--json"]) == 2
+    assert main(["check", *arguments, "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["usable"] is False
-    assert check_main([*arguments, "--sample", "0"]) == 2
+    assert main(["check", *arguments, "--sample", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --sample")
 
 

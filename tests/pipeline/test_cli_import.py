@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import preprocess_main
+from pipeline.cli import main
 
 
 def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys):
@@ -11,7 +11,7 @@ def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys):
     (tmp_path / "d/cat/a.png").write_bytes(b"x")
     (tmp_path / "d/cat/a.doc").write_bytes(b"x")
     out = tmp_path / "train.parquet"
-    assert preprocess_main(["import", "class_folders", str(tmp_path / "d"), "--out", str(out)]) == 0
+    assert main(["import", "class_folders", str(tmp_path / "d"), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{out}: 1 rows, columns id, image, labels",
         "1 rows, 1 left out: not a media file × 1, e.g. cat/a.doc",
@@ -28,7 +28,7 @@ def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys):
     ],
 )
 def test_wrong_requests_are_one_line_and_exit_2(tmp_path, capsys, arguments, message):
-    assert preprocess_main(["import", *arguments, "--out", str(tmp_path / "o.parquet")]) == 2
+    assert main(["import", *arguments, "--out", str(tmp_path / "o.parquet")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "o.parquet").exists()
@@ -36,5 +36,6 @@ def test_wrong_requests_are_one_line_and_exit_2(tmp_path, capsys, arguments, mes
 
 def test_help_lists_the_layouts(capsys):
     with pytest.raises(SystemExit):
-        preprocess_main(["import", "--help"])
+        # As jobs/preprocess.py import --help.
+        main(["preprocess", "import", "--help"])
     assert "webdataset" in capsys.readouterr().out

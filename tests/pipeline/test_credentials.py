@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import pretrain
+from pipeline.commands import typed_command
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.errors import Reject
@@ -68,7 +68,7 @@ def test_what_is_journalled_of_a_bad_row_never_holds_them(tmp_path, write_manife
 
 def test_the_command_to_go_on_with_never_holds_them(monkeypatch):
     monkeypatch.setattr("sys.argv", ["jobs/pretrain.py", "--set", "data_sets.x.manifest=s3://KEY:SECRET@bucket/m"])
-    assert pretrain._command() == "python jobs/pretrain.py --set data_sets.x.manifest=s3://***@bucket/m"
+    assert typed_command() == "python jobs/pretrain.py --set data_sets.x.manifest=s3://***@bucket/m"
 
 
 def test_a_resume_may_bring_other_credentials():

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from model.config import ModelConfig, MoEConfig
 from model.imp import Imp
 from pipeline import export
-from pipeline.cli import export_main
+from pipeline.cli import main
 from pipeline.data.tokens import grid_positions, image_tokens, patchify
 from pipeline.errors import RequestError
 from pipeline.export import load_model, read_config, save_model
@@ -351,7 +351,7 @@ def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, cap
     from pipeline.evaluate.trained_model import TrainedModel
 
     out = tmp_path / "exported"
-    assert export_main(["--run", str(run_dir), "--out", str(out)]) == 0
+    assert main(["export", "--run", str(run_dir), "--out", str(out)]) == 0
     expected = f"{out}: the model of step 2 (config.json, model.safetensors, tokenizer.model)"
     assert capsys.readouterr().out.splitlines()[-1] == expected
     model, (imp, params) = TrainedModel(run_dir), load_model(out)
@@ -366,17 +366,17 @@ def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, cap
 
 
 def test_wrong_requests_are_one_line_and_exit_2(run_dir, tmp_path, capsys):
-    assert export_main(["--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["export", "--run", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: --run {tmp_path}: expected a run directory with checkpoints, found none"
-    assert export_main(["--run", str(run_dir), "--out", str(run_dir)]) == 2
+    assert main(["export", "--run", str(run_dir), "--out", str(run_dir)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"error: {run_dir}: expected a new or an empty folder, found checkpoints in it"
     damaged = max((p for p in (run_dir / "checkpoints").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    assert export_main(["--run", str(run_dir), "--out", str(tmp_path / "out")]) == 1
+    assert main(["export", "--run", str(run_dir), "--out", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     name = damaged.relative_to(run_dir / "checkpoints" / "2")
     assert f"is damaged, the newest, 2, because {name} is not what was written; put back a copy" in line

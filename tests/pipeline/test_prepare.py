@@ -69,7 +69,7 @@ def test_a_writer_that_is_not_installed_is_a_wrong_request(tmp_path, make_recipe
     with pytest.raises(RequestError) as caught:
         prepare(make_recipe(logging={"writers": ["tensorboard", "mlflow"]}), tmp_path / "run")
     assert str(caught.value) == (
-        "logging.writers: mlflow is not installed; run pip install 'imp[mlflow]', or leave it out"
+        "logging.writers: mlflow is not installed; run pip install 'imp-pretrain[mlflow]', or leave it out"
     )
     assert not (tmp_path / "run").exists()
 

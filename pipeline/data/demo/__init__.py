@@ -68,7 +68,7 @@ def build(root: Path, *, num_processes: int | None = None, progress: bool = True
 def _check_packages() -> None:
     missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
-        raise ImportError(f"the demo corpus needs {', '.join(missing)}: run pip install -e '.[demo]'")
+        raise ImportError(f"the demo corpus needs {', '.join(missing)}: run pip install 'imp-pretrain[demo]'")
 
 
 @contextmanager

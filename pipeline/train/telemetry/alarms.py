@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.commands import command
 from pipeline.errors import some_of
 from pipeline.train.chance import is_guess
 from pipeline.train.telemetry.expert_loads import ExpertLoads
@@ -193,7 +194,7 @@ class DataWait:
 
 def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:
     """What helps a task whose stream does not keep up, in the order of what it brings."""
-    options = [] if from_shards else [f"decode {data_set} once (python jobs/preprocess.py) and set its shards"]
+    options = [] if from_shards else [f"decode {data_set} once ({command('preprocess')}) and set its shards"]
     options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
     if not from_shards:
         options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")

@@ -126,8 +126,8 @@ class MLflow:
 # Name in a recipe → (class, the module it needs, what installs it).
 WRITERS = {
     "tensorboard": (TensorBoard, "tensorboardX", "tensorboardX"),
-    "wandb": (WandB, "wandb", "'imp[wandb]'"),
-    "mlflow": (MLflow, "mlflow", "'imp[mlflow]'"),
+    "wandb": (WandB, "wandb", "'imp-pretrain[wandb]'"),
+    "mlflow": (MLflow, "mlflow", "'imp-pretrain[mlflow]'"),
 }
 
 

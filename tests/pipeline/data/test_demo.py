@@ -204,7 +204,7 @@ def test_failure_in_a_worker_names_the_file(tmp_path, monkeypatch):
 
 def test_missing_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "resvg_py" else object())
-    with pytest.raises(ImportError, match=r"resvg_py: run pip install -e '\.\[demo\]'"):
+    with pytest.raises(ImportError, match=r"resvg_py: run pip install 'imp-pretrain\[demo\]'"):
         build(tmp_path)
 
 

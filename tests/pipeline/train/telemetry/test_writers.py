@@ -82,7 +82,7 @@ def test_tensorboard_is_there_by_default(monkeypatch):
     assert writers.default_writers() == ()
     assert writers.missing(("tensorboard", "mlflow")) == {
         "tensorboard": "pip install tensorboardX",
-        "mlflow": "pip install 'imp[mlflow]'",
+        "mlflow": "pip install 'imp-pretrain[mlflow]'",
     }
 
 

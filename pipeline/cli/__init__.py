@@ -1,0 +1,65 @@
+"""The console command ``imp``, and the scripts of ``jobs/``, each of which is one of its commands."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+
+from pipeline import __version__
+from pipeline.cli import data_commands, run_commands
+from pipeline.cli.job import run_job
+from pipeline.errors import EXIT_DONE, EXIT_REQUEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of a group. parser: makes its parser, whose ``job`` default runs it (``cli.job.Job``)."""
+
+    group: str
+    does: str
+    parser: Callable[[], argparse.ArgumentParser]
+
+
+# In the order of --help. Libraries are imported where a command runs: nothing here loads Ray or JAX.
+COMMANDS = {
+    "import": Command("data", "write the manifest of a data set in a public layout", data_commands.import_parser),
+    "check": Command("data", "look at a recipe's data before a run", data_commands.check_parser),
+    "preprocess": Command("data", "decode a recipe's data sets once, into shards", data_commands.preprocess_parser),
+    "pretrain": Command("runs", "train by a recipe, evaluate, write a report", run_commands.pretrain_parser),
+    "evaluate": Command("runs", "evaluate a run's newest checkpoint again", run_commands.evaluate_parser),
+    "export": Command("runs", "write a run's model as safetensors", run_commands.export_parser),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. argv: the command's name and arguments, those of this process by default."""
+    argv = sys.argv[1:] if argv is None else argv
+    # jobs/ has no script of its own for import.
+    if argv[:2] == ["preprocess", "import"]:
+        argv = argv[1:]
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return EXIT_DONE
+    if name == "--version":
+        print(f"imp {__version__}")
+        return EXIT_DONE
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "imp --help lists the commands"
+        print(f"error: imp {name}: no such command; {hint}", file=sys.stderr)
+        return EXIT_REQUEST
+    arguments = COMMANDS[name].parser().parse_args(rest)
+    return run_job(arguments.job, arguments)
+
+
+def _help() -> str:
+    lines = ["usage: imp COMMAND [ARGUMENTS]", "       imp --version"]
+    for group in dict.fromkeys(c.group for c in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:12}{c.does}" for name, c in COMMANDS.items() if c.group == group]
+    lines += ["", "imp COMMAND --help says what a command takes, with examples.", "A first run: imp pretrain"]
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# Recipes that come with the project: inside an installed package, at the top of a clone.
+_RECIPES = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
+
+
+def make_parser(prog: str, description: str, *, epilog: str) -> argparse.ArgumentParser:
+    """epilog: printed as it is, examples first."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ``--config NAME`` finds."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
+
+
+def recipe_file(text: str) -> Path:
+    """The file that ``--config`` means: a path, or one of ``recipe_names``."""
+    path = Path(text)
+    if path.exists() or path.name != text or path.suffix:
+        return path
+    names = recipe_names()
+    if text in names:
+        return _RECIPES / f"{text}.yaml"
+    nearest = difflib.get_close_matches(text, names, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    raise argparse.ArgumentTypeError(f"expected a file or one of {', '.join(names)}; found {text}{hint}")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """default: the recipe's name where --config may be left out."""
+    says = "the recipe: a YAML file, or the name of one that comes with imp"
+    parser.add_argument(
+        "--config",
+        type=recipe_file,
+        default=recipe_file(default) if default else None,
+        required=default is None,
+        metavar="FILE",
+        help=says + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the recipe, e.g. --set train.num_steps=100; may be repeated",
+    )
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+
+
+def positive(text: str) -> int:
+    """A number from 1 on, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    return value

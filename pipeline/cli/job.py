@@ -1,0 +1,59 @@
+"""The frame of every command: one-line errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from pipeline import stopping
+from pipeline.errors import EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
+
+Job = Callable[[argparse.Namespace, stopping.Stop], int]
+
+# Errors of a disk that takes no more: full, over a quota, a limit of file size, read-only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def run_job(job: Job, arguments: argparse.Namespace) -> int:
+    """Runs a job and turns its ways of ending into an exit code and at most one line."""
+    with stopping.obeyed("stopped; run the same command again") as stop:
+        return _run_job(job, arguments, stop)
+
+
+def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
+    try:
+        return job(arguments, stop)
+    except RequestError as e:
+        _say(f"error: {e}")
+        return EXIT_REQUEST
+    except DataError as e:
+        _say(f"failed: {e}")
+        return EXIT_FAILED
+    except OSError as e:
+        if e.errno not in _FULL:
+            raise
+        _say(f"failed: {one_line(e)}; free some space or mend the storage, and run the same command again")
+        return EXIT_FAILED
+    finally:
+        # Jobs that need no Ray do not load it.
+        if "pipeline.cluster.start" in sys.modules:
+            sys.modules["pipeline.cluster.start"].end_ray()
+        _let_go_of_closed_terminals()
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+
+
+def _let_go_of_closed_terminals() -> None:
+    """The interpreter's last flush to one would turn the exit code into 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

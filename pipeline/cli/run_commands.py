@@ -1,0 +1,153 @@
+"""The commands that make a run and use it: pretrain, evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, make_parser, recipe_file
+from pipeline.commands import command
+from pipeline.credentials import redacted_values
+from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError
+from pipeline.files import make_folder
+from pipeline.stopping import Stop
+from pipeline.waiting import waiting_for
+
+
+def pretrain_parser() -> argparse.ArgumentParser:
+    pretrain = command("pretrain")
+    parser = make_parser(
+        pretrain,
+        "Pretrain one encoder on many tasks by a recipe, evaluate it and write a report.",
+        epilog=f"""\
+examples:
+  {pretrain}                                      the demo, into runs/demo
+  {pretrain} --config pets.yaml --print-config    every key of a recipe with its value
+  {pretrain} --config pets.yaml --set train.num_steps=20000 --set train.learning_rate=3e-4
+  {pretrain} --config pets.yaml --set cluster.num_workers=2
+
+The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
+checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
+What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
+A second Ctrl-C or SIGTERM ends it at once, without saving (130, 143).
+
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
+    )
+    add_recipe_arguments(parser, default="demo")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME, after the recipe)"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved recipe with every default, and stop"
+    )
+    parser.set_defaults(job=_pretrain, started=time.time())
+    return parser
+
+
+def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
+    from pipeline import recipe as recipes
+
+    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
+    recipe = recipes.load(arguments.config, arguments.overrides, run_dir=run_dir)
+    if arguments.print_config:
+        print(recipes.dump(redacted_values(recipe.to_dict())), end="")
+        return EXIT_DONE
+    with waiting_for("libraries to load"):
+        from pipeline.pretrain import pretrain
+
+    finished = pretrain(recipe, run_dir, started=arguments.started, stop=stop)
+    return EXIT_DONE if finished else EXIT_RUN_AGAIN
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    evaluate = command("evaluate")
+    parser = make_parser(
+        evaluate,
+        "Repeat a run's evaluation from its newest checkpoint alone and write eval.json.",
+        epilog=f"""\
+examples:
+  {evaluate} --run runs/pets
+  {evaluate} --run runs/pets --config more_held_out_sets.yaml
+
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
+    )
+    add_run_argument(parser)
+    parser.add_argument(
+        "--config",
+        type=recipe_file,
+        metavar="FILE",
+        help="a recipe whose evaluate list and held-out sets replace the run's own; its classes must be the same",
+    )
+    parser.set_defaults(job=_evaluate)
+    return parser
+
+
+def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
+    from pipeline import recipe as recipes
+
+    _check_run(arguments.run)
+    # Refused now rather than after minutes of evaluation.
+    make_folder(arguments.run, "--run")
+    from pipeline.corpus import build_corpus
+    from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.trained_model import TrainedModel
+    from pipeline.files import write_json
+
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
+    if arguments.config:
+        model.use_recipe(recipes.load(arguments.config))
+    build_corpus(model.recipe)
+    with waiting_for("the evaluation"):
+        results = evaluate_run(arguments.run, model)
+    write_json(arguments.run / "eval.json", results)
+    print_table(results)
+    return EXIT_DONE
+
+
+def _check_run(run_dir: Path) -> None:
+    if not (run_dir / "checkpoints").is_dir():
+        raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
+
+
+def export_parser() -> argparse.ArgumentParser:
+    export = command("export")
+    parser = make_parser(
+        export,
+        "Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
+        epilog=f"""\
+example:
+  {export} --run runs/pets --out exported
+
+pipeline.export.load_model reads the folder without Ray; README.md shows how.
+
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
+    )
+    add_run_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
+    parser.set_defaults(job=_export)
+    return parser
+
+
+def _export(arguments: argparse.Namespace, stop: Stop) -> int:
+    _check_run(arguments.run)
+    from pipeline.export import check_new, save_model
+
+    check_new(arguments.out)
+    make_folder(arguments.out.absolute().parent, "--out in")
+    from pipeline.evaluate.trained_model import TrainedModel
+
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run)
+    save_model(
+        arguments.out,
+        model.imp,
+        model.params,
+        step=model.step,
+        classes={name: list(model.data_sets[name].classes) for name in model.imp.classifiers},
+        tokenizer=model.tokenizer.model if model.tokenizer else None,
+    )
+    files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
+    print(f"{arguments.out}: the model of step {model.step} ({files})")
+    return EXIT_DONE
