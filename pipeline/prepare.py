@@ -297,7 +297,7 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec):
 def _captions(manifest: Manifest, *, max_characters: int):
     """Captions that can be used, from all over a manifest: the first of a sorted one speak of one thing."""
     rows = min(manifest.num_rows, _MOST_CAPTIONS)
-    for batch in manifest.batches(("text",), most_rows=rows):
+    for batch in manifest.batches(("text",), max_rows=rows):
         left = _MOST_CHARACTERS * len(batch) / rows
         for caption in itertools.chain.from_iterable(texts or () for texts in values(batch.column(0), "text")):
             if left <= 0:

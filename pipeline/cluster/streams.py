@@ -289,11 +289,13 @@ def block_bytes(spec: StreamSpec, rows: int) -> int:
     """Size of a full block: every task moves about its vision tokens and its spectrograms."""
     frames, height, width = spec.tokens.vision_patch
     audio = 4 * spec.data_set.audio.num_frames * spec.data_set.audio.num_mels
+    own = {name: 4 * count * embedder.num_values for name, (count, embedder) in spec.data_set.own_patches.items()}
     sizes = [
         v.global_batch_size
         * (
             v.num_vision_tokens * 3 * height * width * (frames if v.num_frames else 1)
             + audio * ("audio" in spec.task.modalities)
+            + sum(own.get(name, 0) for name in spec.task.modalities)
         )
         for v in spec.task.variants
     ]

@@ -61,7 +61,7 @@ class SampleMaker:
     def _media(self, clip: Clip, view: View, patches: np.ndarray | None) -> dict[str, np.ndarray]:
         changes = None if view.rng is None else augment.for_words(self.task.augment, self._words(clip))
         context, out = TokenContext.of(view, self.tokens, changes, patches), {}
-        # Sound last: it starts where the frames do.
+        # Sound last: it starts with the frames.
         for name in sorted(self.task.media, key=lambda m: m == "audio"):
             to_tokens = load(self.data_set.modality(name).tokens)
             made = to_tokens(clip.media[name], self.data_set.settings(name), context)
@@ -116,7 +116,7 @@ class SampleMaker:
 
 
 class Visit(NamedTuple):
-    """One position of the order: the row that stands there and its epoch."""
+    """One position of the order, with its row and epoch."""
 
     position: int
     row: int

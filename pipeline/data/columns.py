@@ -118,7 +118,7 @@ def values(column: pa.Array, name: str) -> list:
     return [_without_nulls(words) for words in found] if name in WORD_COLUMNS else found
 
 
-def _readable(value: bytes | list | None, *, marked: bool):
+def _readable(value: bytes | list | None, *, marked: bool) -> str | list | None:
     if isinstance(value, list):
         return [_readable(v, marked=marked) for v in value]
     if value is None:

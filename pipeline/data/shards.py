@@ -1,9 +1,8 @@
 """Preprocessed data sets: canonical clips in Arrow IPC files, memory-mapped. Everything after the clip is shared.
 
-A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (the manifest's fingerprint, what was decoded and
-how, and the rows, the size and digests of each file).
-Rejected rows stay in their place with a reason for each bad modality, so that the order over a data set, and what each
-task rejects, is the same as over its media.
+A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (the manifest's fingerprint, the modalities and
+their settings, and the rows, size and digests of each file). Rejected rows keep their place, with a reason for each bad
+modality, so that the order over a data set and the rejects of each task are the same as with its media.
 """
 
 from __future__ import annotations

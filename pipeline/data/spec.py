@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Modality
+from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Embedder, Modality, load
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
 # file, memory, a repository), so the recipe must name them.
@@ -191,6 +191,12 @@ class DataSetSpec:
         """The manifest columns of added modalities."""
         columns = (column for added in self.added for column in added.modality.columns_of(added.name))
         return tuple(dict.fromkeys(column for column in columns if column not in MEDIA))
+
+    @property
+    def own_patches(self) -> dict[str, tuple[int, Embedder]]:
+        """Modality → (tokens of a sample, its embedder), of added modalities with layers of their own."""
+        own = ((a, a.modality.embedder) for a in self.added if isinstance(a.modality.embedder, Embedder))
+        return {a.name: (load(embedder.num_tokens)(a.settings), embedder) for a, embedder in own}
 
     @property
     def clip_s(self) -> float:

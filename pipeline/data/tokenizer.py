@@ -26,7 +26,7 @@ class Tokenizer:
     """A sentencepiece model or a tokenizer.json from its bytes, so that it can travel to decode processes and into
     checkpoints. Its first byte tells which: no sentencepiece model starts with "{", every tokenizer.json does.
 
-    Raises RequestError where the bytes are neither.
+    Raises RequestError if the bytes are neither.
     """
 
     def __init__(self, model: bytes):
