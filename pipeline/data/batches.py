@@ -149,7 +149,9 @@ class BatchMaker:
     def row(self, index: int, *, rank: int, world_size: int) -> Row:
         """The samples of one rank of batch ``index``."""
         variant, visits = self._visits(index, rank=rank, world_size=world_size)
-        ids, rejects, columns = [], [], {}
+        ids: list[str] = []
+        rejects: list[dict] = []
+        columns: dict[str, np.ndarray] = {}
         for number, visit in enumerate(visits):
             # Patches are nearly all of a batch: from the second sample on they are written in place.
             patches = columns["vision/tokens"][number] if "vision/tokens" in columns else None

@@ -129,7 +129,7 @@ class ParquetFiles:
         """One row group, of the columns that the file has."""
         footer, here = self.footer(path), self._here(path, columns)
 
-        def read(file):
+        def read(file: pa.NativeFile) -> pa.Table:
             return pq.ParquetFile(file, metadata=footer, page_checksum_verification=True).read_row_group(number, here)
 
         return self._read(path, read, what=f", row group {number}")
@@ -155,7 +155,7 @@ class ParquetFiles:
     def footers_digest(self) -> str:
         """A digest of all footers: content, position, minimum and maximum of each column chunk."""
 
-        def read(file):
+        def read(file: pa.NativeFile) -> bytes:
             size = file.size()
             length = int.from_bytes(file.read_at(4, size - 8), "little")
             return hashlib.blake2b(file.read_at(length, size - 8 - length), digest_size=16).digest()
@@ -166,7 +166,7 @@ class ParquetFiles:
     def _read(self, path: str, read: Callable, *, what: str = "") -> T:
         """``read`` of the open file, retried if storage fails. Raises RequestError if the file is damaged."""
 
-        def attempt():
+        def attempt() -> T:
             try:
                 with self.filesystem.open_input_file(path) as file:
                     return read(file)

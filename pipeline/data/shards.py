@@ -63,7 +63,9 @@ def open_source(
 
 def decode_settings(data_set: DataSetSpec) -> dict:
     """Settings that canonical clips and their rejects depend on, by modality: shards made with others are refused."""
-    image, video, audio = data_set.image, data_set.video, data_set.audio
+    image = data_set.image
+    video = data_set.video
+    audio = data_set.audio
     samples = num_samples(audio, clip_s=data_set.clip_s)
     added = {a.name: json.loads(json.dumps(dataclasses.astuple(a.settings))) for a in data_set.added}
     return {

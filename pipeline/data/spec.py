@@ -87,7 +87,7 @@ class AudioSpec:
     max_duration_s: float = 4 * 3600.0
     decoder: str = "soundfile"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("window", ("periodic", "symmetric")), ("power", (1, 2)), ("mel_scale", ("slaney", "htk"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}, found {getattr(self, name)!r}")

@@ -33,7 +33,7 @@ class Tokenizer:
         self.model = model
         self._backend = _HuggingFace(model) if model.startswith(b"{") else _SentencePiece(model)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Tokenizer, (self.model,)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from pipeline.data.media.decoders import as_file, check_cap
 from pipeline.data.media.errors import Reject
@@ -21,10 +22,11 @@ _PLAIN = {
     "End of file": "the file ends too early",
     "Input/output error": "the file ends too early",
 }
+T = TypeVar("T")
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
-def open_container(source: str | bytes):
+def open_container(source: str | bytes) -> Any:
     """An open file of PyAV, one of ``FORMATS``. Raises Reject for any other file."""
     import av
 
@@ -36,7 +38,7 @@ def open_container(source: str | bytes):
         raise
 
 
-def decodable(stream):
+def decodable(stream: Any) -> Any:
     """The stream itself. Raises Reject if FFmpeg has no decoder for it: it then lacks most of its attributes."""
     if stream.codec_context is None:
         raise Reject("not_decodable", f"PyAV: no decoder for the codec of its {stream.type} stream")
@@ -82,7 +84,7 @@ def frames(container, stream) -> Iterator:
         yield from _or_reject(packet.decode)
 
 
-def _or_reject(step: Callable):
+def _or_reject(step: Callable[[], T]) -> T:
     try:
         return step()
     except MemoryError:

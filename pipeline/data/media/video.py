@@ -6,6 +6,7 @@ PyAV seeks to the clip, stops after it and resizes while converting; benchmarks/
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -72,7 +73,7 @@ def _read_from(source, spec: VideoSpec, start_s: float, end_s: float | None, *, 
         return clip.frames()
 
 
-def _video_stream(container, spec: VideoSpec):
+def _video_stream(container: Any, spec: VideoSpec) -> Any:
     """The container's first video stream. Raises Reject if there is none or it exceeds a cap."""
     if not container.streams.video:
         raise Reject("no_frames", "no video stream")
