@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks import timing
-from pipeline.data import row_table
+from pipeline.data import row_groups
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import Order
 from pipeline.data.parquet_files import ParquetFiles
@@ -61,7 +61,7 @@ def measure(path: Path, sizes: dict) -> dict:
     few = rows[: sizes["groups"]]
     found = {"copy_s": copy_s, "copy, ms": milliseconds(manifest.row, rows)}
     if group <= 1024:
-        found["where they lie, ms"] = milliseconds(row_table.RowGroups(files).row, rows[: sizes["read"] // 5])
+        found["where they lie, ms"] = milliseconds(row_groups.RowGroups(files).row, rows[: sizes["read"] // 5])
     found["Parquet, ms"] = milliseconds(lambda row: files.group(str(path), row // group, ["id", "text"]), few)
     return found | {"ratio": found["Parquet, ms"] / found["copy, ms"]}
 

@@ -14,11 +14,12 @@ from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data import prompts
+from pipeline.data.captions import text_fault
 from pipeline.data.columns import needed_columns, values
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
+from pipeline.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
@@ -205,9 +206,9 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
         if not fingerprint["num_rows"]:
             raise RequestError(f"data_sets.{data_set.name}.shards: {data_set.shards} has no rows")
         return fingerprint
-    manifest = Manifest(data_set.manifest)
+    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     for task in mine:
-        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
+        manifest.require(needed_columns(task, data_set, has=set(manifest.schema.names)))
     return manifest.fingerprint
 
 
@@ -261,17 +262,17 @@ _MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
     """What a tokenizer should know of one task: its captions, or its labels in every prompt."""
     if task.text == "labels":
-        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.EVAL[task.media[0]])
+        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.eval_templates(task.media[0]))
         for label in task.classes or data_set.classes:
             yield from (template.format(label) for template in templates)
         return
-    yield from _captions(Manifest(data_set.manifest), max_characters=task.max_characters)
+    yield from _captions(Manifest(data_set.manifest, media=data_set.media_columns), max_characters=task.max_characters)
 
 
 def _captions(manifest: Manifest, *, max_characters: int):
     """Captions that can be used, from all over a manifest: the first of a sorted one speak of one thing."""
     rows = min(manifest.num_rows, _MOST_CAPTIONS)
-    for batch in manifest.batches(("text",), most_rows=rows):
+    for batch in manifest.batches(("text",), max_rows=rows):
         left = _MOST_CHARACTERS * len(batch) / rows
         for caption in itertools.chain.from_iterable(texts or () for texts in values(batch.column(0), "text")):
             if left <= 0:

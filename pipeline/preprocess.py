@@ -19,7 +19,7 @@ from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shard_job import ShardJob
-from pipeline.data.shards import MEDIA, encode_rows
+from pipeline.data.shards import encode_rows
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.files import make_folder, write_json
@@ -74,11 +74,11 @@ def _checked_job(
     data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path, limits: DecodeLimits, rows_per_shard: int
 ) -> ShardJob:
     """The job of one data set. Raises RequestError if columns, the folder or the disk do not allow it."""
-    manifest = Manifest(data_set.manifest)
+    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     for task in tasks:
-        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
+        manifest.require(needed_columns(task, data_set, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    media = tuple(m for m in MEDIA if m in used)
+    media = tuple(m for m in data_set.media if m in used)
     captioned = [t.max_characters for t in tasks if "text" in t.modalities and t.text == "captions"]
     job = ShardJob(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
     make_folder(folder, "--out")

@@ -1,8 +1,8 @@
-"""What training changes of a sample beside its crop: colours of frames, and the start, loudness and masks of a sound.
+"""Augmentations beside the crop: colours of frames, and the start, loudness and masks of a sound.
 
 Every draw comes from a stream of its own that branches off the sample's: none of them changes which crop, prompt or
-tokens a sample gets. Pixels are worked out in integers and sounds element by element, so that bits depend on neither
-threads nor the kind of CPU.
+tokens a sample gets. Pixels are computed in integers and sounds element by element, so the bits depend neither on
+threads nor on the kind of CPU.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ LOUDNESS_WORDS = re.compile(
 
 
 def stream(rng: np.random.Generator, number: int) -> np.random.Generator:
-    """The generator's number-th branch: draws from it leave the generator as it is."""
+    """The generator's number-th branch: drawing from it does not advance the generator."""
     return np.random.Generator(rng.bit_generator.jumped(number))
 
 
 def for_words(augment: Augment, words: tuple[str, ...]) -> Augment:
-    """The part of it that leaves the words true."""
+    """The augmentations that keep a sample's words true: no other colours for a "red" car."""
     if augment.colour.probability and any(COLOUR_WORDS.search(w) for w in words):
         augment = dataclasses.replace(augment, colour=ColourJitter())
     sound = augment.sound
@@ -56,9 +56,9 @@ _BITS = 14
 
 
 def jitter_colour(frames: np.ndarray, jitter: ColourJitter, rng: np.random.Generator) -> np.ndarray:
-    """(T, H, W, 3) uint8 with other colours, the same change for all frames, or as they are.
+    """(T, H, W, 3) uint8 with changed colours, alike for all frames, or unchanged.
 
-    As the release does it: brightness, saturation, contrast about the clip's mean, hue, cut to 0..255 at the end.
+    As in the release: brightness, saturation, contrast about the clip's mean, hue, clipped to 0..255 at the end.
     """
     if rng.random() >= jitter.probability:
         return frames
@@ -104,12 +104,12 @@ def _fixed(value: float) -> np.int32:
 
 
 def start_sample(spare: int, sound: SoundAugment, rng: np.random.Generator) -> int:
-    """Where a spectrogram starts in a waveform that is ``spare`` samples longer."""
+    """First sample of a spectrogram in a waveform that is ``spare`` samples longer."""
     return int(rng.integers(spare + 1)) if sound.random_start else 0
 
 
 def change_waveform(waveform: np.ndarray, sound: SoundAugment, rng: np.random.Generator) -> np.ndarray:
-    """(samples,) float32 louder or quieter, with noise mixed in or not."""
+    """(samples,) float32 with a random gain, and with noise at the given probability."""
     gain_db = rng.uniform(*sound.gain_db)
     noisy, snr_db = rng.random() < sound.noise_probability, rng.uniform(*sound.noise_snr_db)
     if gain_db:
@@ -127,9 +127,9 @@ def _rms(waveform: np.ndarray) -> float:
 
 
 def mask_spectrogram(tokens: np.ndarray, audio: AudioSpec, sound: SoundAugment, rng: np.random.Generator) -> None:
-    """Fills bands of frames and of mel bins of (N, P) tokens with their mean, in place (SpecAugment, Park et al. 2019).
+    """Fills bands of frames and of mel bins of (N, P) tokens with the mean, in place (SpecAugment, Park et al. 2019).
 
-    A band's width is uniform up to its share of the spectrogram, its place uniform.
+    A band's width is uniform up to its share of the spectrogram; its position is uniform.
     """
     bands = [
         (axis, *_band(count, share, rng))
@@ -143,7 +143,7 @@ def mask_spectrogram(tokens: np.ndarray, audio: AudioSpec, sound: SoundAugment, 
     ]
     if not bands:
         return
-    # Exact, whatever the order of the sum.
+    # Exact in any order of summation.
     mean = np.float32(math.fsum(tokens.ravel().tolist()) / tokens.size)
     (rows, columns), (time, mel) = audio.grid, audio.patch
     grid = tokens.reshape(rows, columns, time, mel)

@@ -81,6 +81,8 @@ def block_bytes(spec: StreamSpec, rows: int) -> int:
     """Size of a full block: its vision tokens and spectrograms; what else a batch holds is small."""
     frames, height, width = spec.tokens.vision_patch
     audio = 4 * spec.data_set.audio.num_frames * spec.data_set.audio.num_mels if "audio" in spec.task.modalities else 0
+    own = {name: 4 * count * embedder.num_values for name, (count, embedder) in spec.data_set.own_patches.items()}
+    audio += sum(own.get(name, 0) for name in spec.task.modalities)
     sizes = []
     for variant in spec.task.variants:
         token = 3 * height * width * (frames if variant.num_frames else 1)

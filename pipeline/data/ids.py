@@ -10,26 +10,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.columns import MEDIA_COLUMNS, values
+from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
+from pipeline.data.modalities import MEDIA
 from pipeline.data.order import mix
 
-# Rows of a manifest that are looked at; of a larger one pieces from all over it.
-MOST_ROWS = 1 << 26
-# Hashes that are held at a time, 8 bytes each: of more rows, the ids of a random part are compared.
-_MOST_HASHES = 1 << 25
-# Rows after which repeats are looked for, so that a manifest full of them is known at once.
+# Maximum rows that are checked; from a larger manifest, evenly spread pieces.
+MAX_ROWS = 1 << 26
+# Maximum hashes in memory, 8 bytes each. With more rows, only a random part of the ids is compared.
+_MAX_HASHES = 1 << 25
+# Rows between two searches for repeats, so that a manifest full of them is reported early.
 _PIECE = 1 << 22
-# Held-out rows that are compared with the training rows.
-_MOST_HELD_OUT = 1 << 22
-# Bytes of a text that is hashed among others of its length; a longer one is hashed alone.
+# Maximum held-out rows that are compared with the training rows.
+_MAX_HELD_OUT = 1 << 22
+# Maximum bytes of a text that is hashed together with others of its length.
 _SHORT = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Repeats:
-    """Ids that several rows have. rows: how many rows these are, of ``looked_at``, the rows whose ids were compared;
-    example: (id, its rows)."""
+    """Ids of several rows. rows: number of these rows, among ``looked_at`` compared ones. example: (id, its rows)."""
 
     looked_at: int = 0
     ids: int = 0
@@ -39,7 +39,7 @@ class Repeats:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Held-out rows, of ``rows``, whose id or one of whose media files is a training row's too."""
+    """Held-out rows, of ``rows``, that share their id or a media file with a training row."""
 
     rows: int
     ids: int
@@ -70,10 +70,10 @@ def _digest(data: np.ndarray) -> int:
 
 
 def repeats(manifest: Manifest) -> Repeats:
-    """The ids that several rows have; of large manifests, in a part of them, and of 10^8 ids and more, of a part."""
-    part = -(-min(manifest.num_rows, MOST_ROWS) // _MOST_HASHES)
+    """Ids of several rows. Large manifests are checked in parts, and of more than 10^7 ids a random part."""
+    part = -(-min(manifest.num_rows, MAX_ROWS) // _MAX_HASHES)
     found, held = np.empty(0, np.uint64), []
-    for batch in manifest.batches(("id",), most_rows=MOST_ROWS):
+    for batch in manifest.batches(("id",), max_rows=MAX_ROWS):
         new = hashes(batch.column(0))
         held.append(new[new % np.uint64(part) == 0] if part > 1 else new)
         if sum(map(len, held)) >= _PIECE:
@@ -94,23 +94,23 @@ def repeats(manifest: Manifest) -> Repeats:
 
 
 def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
-    ids = (batch.column(0) for batch in manifest.batches(("id",), most_rows=MOST_ROWS))
+    ids = (batch.column(0) for batch in manifest.batches(("id",), max_rows=MAX_ROWS))
     places = ((column, np.flatnonzero(hashes(column) == wanted)) for column in ids)
     return next(values(column.slice(int(found[0]), 1), "id")[0] for column, found in places if len(found))
 
 
 def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
-    """How many held-out rows are training rows too."""
-    media = [c for c in MEDIA_COLUMNS if c in manifest.columns and c in held_out.columns]
+    """Counts the held-out rows that are training rows too."""
+    media = [c for c in (*MEDIA, *manifest.media) if c in manifest.columns and c in held_out.columns]
     columns = ("id", *media)
     theirs = {c: [] for c in columns}
-    for part in _hashed(held_out, columns, most_rows=_MOST_HELD_OUT):
+    for part in _hashed(held_out, columns, max_rows=_MAX_HELD_OUT):
         for name, found in part.items():
             theirs[name].append(found)
     theirs = {name: np.concatenate(found) for name, found in theirs.items()}
     known = {name: np.unique(found) for name, found in theirs.items()}
     seen = {name: np.zeros(len(found), bool) for name, found in known.items()}
-    for part in _hashed(manifest, columns, most_rows=MOST_ROWS):
+    for part in _hashed(manifest, columns, max_rows=MAX_ROWS):
         for name, found in part.items():
             places = np.searchsorted(known[name], found).clip(max=len(known[name]) - 1)
             seen[name][places[known[name][places] == found]] = True
@@ -122,9 +122,9 @@ def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
     return Overlap(len(files), int(both["id"].sum()), int(files.sum()))
 
 
-def _hashed(manifest: Manifest, columns: tuple[str, ...], *, most_rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """Hashes of the columns, of paths as they are resolved."""
-    for batch in manifest.batches(columns, most_rows=most_rows):
+def _hashed(manifest: Manifest, columns: tuple[str, ...], *, max_rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Hashes of the columns; paths are resolved first."""
+    for batch in manifest.batches(columns, max_rows=max_rows):
         yield {
             name: hashes(batch.column(name) if name == "id" else _resolved(manifest, batch.column(name)))
             for name in columns

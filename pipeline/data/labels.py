@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 
 from pipeline.data.manifest import Manifest
 
-# Rows whose labels are looked at; of a larger manifest pieces from all over it.
-MOST_ROWS = 1 << 26
-# Different labels that are counted; those that come after are not.
-_MOST_LABELS = 1 << 18
+# Maximum rows whose labels are counted; from a larger manifest, evenly spread pieces.
+MAX_ROWS = 1 << 26
+# Maximum number of different labels that are counted.
+_MAX_LABELS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelCounts:
-    """counts: label → how often it stands in ``looked_at`` rows. without: classes → rows that have none of them."""
+    """counts: label → occurrences in ``looked_at`` rows. without: classes → rows that have none of them."""
 
     looked_at: int
     counts: collections.Counter
@@ -27,11 +27,11 @@ class LabelCounts:
 
 
 def count_labels(manifest: Manifest, class_lists: set[tuple[str, ...]]) -> LabelCounts:
-    """class_lists: the classes that count, one list a use; an empty list takes any label."""
+    """Counts the labels of a manifest. class_lists: the classes of each use; an empty list accepts any label."""
     looked_at, counts = 0, collections.Counter()
     without = dict.fromkeys(class_lists, 0)
     wanted = {classes: pa.array([c.encode() for c in classes], pa.large_binary()) for classes in class_lists}
-    for batch in manifest.batches(("labels",), most_rows=MOST_ROWS):
+    for batch in manifest.batches(("labels",), max_rows=MAX_ROWS):
         rows = batch.column(0)
         labels, parents = _flat(rows), pc.list_parent_indices(rows)
         looked_at += len(rows)
@@ -41,11 +41,11 @@ def count_labels(manifest: Manifest, class_lists: set[tuple[str, ...]]) -> Label
         found = pc.value_counts(labels.drop_null())
         for raw, count in zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True):
             label = raw.decode(errors="backslashreplace")
-            if label in counts or len(counts) < _MOST_LABELS:
+            if label in counts or len(counts) < _MAX_LABELS:
                 counts[label] += count
     return LabelCounts(looked_at, counts, without)
 
 
 def _flat(rows: pa.Array) -> pa.Array:
-    """Every label of the rows as bytes: what is no UTF-8 is a label too."""
+    """Every label of the rows as bytes: labels that are not UTF-8 count too."""
     return pc.list_flatten(rows).cast(pa.large_binary())

@@ -7,21 +7,25 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.data.columns import MEDIA_COLUMNS, TIME_COLUMNS, TYPES, type_fault, usable, values
+from pipeline.data.columns import TIME_COLUMNS, TYPES, type_fault, usable, values
+from pipeline.data.modalities import MEDIA
 from pipeline.data.parquet_files import ParquetFiles
-from pipeline.data.row_table import RowGroups, RowTable, existing_rows, open_rows
+from pipeline.data.row_groups import RowGroups
+from pipeline.data.row_table import RowTable, existing_rows, open_rows
 from pipeline.errors import RequestError
 
 
 class Manifest:
     """Random access to the rows of one Parquet file or of all ``*.parquet`` files of a folder, sorted by name.
 
-    Raises RequestError when nothing is there, when it is no Parquet, or when it has no rows; DataError, as reading a
-    row does, when storage stays out of reach.
+    media: columns of modalities that the recipe adds (``DataSetSpec.media_columns``). Raises RequestError if nothing is
+    found, if it is not Parquet or has no rows; DataError, as reading a row does, if storage stays unreachable.
     """
 
-    def __init__(self, uri: str):
-        self.uri, self._files = uri, ParquetFiles(uri)
+    def __init__(self, uri: str, *, media: tuple[str, ...] = ()):
+        self.uri = uri
+        self.media = media
+        self._files = ParquetFiles(uri, media)
         self._existing = existing_rows(self._files)
         self.num_rows = (self._existing or self._files).num_rows
         if not self.num_rows:
@@ -33,8 +37,8 @@ class Manifest:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that rows have: those of ``columns.TYPES`` whose values can be read as such."""
-        return usable(self.schema)
+        """The known columns whose values can be read."""
+        return usable(self.schema, self.media)
 
     @functools.cached_property
     def _rows(self) -> RowTable | RowGroups:
@@ -46,9 +50,9 @@ class Manifest:
         return self._rows.fingerprint
 
     def row(self, index: int) -> dict:
-        """Row ``index`` as a dict, media columns as paths or URIs that ``media.open_media`` takes.
+        """Row ``index`` as a dict, media columns as full paths or URIs.
 
-        Text and labels are without nulls. Raises RequestError where the id is null.
+        Text and labels are without nulls. Raises RequestError if the id is null.
         """
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} of {self.num_rows} in {self.uri}")
@@ -56,7 +60,7 @@ class Manifest:
         row = {name: values(column, name)[0] for name, column in zip(found.schema.names, found.columns, strict=True)}
         if row.get("id", "") is None:
             raise self._no_id(index)
-        for column in MEDIA_COLUMNS:
+        for column in (*MEDIA, *self.media):
             if row.get(column):
                 row[column] = self.resolve(row[column])
         return row
@@ -72,21 +76,21 @@ class Manifest:
         scheme = self.uri.split("://", 1)[0] + "://" if "://" in self.uri else ""
         return scheme + full
 
-    def batches(self, columns: tuple[str, ...], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows in order, in the types of ``columns.TYPES`` and bounded pieces.
+    def batches(self, columns: tuple[str, ...], *, max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows in order, in the types of ``columns.type_of`` and bounded pieces.
 
-        most_rows: of that many rows, or fewer where reading them takes long, in pieces from all over the manifest.
+        max_rows: maximum number of rows, in pieces spread over the manifest; fewer if reading them would take long.
         """
-        left = self.num_rows if most_rows is None else most_rows
-        for batch in self._rows.batches(columns, most_rows=left):
+        left = self.num_rows if max_rows is None else max_rows
+        for batch in self._rows.batches(columns, max_rows=left):
             yield batch.slice(0, left)
             left -= len(batch)
             # Before the next one is read.
             if left <= 0:
                 return
 
-    def iter_column(self, column: str):
-        """Every value of one column, in row order, as ``row`` gives it but for paths: they stay relative."""
+    def iter_column(self, column: str) -> Iterator:
+        """Every value of one column in row order, as in ``row``; paths stay relative."""
         start = 0
         for batch in self.batches((column,)):
             found = batch.column(0)
@@ -96,7 +100,7 @@ class Manifest:
             start += len(batch)
 
     def require(self, columns: dict[str, str]) -> None:
-        """Raises RequestError unless the columns are there, and every id; columns: name → which task needs it."""
+        """Raises RequestError if a column or an id is missing. columns: name → the task that needs it."""
         missing = {c: why for c, why in columns.items() if c not in self.schema.names}
         if missing:
             what = "; ".join(f"{c!r} (needed by {why})" for c, why in missing.items())
@@ -105,7 +109,8 @@ class Manifest:
                 "Add the column or change the task"
             )
         for column in (*columns, *(c for c in TIME_COLUMNS if c in self.schema.names)):
-            fault = type_fault(column, self.schema.field(column).type) if column in TYPES else None
+            known = column in TYPES or column in self.media
+            fault = type_fault(column, self.schema.field(column).type) if known else None
             if fault:
                 raise RequestError(f"manifest {self.uri}: column {column!r}: {fault}")
         if "id" in columns and self._rows.has_null_ids():

@@ -1,7 +1,7 @@
-"""Order is arithmetic: which task a step runs, which variant a batch has, which row a position means.
+"""Order is arithmetic: the task of a step, the variant of a batch, the row of a position.
 
-Everything here is a pure function of integers, so a run can start anywhere at the cost of starting at zero, and no
-order is ever stored. Hashing is splitmix64; large permutations are Feistel networks, in constant memory.
+Everything here is a pure function of integers: a run can start at any step at the same cost, and no order is ever
+stored. Hashing is splitmix64; large permutations are Feistel networks, in constant memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def uniform(*words) -> np.ndarray:
 def tasks_at(seed: int, steps: np.ndarray, *, probabilities: np.ndarray) -> np.ndarray:
     """Task index of each step: a single draw from the multinomial (paper section 3.1, Algorithm 1).
 
-    probabilities: (tasks,), or (steps, tasks) where they change over time.
+    probabilities: (tasks,), or (steps, tasks) if they change over time.
     """
     edges = np.cumsum(probabilities, axis=-1)
     edges = edges / edges[..., -1:]
@@ -119,7 +119,7 @@ def _feistel(value: np.ndarray, *, half: np.uint64, key: np.ndarray) -> np.ndarr
 class Order:
     """The visiting order of one task over the rows of its data set: each epoch is a permutation of all rows.
 
-    So a batch is a fair draw however the manifest is sorted, at every size: no row's neighbours come with it.
+    A batch is therefore a fair sample however the manifest is sorted.
     """
 
     seed: int
@@ -133,7 +133,7 @@ class Order:
         return permute(offsets, size=self.num_rows, key=key), epochs
 
     def substitute(self, position: int, attempt: int) -> int:
-        """The row that stands in for a bad one: depends on the position and the attempt alone."""
+        """The row that replaces a bad one; depends only on the position and the attempt."""
         return mix_int(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt) % self.num_rows
 
     def generator(self, sample_id: str, epoch: int) -> np.random.Generator:

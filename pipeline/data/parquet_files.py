@@ -1,7 +1,7 @@
 """The Parquet files of a manifest: listed, their footers read when asked for, their rows streamed in bounded pieces.
 
-Damage is told from storage out of reach: where reading a file fails, its bytes are read again by a file object that
-notes every failure of the storage. Without one, the file is at fault, and no patience mends it.
+Tells damage from unreachable storage: if reading a file fails, it is read again through a file object that notes every
+failure of the storage. Without such a failure the file is damaged, and retrying is useless.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipeline.data.columns import TYPES, type_fault
-from pipeline.data.media.storage import patiently, resolve_filesystem
+from pipeline.data.media.storage import resolve_filesystem, with_retries
 from pipeline.errors import RequestError, one_line
 
 # Rows of a piece of a stream.
 _ROWS_PER_PIECE = 16_384
-# Footers that stay in memory: of a data set of many files, those in use.
+# Maximum footers in memory; a data set may have many files.
 _KEPT_FOOTERS = 64
 _LISTING_THREADS = 16
 # Names under which file systems of fsspec give a file's time, checksum or version.
@@ -35,16 +35,16 @@ T = TypeVar("T")
 
 
 class ParquetFiles:
-    """One Parquet file, or all ``*.parquet`` files of a folder, sorted by name.
+    """One Parquet file, or all ``*.parquet`` files of a folder, sorted by name. media: columns of added modalities.
 
-    Raises RequestError when nothing is there or when a file is no Parquet that can be read; DataError when storage
-    stays out of reach.
+    Raises RequestError if nothing is found or a file is not valid Parquet, DataError if storage stays unreachable.
     """
 
-    def __init__(self, uri: str):
+    def __init__(self, uri: str, media: tuple[str, ...] = ()):
         self.uri = uri
-        self.filesystem, path = patiently(uri, lambda: resolve_filesystem(uri))
-        self.infos = patiently(uri, lambda: self._list(path))
+        self.media = media
+        self.filesystem, path = with_retries(uri, lambda: resolve_filesystem(uri))
+        self.infos = with_retries(uri, lambda: self._list(path))
         self.paths = [info.path for info in self.infos]
         self.folder = str(PurePosixPath(path).parent) if self.paths == [path] else path
         self.footer = functools.lru_cache(maxsize=_KEPT_FOOTERS)(self._footer)
@@ -65,22 +65,24 @@ class ParquetFiles:
         raise RequestError(f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there")
 
     def stamp(self) -> str:
-        """A digest of what storage says of the files without reading them: names, sizes, times, versions."""
+        """A digest of the files' names, sizes, times and versions, without reading them."""
         digest = hashlib.blake2b(self.uri.encode(), digest_size=16)
+        # Copies hold these columns too.
+        digest.update("".join(f" {column}" for column in self.media).encode())
         for info, version in zip(self.infos, self._versions(), strict=True):
             digest.update(repr([info.path, info.size, info.mtime_ns, version]).encode())
         return digest.hexdigest()
 
     def _versions(self) -> list:
-        """Of each file what changes with its content, beside size and time."""
+        """For each file, whatever else changes with its content beside size and time."""
         if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
             return [_local_version(path) for path in self.paths]
         if all(info.mtime_ns is not None for info in self.infos):
             return [()] * len(self.infos)
-        # Of fsspec's file systems (the web, hubs) pyarrow passes on names and sizes alone.
+        # For fsspec's file systems (the web, hubs) pyarrow passes on only names and sizes.
         if isinstance(self.filesystem, pyarrow.fs.PyFileSystem):
             ask = self.filesystem.handler.fs.info
-            found = self._of_each(lambda path: _version(patiently(path, lambda: ask(path))))
+            found = self._of_each(lambda path: _version(with_retries(path, lambda: ask(path))))
             if all(found):
                 return found
         return [self.footers_digest()] * len(self.infos)
@@ -97,7 +99,7 @@ class ParquetFiles:
         return self._of_each(size)
 
     def _of_each(self, look: Callable[[str], T]) -> list[T]:
-        """What ``look`` finds of each file; many at a time, since storage answers late."""
+        """``look`` of each file; several at a time, to hide the latency of storage."""
         with concurrent.futures.ThreadPoolExecutor(_LISTING_THREADS) as threads:
             return list(threads.map(look, self.paths))
 
@@ -127,13 +129,13 @@ class ParquetFiles:
         """One row group, of the columns that the file has."""
         footer, here = self.footer(path), self._here(path, columns)
 
-        def read(file):
+        def read(file: pa.NativeFile) -> pa.Table:
             return pq.ParquetFile(file, metadata=footer, page_checksum_verification=True).read_row_group(number, here)
 
         return self._read(path, read, what=f", row group {number}")
 
     def _here(self, path: str, columns: list[str]) -> list[str]:
-        """Those of the columns that the file has. Raises RequestError where one has another type than it should."""
+        """The columns that the file has. Raises RequestError for one of a wrong type."""
         types = self._types(path)
         here = [name for name in columns if name in types]
         for name in here:
@@ -142,18 +144,18 @@ class ParquetFiles:
         return here
 
     def _file_types(self, path: str) -> dict[str, pa.DataType]:
-        """Column → type. Raises RequestError where one appears twice."""
+        """Column → type. Raises RequestError if one appears twice."""
         schema = self.footer(path).schema.to_arrow_schema()
-        for name in TYPES:
+        for name in (*TYPES, *self.media):
             count = schema.names.count(name)
             if count > 1:
                 raise RequestError(f"manifest {path}: column {name!r} appears {count} times; keep one of them")
         return {field.name: field.type for field in schema}
 
     def footers_digest(self) -> str:
-        """A digest of all footers: what each column chunk holds, where, and its smallest and largest value."""
+        """A digest of all footers: content, position, minimum and maximum of each column chunk."""
 
-        def read(file):
+        def read(file: pa.NativeFile) -> bytes:
             size = file.size()
             length = int.from_bytes(file.read_at(4, size - 8), "little")
             return hashlib.blake2b(file.read_at(length, size - 8 - length), digest_size=16).digest()
@@ -162,9 +164,9 @@ class ParquetFiles:
         return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
     def _read(self, path: str, read: Callable, *, what: str = "") -> T:
-        """``read`` of the open file, again where storage fails. Raises RequestError where the file is at fault."""
+        """``read`` of the open file, retried if storage fails. Raises RequestError if the file is damaged."""
 
-        def attempt():
+        def attempt() -> T:
             try:
                 with self.filesystem.open_input_file(path) as file:
                     return read(file)
@@ -178,15 +180,15 @@ class ParquetFiles:
                     if noting.failure is not None:
                         raise noting.failure from e
                     raise RequestError(
-                        f"manifest {path}{what}: expected a Parquet file: {one_line(again)[:200]}; make it again"
+                        f"manifest {path}{what}: expected a Parquet file: {one_line(again, limit=200)}; make it again"
                     ) from again
 
-        return patiently(path, attempt)
+        return with_retries(path, attempt)
 
 
 def _local_version(path: str) -> tuple:
     status = os.stat(path)
-    # The time of a change of status cannot be set back, as the time of a change of content can.
+    # ctime cannot be set back, mtime can.
     return status.st_dev, status.st_ino, status.st_ctime_ns
 
 

@@ -1,4 +1,4 @@
-"""Which samples each batch of a task holds, and the row of arrays a batch becomes. numpy only."""
+"""The samples of each batch of a task, and the row of arrays a batch becomes. numpy only."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import dataclasses
 import numpy as np
 
 from pipeline.data import order
-from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+from pipeline.data.spec import TaskSpec, Variant
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One (batch, rank) of a task. batch: index within the task.
 
-    arrays: this rank's samples along the leading axis, named "<modality>/<what>", e.g. "vision/tokens".
-    rejects: what was found bad on the way, as dicts of id, data_set, source, reason, detail; position and attempt where
-    the reason is transient; journalled where it was known before the run went on.
+    arrays: this rank's samples along the leading axis, named "<modality>/<kind>", e.g. "vision/tokens".
+    rejects: bad samples met on the way, as dicts of id, data_set, source, reason, detail; with position and attempt if
+    the reason is transient, with journalled if it was known when the run resumed.
     """
 
     task: str
@@ -29,13 +29,14 @@ class Row:
 
 
 class TaskPlan:
-    """Which samples each batch of a task holds: arithmetic on (seed, task, number of batches).
+    """The samples of each batch of a task: arithmetic on (seed, task, number of batches).
 
-    num_rows: of the data set. num_batches: how many the run will need.
+    num_rows: of the data set. num_batches: needed by the whole run.
     """
 
     def __init__(self, task: TaskSpec, *, seed: int, num_rows: int, num_batches: int):
-        self.task, self.order = task, order.Order(seed, task.name, num_rows)
+        self.task = task
+        self.order = order.Order(seed, task.name, num_rows)
         sizes = np.array([v.global_batch_size for v in task.variants])
         self.variants = order.variants_at(seed, task.name, np.arange(num_batches), num_variants=len(sizes))
         self.starts = np.concatenate([[0], np.cumsum(sizes[self.variants])])
@@ -49,7 +50,7 @@ class TaskPlan:
 
 
 def reject_key(reject: dict) -> str | tuple[int, int]:
-    """What a reject holds for: all visits of a sample, by its id, or the one (position, attempt) that found it."""
+    """The visits a reject applies to: all of a sample, by its id, or the one (position, attempt) that found it."""
     return (reject["position"], reject["attempt"]) if "position" in reject else reject["id"]
 
 
@@ -57,11 +58,14 @@ def group_arrays(arrays: dict[str, np.ndarray]) -> dict:
     """{"vision/tokens": ...} → {"vision": {"tokens": ...}}, the form ``model.imp.Imp.loss`` takes."""
     out: dict = {}
     for name, value in arrays.items():
-        *outer, last = name.split("/")
-        (out.setdefault(outer[0], {}) if outer else out)[last] = value
+        modality, slash, kind = name.partition("/")
+        if slash:
+            out.setdefault(modality, {})[kind] = value
+        else:
+            out[name] = value
     return out
 
 
 def model_modalities(task: TaskSpec) -> tuple[str, ...]:
     """The task's modalities as the model names them."""
-    return tuple(MODEL_MODALITY[m] for m in task.modalities)
+    return tuple(task.embedder(m) for m in task.modalities)

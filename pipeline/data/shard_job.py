@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from pipeline.credentials import redacted
+from pipeline.data.captions import CaptionCount
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
-from pipeline.data.tokenizer import CaptionCount
 from pipeline.files import write_json
 
 

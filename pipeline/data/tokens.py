@@ -20,7 +20,7 @@ from pipeline.data.spec import AudioSpec, TokenSpec
 def grid_positions(grid: tuple[int, ...], buckets: tuple[int, ...]) -> np.ndarray:
     """(N, axes) int32, read-only, for a grid in row-major order.
 
-    Raises ValueError where an axis has more tokens than rows.
+    Raises ValueError if an axis has more tokens than rows.
     """
     too_many = [f"{n} tokens, {b} positions" for n, b in zip(grid, buckets, strict=True) if n > b]
     if too_many:
@@ -40,7 +40,7 @@ def patchify(
 ) -> np.ndarray:
     """(T, H, W, 3) → (N, P) of the same dtype, tubelets in (time, row, column) order, values in (t, h, w, c) order.
 
-    keep: numbers of the tokens to take, all by default. out: where they are written, a new array by default. The result
+    keep: numbers of the tokens to take, all by default. out: array to write them into, a new one by default. The result
     never shares memory with the frames.
     """
     num_frames, height, width, channels = frames.shape
@@ -58,10 +58,10 @@ def patchify(
 
 
 def image_tokens(pixels: np.ndarray, sizes: TokenSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 RGB → tokens (N, P) uint8 and positions (N, 3) int32, as a still image is shown to the model.
+    """(H, W, 3) uint8 RGB → tokens (N, P) uint8 and positions (N, 3) int32 of a still image.
 
     sizes: its patch and position tables; a ModelConfig has them under the same names.
-    Raises ValueError for other arrays, and where the grid of patches is not whole or larger than the tables.
+    Raises ValueError for other arrays, and for sizes that are not whole patches or exceed the tables.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"expected (height, width, 3) uint8 pixels, found {pixels.shape} {pixels.dtype}")
@@ -71,7 +71,7 @@ def image_tokens(pixels: np.ndarray, sizes: TokenSpec) -> tuple[np.ndarray, np.n
 
 
 def kept_tokens(num_tokens: int, drop_rate: float) -> int:
-    """How many tokens DropToken keeps: int((1 - rate) N)."""
+    """The number of tokens that DropToken keeps: int((1 - rate) N)."""
     # The small addition keeps e.g. (1 - 0.9) * 10 = 0.9999999999999998 from losing a token.
     return int((1.0 - drop_rate) * num_tokens + 1e-9)
 
@@ -109,7 +109,7 @@ def _hann(spec: AudioSpec) -> np.ndarray:
     return np.hanning(length)[: spec.frame_length].astype(np.float32)
 
 
-# Frames that are transformed at a time: what they need stays in a core's cache.
+# Frames transformed at a time, so that the work stays in a core's cache.
 _FRAMES_AT_ONCE = 128
 
 
@@ -118,8 +118,8 @@ def log_mel(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
 
     Frames start every hop_length samples, the first with the sound. With the preset "imp" log(mel + 1e-6) of magnitudes
     (the release's); with "audiomae" Kaldi's filter bank as torchaudio.compliance.kaldi.fbank computes it for AudioMAE,
-    frame by frame: off with the mean, pre-emphasis, window, power, filters, logarithm. AudioMAE takes off the mean of
-    the whole sound before, which the mean of each frame makes up for.
+    frame by frame: subtraction of the mean, pre-emphasis, window, power, filters, logarithm. AudioMAE subtracts the
+    mean of the whole sound first, which subtracting each frame's mean makes unnecessary.
 
     The Slaney filters are librosa's; the transform is scipy's, because librosa's own costs every decode process tens of
     seconds of compilation at first use (equal: tests/pipeline/data/test_tokens.py). The bits are the same on any number
@@ -144,7 +144,7 @@ def _spectrum(frames: np.ndarray, window: np.ndarray, spec: AudioSpec) -> np.nda
     if spec.remove_dc:
         frames = frames - frames.mean(axis=-1, keepdims=True)
     if spec.preemphasis:
-        # The first sample of a frame stands for the one before it.
+        # The first sample of a frame is its own predecessor.
         before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=-1)
         frames = frames - spec.preemphasis * before
     # numpy's abs of complex numbers differs between kinds of CPU in its last bit.

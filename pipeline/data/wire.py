@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ def to_arrow(rows: list[Row]) -> pa.Table:
 
 
 def failure_to_arrow(error: DataError | RequestError) -> pa.Table:
-    """An error of a stream as a table of WIRE_SCHEMA: Ray would wrap it until nobody knows its kind."""
+    """An error of a stream as a table of WIRE_SCHEMA: Ray would wrap it and lose its type."""
     row = Row(task="", batch=-1, rank=-1, variant=type(error).__name__, ids=[str(error)], rejects=[], arrays={})
     return to_arrow([row])
 
@@ -52,7 +53,7 @@ def failure_to_arrow(error: DataError | RequestError) -> pa.Table:
 def _binary(arrays: list[np.ndarray]) -> pa.Array:
     """The bytes of each array, copied once: batches are tens of megabytes."""
     if any(a.dtype.hasobject for a in arrays):
-        raise TypeError("arrays of Python objects do not travel")
+        raise TypeError("arrays of Python objects cannot be sent")
     ends = np.cumsum([0, *(a.nbytes for a in arrays)], dtype=np.int64)
     data = np.empty(ends[-1], np.uint8)
     for array, start, end in zip(arrays, ends[:-1], ends[1:], strict=True):
@@ -60,8 +61,8 @@ def _binary(arrays: list[np.ndarray]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), len(arrays), [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
-def from_arrow(table: pa.Table):
-    """The rows of ``to_arrow``; arrays are views of the table's memory. Raises what ``failure_to_arrow`` packed."""
+def from_arrow(table: pa.Table) -> Iterator[Row]:
+    """The rows of ``to_arrow``; arrays are views of the table's memory. Raises the error of ``failure_to_arrow``."""
     for index in range(table.num_rows):
         record = {name: table[name][index] for name in WIRE_SCHEMA.names}
         arrays = {}
@@ -70,5 +71,6 @@ def from_arrow(table: pa.Table):
             arrays[item["name"].as_py()] = np.frombuffer(item["data"].as_buffer(), dtype).reshape(shape)
         plain = {name: record[name].as_py() for name in _PLAIN}
         if plain["batch"] < 0:
-            raise {e.__name__: e for e in (DataError, RequestError)}[plain["variant"]](plain["ids"][0])
+            kind = DataError if plain["variant"] == DataError.__name__ else RequestError
+            raise kind(plain["ids"][0])
         yield Row(**plain, rejects=json.loads(record["rejects"].as_py()), arrays=arrays)

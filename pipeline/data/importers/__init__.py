@@ -1,7 +1,7 @@
-"""Public layouts of data sets as manifests: each layout is a function from where the data lie to rows.
+"""Public layouts of data sets as manifests: each layout is a function from a source to rows.
 
 A row is a dict of ``id``, media columns (full paths or URIs; ``TAR#OFFSET+LENGTH`` inside a tar), ``text``, ``labels``,
-``start_s``, ``end_s``; what it has not is absent. Media are never opened, copied or extracted here.
+``start_s``, ``end_s``, each only if it has a value. Media are never opened, copied or extracted here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LAYOUTS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import did.
+    """The result of an import.
 
-    rows: of each manifest. skipped: reason → how many rows or files were left out, with one example. kept: the same of
-    what is wrong with rows that are there.
+    rows: of each manifest. skipped: reason → (number of rows or files left out, an example). kept: the same for defects
+    of rows that were kept.
     """
 
     rows: dict[str, int]
@@ -43,10 +43,10 @@ class Imported:
     kept: dict[str, tuple[int, str]]
 
     def lines(self) -> list[str]:
-        """For people: the manifests, what is wrong with rows that are there, and last what was left out."""
+        """For people: the manifests, the defects of their rows, and last the rows left out."""
         out = [f"{path}: {rows:,} rows, columns {', '.join(self.columns)}" for path, rows in self.rows.items()]
         if self.kept:
-            out.append(f"kept, but not whole: {_reasons(self.kept)}")
+            out.append(f"kept with defects: {_reasons(self.kept)}")
         left = sum(count for count, _ in self.skipped.values())
         return [
             *out,
@@ -63,7 +63,7 @@ def import_layout(
 ) -> Imported:
     """Writes the manifest ``out`` (and ``out`` with "-held_out" in its name, for a share of the ids).
 
-    Raises RequestError for an unknown layout or option, a source that is not there, or one without a usable row.
+    Raises RequestError for an unknown layout or option, a missing source, or one without a usable row.
     """
     if layout not in LAYOUTS:
         raise RequestError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")

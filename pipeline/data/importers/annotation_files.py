@@ -1,6 +1,6 @@
 """Annotation files that name media in another folder: COCO captions, AudioSet, Kinetics, ESC-50.
 
-Media that were never downloaded are left out and counted: these sets live at video sites and lose files every year.
+Missing media are left out and counted: these sets live on video sites and lose files every year.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pipeline.data.importers.listing import Folder, Skipped, by_stem, folder_of, read_file, text_of
 from pipeline.errors import RequestError
 
-_MISSING = "its media file is not there"
+_MISSING = "its media file is missing"
 
 
 def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[dict]:
@@ -58,7 +58,7 @@ def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") ->
         try:
             start, end = float(line[1]), float(line[2])
         except ValueError:
-            skipped.add("times that are no numbers", ",".join(line))
+            skipped.add("times that are not numbers", ",".join(line))
             continue
         times = [(f"{a:.0f}", f"{b:.0f}") for a, b in ((start, end), (1000 * start, 1000 * end))]
         cut = [f"{ytid}_{a}_{b}" for a, b in times] + [f"{ytid}_{a}" for a, _ in times]
@@ -90,7 +90,7 @@ def _kinetics_official(source: str, skipped: Skipped, files: dict[str, str], spl
         try:
             name, start, end = record["youtube_id"], float(record["time_start"]), float(record["time_end"])
         except (TypeError, ValueError, KeyError):
-            skipped.add("times that are no numbers", str(record)[:80])
+            skipped.add("times that are not numbers", str(record)[:80])
             continue
         cut = f"{name}_{start:06.0f}_{end:06.0f}"
         row = _find({"video": files}, [cut], [name], start, end)

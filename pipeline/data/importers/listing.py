@@ -1,4 +1,4 @@
-"""Files below a folder on any file system, and what an import leaves out."""
+"""Files below a folder on any file system, and counts of the rows that an import leaves out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def modality_of(name: str) -> str | None:
 
 
 class Skipped:
-    """Counts what an import leaves out (``reasons``) and what is wrong with rows that it keeps (``kept``), by reason.
+    """Counts rows and files left out (``reasons``) and defects of rows that are kept (``kept``).
 
-    Both are reason → (how many, one example).
+    Both are reason → (count, an example).
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Skipped:
         _count(self.reasons, reason, example)
 
     def keep(self, reason: str, example: str) -> None:
-        """Its row stays."""
+        """Counts a defect of a row that is kept."""
         _count(self.kept, reason, example)
 
 
@@ -47,7 +47,7 @@ def _count(counts: dict[str, tuple[int, str]], reason: str, example: str) -> Non
 
 
 class Folder:
-    """The files below a folder, or one file of it (``file``). Raises RequestError where there is nothing."""
+    """The files below a folder, or one file of it (``file``). Raises RequestError if nothing is found."""
 
     def __init__(self, source: str):
         self.source = source
@@ -71,14 +71,14 @@ class Folder:
         return [path for path in found if not endings or path.lower().endswith(endings)]
 
     def uri(self, path: str) -> str:
-        """What a manifest says for a relative path."""
+        """A manifest's path or URI for a relative path."""
         return f"{self._scheme}{self.root}/{path}"
 
     def has(self, path: str) -> bool:
         return self.filesystem.get_file_info(f"{self.root}/{path}").type == pyarrow.fs.FileType.File
 
     def open(self, path: str) -> pyarrow.NativeFile:
-        """For reading anywhere in the file."""
+        """The file, open for random access."""
         return self.filesystem.open_input_file(f"{self.root}/{path}")
 
     def read(self, path: str) -> bytes:
@@ -87,7 +87,7 @@ class Folder:
 
 
 def open_file(source: str) -> pyarrow.NativeFile:
-    """A single file. Raises RequestError where there is none."""
+    """A single open file. Raises RequestError if there is none."""
     folder = Folder(source)
     if not folder.file:
         raise RequestError(f"{source}: expected a file, found a folder")
@@ -95,18 +95,18 @@ def open_file(source: str) -> pyarrow.NativeFile:
 
 
 def read_file(source: str) -> bytes:
-    """All of a single file. Raises RequestError where there is none."""
+    """The content of a single file. Raises RequestError if there is none."""
     with open_file(source) as file:
         return file.read()
 
 
 def text_of(content: bytes) -> str:
-    """UTF-8; other bytes stay in it as lone surrogates, by which ``writing`` knows them."""
+    """Decodes UTF-8; other bytes become lone surrogates, which ``writing`` recognises."""
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
 def values_of(column: pa.Array | pa.ChunkedArray) -> list:
-    """``to_pylist``, where strings may hold other bytes than UTF-8: they come out as ``text_of`` gives them."""
+    """``to_pylist`` for strings that may not be UTF-8: they are decoded by ``text_of``."""
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -114,7 +114,7 @@ def values_of(column: pa.Array | pa.ChunkedArray) -> list:
         return [_text(value) for value in column.cast(kind or pa.large_list(pa.large_binary())).to_pylist()]
 
 
-def _text(value: bytes | list | None):
+def _text(value: bytes | list | None) -> str | list | None:
     return [_text(v) for v in value] if isinstance(value, list) else value and text_of(value)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
-from pipeline.errors import RequestError
+from pipeline.data.modalities import MEDIA
+from pipeline.errors import RequestError, one_line
 
-# Names that a column of ours goes by where the table has none of its own name and no option says another.
+# Column → other names it may have, if the table has none of its own name and no option names one.
 _ALSO = {"text": ("caption", "captions", "texts"), "labels": ("label", "class", "category")}
 
 
@@ -35,9 +35,9 @@ def table(
 ) -> Iterator[dict]:
     """FILE.csv, .tsv, .jsonl or .parquet; an option names the column for each of ours.
 
-    folder: where relative media paths start; by default where the table lies. separator: between several captions or
-    labels in one cell. Without an id column the row's number is its id. Captions may also be in a column caption,
-    captions or texts, labels in label, class or category; columns that nothing is taken from are named in the end.
+    folder: base of relative media paths, by default the table's folder. separator: between several captions or labels
+    in one cell. Without an id column the row's number is its id. Captions may also be in a column caption,
+    captions or texts, labels in label, class or category; unused columns are listed at the end.
     """
     asked = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
     asked |= {"start_s": start_s, "end_s": end_s}
@@ -45,7 +45,7 @@ def table(
     found = False
     for number, record in enumerate(_records(source)):
         if not isinstance(record, dict):
-            skipped.add("a line that is no JSON object", str(record)[:80])
+            skipped.add("a line that is not a JSON object", str(record)[:80])
             continue
         names = _names(record, asked)
         if not found:
@@ -56,7 +56,7 @@ def table(
                 skipped.keep(f"column {column!r} not used, no option names it", str(record[column])[:80])
         row = {"id": str(record.get(names["id"]) or f"row-{number:010d}")}
         try:
-            for column in MEDIA_COLUMNS:
+            for column in MEDIA:
                 path = record.get(names[column])
                 if path:
                     row[column] = path if "://" in path or path.startswith("/") else f"{base}/{path}"
@@ -81,7 +81,7 @@ def _check_columns(source: str, record: dict, names: dict[str, str]) -> None:
     missing = [f"{ours}={theirs}" for ours, theirs in names.items() if theirs != ours and theirs not in record]
     if missing:
         raise RequestError(f"--option {missing[0]}: {source} has the columns {', '.join(map(str, record))}")
-    if not any(names[m] in record for m in (*MEDIA_COLUMNS, "text")):
+    if not any(names[m] in record for m in (*MEDIA, "text")):
         raise RequestError(
             f"{source}: none of the columns {', '.join(map(str, record))} is named image, video, audio or text; "
             "say which is which, e.g. --option image=path"
@@ -113,4 +113,4 @@ def _records(source: str) -> Iterator[dict]:
             else:
                 raise RequestError(f"{source}: expected .csv, .tsv, .jsonl or .parquet")
     except (pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as e:
-        raise RequestError(f"{source}: cannot be read as {ending}: {' '.join(str(e).split())[:160]}") from e
+        raise RequestError(f"{source}: cannot be read as {ending}: {one_line(e, limit=160)}") from e

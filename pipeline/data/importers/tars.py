@@ -1,4 +1,4 @@
-"""WebDataset tars and the shards of img2dataset and video2dataset: only headers are read, media stay where they are."""
+"""WebDataset tars and the shards of img2dataset and video2dataset: only headers are read, media stay in place."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from pipeline.data.importers.folders import text_lines
 from pipeline.data.importers.listing import Folder, Skipped, modality_of, text_of, values_of
 from pipeline.data.media.storage import member_path
+from pipeline.data.modalities import MEDIA
 from pipeline.errors import RequestError
 
-# A member that claims more is refused: no single image, clip or caption is as large.
-_MOST_MEMBER_BYTES = 4 << 30
-_MOST_TEXT_BYTES = 1 << 20
-# Zeros at the end of a tar are fewer.
+# Maximum bytes of a member, and of one that is a caption.
+_MAX_MEMBER_BYTES = 4 << 30
+_MAX_TEXT_BYTES = 1 << 20
+# Maximum zeros that end a tar.
 _END_BYTES = 1 << 20
 _CAPTION_KEYS, _LABEL_KEYS = ("caption", "captions", "text"), ("label", "labels", "class_name", "cls")
 
@@ -50,7 +51,7 @@ def img2dataset(source: str, skipped: Skipped, caption: str = "caption") -> Iter
 def _tars(folder: Folder) -> list[str]:
     tars = folder.paths(".tar")
     if not tars or not all(t.lower().endswith(".tar") for t in tars):
-        raise RequestError(f"{folder.source}: expected .tar files (not compressed: members are read where they lie)")
+        raise RequestError(f"{folder.source}: expected .tar files (not compressed: members are read in place)")
     return tars
 
 
@@ -94,7 +95,7 @@ def _samples(folder: Folder, name: str, skipped: Skipped) -> Iterator[tuple[str,
 
 
 def _members(file, name: str, skipped: Skipped) -> Iterator[tuple[str, int, int]]:
-    """(path, offset of its bytes, size) of the plain files of a tar; a torn end is counted, what came before stays."""
+    """(path, offset, size) of the plain files of a tar. A truncated end is counted; members before it are kept."""
     total = file.size()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -117,20 +118,20 @@ def _members(file, name: str, skipped: Skipped) -> Iterator[tuple[str, int, int]
 
 
 def _header_size(file, member: tarfile.TarInfo) -> int:
-    """What the member's own header says, whatever an extended header says before it."""
+    """The size in the member's own header, whatever an extended header before it says."""
     file.seek(member.offset_data - tarfile.BLOCKSIZE)
     return tarfile.nti(file.read(tarfile.BLOCKSIZE)[124:136])
 
 
 def _contradicted(file, member: tarfile.TarInfo) -> str | None:
-    # An extended header has a size only where the member's own has no room for it.
+    # An extended header has a size only if the member's own has no room for it.
     if "size" in member.pax_headers and member.size != _header_size(file, member):
         return "a size that its two headers disagree about"
     return None
 
 
 def _go_on_behind(tar: tarfile.TarFile, file, member: tarfile.TarInfo, total: int) -> None:
-    """Sets the tar to what follows a member whose extended header may have lied about its size."""
+    """Moves past a member whose extended header may give a wrong size."""
     if member.size < 0 and "size" not in member.pax_headers:
         raise tarfile.ReadError(f"{member.name[:80]} has a size of {member.size} bytes")
     if "size" in member.pax_headers and member.isreg():
@@ -140,11 +141,11 @@ def _go_on_behind(tar: tarfile.TarFile, file, member: tarfile.TarInfo, total: in
 
 
 def _check_end(file, offset: int, total: int) -> None:
-    """Raises ReadError where a tar goes on behind the place at which reading it came to an end without a word."""
+    """Raises ReadError if data follow the place where reading ended without an error."""
     if offset < total:
         file.seek(offset)
         if file.read(_END_BYTES).strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {offset} of {total}, and what follows it is not read")
+            raise tarfile.ReadError(f"no header at byte {offset} of {total}, and the rest is not read")
 
 
 def _refused(member: tarfile.TarInfo, total: int) -> str | None:
@@ -154,7 +155,7 @@ def _refused(member: tarfile.TarInfo, total: int) -> str | None:
         return "a name that leaves the tar"
     if member.size < 0:
         return "a negative size"
-    if member.size > _MOST_MEMBER_BYTES:
+    if member.size > _MAX_MEMBER_BYTES:
         return "larger than any sample"
     if member.offset_data + member.size > total:
         return "cut short"
@@ -171,7 +172,7 @@ def _row(
             skipped.keep(f"a sample with a second {modality}, which is not used", f"{sample_id}.{ending}")
         elif modality:
             row[modality] = member_path(tar, offset, size)
-    if not row.keys() & {"image", "video", "audio"}:
+    if not row.keys() & set(MEDIA):
         skipped.add("no media", row["id"])
         return
     captions, labels = [text] if text else [], []
@@ -189,7 +190,7 @@ def _row(
 
 def _sidecar(file, path: str, place: tuple[int, int], skipped: Skipped) -> bytes:
     offset, size = place
-    if size > _MOST_TEXT_BYTES:
+    if size > _MAX_TEXT_BYTES:
         skipped.keep("a text file too large to be a caption", path)
         return b""
     file.seek(offset)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import MEDIA_COLUMNS, NOT_UTF8
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.importers.listing import Skipped
+from pipeline.data.modalities import MEDIA
 from pipeline.data.order import name_key
 from pipeline.files import whole_file
 
@@ -18,7 +19,7 @@ _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        *((m, pa.string()) for m in MEDIA_COLUMNS),
+        *((m, pa.string()) for m in MEDIA),
         ("text", _STRINGS),
         ("labels", _STRINGS),
         ("start_s", pa.float64()),
@@ -26,23 +27,25 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_PER_GROUP = 1024
-# Bytes of a text that is no UTF-8 that are kept, for people to see.
-_MOST_SHOWN = 80
+# Maximum bytes that are kept of a text that is not UTF-8, for people to see.
+_MAX_SHOWN = 80
 
 
 class _Writer:
-    """One manifest in the making. Columns that no row filled are left out at the end."""
+    """Writes one manifest. Columns that no row filled are left out at the end."""
 
     def __init__(self, path: Path, folder: Path):
         self._folder, self._path = folder, path
-        self._writer, self._rows, self.num_rows = pq.ParquetWriter(path, SCHEMA), [], 0
+        self._writer = pq.ParquetWriter(path, SCHEMA)
+        self._rows: list[dict] = []
+        self.num_rows = 0
         self.filled: set[str] = set()
 
     def add(self, row: dict) -> None:
         row = dict(row)
-        for column in MEDIA_COLUMNS:
+        for column in MEDIA:
             if row.get(column):
-                # A path below the manifest's folder as seen from there, so that both can move together.
+                # Paths below the manifest's folder are relative to it, so that both can move together.
                 row[column] = row[column].removeprefix(f"{self._folder}/")
         self.filled |= {name for name, value in row.items() if value not in (None, [], "")}
         self._rows.append(row)
@@ -84,10 +87,10 @@ def _readable(value: str, *, mark: str) -> str:
         value.encode()
         return value
     except UnicodeEncodeError:
-        # Bytes that were no UTF-8, as ``listing.text_of`` reads them; or half a character, which JSON can spell.
+        # Bytes that were not UTF-8, as ``listing.text_of`` reads them; or half a character, which JSON can spell.
         escaped = all("\udc80" <= c <= "\udcff" for c in value if "\ud800" <= c <= "\udfff")
         raw = value.encode(errors="surrogateescape" if escaped else "surrogatepass")
-        return mark + (raw[:_MOST_SHOWN] if mark else raw).decode(errors="backslashreplace")
+        return mark + (raw[:_MAX_SHOWN] if mark else raw).decode(errors="backslashreplace")
 
 
 def write_manifests(
@@ -95,7 +98,7 @@ def write_manifests(
 ) -> tuple[dict[str, int], list[str]]:
     """({manifest: rows}, columns). Rows without an id and with the id of an earlier row are left out and counted.
 
-    Ids are told apart by 64 bits of a hash: one false alarm in 10^19 pairs.
+    Ids are compared by 64-bit hashes: one false alarm in 10^19 pairs.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,7 @@ def write_manifests(
                 skipped.add("the id of an earlier row" if row["id"] else "no id", row["id"])
                 continue
             seen.add(digest)
-            # The id alone decides, so a row stays on its side however the data set grows.
+            # Decided by the id alone, so that a row stays in its part when the data set grows.
             held_out = digest < held_out_share * 2**64
             writers[-1 if held_out else 0].add(row)
         columns = [name for name in SCHEMA.names if any(name in w.filled for w in writers)]

@@ -1,4 +1,4 @@
-"""Sound by soundfile, or by PyAV from sound tracks and what soundfile cannot read; resampled by soxr."""
+"""Sound by soundfile; sound tracks and files that soundfile cannot read by PyAV. Resampled by soxr."""
 
 from __future__ import annotations
 
@@ -9,19 +9,39 @@ import numpy as np
 from pipeline.data.media.container import check_duration, decodable, frames, open_container, seek, start_of
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.part import Part
 from pipeline.data.spec import AudioSpec
 
 _EMPTY = "the sound track is empty"
-# Sound decoders need the packets before a point to get it right: AAC one, MP3 and Opus up to a quarter of a second.
+# Seconds decoded before the start: AAC needs one packet before it, MP3 and Opus up to a quarter of a second.
 _PREROLL_S = 0.5
 
 
 def clip_times(start_s: float, end_s: float | None) -> tuple[float, float | None]:
-    """The clip's range in seconds. Raises Reject where a manifest holds something that is no time."""
+    """The clip's range in seconds. Raises Reject for values that are not times."""
     for value in (start_s, end_s):
         if value is not None and not (np.isfinite(value) and value >= 0):
             raise Reject("bad_times", f"start_s {start_s}, end_s {end_s}")
     return start_s, end_s
+
+
+def decode(source: str | bytes, spec: AudioSpec, part: Part) -> np.ndarray:
+    """``decode_audio`` of a canonical waveform, as ``modalities`` calls it."""
+    # Only PyAV reads the sound track of a video; a user's own decoder may do so too.
+    from_video = part.column == "video"
+    return decode_audio(
+        source,
+        spec,
+        start_s=part.start_s,
+        end_s=part.end_s,
+        num_samples=num_samples(spec, clip_s=part.clip_s),
+        decoder="pyav" if from_video and ":" not in spec.decoder else None,
+    )
+
+
+def num_samples(spec: AudioSpec, *, clip_s: float) -> int:
+    """Samples of a canonical waveform: a spectrogram may start at any frame of the clip beside it."""
+    return spec.num_samples + round(clip_s * spec.sample_rate_hz)
 
 
 def decode_audio(
@@ -35,7 +55,7 @@ def decode_audio(
 ) -> np.ndarray:
     """(samples,) float32 mono at ``spec.sample_rate_hz`` from start_s on, at most ``num_samples``.
 
-    num_samples: by default what one spectrogram needs. decoder: by default the spec's.
+    num_samples: one spectrogram's by default. decoder: the spec's by default.
     """
     start_s, end_s = clip_times(start_s, end_s)
     num_samples = num_samples or spec.num_samples
@@ -58,9 +78,9 @@ def _read_soundfile(source: str | bytes, spec: AudioSpec, *, start_s: float, end
     except soundfile.LibsndfileError as e:
         try:
             return _read_pyav(source, spec, start_s=start_s, end_s=end_s)
-        # What libsndfile says of a file that it does not know misleads ("does not exist").
+        # libsndfile's message for an unknown format is misleading ("does not exist").
         except Reject as other:
-            if other.detail == _EMPTY:  # of a file with the ending of a sound, and no more
+            if other.detail == _EMPTY:  # not a sound file in spite of its name
                 raise Reject("not_decodable", "neither soundfile nor PyAV finds sound in it") from e
             raise Reject(other.reason, f"soundfile cannot read it; {other.detail}") from e
     with file:
@@ -75,7 +95,7 @@ def _read_soundfile(source: str | bytes, spec: AudioSpec, *, start_s: float, end
 
 
 def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: float) -> np.ndarray:
-    """The first sound track, on the clock of the pictures where there are any."""
+    """The first sound track, on the clock of the video if there is one."""
     with open_container(source) as container:
         if not container.streams.audio:
             raise Reject("no_sound", "there is no sound track")
@@ -87,7 +107,7 @@ def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: f
             seek(container, stream, zero_s + start_s - _PREROLL_S)
         samples, first_s, rate = _collect(container, stream, start_s=zero_s + start_s, stop_s=zero_s + end_s)
     start = round((zero_s + start_s - first_s) * rate)
-    # A track that begins after the pictures is silent until then.
+    # A track that begins after the video is silent until then.
     samples = np.pad(samples, ((max(0, -start), 0), (0, 0)))[max(0, start) :]
     samples = samples[: int(np.ceil((end_s - start_s) * rate))]
     if not len(samples) or first_s >= zero_s + end_s:
@@ -98,7 +118,7 @@ def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: f
 def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.ndarray, float, int]:
     """((n, channels) float32, time of the first in seconds, rate in Hz) from start_s or earlier to stop_s or later.
 
-    Times are on the container's clock. What a container that cannot seek has before them is not kept.
+    Times are on the container's clock. Samples before them, read if the container cannot seek, are dropped.
     """
     import av
 
@@ -122,12 +142,12 @@ def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.nd
 
 
 def to_mono(samples: np.ndarray, *, rate: float, spec: AudioSpec) -> np.ndarray:
-    """(n, channels) float32 at ``rate`` Hz → (m,) at the spec's rate. Raises Reject where there are none."""
+    """(n, channels) float32 at ``rate`` Hz → (m,) at the spec's rate. Raises Reject if there are no samples."""
     import soxr
 
     if not samples.size:
         raise Reject("no_sound", "no samples in the asked range")
-    # numpy's mean over so short an axis takes longer than decoding.
+    # numpy's mean over such a short axis takes longer than decoding.
     mono = functools.reduce(np.add, samples.T) / np.float32(samples.shape[1])
     if rate != spec.sample_rate_hz:
         mono = soxr.resample(mono, rate, spec.sample_rate_hz)

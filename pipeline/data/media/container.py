@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from pipeline.data.media.decoders import as_file, check_cap
 from pipeline.data.media.errors import Reject
 from pipeline.errors import one_line
 
-# Container formats that FFmpeg may take a file for. It knows hundreds, among them lists of other files (concat, hls,
-# dash), network sessions (sdp), devices, texts and numbered images: a media file must not open another one.
+# Container formats that FFmpeg may detect. It knows hundreds, among them lists of other files (concat, hls, dash),
+# network sessions (sdp), devices, texts and numbered images: a media file must not open another one.
 FORMATS = (
     *("mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "asf", "flv", "ogg", "ivf", "mxf", "nut", "dv", "gif"),
     *("h264", "hevc", "av1", "m4v", "mjpeg", "yuv4mpegpipe"),
     *("wav", "w64", "aiff", "au", "caf", "mp3", "flac", "aac", "ac3", "eac3", "amr", "ape", "tta", "wv", "voc"),
 )
-# FFmpeg's messages that mislead. Storage that fails is found out elsewhere (``storage.confirm_readable``).
+# Plain words for misleading messages of FFmpeg. ``storage.confirm_readable`` tells failing storage apart.
 _PLAIN = {
-    "Invalid data found when processing input": "damaged, or neither sound nor pictures",
+    "Invalid data found when processing input": "damaged, or neither sound nor video",
     "End of file": "the file ends too early",
     "Input/output error": "the file ends too early",
 }
+T = TypeVar("T")
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 
-def open_container(source: str | bytes):
-    """An open file of PyAV, one of ``FORMATS``. Raises Reject where it is none."""
+def open_container(source: str | bytes) -> Any:
+    """An open file of PyAV, one of ``FORMATS``. Raises Reject for any other file."""
     import av
 
     try:
@@ -36,30 +38,30 @@ def open_container(source: str | bytes):
         raise
 
 
-def decodable(stream):
-    """The stream itself. Raises Reject where FFmpeg has no decoder for it: it then lacks most of its attributes."""
+def decodable(stream: Any) -> Any:
+    """The stream itself. Raises Reject if FFmpeg has no decoder for it: it then lacks most of its attributes."""
     if stream.codec_context is None:
         raise Reject("not_decodable", f"PyAV: no decoder for the codec of its {stream.type} stream")
     return stream
 
 
 def check_duration(container, stream, *, max_duration_s: float) -> None:
-    """Raises Reject where the container or the stream says that it is longer than the cap. Many say nothing."""
+    """Raises Reject if the container or the stream declares a duration beyond the cap. Many declare none."""
     import av
 
-    said = [container.duration / av.time_base] if container.duration else []
+    declared = [container.duration / av.time_base] if container.duration else []
     if stream.duration and stream.time_base:
-        said.append(float(stream.duration * stream.time_base))
-    check_cap(max(said, default=0.0), max_duration_s, reason="too_long", what="s")
+        declared.append(float(stream.duration * stream.time_base))
+    check_cap(max(declared, default=0.0), max_duration_s, reason="too_long", what="s")
 
 
 def start_of(stream) -> float | None:
-    """Time of a stream's first packet in seconds; None where the container does not say."""
+    """Time of a stream's first packet in seconds; None if the container does not declare it."""
     return None if stream.start_time is None else float(stream.start_time * stream.time_base)
 
 
 def seek(container, stream, time_s: float) -> bool:
-    """Goes to the last key frame before ``time_s`` (on the container's own clock), where the container can."""
+    """Seeks to the last key frame before ``time_s`` on the container's clock. Returns whether it could."""
     try:
         container.seek(int(time_s / stream.time_base), stream=stream)
     except (OSError, ValueError):
@@ -68,7 +70,7 @@ def seek(container, stream, time_s: float) -> bool:
 
 
 def packets(container, stream) -> Iterator:
-    """The stream's packets as they lie in the file. Raises Reject at one that is cut short or cannot be read."""
+    """The stream's packets in file order. Raises Reject at one that is truncated or cannot be read."""
     found = container.demux(stream)
     while (packet := _or_reject(lambda: next(found, None))) is not None:
         if packet.is_corrupt:
@@ -77,12 +79,12 @@ def packets(container, stream) -> Iterator:
 
 
 def frames(container, stream) -> Iterator:
-    """Decoded frames in the order they are shown. Raises Reject at damage that the demuxer or decoder sees."""
+    """Decoded frames in display order. Raises Reject at damage that the demuxer or decoder reports."""
     for packet in packets(container, stream):
         yield from _or_reject(packet.decode)
 
 
-def _or_reject(step: Callable):
+def _or_reject(step: Callable[[], T]) -> T:
     try:
         return step()
     except MemoryError:

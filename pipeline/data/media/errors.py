@@ -1,4 +1,4 @@
-"""Bad media is data: a reason from a fixed list and a line of detail."""
+"""Rejects: bad media are data, with a reason from a fixed list and a line of detail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from pipeline.credentials import redacted
 
-# Libraries put memory addresses and clock times into their messages; the same file must give the same reject.
+# Memory addresses and clock times in libraries' messages: the same file must give the same reject.
 _PASSING = re.compile(r"\b0x[0-9a-fA-F]{6,}|\[\d\d:\d\d:\d\d\]")
 
 REASONS = {
@@ -17,7 +17,7 @@ REASONS = {
     "empty_file": "the file has no bytes",
     "not_decodable": "no decoder could read it",
     "no_frames": "the video has no frame in the asked range",
-    "no_sound": "there is no sound track",
+    "no_sound": "the file has no sound track, or none in the asked range",
     "too_large": "more pixels or bytes than the recipe's caps",
     "too_long": "more seconds or frames than the recipe's caps",
     "crashed": "the decoder's process died of it, twice",
@@ -31,14 +31,14 @@ REASONS = {
 }
 
 
-# Reasons that depend on a clock or on memory, not on the file alone: the next visit may find the sample good.
+# Reasons that depend on time or memory, not on the file alone: the next visit may succeed.
 TRANSIENT = frozenset({"crashed", "hung", "out_of_memory"})
 
 
 class Reject(Exception):
-    """Raised by a decoder for one sample; caught where batches are made, never passed on.
+    """Raised for one bad sample; caught where batches are made.
 
-    Its detail is stored in journals and shards, and is without credentials.
+    Its detail is stored in journals and shards, without credentials.
     """
 
     def __init__(self, reason: str, detail: str):

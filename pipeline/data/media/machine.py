@@ -1,4 +1,4 @@
-"""What the bits of a decoded sample depend on beside its file and the recipe: docs/decisions/decoding.md."""
+"""The kind of CPU and the library versions that decoded bits depend on: docs/decisions/decoding.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-# FFmpeg and mpg123 have versions of their sound decoders for these; no other instruction set changes a bit.
+# Instruction sets with their own sound decoders in FFmpeg and mpg123; no other one changes a bit.
 _INSTRUCTIONS = ("avx", "avx2", "fma")
 _LIBRARIES = ("av", "decord2", "numpy", "pillow", "scipy", "soundfile", "soxr")
 
@@ -15,7 +15,7 @@ _LIBRARIES = ("av", "decord2", "numpy", "pillow", "scipy", "soundfile", "soxr")
 def cpu_kind() -> str:
     """The kind of CPU and the versions of the decoders, e.g. "x86_64 avx avx2 fma, av 18.1.0, numpy 2.4.6, ...".
 
-    Two machines for which it is equal decode every file to the same bits.
+    Machines with equal values decode every file to the same bits.
     """
     here = _cpu_flags()
     cpu = " ".join([platform.machine(), *(name for name in _INSTRUCTIONS if name in here)])
@@ -23,7 +23,7 @@ def cpu_kind() -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Of the first CPU; none where the system does not say so as Linux does."""
+    """Flags of the first CPU; empty on systems without /proc/cpuinfo."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             return next((set(line.split()) for line in file if line.startswith("flags")), set())

@@ -1,4 +1,4 @@
-"""Whether media files are where manifests say, without reading them, and within a time."""
+"""Checks that media files exist, without reading them, within a time limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THREADS = 8
 
 
 def present(paths: list[str], *, timeout_s: float) -> list[bool | None]:
-    """Whether each file is there; None where storage has not told in time, or not clearly."""
+    """Whether each file exists; None if storage did not answer in time, or not clearly."""
     found: list[bool | None] = [None] * len(paths)
     asked: queue.SimpleQueue = queue.SimpleQueue()
     answers: queue.SimpleQueue = queue.SimpleQueue()
@@ -52,7 +52,7 @@ def _is_there(path: str) -> bool | None:
         check_store(filesystem, inner)
     except (pa.ArrowInvalid, UnicodeEncodeError):  # no file can have such a name
         return False
-    # What storage says in other words is for those who read the file.
+    # Other failures are reported when the file is read.
     except Exception as e:
         return False if isinstance(e, OSError) and e.errno in NO_NAME else None
     return False

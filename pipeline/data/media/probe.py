@@ -1,6 +1,6 @@
-"""What a media file says of itself, without decoding it: for people who look at their data, never for training.
+"""Metadata of a media file, read without decoding it: for reports on a data set, never for training.
 
-Runs in the decode process, as decoding does.
+Runs in the decode process.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pipeline.data.media.image import FORMATS
 
 
 def probe(source: str | bytes, modality: str) -> dict[str, float]:
-    """Some of width and height (pixels), duration_s, fps, sample_rate_hz; empty where the file cannot be read."""
+    """Some of width and height (pixels), duration_s, fps, sample_rate_hz; empty if the file cannot be read."""
     try:
         return {"image": _image, "video": _video, "audio": _audio}[modality](source)
-    # Whatever is wrong with the file, decoding it says so better.
+    # Decoding the file reports better what is wrong with it.
     except Exception:
         return {}
 

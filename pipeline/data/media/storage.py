@@ -1,4 +1,4 @@
-"""Bytes of a media file from any file system. Storage that cannot be reached is retried, and is never a reject."""
+"""Bytes of a media file from any file system. Unreachable storage is retried, and is never a reject."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from pipeline.credentials import HIDDEN
 from pipeline.data.media.errors import Reject
 from pipeline.errors import DataError, RequestError, one_line
 
-_ATTEMPTS, _FIRST_WAIT_S = 5, 0.5
+# Attempts to read from storage, and seconds before the second one; each later wait is twice as long.
+_ATTEMPTS = 5
+_FIRST_WAIT_S = 0.5
 _OBJECT_STORES = ("s3", "gs", "gcs")
-# What pyarrow takes behind a "?". Any other "?" is part of a key.
+# Options that pyarrow takes after a "?". Any other "?" is part of a key.
 _OPTIONS = re.compile(
     r"\?(?:region|scheme|endpoint_override|retry_limit_seconds|project_id|allow_\w+|tls_\w+)=[^/?]*$", re.ASCII
 )
 _BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-# Left alone, Google's client tries for a quarter of an hour, and then it is asked again.
+# By default Google's client retries for a quarter of an hour, and then we retry.
 _GCS_PATIENCE = "retry_limit_seconds=30"
-# Without the right to list a bucket, S3 does not tell what is missing from what is forbidden.
+# Without permission to list a bucket, S3 does not distinguish missing from forbidden files.
 _DENIED_ADVICE = "access denied, or missing where listing is denied; check credentials and permissions: "
 _DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY")
-# No file can have such a name: a path of a thousand letters is a caption in the wrong column.
+# Errors of impossible names: a path of a thousand letters is a caption in the wrong column.
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 T = TypeVar("T")
 
@@ -40,9 +42,9 @@ MEMBER = re.compile(r"(.+\.tar)#(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
 
 
 def check_uri(path: str, allowed: tuple[str, ...]) -> None:
-    """Raises Reject where a path is a URI of another scheme, or one that no file can have.
+    """Raises Reject for a URI of a forbidden scheme, or an impossible one.
 
-    A row must not choose what runs to read it. fsspec chains several ("simplecache::https://...",
+    A row must not choose the code that reads it. fsspec chains schemes ("simplecache::https://...",
     "zip://a::s3://..."): each must be allowed.
     """
     if "://" not in path:
@@ -58,7 +60,7 @@ def check_uri(path: str, allowed: tuple[str, ...]) -> None:
 
 
 def _can_be(scheme: str, rest: str) -> bool:
-    """Whether what follows a scheme has the parts that it must have: clients take what has not for an outage."""
+    """Whether a URI has the parts its scheme requires. Clients would take a malformed one for an outage."""
     if scheme in _OBJECT_STORES:
         return _BUCKET.fullmatch(rest.partition("/")[0].rpartition("@")[2]) is not None and "\0" not in rest
     if scheme == "hf":
@@ -73,15 +75,15 @@ def _can_be(scheme: str, rest: str) -> bool:
 
 
 def member_path(tar: str, offset: int, length: int) -> str:
-    """What a manifest says for the bytes of a file inside a tar."""
+    """A manifest's path for a file inside a tar."""
     return f"{tar}#{offset}+{length}"
 
 
 def resolve_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """(filesystem, path) of a local path or of a URI that pyarrow or fsspec knows.
 
-    What follows s3://BUCKET/ and gs://BUCKET/ is a key as it stands, with nothing percent-encoded: so manifests name
-    files. Raises RequestError for an unknown scheme or a missing package, OSError where a store does not answer.
+    Keys after s3://BUCKET/ and gs://BUCKET/ are literal, not percent-encoded, as in manifests. Raises RequestError for
+    an unknown scheme or a missing package, OSError if a store does not answer.
     """
     scheme, is_uri, rest = uri.partition("://")
     if not is_uri:
@@ -109,7 +111,7 @@ def _in_bucket(scheme: str, rest: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @functools.lru_cache(maxsize=64)
 def _object_store(uri: str) -> pyarrow.fs.FileSystem:
-    """Opened once a process: a new one connects anew, asks for credentials and where its bucket lies."""
+    """An object store, opened once a process: each opening connects, fetches credentials and locates the bucket."""
     try:
         return pyarrow.fs.FileSystem.from_uri(uri)[0]
     except pa.ArrowInvalid as e:
@@ -127,10 +129,10 @@ def _by_fsspec(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
 
 
-def patiently(path: str, read: Callable[[], T]) -> T:
-    """``read()``, again after a pause where storage fails. Raises DataError when it keeps failing.
+def with_retries(path: str, read: Callable[[], T]) -> T:
+    """``read()``, retried after a pause if storage fails. Raises DataError if it keeps failing.
 
-    What lies behind fsspec has errors of its own, not all of them OSErrors.
+    Backends of fsspec raise errors of their own, not only OSError.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -141,7 +143,7 @@ def patiently(path: str, read: Callable[[], T]) -> T:
             failure = e
         if attempt < _ATTEMPTS - 1:
             time.sleep(_FIRST_WAIT_S * 2**attempt)
-    # Refused is tried again too: keys are renewed while a run goes on.
+    # "Permission denied" is retried as well: credentials may be refreshed during a run.
     advice = _DENIED_ADVICE if _is_denied(failure) else ""
     raise DataError(f"storage: {path} could not be read after {_ATTEMPTS} tries: {advice}{one_line(failure)}")
 
@@ -153,10 +155,10 @@ def _is_denied(error: Exception) -> bool:
 def read_bytes(path: str, *, max_bytes: int | None = None) -> bytes:
     """The whole file, or the whole member of a tar.
 
-    Raises Reject when it is missing, empty or larger than ``max_bytes``; DataError when storage stays out of reach or
-    refuses, and when a whole bucket is missing; RequestError when nothing here can open such a URI.
+    Raises Reject if it is missing, empty or larger than ``max_bytes``; DataError if storage stays unreachable, denies
+    access or lacks the whole bucket; RequestError if no installed package can open such a URI.
     """
-    return patiently(path, lambda: _read_once(path, max_bytes))
+    return with_retries(path, lambda: _read_once(path, max_bytes))
 
 
 def _read_once(path: str, max_bytes: int | None) -> bytes:
@@ -181,7 +183,7 @@ def _read_once(path: str, max_bytes: int | None) -> bytes:
 
 
 def check_store(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
-    """A file was not found: is there where it should be? Raises DataError without its bucket, OSError when unclear."""
+    """Checks the store of a file that was not found. Raises DataError without its bucket, OSError if unclear."""
     if isinstance(filesystem, (pyarrow.fs.S3FileSystem, pyarrow.fs.GcsFileSystem)):
         bucket = path.partition("/")[0]
         try:
@@ -189,15 +191,15 @@ def check_store(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
         except OSError as e:
             if not _is_denied(e):
                 raise
-            return  # a bucket that may not be asked for is there
+            return  # access is denied, so the bucket exists
         if found == pyarrow.fs.FileType.NotFound:
-            raise DataError(f"storage: there is no bucket {bucket!r} for {path}")
+            raise DataError(f"storage: bucket {bucket!r} of {path} does not exist")
     elif isinstance(filesystem, pyarrow.fs.PyFileSystem) and "http" in filesystem.handler.fs.protocol:
         _check_answer(filesystem.handler.fs, path)
 
 
 def _check_answer(web, url: str) -> None:
-    """fsspec says "not found" for every failure over HTTP. Raises OSError unless the server itself has said so."""
+    """Raises OSError unless the server itself answered "not found": fsspec reports every HTTP failure that way."""
     try:
         web.info(url)
     except FileNotFoundError as e:
@@ -217,7 +219,7 @@ def _read_range(filesystem, path: str, *, offset: int, length: int) -> bytes:
 
 
 def _check_size(found: int | None, max_bytes: int | None) -> None:
-    # Some file systems do not tell a size.
+    # Some file systems do not report sizes.
     if found is not None and max_bytes is not None and found > max_bytes:
         raise Reject("too_large", f"{found} bytes, at most {max_bytes}")
 
@@ -233,7 +235,7 @@ def local_path_or_bytes(path: str, *, max_bytes: int | None = None) -> str | byt
     except OSError as e:
         if e.errno in NO_NAME:
             raise Reject("missing_file", path) from e
-        return read_bytes(path, max_bytes=max_bytes)  # storage out of reach: retried, never a reject
+        return read_bytes(path, max_bytes=max_bytes)  # unreachable storage is retried, never a reject
     if not stat.S_ISREG(status.st_mode):
         raise Reject("missing_file", path)
     if not status.st_size:
@@ -243,11 +245,11 @@ def local_path_or_bytes(path: str, *, max_bytes: int | None = None) -> str | byt
 
 
 def confirm_readable(path: str) -> None:
-    """Reads a local file to its end and forgets it: a decoder's complaint may be storage that cannot be reached.
+    """Reads a local file to its end: a decoder's complaint may come from unreachable storage.
 
     Raises DataError then, as ``read_bytes`` does.
     """
-    patiently(path, lambda: _read_through(path))
+    with_retries(path, lambda: _read_through(path))
 
 
 def _read_through(path: str) -> None:

@@ -1,9 +1,12 @@
 """Video frames by PyAV (default) or decord.
 
-PyAV seeks to the clip, stops behind it and resizes while it converts: benchmarks/decode.py has both on the same files.
+PyAV seeks to the clip, stops after it and resizes while converting; benchmarks/decode.py compares the two.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,10 +24,16 @@ from pipeline.data.media.container import (
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import canonical_size, resize_short_side
+from pipeline.data.media.part import Part
 from pipeline.data.spec import VideoSpec
 
-# Containers round their timestamps to less than this.
+# Maximum rounding of containers' timestamps, in seconds.
 _SLACK_S = 1e-3
+
+
+def decode(source: str | bytes, spec: VideoSpec, part: Part) -> np.ndarray:
+    """``decode_video``, as ``modalities`` calls it."""
+    return decode_video(source, spec, start_s=part.start_s, end_s=part.end_s)
 
 
 def decode_video(
@@ -46,7 +55,7 @@ def _read_pyav(source: str | bytes, spec: VideoSpec, *, start_s: float, end_s: f
 
 
 def _read_from(source, spec: VideoSpec, start_s: float, end_s: float | None, *, seeking: bool) -> np.ndarray | None:
-    """The clip; None where seeking went past its start, as it does in containers without an index."""
+    """The clip; None if seeking went past its start, as in containers without an index."""
     with open_container(source) as container:
         stream = _video_stream(container, spec)
         zero_s = start_of(stream)
@@ -64,12 +73,12 @@ def _read_from(source, spec: VideoSpec, start_s: float, end_s: float | None, *, 
         return clip.frames()
 
 
-def _video_stream(container, spec: VideoSpec):
-    """The container's first video stream. Raises Reject where there is none or it is beyond a cap."""
+def _video_stream(container: Any, spec: VideoSpec) -> Any:
+    """The container's first video stream. Raises Reject if there is none or it exceeds a cap."""
     if not container.streams.video:
-        raise Reject("no_frames", "there is no video stream")
+        raise Reject("no_frames", "no video stream")
     stream = decodable(container.streams.video[0])
-    # Decode processes are many; threads of one decoder only add switches.
+    # A machine runs many decode processes; more threads would only add context switches.
     stream.thread_type, stream.thread_count = "NONE", 1
     check_cap(
         (stream.width or 0) * (stream.height or 0),
@@ -83,18 +92,22 @@ def _video_stream(container, spec: VideoSpec):
 
 
 class _ClipBuilder:
-    """Takes frames as they are shown and keeps the pictures of the clip's times: a film does not fit into memory."""
+    """Takes frames in display order and keeps those at the clip's times: a whole film does not fit into memory."""
 
     def __init__(self, spec: VideoSpec, start_s: float, end_s: float | None):
-        self._spec, self._start_s, self._end_s = spec, start_s, end_s
+        self._spec = spec
+        self._start_s = start_s
+        self._end_s = end_s
         self._shown_s: list[float] = []
         self._pictures: list[np.ndarray] = []
-        self._current, self._picture, self._size = None, None, None
+        self._current = None
+        self._picture: np.ndarray | None = None
+        self._size: tuple[int, int] | None = None
         self._convert_to_rgb = _converter()
 
     def add(self, frame, shown_s: float) -> bool:
-        """Whether the clip needs no later frame."""
-        # Every time that falls before this frame shows the one before it.
+        """Adds a frame. Returns whether the clip is complete."""
+        # All times before this frame show the previous one.
         while self._current is not None and not self._full() and self._due() < shown_s:
             self._pictures.append(self._convert())
         self._current, self._picture = frame, None
@@ -115,22 +128,22 @@ class _ClipBuilder:
         return self._start_s + len(self._pictures) / self._spec.fps + _SLACK_S
 
     def _convert(self) -> np.ndarray:
-        """The current frame as RGB: converted and resized in one pass, and upright as its container says."""
+        """The current frame as RGB: converted and resized in one pass, rotated as the container says."""
         if self._picture is None:
             frame = self._current
-            # One size for the whole clip, whatever later frames have.
+            # One size for the whole clip, even if later frames differ.
             self._size = self._size or _canonical_size(frame.width, frame.height, self._spec)
             width, height = self._size
             self._picture = np.rot90(self._convert_to_rgb(frame, width, height), round(frame.rotation / 90))
         return self._picture
 
 
-def _converter():
-    """A function (frame, width, height) → (height, width, 3) uint8, best the same one for all frames of a clip."""
+def _converter() -> Callable[..., np.ndarray]:
+    """A function (frame, width, height) → (height, width, 3) uint8; faster if reused for all frames of a clip."""
     from av.video.reformatter import Interpolation, VideoReformatter
 
     swscale = VideoReformatter()
-    # Without the second and third flag the last bit depends on the CPU's instruction sets.
+    # Without the last two flags the last bit depends on the CPU's instruction sets.
     how = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
     def convert(frame, width: int, height: int) -> np.ndarray:
@@ -141,14 +154,14 @@ def _converter():
 
 
 def _canonical_size(width: int, height: int, spec: VideoSpec) -> tuple[int, int]:
-    """(width, height) of the clip's frames. Raises Reject beyond the cap: a thin strip grows a thousandfold."""
+    """(width, height) of the clip's frames. Raises Reject beyond the cap: a thin strip may grow a thousandfold."""
     width, height = canonical_size((width, height), spec.short_side)
     check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels a frame at {width}x{height}")
     return width, height
 
 
 def video_end(shown_s: np.ndarray, spec: VideoSpec) -> float:
-    """When the last frame stops being shown. shown_s: when each frame is first shown, ascending."""
+    """Time at which the last frame ends. shown_s: time at which each frame is first shown, ascending."""
     if not len(shown_s):
         raise Reject("no_frames", "the video has no frames")
     frame_s = float(np.median(np.diff(shown_s))) if len(shown_s) > 1 else 1.0 / spec.fps
@@ -156,11 +169,11 @@ def video_end(shown_s: np.ndarray, spec: VideoSpec) -> float:
 
 
 def num_frames(video_end_s: float, spec: VideoSpec, start_s: float, end_s: float | None) -> int:
-    """How many frames the clip has."""
+    """The number of frames of the clip."""
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
     if stop_s <= start_s + _SLACK_S:
         raise Reject("no_frames", f"{stop_s:.2f} s of video, asked from {start_s:.2f} s")
-    # The first frame is due at once, however soon the clip ends.
+    # At least the first frame, however short the clip.
     return int(max(1, min(spec.max_frames, (stop_s - start_s) * spec.fps + _SLACK_S)))
 
 
@@ -171,7 +184,7 @@ def frame_indices(shown_s: np.ndarray, spec: VideoSpec, start_s: float, end_s: f
 
 
 def _read_decord(source: str | bytes, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
-    """decord, or PyAV for good files that decord cannot read (it fails on some widths)."""
+    """Frames by decord, or by PyAV for good files that decord cannot read (it fails on some widths)."""
     _refuse_torn(source, spec, stop_s=start_s + spec.max_frames / spec.fps)
     try:
         return _decord_frames(source, spec, start_s, end_s)
@@ -193,9 +206,9 @@ def _decord_frames(source: str | bytes, spec: VideoSpec, start_s: float, end_s: 
 
 
 def _refuse_torn(source: str | bytes, spec: VideoSpec, *, stop_s: float) -> None:
-    """Rejects a file whose packets are cut short before ``stop_s``.
+    """Rejects a file with truncated packets before ``stop_s``.
 
-    decord's threads notice a torn packet or not as luck has it, and a resumed run must meet the same rejects.
+    decord's threads notice a torn packet only sometimes, and a resumed run must meet the same rejects.
     """
     with open_container(source) as container:
         stream = _video_stream(container, spec)

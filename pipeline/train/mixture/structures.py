@@ -17,6 +17,8 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
         "audio": Inputs("audio", audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
         "text": Inputs("text", task.text_length, 0, 1),
     }
+    for name, (num_tokens, embedder) in data_set.own_patches.items():
+        shapes[name] = Inputs(name, num_tokens, embedder.num_values, len(embedder.positions))
     inputs = tuple(shapes[m] for m in model_modalities(task))
     classifier = {}
     if task.classifies:

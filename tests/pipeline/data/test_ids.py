@@ -49,12 +49,12 @@ def test_a_manifest_full_of_repeats_is_not_read_to_its_end(tmp_path, write_manif
 
 
 def test_of_more_rows_than_fit_a_part_is_compared(tmp_path, write_manifest, monkeypatch):
-    monkeypatch.setattr(ids, "_MOST_HASHES", 25)
+    monkeypatch.setattr(ids, "_MAX_HASHES", 25)
     names = [f"{i // 2}" for i in range(100)]
     found = repeats(manifest(write_manifest, tmp_path / "m.parquet", names))
     # About a quarter of the fifty ids, both rows of each.
     assert 0 < found.ids < 30 and found.rows == 2 * found.ids == found.looked_at
-    monkeypatch.setattr(ids, "MOST_ROWS", 20)
+    monkeypatch.setattr(ids, "MAX_ROWS", 20)
     assert repeats(manifest(write_manifest, tmp_path / "m.parquet", names)).looked_at <= 20
 
 

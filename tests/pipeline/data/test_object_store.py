@@ -192,7 +192,7 @@ def test_what_is_not_on_the_store_is_a_reject(store, waits):
 
 
 def test_a_wrong_bucket_is_no_reject(store, waits):
-    with pytest.raises(DataError, match=r"there is no bucket 'bucked' for bucked/a\.png"):
+    with pytest.raises(DataError, match=r"bucket 'bucked' of bucked/a\.png does not exist"):
         read_bytes("s3://bucked/a.png")
     with pytest.raises(RequestError, match=r"manifest s3://bucked/m\.parquet: expected a Parquet file or a folder"):
         Manifest("s3://bucked/m.parquet")

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import columns, parquet_files, row_table
+from pipeline.data import columns, parquet_files, row_groups, row_table
 from pipeline.data.columns import Fingerprint, normalise
 from pipeline.data.manifest import Manifest
 from pipeline.data.media import storage
 from pipeline.data.parquet_files import ParquetFiles
-from pipeline.data.row_table import RowGroups, RowTable
+from pipeline.data.row_groups import RowGroups
+from pipeline.data.row_table import RowTable
 from pipeline.errors import DataError, RequestError
 
 NUM_ROWS = 10_000
@@ -37,7 +38,7 @@ def copied(monkeypatch):
 @pytest.fixture
 def too_large(monkeypatch, copied):
     """Manifests of any size are too large for a copy."""
-    monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+    monkeypatch.setattr(row_table, "_MAX_COPIED_ROWS", 0)
 
 
 def table(start: int = 0, stop: int = NUM_ROWS, **changed) -> pa.Table:
@@ -128,17 +129,17 @@ def test_empty_row_groups_are_passed_over(tmp_path, too_large):
 def test_a_look_at_some_rows_is_one_at_pieces_from_all_over_the_manifest(tmp_path, copied, monkeypatch):
     copy, lies = (write(tmp_path / name, row_group_size=100) for name in ("copy.parquet", "lies.parquet"))
 
-    def looked_at(path: str, most_rows: int) -> list[int]:
-        batches = Manifest(path).batches(("id",), most_rows=most_rows)
+    def looked_at(path: str, max_rows: int) -> list[int]:
+        batches = Manifest(path).batches(("id",), max_rows=max_rows)
         return [int(i.removeprefix("row-")) for batch in batches for i in batch.column(0).to_pylist()]
 
     assert looked_at(copy, NUM_ROWS) == list(range(NUM_ROWS)) and looked_at(copy, 1) == [0]
     # Two record batches of 4,096 rows, the second one the short last one of the manifest.
     assert looked_at(copy, 5000) == [*range(4096), *range(8192, 8192 + 904)]
-    monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+    monkeypatch.setattr(row_table, "_MAX_COPIED_ROWS", 0)
     assert looked_at(lies, 250) == [*range(100), *range(4900, 5000), *range(9900, 9950)]
     # The number of requests is bounded, however many rows are asked for.
-    monkeypatch.setattr(row_table, "_MOST_GROUPS_LOOKED_AT", 2)
+    monkeypatch.setattr(row_groups, "_MAX_GROUPS_LOOKED_AT", 2)
     assert looked_at(lies, 5000) == [*range(100), *range(9900, NUM_ROWS)]
 
 
@@ -150,13 +151,13 @@ def test_of_rows_where_they_lie_no_more_is_read_than_asked_for(tmp_path, too_lar
         "group",
         lambda self, path, number, columns: read.append((number, columns)) or group(self, path, number, columns),
     )
-    found = list(manifest.batches(("id",), most_rows=250))
+    found = list(manifest.batches(("id",), max_rows=250))
     assert sum(map(len, found)) == 250 and found[0].schema.names == ["id"]
     assert read == [(0, ["id"]), (49, ["id"]), (99, ["id"])]
 
 
 def test_large_row_groups_need_a_copy(tmp_path, too_large, monkeypatch):
-    monkeypatch.setattr(row_table, "_MOST_ROWS_PER_GROUP", 1000)
+    monkeypatch.setattr(row_groups, "_MAX_ROWS_PER_GROUP", 1000)
     manifest = Manifest(write(tmp_path / "m.parquet", row_group_size=NUM_ROWS))
     with pytest.raises(
         RequestError,
@@ -348,7 +349,7 @@ def swapped(column: str, one: int, other: int) -> pa.Table:
 def test_each_column_has_its_own_digest(tmp_path, monkeypatch, column, rows, kind):
     if kind == "groups":
         monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
-        monkeypatch.setattr(row_table, "_MOST_COPIED_ROWS", 0)
+        monkeypatch.setattr(row_table, "_MAX_COPIED_ROWS", 0)
     base = fingerprint(tmp_path / "a.parquet", row_group_size=10_000)
     other = fingerprint(tmp_path / "b.parquet", rows, row_group_size=10_000)
     assert {name for name in base if base[name] != other[name]} - {"footers"} == {column}
@@ -451,7 +452,7 @@ def test_files_of_a_folder_with_other_columns(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "ü", "\N{GRINNING FACE}"])
 def test_absurdly_long_texts_are_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(columns, "MOST_TEXT_BYTES", 10)
+    monkeypatch.setattr(columns, "MAX_TEXT_BYTES", 10)
     texts = [["a", letter * 11], None, [letter * (10 // len(letter.encode()))], [None, "x" + letter * 9], []]
     rows = pa.table({"id": list("abcde"), "text": pa.array(texts, pa.list_(pa.string()))})
     manifest = Manifest(write(tmp_path / "m.parquet", rows))

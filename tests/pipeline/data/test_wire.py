@@ -84,7 +84,7 @@ def test_the_schema_holds_plain_types_only():
 
 
 def test_objects_do_not_travel():
-    with pytest.raises(TypeError, match="Python objects do not travel"):
+    with pytest.raises(TypeError, match="Python objects cannot be sent"):
         list(from_arrow(to_arrow([row(x=np.array([{"a": 1}], object))])))
 
 

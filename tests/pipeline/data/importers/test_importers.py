@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.data.captions import text_fault
 from pipeline.data.columns import NOT_UTF8
 from pipeline.data.importers import LAYOUTS, help_text, import_layout
 from pipeline.data.manifest import Manifest
@@ -20,7 +21,6 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import decode_image
 from pipeline.data.media.storage import local_path_or_bytes, read_bytes
 from pipeline.data.spec import ImageSpec
-from pipeline.data.tokenizer import text_fault
 from pipeline.errors import RequestError
 
 
@@ -262,7 +262,7 @@ def test_coco_captions(tmp_path):
     path = put(tmp_path / "captions.json", json.dumps(data))
     rows, skipped = imported("coco_captions", path, tmp_path, images=str(tmp_path / "val"))
     assert rows["139"]["text"] == ["A room.", "Chairs"]
-    assert skipped == {"its media file is not there": 1}
+    assert skipped == {"its media file is missing": 1}
 
 
 AUDIOSET = """# Segments csv created Sun Mar  5 10:54:31 2017
@@ -286,7 +286,7 @@ def test_audioset(tmp_path):
     assert cut["labels"] == ["Speech", "Gush"] and cut["audio"].endswith("_30000_40000.wav")
     assert cut["start_s"] is None and other["start_s"] is None
     assert (whole["start_s"], whole["end_s"]) == (5.0, 15.0) and whole["video"].endswith("--bbbbbbbbb.mp4")
-    assert skipped == {"its media file is not there": 1}
+    assert skipped == {"its media file is missing": 1}
 
 
 def test_kinetics_official_form(tmp_path):
@@ -299,7 +299,7 @@ def test_kinetics_official_form(tmp_path):
     cut, whole = rows["0347ZoDXyP0_000095_000105"], rows["3E7Jib8Yq5M_000118_000128"]
     assert cut["labels"] == ["abseiling"] and cut["start_s"] is None
     assert (whole["start_s"], whole["end_s"]) == (118.0, 128.0)
-    assert skipped == {"its media file is not there": 1}
+    assert skipped == {"its media file is missing": 1}
 
 
 def test_kinetics_list_of_paths(tmp_path):
@@ -308,7 +308,7 @@ def test_kinetics_list_of_paths(tmp_path):
     path = put(tmp_path / "train.csv", f"{tmp_path}/v/a b.mp4 1\nmissing.mp4 0\n")
     rows, skipped = imported("kinetics", path, tmp_path, videos=str(tmp_path / "v"), names=str(names))
     assert rows["a b.mp4"]["labels"] == ["zumba"]
-    assert skipped == {"its media file is not there": 1}
+    assert skipped == {"its media file is missing": 1}
     put(path, "a.mp4 9\n")
     with pytest.raises(RequestError, match="class 9 is not among the 2"):
         imported("kinetics", path, tmp_path, videos=str(tmp_path / "v"), names=str(names))
@@ -322,7 +322,7 @@ def test_esc50(tmp_path):
     path = put(tmp_path / "ESC-50/meta/esc50.csv", content)
     rows, skipped = imported("esc50", path, tmp_path, folds="1,2,3,4")
     assert {key: row["labels"] for key, row in rows.items()} == {"1-100032-A-0": ["door wood knock"]}
-    assert skipped == {"its media file is not there": 1}
+    assert skipped == {"its media file is missing": 1}
 
 
 def test_columns_that_no_row_fills_are_left_out(tmp_path):
@@ -440,7 +440,7 @@ def test_nothing_of_a_sample_is_lost_in_silence(tmp_path):
         "a text file too large to be a caption": (1, "d/d.txt"),
     }
     kept, last = done.lines()[1:]
-    assert kept.startswith("kept, but not whole: a text that is not UTF-8, which no task uses × 2, e.g. d/a; ")
+    assert kept.startswith("kept with defects: a text that is not UTF-8, which no task uses × 2, e.g. d/a; ")
     assert last == "5 rows, 2 left out: no name before its ending × 2, e.g. d.tar: .png"
 
 
@@ -475,7 +475,7 @@ def test_tables_of_another_encoding_are_marked(tmp_path, name, content):
     rows, skipped = imported("table", put(tmp_path / name, content), tmp_path)
     assert rows["a"]["text"] == [NOT_UTF8 + "caf\\xe9"] and rows["a"]["image"] == f"{tmp_path}/caf\\xe9.png"
     assert rows["\\xe9"]["text"] == ["b"]
-    assert skipped == ({"a line that is no JSON object": 1} if name.endswith("l") else {})
+    assert skipped == ({"a line that is not a JSON object": 1} if name.endswith("l") else {})
 
 
 @pytest.mark.parametrize(
