@@ -26,7 +26,7 @@ from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.spec import RunSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.alarms import feed_advice
-from pipeline.train.telemetry.recorder import LoggingSpec
+from pipeline.train.telemetry.spec import LoggingSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")

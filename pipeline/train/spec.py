@@ -12,7 +12,7 @@ from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.schedule import START, Position, Schedule
-from pipeline.train.telemetry.recorder import LoggingSpec
+from pipeline.train.telemetry.spec import LoggingSpec
 
 
 @dataclasses.dataclass(frozen=True)
