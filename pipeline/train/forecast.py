@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from pipeline.train import devices
-from pipeline.train.mixture.shape_budget import Budget
+from pipeline.train.mixture.shape_budget import GraphCost
 
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
 # optimizer and what is computed a second time to save memory are no model FLOPs.
@@ -56,7 +56,7 @@ class Forecast:
     anything was seen, None where it is not known.
     """
 
-    def __init__(self, budget: Iterable[Budget] = (), *, flops_per_s: float | None = None):
+    def __init__(self, budget: Iterable[GraphCost] = (), *, flops_per_s: float | None = None):
         self._shares = {(b.task, b.variant): b.share for b in budget}
         rate = flops_per_s and flops_per_s * _EFFICIENCY
         self._predicted = {(b.task, b.variant): b.flops / rate + _STEP_S for b in budget} if rate else {}
@@ -88,7 +88,7 @@ class Forecast:
         return sum(shares.get(key, 0.0) * s for key, s in known.items()) / total + waits
 
 
-def needed_bytes(budget: Iterable[Budget], *, state_bytes: int, fsdp: bool) -> int:
+def needed_bytes(budget: Iterable[GraphCost], *, state_bytes: int, fsdp: bool) -> int:
     """An estimate of what the fullest device holds: the state and the largest step's gradients and activations."""
     number = jax.device_count()
     step = max((b.gradient_bytes + b.activation_bytes / number for b in budget), default=0)
