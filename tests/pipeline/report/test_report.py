@@ -12,7 +12,7 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs
 
-from pipeline.report import page as page_module
+from pipeline.report import elements
 from pipeline.report.report import write_report
 
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "eval.json", "experts.json", "quarantine.parquet")
@@ -361,19 +361,19 @@ def test_number_of_tasks_and_length_of_traces(tmp_path, num_tasks):
     small = [chart["data"][0]["type"] for chart in page.charts if chart["layout"].get("bar") is False]
     assert small.count("scatter") == small.count("heatmap") == num_tasks
     lengths = [len(trace["x"]) for chart in page.charts for trace in chart["data"] if "x" in trace]
-    assert max(lengths) <= page_module.MAX_POINTS < 6000
+    assert max(lengths) <= elements.MAX_POINTS < 6000
 
 
 def test_thin_keeps_spikes_and_drops_what_is_not_finite():
     y = np.zeros(10_000)
     y[1234], y[777], y[5] = 9.0, -9.0, math.nan
-    kept_x, kept_y = page_module.thin(np.arange(10_000), y, limit=100)
+    kept_x, kept_y = elements.thin(np.arange(10_000), y, limit=100)
     assert len(kept_x) <= 100 and {1234, 777} <= set(kept_x) and kept_y.max() == 9 and kept_y.min() == -9
 
 
 def test_running_median_by_hand():
     x, y = np.arange(6), np.array([1.0, 9.0, 2.0, math.nan, 3.0, 8.0])
-    steps, medians = page_module.running_median(x, y)
+    steps, medians = elements.running_median(x, y)
     assert steps.tolist() == [0, 1, 2, 4, 5] and medians.tolist() == [2.0, 2.5, 3.0, 5.5, 3.0]
 
 
