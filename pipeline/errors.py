@@ -31,7 +31,7 @@ class DataError(_UserError):
 
 
 def one_line(error: BaseException, *, limit: int | None = None) -> str:
-    """The message of an error on one line, its type if the message is empty. limit: maximum number of characters."""
+    """An error's message on one line, cut after ``limit`` characters; the error's type if it has no message."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 

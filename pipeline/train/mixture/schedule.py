@@ -90,12 +90,12 @@ class Schedule:
 
     @property
     def decided_until(self) -> int:
-        """The steps below it are decided."""
+        """The first step whose task is not decided yet."""
         return self.start + self._decided
 
     @property
     def adaptive(self) -> bool:
-        """Whether the losses decide later steps."""
+        """Whether losses decide which task a later step runs."""
         return self.sampler.adaptive
 
     def _grow(self) -> None:

@@ -225,10 +225,10 @@ class DataWait:
 
 
 def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:
-    """Advice for a task whose stream does not keep up, most effective first."""
+    """What helps a task whose stream does not keep up, in the order of what it brings."""
     options = [] if from_shards else [f"decode {data_set} once (python jobs/preprocess.py) and set its shards"]
     options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
     if not from_shards:
         options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
-    options.append("if CPUs are idle, raise cluster.queue_blocks")
+    options.append("where CPUs are idle, raise cluster.queue_blocks")
     return ", or ".join(options)

@@ -190,12 +190,12 @@ def test_the_advice_names_the_task_that_waits_most():
         (
             {"from_shards": False, "on_cluster": False, "clip_cache_mb": 0},
             "decode films once (python jobs/preprocess.py) and set its shards, or use a machine or a cluster with more "
-            "CPUs, or raise cluster.clip_cache_mb (0) if the clips fit into memory, or if CPUs are idle, raise "
+            "CPUs, or raise cluster.clip_cache_mb (0) if the clips fit into memory, or where CPUs are idle, raise "
             "cluster.queue_blocks",
         ),
         (
             {"from_shards": True, "on_cluster": True, "clip_cache_mb": 0},
-            "add decode CPUs to the cluster, or if CPUs are idle, raise cluster.queue_blocks",
+            "add decode CPUs to the cluster, or where CPUs are idle, raise cluster.queue_blocks",
         ),
     ],
 )
