@@ -1,9 +1,7 @@
-"""The pipeline of a run. Importing it configures Ray, which reads its environment when it is imported."""
-
-from __future__ import annotations
+"""The pipeline of a run. What must hold before anything imports ray stands here."""
 
 import os
 
-# Outside a session, any call to Ray would start one or join a cluster of the machine, even the call of a thread that
-# requests one more block while the job ends.
+# Any call of Ray's outside a session would start one, or join whatever cluster the machine has: a thread that asks for
+# one more block while the job ends is enough. Ray reads this when it is imported.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
