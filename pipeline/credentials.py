@@ -1,19 +1,20 @@
-"""Credentials inside URIs: left out of everything that is shown, logged or stored."""
+"""Credentials in URIs: hidden in everything that is shown, logged or stored."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 HIDDEN = "***"
 
-# "scheme://user:password@host" and "s3://KEY:SECRET@bucket", whose secret may hold slashes (a number behind the ":" is
-# a port); for the web also a name alone, which may be a token. Azure's "abfs://container@account" is no secret.
+# "scheme://user:password@host" and "s3://KEY:SECRET@bucket", whose secret may contain slashes (a number after the ":"
+# is a port); for the web also a name alone, which may be a token. Azure's "abfs://container@account" is not secret.
 _USER = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+.-]{0,20}://)[^\s'\"<>/?#@:]*:(?!\d+/)[^\s'\"<>?#@]*@"
     r"|\b(?P<web>(?:https?|s?ftp)://)[^\s'\"<>/?#@:]+@",
     re.IGNORECASE,
 )
-# "?token=...&X-Amz-Signature=...": names that say so, as parts of longer ones too.
+# "?token=...&X-Amz-Signature=...": parameters whose names contain such words.
 _PARAMETER = re.compile(
     r"(?P<name>[?&;#](?:"
     r"[\w.%-]{0,60}(?:signature|secret|token|password|passwd|credential|api[_-]?key|access[_-]?key)[\w.%-]{0,60}"
@@ -24,7 +25,7 @@ _PARAMETER = re.compile(
 
 
 def redacted(text: str) -> str:
-    """The text with the credentials of every URI in it replaced by three stars; other text comes back as it is."""
+    """Replaces the credentials of every URI in a text by three stars; other text is unchanged."""
     if "://" not in text:
         return text
     return _PARAMETER.sub(rf"\g<name>{HIDDEN}", _USER.sub(_without_user, text))
@@ -34,8 +35,8 @@ def _without_user(found: re.Match) -> str:
     return f"{found['scheme'] or found['web']}{HIDDEN}@"
 
 
-def redacted_values(value):
-    """The same mapping, list or value with every string in it ``redacted``, keys too."""
+def redacted_values(value: Any) -> Any:
+    """Applies ``redacted`` to every string in a mapping, list or value, keys included."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):

@@ -6,23 +6,27 @@ from collections.abc import Iterable
 
 from pipeline.credentials import redacted
 
-# Names that a line lists before it says how many more there are.
-_MOST_NAMED = 4
-EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, EXIT_RUN_AGAIN = 0, 1, 2, 75
+# Maximum number of names that a line lists before it says how many more there are.
+_MAX_NAMES = 4
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_REQUEST = 2
+EXIT_RUN_AGAIN = 75
 
 
-class _Told(Exception):
-    """An error whose text people read, and which then stands in logs: without the credentials of the URIs it names."""
+class _UserError(Exception):
+    """An error whose text is shown and logged: credentials in the URIs that it names are hidden."""
 
     def __init__(self, message: str = ""):
         super().__init__(redacted(str(message)))
 
 
-class RequestError(_Told):
-    """What was asked for is wrong: one line that says what was expected, what was found, what to do. Exit code 2."""
+class RequestError(_UserError):
+    """The request is wrong: one line that says what was expected, what was found, what to do. Exit code 2."""
 
 
-class DataError(_Told):
+class DataError(_UserError):
     """The data stopped the run (too many rejects, storage out of reach): the message names the source. Exit code 1."""
 
 
@@ -34,5 +38,5 @@ def one_line(error: BaseException, *, limit: int | None = None) -> str:
 def some_of(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that exist whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RequestError, one_line
 
-# What a killed writer leaves behind ends so.
+# Suffix of the files that a killed writer leaves behind.
 TEMPORARY_SUFFIX = ".partial"
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: $IMP_CACHE, or ~/.cache/imp."""
+    """The folder of files that can be rebuilt: $IMP_CACHE, or ~/.cache/imp."""
     return Path(os.environ.get("IMP_CACHE") or "~/.cache/imp").expanduser()
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A path beside ``path`` to write to: it takes its place when the block ends, and is removed where that raises.
+    """Yields a temporary path beside ``path``, which it replaces when the block ends; removed if the block raises.
 
-    durable: on the disk before it takes the place, so that a power cut leaves the old file or the new one.
+    durable: flush to disk before the replacement, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
     # Two processes or threads may write the same file at once.
@@ -48,7 +49,7 @@ def sha256_of(path: Path) -> str:
 
 
 def make_folder(path: Path, option: str) -> None:
-    """Makes a folder that a user has named by ``option``. Raises RequestError where it cannot be made or written."""
+    """Makes a folder that a user has named by ``option``. Raises RequestError if it cannot be made or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -61,9 +62,11 @@ def make_folder(path: Path, option: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Writes a file by way of ``whole_file``."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
-def write_json(path: Path, value) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file by way of ``whole_file``."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

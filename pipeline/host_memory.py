@@ -1,26 +1,29 @@
-"""The machine: the C library's allocator as training steps on CPUs and decoders want it, and the CPUs there are."""
+"""The host: its number of CPUs, and its C library's allocator set up for training steps and decoders on CPUs."""
+
+from __future__ import annotations
 
 import ctypes
 import os
 
 # Parameters of glibc's mallopt (malloc.h).
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
 
 
-def keep_freed_memory(most_bytes: int = 1 << 30) -> bool:
-    """Keeps freed buffers of up to ``most_bytes`` in the process. False where the C library has no such setting.
+def keep_freed_memory(max_bytes: int = 1 << 30) -> bool:
+    """Keeps freed buffers of up to ``max_bytes`` in the process. Returns False if the C library cannot.
 
-    XLA's CPU client asks for a step's temporary memory anew each time. glibc gives large blocks back to the system at
-    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py). Decoders ask for frames
-    anew for each sample.
+    XLA's CPU client allocates the temporary memory of every step anew. glibc returns large blocks to the system at
+    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py). Decoders allocate frames
+    anew for every sample.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, most_bytes) and mallopt(_TRIM_THRESHOLD, most_bytes))
+    return bool(mallopt(_MMAP_THRESHOLD, max_bytes) and mallopt(_TRIM_THRESHOLD, max_bytes))
 
 
 def machine_cpus() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

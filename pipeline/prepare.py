@@ -24,10 +24,11 @@ from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.mixture.samplers import make_sampler
 from pipeline.train.spec import RunSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.alarms import feed_advice
-from pipeline.train.telemetry.recorder import LoggingSpec
+from pipeline.train.telemetry.spec import LoggingSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")
@@ -145,7 +146,8 @@ def problems_of_recipe(
 def _shares(recipe: Recipe, tasks: dict[str, TaskSpec], num_rows: dict[str, int]) -> dict[str, float]:
     """Task → the part of the run's steps it is to get."""
     spec, num_steps = recipe.sampler_spec(), recipe.train.num_steps
-    sampler = spec.sampler(spec.weights(tasks, num_rows), seed=recipe.seed, position={}, step=0, num_steps=num_steps)
+    weights = spec.weights(tasks, num_rows)
+    sampler = make_sampler(spec, weights, seed=recipe.seed, position={}, step=0, num_steps=num_steps)
     return dict(zip(sampler.names, (sampler.expected(0, num_steps) / num_steps).tolist(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that closes: obeyed at any moment of a job, and told truthfully."""
+"""Ctrl-C, SIGTERM and a closed terminal: obeyed at any moment of a job, with one line that says what happens."""
 
 from __future__ import annotations
 
@@ -8,61 +8,68 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import NoReturn
 
 from pipeline.errors import EXIT_RUN_AGAIN
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h"
+# File descriptors to which signals are written.
+_OPEN: set[int] = set()
 
 
 class Stop:
-    """What signals have asked this process for.
+    """A request to stop, made by signals.
 
-    As long as nothing would be lost, a signal ends the process at once. After ``defer`` the first one is only noted,
-    for the job to save its state, and the second one ends the process.
+    While nothing would be lost, a signal ends the process at once. After ``defer`` the first one only sets the request,
+    so that the job can save its state, and the second one ends the process.
     """
 
-    def __init__(self, told: str):
-        """told: what is said when a signal ends the process now."""
-        self._asked, self._deferred, self._told, self._reader = threading.Event(), False, told, None
+    def __init__(self, message: str):
+        """message: printed when a signal ends the process now."""
+        self._asked = threading.Event()
+        self._deferred = False
+        self._message = message
+        self._reader: int | None = None
         self._lock = threading.Lock()
 
     def is_set(self) -> bool:
+        """Whether a stop has been requested."""
         return self._asked.is_set()
 
-    def defer(self, told: str = "stopped at once, without saving; run the same command again") -> None:
-        """From here on there is something to save. told: what is said at a second signal."""
+    def defer(self, message: str = "stopped at once, without saving; run the same command again") -> None:
+        """From now on the job has something to save. message: printed at a second signal."""
         with self._lock:
-            self._deferred, self._told = True, told
+            self._deferred, self._message = True, message
 
-    def at_once(self, told: str) -> None:
-        """From here on nothing is lost when the process ends. Ends it where a stop has been asked for."""
+    def at_once(self, message: str) -> None:
+        """From now on nothing is lost when the process ends. Ends it if a stop has been requested."""
         with self._lock:
-            self._deferred, self._told = False, told
+            self._deferred, self._message = False, message
         if self.is_set():
             self.end()
 
     def end(self, code: int = EXIT_RUN_AGAIN) -> None:
         """Ends the process with one line.
 
-        No clean-up runs: whatever the process is in the middle of, a library half imported too, may neither delay the
-        end nor add a traceback. Files are whole or absent; processes below this one are ended with it.
+        No clean-up runs: nothing that the process is doing, be it the import of a library, may delay the end or add a
+        traceback. Files are whole or absent; child processes end too.
         """
-        _say(self._told)
+        _print(self._message)
         end_process(code)
 
     def install(self) -> None:
-        """Takes the signals; again where a library may have taken them since."""
+        """Installs the handlers; called again after a library may have replaced them."""
         for number in SIGNALS:
-            # What a process was started to ignore (nohup) stays ignored.
+            # Signals that the process was started to ignore (nohup) stay ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _noted)
 
     def watch(self) -> int:
-        """Starts the thread that obeys. Returns the file descriptor that signals are to be written to.
+        """Starts the thread that obeys. Returns the file descriptor to which signals are to be written.
 
-        A handler of Python's would have to wait for the main thread, which may be in a call of minutes into C++.
+        A Python handler would have to wait for the main thread, which may be in a C++ call of minutes.
         """
         self._reader, write = os.pipe()
         os.set_blocking(write, False)
@@ -84,17 +91,18 @@ class Stop:
         elif again:
             self.end(128 + number)
         else:
-            _say("stopping after this step, saving the state ... (once more: at once, without saving)")
+            _print("stopping after this step, saving the state ... (once more: at once, without saving)")
 
 
 @contextlib.contextmanager
-def obeyed(told: str) -> Iterator[Stop]:
-    """Obeys signals inside the block. told: what is said when one ends the process before ``Stop.defer``."""
-    stop = Stop(told)
+def obeyed(message: str) -> Iterator[Stop]:
+    """Obeys signals inside the block. message: printed when one ends the process before ``Stop.defer``."""
+    stop = Stop(message)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before, write = {number: signal.getsignal(number) for number in SIGNALS}, stop.watch()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    write = stop.watch()
     old = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     _OPEN.add(write)
     stop.install()
@@ -108,15 +116,12 @@ def obeyed(told: str) -> Iterator[Stop]:
         os.close(write)
 
 
-def _noted(number, frame) -> None:
-    """Nothing: the thread of ``Stop.watch`` acts."""
-
-
-_OPEN: set[int] = set()
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Does nothing: the thread of ``Stop.watch`` acts."""
 
 
 def _leave_to_the_parent() -> None:
-    """A forked child's signals are its own: they must not look like its parent's."""
+    """Resets the signals of a forked child: they must not look like its parent's."""
     if _OPEN:
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
@@ -128,7 +133,7 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends this process now, with every process below it: Ray's own would outlive their driver by minutes."""
+    """Ends this process and all its descendants now: Ray's processes would outlive their driver by minutes."""
     for pid in _descendants(os.getpid()):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -136,13 +141,13 @@ def end_process(code: int) -> NoReturn:
 
 
 def _descendants(root: int) -> list[int]:
-    """The nearest first; empty where there is no /proc."""
+    """The descendants of a process, parents first; none without /proc."""
     children: dict[int, list[int]] = {}
     with contextlib.suppress(OSError):
         for name in filter(str.isdigit, os.listdir("/proc")):
-            # One may be gone by now.
+            # The process may have ended by now.
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                # Its own name stands before, in brackets, with any characters in it.
+                # The name before it, in brackets, may contain any character.
                 parent = int(file.read().rpartition(b")")[2].split()[1])
                 children.setdefault(parent, []).append(int(name))
     found = children.get(root, [])
@@ -151,8 +156,8 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def _say(line: str) -> None:
-    # The terminal may be gone, or in the middle of a line.
+def _print(line: str) -> None:
+    # The terminal may be gone, or stderr busy with another line.
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         # A live panel hides the cursor.
         print((_SHOW_CURSOR if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""While a job waits, a line now and then says for what."""
+"""Lines that say what a job is waiting for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.stopping import end_process
 
-# Seconds without a line of this module's in one process; where another process takes over, twice that.
+# Maximum number of seconds without such a line while one process waits; twice that when another process takes over.
 EVERY_S = 5.0
 
 _lock = threading.Lock()
@@ -20,27 +20,28 @@ _thread: threading.Thread | None = None
 
 
 class Wait:
-    """One thing that is waited for. what: a text, or a function that returns the text of the moment."""
+    """One thing that a job waits for. what: a text, or a function that returns the current text."""
 
     def __init__(self, what: str | Callable[[], str]):
         self.what, self._began = what, time.monotonic()
 
     def done(self) -> None:
-        """Nothing more is said of it."""
+        """Ends the lines about it."""
         with _lock:
             if self in _waits:
                 _waits.remove(self)
 
     def line(self) -> str:
+        """The line to print now."""
         what = self.what() if callable(self.what) else self.what
         return f"waiting for {what} ({time.monotonic() - self._began:.0f} s)"
 
 
 @contextlib.contextmanager
 def waiting_for(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[Wait]:
-    """Says every ``EVERY_S`` seconds what is waited for, until the block or ``Wait.done`` ends it.
+    """Prints every ``EVERY_S`` seconds what the job waits for, until the block or ``Wait.done`` ends it.
 
-    Of nested ones the innermost is named. quiet: say nothing.
+    The innermost of nested waits is named. quiet: print nothing.
     """
     global _thread
     wait = Wait(what)
@@ -71,14 +72,14 @@ def _watch() -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line to stderr, where there still is one."""
+    """Prints a line to stderr; does nothing if stderr is gone."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def at_most(seconds: float, line: str, *, code: int) -> Iterator[None]:
-    """Ends the process with a line and an exit code where the block takes longer: for calls that nothing can stop."""
+    """Ends the process with a line and an exit code if the block takes longer: for calls that nothing can stop."""
 
     def end() -> None:
         say(line)

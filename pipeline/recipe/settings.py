@@ -18,7 +18,7 @@ from pipeline.data.modalities import EMBEDDERS, Embedder, Modality, embedder_nam
 from pipeline.data.spec import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
-from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
+from pipeline.train.mixture.spec import KINDS, SamplerSpec, Stage
 
 # Frames of a video variant that names none.
 _FRAMES = 16
@@ -336,7 +336,7 @@ class StageSettings(_Strict):
 
 
 class BanditSettings(_Strict):
-    """The adaptive sampler: see ``train.sampler.SamplerSpec``."""
+    """The adaptive sampler: see ``train.mixture.spec.SamplerSpec``."""
 
     floor: float = pydantic.Field(0.02, ge=0, lt=1)
     lag: int = pydantic.Field(32, ge=8)

@@ -1,152 +1,16 @@
-"""How a report is drawn: escaped text, tables and Plotly figures on one HTML page that asks the network for nothing."""
+"""The HTML page of a report: self-contained, it requests nothing from the network."""
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
 
-MAX_POINTS = 2000  # per trace: more than a screen has pixels
-NEUTRAL = "#9aa0a6"
-# Middle tones: they stand out on the light page and on the dark one.
-COLORS = ("#3b7dd8", "#e07b39", "#2a9d72", "#c44e8a", "#8a63d2", "#b59b00", "#3aa6b9", "#d0504d")
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
-
-
-class Html(str):
-    """Markup that is safe already. Every other string is escaped on its way into the page."""
-
-
-Cell = str | float | None  # int is a float here, as in type checkers
-
-
-def escape(value: object) -> Html:
-    return value if isinstance(value, Html) else Html(str(value).translate(_ENTITIES))
-
-
-def label(name: str, *, limit: int = 30) -> str:
-    """A name as Plotly shows it: shortened, and without meaning in Plotly's own small HTML."""
-    short = name if len(name) <= limit else name[: limit - 1] + "…"
-    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def format_number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def right(text: str) -> Html:
-    """A cell that stands right, as numbers do."""
-    return Html(f'<span class="number">{escape(text)}</span>')
-
-
-def fixed(value: float, form: str = ".1f") -> Html:
-    """A number with as many digits as its neighbours in the column."""
-    return right(format(value, form) if math.isfinite(value) else "–")
-
-
-def percent(value: float) -> Html:
-    return fixed(value, ".1%")
-
-
-def duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
-
-
-def _is_number(cell: Cell) -> bool:
-    return 'class="number"' in cell if isinstance(cell, Html) else not isinstance(cell, str | None)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
-    """A table that scrolls inside its own box; numbers, and columns that hold them, stand right."""
-    rows = [list(row) for row in rows]
-    numeric = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(columns)
-    side = ['<{0} class="number">{1}</{0}>' if right else "<{0}>{1}</{0}>" for right in numeric]
-
-    def line(tag: str, cells: Sequence[Cell]) -> str:
-        texts = [cell if isinstance(cell, str) else format_number(cell) for cell in cells]
-        filled = (form.format(tag, escape(text)) for form, text in zip(side, texts, strict=True))
-        return f"<tr>{''.join(filled)}</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    return Html(f'<div class="scroll"><table><thead>{line("th", columns)}</thead><tbody>{body}</tbody></table></div>')
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON can hold it: arrays as lists, null where a number is not finite, six digits of a fraction."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        if not math.isfinite(value):
-            return None
-        return int(value) if value == int(value) else float(f"{value:.6g}")  # a step keeps all its digits
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def figure(traces: Sequence[Mapping], *, height: int, title: str = "", note: str = "", **layout: object) -> Html:
-    """A Plotly figure as wide as its box. Its JSON holds no `<`, so nothing in it can end the script element."""
-    spec = json.dumps(_plain({"data": traces, "layout": layout}), allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        spec = spec.replace(character, f"\\u{ord(character):04x}")
-    caption = f"<figcaption><b>{escape(title)}</b> <span>{escape(note)}</span></figcaption>" if title else ""
-    return Html(
-        f'<figure>{caption}<div class="chart" style="height:{height}px">'
-        f'<script type="application/json">{spec}</script></div></figure>'
-    )
-
-
-def grid(figures: Iterable[Html]) -> Html:
-    return Html('<div class="grid">' + "".join(figures) + "</div>")
-
-
-def tiles(facts: Mapping[str, str]) -> Html:
-    cells = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    return Html('<dl class="tiles">' + "".join(cells) + "</dl>")
-
-
-def thin(x: np.ndarray, y: np.ndarray, *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` finite points: the lowest and the highest of every bucket, because a spike must stay visible."""
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    if len(x) <= limit:
-        return x, y
-    buckets = np.array_split(np.arange(len(x)), limit // 2)
-    kept = np.unique([bucket[pick(y[bucket])] for bucket in buckets for pick in (np.argmin, np.argmax)])
-    return x[kept], y[kept]
-
-
-def running_median(x: np.ndarray, y: np.ndarray, *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """The median of a centred window of a twentieth of the finite points, at `limit` places at most."""
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    half = max(2, len(y) // 40)
-    places = np.unique(np.linspace(0, max(len(y) - 1, 0), min(len(y), limit)).astype(int))
-    return x[places], np.array([np.median(y[max(0, place - half) : place + half + 1]) for place in places])
-
-
-def curve(x: np.ndarray, y: np.ndarray, *, name: str, color: str = COLORS[0], limit: int = MAX_POINTS) -> list[dict]:
-    """Two traces: every value, light, and their running median, strong. The legend switches both together."""
-    raw, smooth = thin(x, y, limit=limit), running_median(x, y, limit=limit)
-    common = {"name": label(name), "legendgroup": name.translate(_ENTITIES), "type": "scatter"}
-    dots = {"mode": "markers", "marker": {"color": color, "size": 4, "opacity": 0.28}, "hoverinfo": "skip"}
-    line = {"mode": "lines", "line": {"color": color, "width": 2.5}, "hovertemplate": "%{y:.4g}"}
-    return [
-        {**common, **dots, "x": raw[0], "y": raw[1], "showlegend": False},
-        {**common, **line, "x": smooth[0], "y": smooth[1]},
-    ]
+from pipeline.report.elements import Html, escape
 
 
 def page(*, title: str, header: Html, sections: Mapping[str, Html]) -> str:
-    """The whole page. The policy in its head makes the browser refuse every request, whatever a file contains."""
-    from plotly.offline import get_plotlyjs  # read only when a page is written: training must not wait for it
+    """Makes the whole page. A policy in its head makes the browser refuse every request, whatever a file contains."""
+    # Read only when a page is written: training must not wait for it.
+    from plotly.offline import get_plotlyjs
 
     anchors = {name: name.lower().replace(" ", "-") for name in sections}
     links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for name, anchor in anchors.items())

@@ -1,13 +1,15 @@
-"""What a run directory holds, as far as it can be read, and the few numbers a report derives from it.
+"""Reads the files of a run directory as far as possible, and derives the few numbers that a report needs.
 
-A report is also wanted of a run that died. So every file may be missing, empty, torn in its last line or hold NaN: what
+Reports are also made of runs that died. So every file may be missing, empty, torn in its last line or hold NaN: what
 cannot be read is left out.
 """
 
+from __future__ import annotations
+
+import dataclasses
+import functools
 import json
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +17,32 @@ import yaml
 
 
 def number(value: object) -> float:
-    """`value` if it is a finite number, else NaN."""
+    """``value`` if it is a finite number, else NaN."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if known else math.nan
 
 
 def mapping(value: object) -> dict:
-    """`value` if it is a mapping, with its keys as text, else an empty one."""
+    """``value`` if it is a mapping, with its keys as text, else an empty one."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def listed(value: object) -> list:
+    """``value`` if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 
 def records(value: object) -> list[dict]:
-    return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    """The mappings in a list."""
+    return [mapping(item) for item in listed(value) if isinstance(item, dict)]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds. `metrics` is ordered by step; `rejects` is None where the file is not readable.
+    """The content of a run directory.
 
-    `experts`: task → variant → modality → running means by layer (`expert_loads.py`).
+    metrics: in order of the steps. experts: task → variant → modality → running means by layer (``ExpertLoads``).
+    rejects: None if the file is not readable.
     """
 
     config_text: str
@@ -48,7 +53,7 @@ class Run:
     experts: dict
     rejects: list[dict] | None
 
-    @cached_property
+    @functools.cached_property
     def rows(self) -> dict[str, list[dict]]:
         """The logged rows of each task."""
         rows: dict[str, list[dict]] = {}
@@ -63,16 +68,19 @@ class Run:
         return list(dict.fromkeys([*named, *self.rows]))
 
     def task(self, name: str) -> dict:
+        """A task's entry in the summary."""
         return mapping(mapping(self.summary.get("tasks")).get(name))
 
     def recipe(self, name: str) -> dict:
+        """A task's entry in the recipe."""
         return mapping(mapping(self.config.get("tasks")).get(name))
 
     def data_set(self, name: str) -> str:
+        """The data set of a task."""
         return str(self.task(name).get("data_set") or self.recipe(name).get("data_set") or "–")
 
     def values(self, *path: str, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one key (nested ones by path) where it was logged; NaN where its value is no number."""
+        """Steps and values of one key (nested ones by path) wherever it was logged; NaN if its value is no number."""
         found = []
         *parents, key = path
         for row in self.metrics if task is None else self.rows.get(task, ()):
@@ -85,7 +93,7 @@ class Run:
         return pairs[:, 0], pairs[:, 1]
 
     def keys(self, *path: str) -> list[str]:
-        """Every key that any row logged under `path`, sorted."""
+        """Every key that any row logged under ``path``, sorted."""
         names = {}
         for row in self.metrics:
             for key in path:
@@ -107,15 +115,16 @@ def _text(path: Path) -> str:
 
 def _rejects(path: Path) -> list[dict] | None:
     try:
-        import pyarrow.parquet as parquet  # here, because a bare machine trains without pyarrow
+        # Imported here: training also runs on machines without pyarrow.
+        import pyarrow.parquet as pq
 
-        return parquet.read_table(path).to_pylist()
+        return pq.read_table(path).to_pylist()
     except (ImportError, OSError, ValueError):
         return None
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads what can be read of `run_dir`; a line of metrics without step and task is skipped."""
+    """Reads the files of a run directory; lines of metrics without step or task are skipped."""
     config_text = _text(run_dir / "config.yaml")
     try:
         config = mapping(yaml.safe_load(config_text))
@@ -134,7 +143,13 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
+def last_tenth(items: list) -> list:
+    """The last tenth of a list, at least one item."""
+    return items[-max(1, len(items) // 10) :]
+
+
 def median(values: np.ndarray) -> float:
+    """The median of the finite values, NaN without any."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan
 
@@ -146,7 +161,7 @@ def first_and_last_tenth(values: np.ndarray) -> tuple[float, float]:
 
 
 def steps_done(run: Run) -> int:
-    """The summary's count, or the last logged step where that is more: not every step need be logged."""
+    """The number of steps by the summary, or the last logged step if that is larger: not every step is logged."""
     counted = np.nansum([number(run.task(name).get("steps")) for name in run.tasks])
     logged = run.metrics[-1]["step"] if run.metrics else 0
     return int(max(counted, logged))

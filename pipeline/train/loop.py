@@ -14,7 +14,7 @@ from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Batch, Feed
 from pipeline.train.step_gate import Gate, Go
-from pipeline.train.telemetry.step_log import plain
+from pipeline.train.telemetry.step_log import to_json_values
 
 # Maximum number of updates of a task in a row that may be skipped as not finite; more, and it has diverged.
 MOST_NON_FINITE = 20
@@ -165,7 +165,7 @@ class Loop:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        values = plain(jax.device_get(pending.metrics))
+        values = to_json_values(jax.device_get(pending.metrics))
         now = time.perf_counter()
         waited = pending.data_wait_s + pending.compile_wait_s
         # From the end of the step before to the end of this one, less what the device waited for.

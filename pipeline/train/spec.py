@@ -10,9 +10,9 @@ from model.step import OptimizerConfig
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.schedule import START, Position, Schedule
-from pipeline.train.telemetry.recorder import LoggingSpec
+from pipeline.train.mixture.spec import SamplerSpec
+from pipeline.train.telemetry.spec import LoggingSpec
 
 
 @dataclasses.dataclass(frozen=True)

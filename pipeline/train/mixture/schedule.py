@@ -1,10 +1,9 @@
-"""The whole run laid out before step 0: the task, variant and structure of every step (the shape budget)."""
+"""The whole run laid out before step 0: the task, variant and structure of every step."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import threading
 
 import numpy as np
@@ -12,7 +11,8 @@ import numpy as np
 from model.structure import Structure
 from pipeline.data.plan import TaskPlan
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.samplers import SamplerSpec
+from pipeline.train.mixture.samplers import make_sampler
+from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.mixture.structures import structure_of
 
 
@@ -28,10 +28,10 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands, as a checkpoint holds it.
+    """The progress of a run, as stored in a checkpoint.
 
-    batches: task → how many it has had; tasks that left the recipe keep theirs, should they come back. expected: task →
-    how many its weight has promised so far. sampler: ``Sampler.state``.
+    batches: task → number of batches so far, also of tasks that have left the recipe and may return. expected: task →
+    number of steps that its weight has promised so far. sampler: ``Sampler.state``.
     """
 
     step: int = 0
@@ -46,8 +46,8 @@ START, _PAPERS_RULE = Position(), SamplerSpec()
 class Schedule:
     """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
 
-    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below ``known``
-    are decided; ``observe`` decides more. Safe to read in one thread while another observes.
+    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below
+    ``decided_until`` are decided; ``observe`` decides more. Safe to read in one thread while another observes.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Schedule:
         self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
         self.start = position.step
         self.weights = sampler.weights(tasks, num_rows)
-        self.sampler = sampler.sampler(
-            self.weights, seed=seed, position=position.sampler, step=self.start, num_steps=num_steps
+        self.sampler = make_sampler(
+            sampler, self.weights, seed=seed, position=position.sampler, step=self.start, num_steps=num_steps
         )
         self._done = {n: position.batches.get(n, 0) for n in tasks}
         self._grown = threading.Condition()
@@ -89,19 +89,20 @@ class Schedule:
         self._expected = (self.start, np.array([position.expected.get(n, 0.0) for n in tasks]))
 
     @property
-    def known(self) -> int:
-        """Steps below it are decided."""
+    def decided_until(self) -> int:
+        """The first step whose task is not decided yet."""
         return self.start + self._decided
 
     @property
     def adaptive(self) -> bool:
-        return self.sampler.known != math.inf
+        """Whether losses decide which task a later step runs."""
+        return self.sampler.adaptive
 
     def _grow(self) -> None:
-        stop = int(min(self.num_steps, self.sampler.known))
-        if stop <= self.known:
+        stop = int(min(self.num_steps, self.sampler.decided_until))
+        if stop <= self.decided_until:
             return
-        more, end = self.sampler.tasks(self.known, stop), stop - self.start
+        more, end = self.sampler.tasks(self.decided_until, stop), stop - self.start
         self._steps[self._decided : end] = more
         batches = self._batches[self._decided : end]
         for index in range(len(self.tasks)):
@@ -113,16 +114,16 @@ class Schedule:
             self._grown.notify_all()
 
     def observe(self, step: int, loss: float) -> None:
-        """The loss of a step (counted from 0), in order: what an adaptive sampler learns from."""
+        """Takes the loss of a step (counted from 0), in order of the steps; an adaptive sampler learns from it."""
         if self.adaptive:
             self.expected_before(step + 1)
             self.sampler.observe(step, self[step].task, loss)
             self._grow()
 
     def wait(self, step: int, *, timeout_s: float) -> bool:
-        """Whether step ``step`` is decided, after waiting for it."""
+        """Waits until step ``step`` is decided. Returns False if it still is not after ``timeout_s``."""
         with self._grown:
-            return self._grown.wait_for(lambda: step < self.known, timeout_s)
+            return self._grown.wait_for(lambda: step < self.decided_until, timeout_s)
 
     def __getitem__(self, step: int) -> Step:
         """Step ``step``, counted from 0 over the whole run."""
@@ -133,7 +134,7 @@ class Schedule:
 
     @property
     def structures(self) -> dict[tuple[str, str], Structure]:
-        """(task, variant) → structure: everything the run may compile, known before its first step."""
+        """(task, variant) → structure: everything that the run may compile, known before its first step."""
         return self._structures
 
     def batches_before(self, step: int) -> dict[str, int]:
@@ -142,11 +143,11 @@ class Schedule:
         return {n: done + int(count) for (n, done), count in zip(self._done.items(), counts, strict=True)}
 
     def batches_at_most(self, task: str) -> int:
-        """How many batches the task may have had when the run ends: the number itself where it is decided."""
-        return self.batches_before(self.known)[task] + self.num_steps - self.known
+        """Maximum number of batches of a task at the end of the run; exact once all steps are decided."""
+        return self.batches_before(self.decided_until)[task] + self.num_steps - self.decided_until
 
     def expected_before(self, step: int) -> dict[str, float]:
-        """How many of the first ``step`` steps each task's weight promised it. Asked for rising steps."""
+        """Number of the first ``step`` steps that each task's weight promises it. Call it with increasing steps."""
         last, expected = self._expected
         if step > last:
             expected = expected + self.sampler.expected(last, step)
@@ -154,7 +155,7 @@ class Schedule:
         return dict(zip(self.tasks, expected.tolist(), strict=True))
 
     def share(self, task: str) -> float:
-        """The part of the steps to come that the task is to get."""
+        """The task's expected share of the steps to come."""
         return self._shares[task]
 
     @functools.cached_property
@@ -167,21 +168,21 @@ class Schedule:
         return {n: int(self.plans[n].starts[k]) for n, k in self.batches_before(step).items()}
 
     def position_at(self, step: int) -> Position:
-        """Where the run stands after ``step`` steps, all of whose losses were observed."""
+        """The position after ``step`` steps, all of whose losses must have been observed."""
         batches = {**self.position.batches, **self.batches_before(step)}
         expected = {**self.position.expected, **self.expected_before(step)}
         return Position(step, batches, expected, self.sampler.state())
 
     def in_order_of_first_use(self) -> list[Structure]:
-        """The structures that the run may still use, each once: those of decided steps in their order, then the rest
-        where steps are yet to be decided."""
-        most = max(len(t.variants) for t in self.tasks.values())
-        keys = self._steps[: self._decided].astype(np.int64) * most
+        """The structures that the run may still use, each once: those of decided steps in their order, then all others
+        if steps remain undecided."""
+        max_variants = max(len(t.variants) for t in self.tasks.values())
+        keys = self._steps[: self._decided].astype(np.int64) * max_variants
         for index, name in enumerate(self.tasks):
             mine = np.flatnonzero(self._steps[: self._decided] == index)
             keys[mine] += self.plans[name].variants[self._batches[mine]]
         _, firsts = np.unique(keys, return_index=True)
         found = dict.fromkeys(self[self.start + int(first)].structure for first in sorted(firsts))
-        if self.known < self.num_steps:
+        if self.decided_until < self.num_steps:
             found |= dict.fromkeys(self._structures.values())
         return list(found)

@@ -1,4 +1,4 @@
-"""The shape budget: every graph that a run may compile, with its size, listed before the first step."""
+"""The shape budget: every graph that a run may compile and its cost, listed before the first step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pipeline.train.mixture.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
-    """One (task, variant). tokens: of a global batch, of all modalities; vision_tokens: of it. flops: of a training
-    step on all devices (``sizes.structure_flops``). memory_bytes: an estimate (``sizes.structure_memory``), of which
-    gradient_bytes and activation_bytes (the batch too) are the step's alone. share: of the steps to come.
+class GraphCost:
+    """The cost of one (task, variant).
+
+    tokens: of a global batch, all modalities together; vision_tokens: those of vision. flops: of a training step on all
+    devices (``sizes.structure_flops``). memory_bytes: an estimate (``sizes.structure_memory``), of which gradient_bytes
+    and activation_bytes (batch included) are held during a step only. share: expected share of the steps to come.
     """
 
     task: str
@@ -30,14 +32,13 @@ class Budget:
     share: float
 
 
-def shape_budget(schedule: Schedule, config: ModelConfig) -> list[Budget]:
-    """Every (task, variant) of a schedule, in the recipe's order."""
-    found = {}
-    for structure in schedule.structures.values():
-        if structure not in found:
-            found[structure] = (sizes.structure_flops(config, structure), sizes.structure_memory(config, structure))
+def shape_budget(schedule: Schedule, config: ModelConfig) -> list[GraphCost]:
+    """Lists every (task, variant) of a schedule, in the recipe's order."""
+    # Tasks may share a structure.
+    flops = {s: sizes.structure_flops(config, s) for s in dict.fromkeys(schedule.structures.values())}
+    memory = {structure: sizes.structure_memory(config, structure) for structure in flops}
     return [
-        Budget(
+        GraphCost(
             task,
             variant,
             structure,
@@ -45,18 +46,18 @@ def shape_budget(schedule: Schedule, config: ModelConfig) -> list[Budget]:
             tokens=structure.num_tokens,
             vision_tokens=structure.global_batch_size
             * sum(i.num_tokens for i in structure.inputs if i.modality == "vision"),
-            flops=found[structure][0],
-            memory_bytes=sum(found[structure][1].values()),
-            gradient_bytes=found[structure][1]["gradients"],
-            activation_bytes=found[structure][1]["activations"] + found[structure][1]["batch"],
+            flops=flops[structure],
+            memory_bytes=sum(memory[structure].values()),
+            gradient_bytes=memory[structure]["gradients"],
+            activation_bytes=memory[structure]["activations"] + memory[structure]["batch"],
             share=schedule.share(task) / len(schedule.tasks[task].variants),
         )
         for (task, variant), structure in schedule.structures.items()
     ]
 
 
-def table(budget: list[Budget]) -> str:
-    """The list as aligned text."""
+def table(budget: list[GraphCost]) -> str:
+    """Formats the list as aligned text."""
     head = ("task", "variant", "batch", "tokens", "GFLOPs", "memory", "share")
     rows = [
         (
@@ -72,7 +73,7 @@ def table(budget: list[Budget]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     graphs = len({b.structure for b in budget})
-    lines = [f"shape budget: {graphs} graphs for {len(budget)} inputs (memory of a step: estimates)"]
+    lines = [f"shape budget: {graphs} graphs for {len(budget)} inputs (estimated memory of a step)"]
     for row in (head, *rows):
         cells = [text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  " + "  ".join(cells).rstrip())

@@ -8,7 +8,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 
 
 def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens: TokenSpec) -> Structure:
-    """The compiled graph that a task's variant needs."""
+    """The structure of the graph that is compiled for a task's variant."""
     frames = tokens.vision_patch[0] if variant.num_frames else 1
     values = frames * tokens.vision_patch[1] * tokens.vision_patch[2] * 3
     audio_grid, audio_patch = data_set.audio.grid, data_set.audio.patch

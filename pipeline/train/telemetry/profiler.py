@@ -9,27 +9,28 @@ import jax
 
 
 class ProfilerWindow:
-    """Traces the steps first .. last (counted from 1) into RUN/profile.
+    """Traces the steps first .. last (counted from 1) into a folder.
 
-    ``reached`` hears of every ``every``-th step, when it has ended and the next one is on its way: the trace starts
-    early enough to have the whole of its first step, and holds some steps more.
+    ``reached`` is called after each step, while the next one is already running: the trace starts early enough to
+    hold the whole first step, and so also holds a few steps before it.
     """
 
-    def __init__(self, steps: tuple[int, int], *, folder: Path, start_step: int, every: int):
-        (self._first, self._last), self._folder, self._every = steps, folder, every
+    def __init__(self, steps: tuple[int, int], *, folder: Path, start_step: int):
+        self._first, self._last = steps
+        self._folder = folder
         self._tracing = False
         self.reached(start_step)
 
     def reached(self, step: int) -> None:
-        """step: updates done."""
+        """step: updates completed."""
         if self._tracing and step >= self._last:
             self.close()
-        elif not self._tracing and self._first - 2 < step + self._every and step < self._last:
+        elif not self._tracing and self._first - 2 <= step < self._last:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def close(self) -> None:
-        """Ends a trace that runs."""
+        """Stops a running trace."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()

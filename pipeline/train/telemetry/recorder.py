@@ -1,12 +1,11 @@
-"""What a run writes while it runs, step by step; all of it but the checkpoints."""
+"""Writes what a run leaves behind step by step: everything but the checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -18,36 +17,18 @@ from pipeline.train.telemetry.alarms import Alarms
 from pipeline.train.telemetry.expert_loads import ExpertLoads, layer_means
 from pipeline.train.telemetry.profiler import ProfilerWindow
 from pipeline.train.telemetry.progress import Progress
+from pipeline.train.telemetry.spec import LoggingSpec
 from pipeline.train.telemetry.step_log import StepLog, cut_back
-from pipeline.train.telemetry.writers import Place, open_writers, scalars
-
-
-@dataclasses.dataclass(frozen=True)
-class LoggingSpec:
-    """``logging.*`` of a recipe as plain data.
-
-    progress: "auto", "rich", "plain" or "none". log_every: steps a line of metrics.jsonl stands for. writers: names of
-    ``writers.WRITERS``; project: the name they put the run under. profile_steps: (first, last) to trace. peak_flops: of
-    one device; None: by its kind. feed_advice: task → what to raise where the run waits for its data.
-    """
-
-    progress: str = "auto"
-    progress_every_s: float = 10.0
-    log_every: int = 1
-    log_samples: bool = False
-    writers: tuple[str, ...] = ()
-    project: str = "imp"
-    profile_steps: tuple[int, int] | None = None
-    peak_flops: float | None = None
-    feed_advice: Mapping[str, str] = dataclasses.field(default_factory=dict)
+from pipeline.train.telemetry.throughput import Throughput
+from pipeline.train.telemetry.writers import RunIdentity, open_writers, scalars
 
 
 class Recorder:
-    """Takes the record of each step to whatever shows or keeps it: files, writers, alarms, progress, profiler.
+    """Passes the record of each step to files, writers, alarms, progress and profiler.
 
-    Rank 0 keeps all of it, other ranks their samples alone. flops: (task, variant) → training FLOPs of a step on all
-    devices. shared_encoder: all modalities go through the same experts. forecast: of the steps to come.
-    first_step_at: time.time() when the first step's metrics came, None before.
+    Rank 0 writes all of it, other ranks only their samples. flops: (task, variant) → training FLOPs of a step on all
+    devices. shared_encoder: all modalities use the same experts. forecast: time of the steps to come. first_step_at:
+    time.time() when the first step was recorded, None before.
     """
 
     def __init__(
@@ -70,21 +51,21 @@ class Recorder:
                 name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
                 self._samples = StepLog(run_dir / name, keep_steps=start_step)
                 if rank == 0:
-                    _cut_back_ranks_that_left(run_dir, keep_steps=start_step)
+                    _cut_back_departed_ranks(run_dir, keep_steps=start_step)
             if rank == 0:
                 self._rank_0 = _Rank0(
                     spec,
                     run_dir=run_dir,
                     start_step=start_step,
                     num_steps=num_steps,
-                    speed=Speed(flops, peak_flops=spec.peak_flops),
+                    throughput=Throughput(flops, peak_flops=spec.peak_flops),
                     alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
                     forecast=forecast,
                 )
 
     @contextlib.contextmanager
-    def _writing(self):
-        """A disk that is full or gone ends the run, and is tried no more."""
+    def _writing(self) -> Iterator[None]:
+        """A disk that is full or gone ends the run; nothing more is written to it."""
         try:
             yield
         except OSError as e:
@@ -95,7 +76,10 @@ class Recorder:
             ) from e
 
     def record(self, record: dict) -> None:
-        """record: as the loop makes it; ids: this process's samples. alarms, where it has some, come first."""
+        """Takes a record from the loop. ids: this process's samples. alarms: if present, they precede those found here.
+
+        Raises DataError if the run directory cannot be written.
+        """
         if self.first_step_at is None:
             self.first_step_at = time.time()
         if self._failed:
@@ -109,7 +93,7 @@ class Recorder:
                 self._rank_0.record(record)
 
     def sync(self) -> None:
-        """Order contract: what a checkpoint covers is on disk before the checkpoint is."""
+        """Flushes all files to disk. Order contract: called before the checkpoint that covers these steps is stored."""
         if self._failed:
             return
         with self._writing():
@@ -118,21 +102,24 @@ class Recorder:
                     part.sync()
 
     def close(self) -> None:
-        # A full disk has its message by now: closing must not hide it.
+        """Closes all files."""
+        # A full disk has already been reported; an error while closing must not mask it.
         for part in (self._samples, self._rank_0):
             if part:
                 with contextlib.suppress(OSError):
                     part.close()
 
 
-def _cut_back_ranks_that_left(run_dir: Path, *, keep_steps: int) -> None:
-    """With fewer processes than before nobody else would: what they saw after the checkpoint others see again."""
+def _cut_back_departed_ranks(run_dir: Path, *, keep_steps: int) -> None:
+    """Cuts back the logs of ranks that no longer exist: after a shrink the remaining ranks see those samples again."""
     for path in run_dir.glob("samples-rank-*.jsonl"):
         if int(path.stem.rpartition("-")[2]) >= jax.process_count():
             cut_back(path, keep_steps=keep_steps)
 
 
 class _Rank0:
+    """Everything that rank 0 alone writes and shows."""
+
     def __init__(
         self,
         spec: LoggingSpec,
@@ -140,22 +127,24 @@ class _Rank0:
         run_dir: Path,
         start_step: int,
         num_steps: int,
-        speed: Speed,
+        throughput: Throughput,
         alarms: Alarms,
         forecast: Forecast | None,
     ):
-        self._began, self._experts_file = time.perf_counter(), run_dir / "experts.json"
-        self._log_every, self._num_steps, self._unlogged_alarms = spec.log_every, num_steps, []
-        self._speed, self._alarms = speed, alarms
+        self._began = time.perf_counter()
+        self._log_every = spec.log_every
+        self._num_steps = num_steps
+        self._throughput = throughput
+        self._alarms = alarms
+        self._unlogged_alarms: list[str] = []
+        self._experts_file = run_dir / "experts.json"
         self._loads = ExpertLoads.read(self._experts_file) if start_step else ExpertLoads()
         self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=start_step)
-        place = Place(run_dir, spec.project, start_step, logged_step=self._metrics.last_step)
-        self._writers = open_writers(spec.writers, place)
+        run = RunIdentity(run_dir, spec.project, start_step, logged_step=self._metrics.last_step)
+        self._writers = open_writers(spec.writers, run)
         self._profiler = None
         if spec.profile_steps:
-            self._profiler = ProfilerWindow(
-                spec.profile_steps, folder=run_dir / "profile", start_step=start_step, every=1
-            )
+            self._profiler = ProfilerWindow(spec.profile_steps, folder=run_dir / "profile", start_step=start_step)
         self._progress = Progress(
             mode=spec.progress,
             num_steps=num_steps,
@@ -165,24 +154,28 @@ class _Rank0:
         )
 
     def record(self, record: dict) -> None:
-        moe = record.get("moe", {})
-        self._loads.add(record["task"], record["variant"], moe)
-        alarms = record.pop("alarms", []) + self._alarms.check(record, self._loads)
-        self._unlogged_alarms += alarms
-        _say([f"alarm at step {record['step']}: {text}" for text in alarms])
+        self._loads.add(record["task"], record["variant"], record.get("moe", {}))
+        self._raise_alarms(record)
         if self._profiler:
             self._profiler.reached(record["step"])
-        if record["step"] % self._log_every and record["step"] != self._num_steps:
-            return
-        alarms, self._unlogged_alarms = self._unlogged_alarms, []
-        record |= self._speed.of(record) | devices.memory() | {"moe": layer_means(moe)}
+        if record["step"] % self._log_every == 0 or record["step"] == self._num_steps:
+            self._log(record)
+
+    def _raise_alarms(self, record: dict) -> None:
+        alarms = record.pop("alarms", []) + self._alarms.check(record, self._loads)
+        self._unlogged_alarms += alarms
+        _print([f"alarm at step {record['step']}: {text}" for text in alarms])
+
+    def _log(self, record: dict) -> None:
+        record |= self._throughput.rates(record) | devices.memory() | {"moe": layer_means(record.get("moe", {}))}
         record["wall_s"] = round(time.perf_counter() - self._began, 3)
-        if alarms:
-            record["alarms"] = alarms
+        if self._unlogged_alarms:
+            record["alarms"] = self._unlogged_alarms
+            self._unlogged_alarms = []
         self._metrics.write(record)
         for writer in self._writers:
             writer.write(record["step"], scalars(record))
-        # The terminal may be gone, and the run goes on.
+        # The run outlives its terminal.
         with contextlib.suppress(OSError, ValueError):
             self._progress.update(record)
 
@@ -197,29 +190,7 @@ class _Rank0:
         self._loads.write(self._experts_file)
 
 
-def _say(lines: list[str]) -> None:
+def _print(lines: list[str]) -> None:
     with contextlib.suppress(OSError, ValueError):
         for line in lines:
             print(line, file=sys.stderr, flush=True)
-
-
-class Speed:
-    """Rates of a step over all of its time, the waits too.
-
-    flops: (task, variant) → FLOPs of a step. peak_flops: of one device; None: by its kind.
-    """
-
-    def __init__(self, flops: Mapping[tuple[str, str], int], *, peak_flops: float | None):
-        peak = peak_flops or devices.peak_flops(jax.devices()[0].device_kind)
-        self._flops, self._peak = flops, peak and peak * jax.device_count()
-
-    def of(self, record: dict) -> dict[str, float]:
-        """examples_per_s, tokens_per_s; mfu: FLOPs over those that all devices could do, where that is known."""
-        busy_s = record["step_s"] + record["data_wait_s"] + record["compile_wait_s"]
-        if not busy_s > 0:
-            return {}
-        found = {f"{name}_per_s": round(record[name] / busy_s, 3) for name in ("examples", "tokens")}
-        if self._peak:
-            flops = self._flops[record["task"], record["variant"]]
-            found["mfu"] = float(f"{flops / busy_s / self._peak:.4g}")
-        return found

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs
 
-from pipeline.report import page as page_module
+from pipeline.report import elements
 from pipeline.report.report import write_report
 
 FILES = ("config.yaml", "metrics.jsonl", "summary.json", "eval.json", "experts.json", "quarantine.parquet")
@@ -64,12 +64,23 @@ class Page(HTMLParser):
 
 def metrics_row(step: int, task: str, loss: float) -> dict:
     return {
-        "step": step, "task": task, "variant": "16x224", "loss": loss, "examples": 8, "tokens": 1568,
-        "step_s": 0.1 * (1 + step % 3), "data_wait_s": 0.01, "learning_rate": 1e-3 / step, "grad_norm": 1.0 + step,
-        "temperatures": {"text_vision": 0.2}, "wall_s": 2.0 * step,
-        "moe": {"vision": {"unrouted_fraction": 0.3, "expert_load": [0.5, 0.25, 0.25, 0.0], "z_loss": 1.5},
-                "text": {"unrouted_fraction": 0.1, "expert_load": [0.25, 0.25, 0.25, 0.25], "z_loss": 1.5}},
-    }  # fmt: skip
+        "step": step,
+        "task": task,
+        "variant": "16x224",
+        "loss": loss,
+        "examples": 8,
+        "tokens": 1568,
+        "step_s": 0.1 * (1 + step % 3),
+        "data_wait_s": 0.01,
+        "learning_rate": 1e-3 / step,
+        "grad_norm": 1.0 + step,
+        "temperatures": {"text_vision": 0.2},
+        "wall_s": 2.0 * step,
+        "moe": {
+            "vision": {"unrouted_fraction": 0.3, "expert_load": [0.5, 0.25, 0.25, 0.0], "z_loss": 1.5},
+            "text": {"unrouted_fraction": 0.1, "expert_load": [0.25, 0.25, 0.25, 0.25], "z_loss": 1.5},
+        },
+    }
 
 
 def write_run(run_dir: Path, *, tasks: tuple[str, ...] = ("align", "tag"), num_steps: int = 40) -> Path:
@@ -78,18 +89,32 @@ def write_run(run_dir: Path, *, tasks: tuple[str, ...] = ("align", "tag"), num_s
     rows = [metrics_row(step, tasks[step % len(tasks)], 10 - step / 10) for step in range(1, num_steps + 1)]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
-        "seed": 0, "model": {"variant": "S/16"}, "train": {"num_steps": num_steps}, "data_sets": {"clips": {}},
+        "seed": 0,
+        "model": {"variant": "S/16"},
+        "train": {"num_steps": num_steps},
+        "data_sets": {"clips": {}},
         "tasks": {name: {"data_set": "clips", "objective": "contrastive", "weight": 1.0} for name in tasks},
-    }  # fmt: skip
+    }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     steps = {name: sum(row["task"] == name for row in rows) for name in tasks}
     summary = {
         "time": {"compile_s": 20.0, "steps_s": 50.0, "total_s": 80.0, "first_step_s": 25.0},
-        "tasks": {name: {"weight": 1 / len(tasks), "steps": steps[name], "examples": 8 * steps[name], "rows": 100,
-                         "data_set": "clips", "variants": {"16x224": steps[name]}} for name in tasks},
+        "tasks": {
+            name: {
+                "weight": 1 / len(tasks),
+                "steps": steps[name],
+                "examples": 8 * steps[name],
+                "rows": 100,
+                "data_set": "clips",
+                "variants": {"16x224": steps[name]},
+            }
+            for name in tasks
+        },
         "structures": [{"task": name, "variant": "16x224", "compile_s": 1.5, "vision_tokens": 196} for name in tasks],
-        "world_size": 2, "num_parameters": 12_300_000, "rejects": {"clips": {"drawn": 320, "rejected": 8}},
-    }  # fmt: skip
+        "world_size": 2,
+        "num_parameters": 12_300_000,
+        "rejects": {"clips": {"drawn": 320, "rejected": 8}},
+    }
     (run_dir / "summary.json").write_text(json.dumps(summary))
     result = {"dataset": "cifar10", "task": "zeroshot_classification", "num_examples": 400}
     result |= {"metrics": {"acc1": 0.5, "acc5": 0.52}, "chance": {"acc1": 0.1, "acc5": 0.5}}
@@ -336,19 +361,19 @@ def test_number_of_tasks_and_length_of_traces(tmp_path, num_tasks):
     small = [chart["data"][0]["type"] for chart in page.charts if chart["layout"].get("bar") is False]
     assert small.count("scatter") == small.count("heatmap") == num_tasks
     lengths = [len(trace["x"]) for chart in page.charts for trace in chart["data"] if "x" in trace]
-    assert max(lengths) <= page_module.MAX_POINTS < 6000
+    assert max(lengths) <= elements.MAX_POINTS < 6000
 
 
 def test_thin_keeps_spikes_and_drops_what_is_not_finite():
     y = np.zeros(10_000)
     y[1234], y[777], y[5] = 9.0, -9.0, math.nan
-    kept_x, kept_y = page_module.thin(np.arange(10_000), y, limit=100)
+    kept_x, kept_y = elements.thin(np.arange(10_000), y, limit=100)
     assert len(kept_x) <= 100 and {1234, 777} <= set(kept_x) and kept_y.max() == 9 and kept_y.min() == -9
 
 
 def test_running_median_by_hand():
     x, y = np.arange(6), np.array([1.0, 9.0, 2.0, math.nan, 3.0, 8.0])
-    steps, medians = page_module.running_median(x, y)
+    steps, medians = elements.running_median(x, y)
     assert steps.tolist() == [0, 1, 2, 4, 5] and medians.tolist() == [2.0, 2.5, 3.0, 5.5, 3.0]
 
 

@@ -10,9 +10,13 @@ from pipeline.train.forecast import Forecast, in_words, lines, measured_flops_pe
 
 def budget(task, variant, *, gflops, share, gradients=0, activations=0):
     return types.SimpleNamespace(
-        task=task, variant=variant, flops=gflops * 1e9, share=share,
-        gradient_bytes=gradients, activation_bytes=activations,
-    )  # fmt: skip
+        task=task,
+        variant=variant,
+        flops=gflops * 1e9,
+        share=share,
+        gradient_bytes=gradients,
+        activation_bytes=activations,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +25,11 @@ def _plain_numbers(monkeypatch):
     monkeypatch.setattr("pipeline.train.forecast._STEP_S", 0.0)
 
 
-BUDGET = [budget("a", "64", gflops=3, share=0.5), budget("a", "32", gflops=1, share=0.25),
-          budget("b", "64", gflops=8, share=0.25)]  # fmt: skip
+BUDGET = [
+    budget("a", "64", gflops=3, share=0.5),
+    budget("a", "32", gflops=1, share=0.25),
+    budget("b", "64", gflops=8, share=0.25),
+]
 
 
 def step(task, variant, seconds, *, wait_s=0.0):
@@ -69,8 +76,10 @@ def test_waits_count_once_the_start_is_over():
 
 def test_memory_counts_the_state_and_the_largest_step(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    two = [budget("a", "64", gflops=1, share=1, gradients=10, activations=400),
-           budget("a", "32", gflops=1, share=1, gradients=50, activations=80)]  # fmt: skip
+    two = [
+        budget("a", "64", gflops=1, share=1, gradients=10, activations=400),
+        budget("a", "32", gflops=1, share=1, gradients=50, activations=80),
+    ]
     assert needed_bytes(two, state_bytes=1000, fsdp=False) == 1000 + 10 + 100
     assert needed_bytes(two, state_bytes=1000, fsdp=True) == 250 + 110
 

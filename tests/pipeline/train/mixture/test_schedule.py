@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from model.structure import Inputs
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.schedule import Position, Schedule
+from pipeline.train.mixture.spec import KINDS, SamplerSpec
 from pipeline.train.mixture.structures import structure_of
 
 CLASSES = ("a", "b", "c", "d")
@@ -182,8 +182,6 @@ def test_structures_in_order_of_first_use(start):
 
 # --- going on from a position ---
 
-KINDS = ("multinomial", "uniform", "round_robin", "exact", "bandit")
-
 
 def losses_seen(plan: Schedule, start: int, stop: int) -> list:
     """The steps as a run takes them: each loss is known once the step has run."""
@@ -214,10 +212,10 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(kind, stop, seed):
 
 def test_an_adaptive_sampler_decides_its_steps_as_losses_come():
     plan = schedule(100, sampler=SamplerSpec(kind="bandit", lag=8))
-    assert plan.adaptive and plan.known == 16 and not plan.wait(16, timeout_s=0)
+    assert plan.adaptive and plan.decided_until == 16 and not plan.wait(16, timeout_s=0)
     assert plan.batches_at_most("tags") == plan.batches_before(16)["tags"] + 84
     losses_seen(plan, 0, 8)
-    assert plan.known == 24
+    assert plan.decided_until == 24
     # All structures may yet be used, whether or not a decided step does.
     assert set(plan.in_order_of_first_use()) == set(plan.structures.values())
 

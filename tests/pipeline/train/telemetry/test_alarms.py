@@ -30,8 +30,8 @@ def test_a_loss_that_stays_at_chance_is_said_once():
     (line,) = (line for record in guesses([2.771] * 101, temperatures={"a_b": 0.1}) for line in alarm.check(record))
     assert line == (
         "films: its loss of 2.771 is still at chance (2.773: nothing learned) after 100 steps at the full learning "
-        "rate; lower model.temperature_init, or raise train.learning_rate or batch_size, and see whether the rows' "
-        "media and words belong together"
+        "rate; lower model.temperature_init, or raise train.learning_rate or batch_size, and check that the rows' "
+        "media and texts belong together"
     )
 
 
@@ -67,7 +67,7 @@ def test_an_expert_is_dead_when_no_task_likes_it():
     assert alarm.check(loads) == []
     routed(loads, first)
     (line,) = alarm.check(loads)
-    assert "3 of which each gets less than 2%" in line
+    assert "dead experts: 3, each with less than 2%" in line
     assert "expert 3 of expert layer 0, expert 2 of expert layer 1, expert 3 of expert layer 1;" in line
     assert alarm.check(loads) == []
     # Another task likes the first of them well and the second a little: it lives, and so might the other.
@@ -98,7 +98,7 @@ def test_many_dead_experts_are_one_line():
     loads = ExpertLoads()
     routed(loads, [[1.0] + [0.0] * 15], steps=50)
     (line,) = DeadExperts(shared_encoder=True).check(loads)
-    assert "dead experts: 15 of" in line and "and 11 more;" in line and "\n" not in line
+    assert "dead experts: 15, each" in line and "and 11 more;" in line and "\n" not in line
 
 
 # --- divergence ---
@@ -153,7 +153,7 @@ def test_tasks_diverge_on_their_own():
         for task, norm in (("calm", 1.0), ("wild", 1.0 if step < 40 else 500.0)):
             record = loss(1.0, norm) | {"task": task, "data_wait_s": 0.0, "step_s": 1.0}
             lines += alarms.check(record, ExpertLoads())
-    assert lines == ["wild: gradient norm 500 where 1 is usual"]
+    assert lines == ["wild: gradient norm 500, usually 1"]
 
 
 # --- waiting for data ---
@@ -181,7 +181,7 @@ def test_the_advice_names_the_task_that_waits_most():
     alarm = DataWait({"films": "do this", "sounds": "do that"})
     records = [waits(0.0)] * 32 + [waits(0.25, "films"), waits(0.5, "sounds")] * 16
     (line,) = [text for record in records for text in alarm.check(record)]
-    assert line == "38% of the last 32 steps' time went to waiting for data, most for sounds; do that"
+    assert line == "38% of the time of the last 32 steps was spent waiting for data, mostly for sounds; do that"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,19 @@ from pipeline.train.telemetry.progress import Panel, Progress, _clock, _short
 
 def record(step: int, **fields) -> dict:
     defaults = {
-        "task": "digits", "variant": "64x64", "loss": 2.5, "chance": 2.7726, "grad_norm": 0.75, "examples": 64,
-        "tokens": 6400, "data_wait_s": 1.0, "compile_wait_s": 0.0, "step_s": 3.0, "task_steps": 1,
+        "task": "digits",
+        "variant": "64x64",
+        "loss": 2.5,
+        "chance": 2.7726,
+        "grad_norm": 0.75,
+        "examples": 64,
+        "tokens": 6400,
+        "data_wait_s": 1.0,
+        "compile_wait_s": 0.0,
+        "step_s": 3.0,
+        "task_steps": 1,
         "expected_steps": 0.9,
-    }  # fmt: skip
+    }
     return {"step": step} | defaults | fields
 
 
@@ -88,11 +97,17 @@ def shown(num_tasks: int, *, width: int, height: int) -> list[str]:
     for step in range(1, 2 * num_tasks + 1):
         task = (step - 1) % num_tasks
         line = record(
-            step, task=f"task_{task:02}_image_text", task_steps=1000 - task, expected_steps=990.4, mfu=0.41,
-            temperatures={"text_vision": 0.07, "audio_text": 0.2}, rss_bytes=3.2e9, device_peak_bytes=61e9,
-        )  # fmt: skip
+            step,
+            task=f"task_{task:02}_image_text",
+            task_steps=1000 - task,
+            expected_steps=990.4,
+            mfu=0.41,
+            temperatures={"text_vision": 0.07, "audio_text": 0.2},
+            rss_bytes=3.2e9,
+            device_peak_bytes=61e9,
+        )
         if step == 1:
-            line["alarms"] = ["task_00_image_text: gradient norm 812 where 3.1 is usual " + "and more " * 20]
+            line["alarms"] = ["task_00_image_text: gradient norm 812, usually 3.1 " + "and more " * 20]
         progress.update(line)
         panel.add(line)
     panel.close()

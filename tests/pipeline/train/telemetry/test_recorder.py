@@ -7,18 +7,31 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.train.telemetry import profiler, recorder, step_log
-from pipeline.train.telemetry.recorder import LoggingSpec, Recorder, Speed
+from pipeline.train.telemetry import profiler, recorder, step_log, throughput
+from pipeline.train.telemetry.recorder import Recorder
+from pipeline.train.telemetry.spec import LoggingSpec
+from pipeline.train.telemetry.throughput import Throughput
 
 QUIET = LoggingSpec(progress="none")
 
 
 def record(step: int, **fields) -> dict:
     defaults = {
-        "task": "pets", "variant": "32x32", "loss": 1.5, "examples": 8, "tokens": 32, "step_s": 0.25,
-        "data_wait_s": 0.125, "compile_wait_s": 0.125, "learning_rate": 1e-3, "grad_norm": 0.5, "finite": True,
-        "temperatures": {}, "moe": {}, "ids": [f"id-{step}"],
-    }  # fmt: skip
+        "task": "pets",
+        "variant": "32x32",
+        "loss": 1.5,
+        "examples": 8,
+        "tokens": 32,
+        "step_s": 0.25,
+        "data_wait_s": 0.125,
+        "compile_wait_s": 0.125,
+        "learning_rate": 1e-3,
+        "grad_norm": 0.5,
+        "finite": True,
+        "temperatures": {},
+        "moe": {},
+        "ids": [f"id-{step}"],
+    }
     return {"step": step} | defaults | fields
 
 
@@ -58,12 +71,12 @@ def test_a_line_of_metrics(tmp_path):
 def test_utilisation_by_hand(monkeypatch):
     """10^9 FLOPs in half a second on four devices of 10^9 a second each."""
     flops = {("pets", "32x32"): 10**9}
-    assert "mfu" not in Speed(flops, peak_flops=None).of(record(1))
-    monkeypatch.setattr(recorder.jax, "device_count", lambda: 4)
-    assert Speed(flops, peak_flops=1e9).of(record(1))["mfu"] == 0.5
-    monkeypatch.setattr(recorder.devices, "peak_flops", lambda kind: 5e9)
-    assert Speed(flops, peak_flops=None).of(record(1))["mfu"] == 0.1
-    assert Speed(flops, peak_flops=1e9).of(record(1, step_s=0.0, data_wait_s=0.0, compile_wait_s=0.0)) == {}
+    assert "mfu" not in Throughput(flops, peak_flops=None).rates(record(1))
+    monkeypatch.setattr(throughput.jax, "device_count", lambda: 4)
+    assert Throughput(flops, peak_flops=1e9).rates(record(1))["mfu"] == 0.5
+    monkeypatch.setattr(throughput.devices, "peak_flops", lambda kind: 5e9)
+    assert Throughput(flops, peak_flops=None).rates(record(1))["mfu"] == 0.1
+    assert Throughput(flops, peak_flops=1e9).rates(record(1, step_s=0.0, data_wait_s=0.0, compile_wait_s=0.0)) == {}
 
 
 def test_only_rank_0_keeps_more_than_samples(tmp_path):
@@ -144,7 +157,7 @@ def test_alarms_are_printed_and_recorded(tmp_path, capsys):
         recorded.record(record(step, grad_norm=1.0 if step < 21 else 500.0))
     recorded.record(record(22, grad_norm=1.0, alarms=["compiled again"], finite=False))
     recorded.close()
-    leap, bad = "pets: gradient norm 500 where 1 is usual", "pets: an update was not finite and has been left out"
+    leap, bad = "pets: gradient norm 500, usually 1", "pets: an update was not finite and was skipped"
     found = [line.get("alarms") for line in lines(tmp_path / "metrics.jsonl")]
     assert found[:20] == [None] * 20 and found[20:] == [[leap], ["compiled again", bad]]
     shown = [line for line in capsys.readouterr().err.splitlines() if "alarm" in line]
@@ -177,26 +190,24 @@ def traces(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("window", "start_step", "every", "expected"),
+    ("window", "start_step", "expected"),
     [
-        # A record of step n comes when step n + 1 is on its way: step 10 is sent off after that of step 8.
-        ((10, 12), 0, 1, {8: "start", 12: "stop"}),
-        ((1, 3), 0, 1, {0: "start", 3: "stop"}),
-        ((2, 2), 0, 1, {0: "start", 2: "stop"}),
-        ((3, 3), 0, 1, {1: "start", 3: "stop"}),
-        ((10, 12), 11, 1, {11: "start", 12: "stop"}),
-        ((10, 12), 12, 1, {}),
-        ((20, 25), 0, 10, {10: "start", 30: "stop"}),
-        ((15, 99), 0, 1, {13: "start", 40: "stop"}),  # the run ends inside the window
+        # The record of step n comes while step n + 1 runs: step 10 starts after the record of step 8.
+        ((10, 12), 0, {8: "start", 12: "stop"}),
+        ((1, 3), 0, {0: "start", 3: "stop"}),
+        ((2, 2), 0, {0: "start", 2: "stop"}),
+        ((3, 3), 0, {1: "start", 3: "stop"}),
+        ((10, 12), 11, {11: "start", 12: "stop"}),
+        ((10, 12), 12, {}),
+        ((15, 99), 0, {13: "start", 40: "stop"}),  # the run ends inside the window
     ],
 )
-def test_the_window_holds_its_steps(tmp_path, traces, capsys, window, start_step, every, expected):
-    profile = profiler.ProfilerWindow(window, folder=tmp_path / "profile", start_step=start_step, every=every)
+def test_the_window_holds_its_steps(tmp_path, traces, capsys, window, start_step, expected):
+    profile = profiler.ProfilerWindow(window, folder=tmp_path / "profile", start_step=start_step)
     found = {start_step: traces.pop()} if traces else {}
     for step in range(start_step + 1, 41):
-        if step % every == 0:
-            profile.reached(step)
-            found |= {step: traces.pop()} if traces else {}
+        profile.reached(step)
+        found |= {step: traces.pop()} if traces else {}
     profile.close()
     found |= {40: traces.pop()} if traces else {}
     assert found == expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.train.telemetry import step_log
-from pipeline.train.telemetry.step_log import StepLog, cut_back, plain
+from pipeline.train.telemetry.step_log import StepLog, cut_back, to_json_values
 
 
 def steps(path) -> list[int]:
@@ -105,15 +105,17 @@ def test_sync_reaches_the_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-45, 3.4e38, -0.0, 2.3025851])
 def test_single_float32_come_back_bit_for_bit(value):
     exact = np.float32(value)
-    back = np.float32(json.loads(json.dumps(plain(exact))))
+    back = np.float32(json.loads(json.dumps(to_json_values(exact))))
     assert back.tobytes() == exact.tobytes()
 
 
 def test_plain_values():
     import jax.numpy as jnp
 
-    found = plain({"loss": jnp.float32(0.1), "load": np.array([1 / 3, 2.0], np.float32), "moe": {"n": np.int32(3)}})
+    found = to_json_values(
+        {"loss": jnp.float32(0.1), "load": np.array([1 / 3, 2.0], np.float32), "moe": {"n": np.int32(3)}}
+    )
     assert found == {"loss": float(np.float32(0.1)), "load": [0.3333333, 2.0], "moe": {"n": 3}}
-    assert plain(np.array([[1 / 3, 2.0], [0.5, 1.0]])) == [[0.3333333, 2.0], [0.5, 1.0]]
-    assert type(found["moe"]["n"]) is int and plain(np.bool_(True)) is True
+    assert to_json_values(np.array([[1 / 3, 2.0], [0.5, 1.0]])) == [[0.3333333, 2.0], [0.5, 1.0]]
+    assert type(found["moe"]["n"]) is int and to_json_values(np.bool_(True)) is True
     json.dumps(found)

@@ -11,15 +11,15 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pipeline.train.telemetry import writers
-from pipeline.train.telemetry.writers import Guarded, Place, open_writers, scalars
+from pipeline.train.telemetry.writers import BackgroundWriter, RunIdentity, open_writers, scalars
 
 
-def place(tmp_path, *, start_step=0, logged_step=0) -> Place:
-    return Place(tmp_path, "pets", start_step, logged_step)
+def identity(tmp_path, *, start_step=0, logged_step=0) -> RunIdentity:
+    return RunIdentity(tmp_path, "pets", start_step, logged_step)
 
 
-def write_steps(names, where: Place, steps) -> None:
-    opened = open_writers(names, where)
+def write_steps(names, run: RunIdentity, steps) -> None:
+    opened = open_writers(names, run)
     for step in steps:
         for writer in opened:
             writer.write(step, {"a/loss": step / 4, "run/learning_rate": 0.5})
@@ -32,16 +32,40 @@ def write_steps(names, where: Place, steps) -> None:
 
 def test_scalars_of_a_record():
     record = {
-        "step": 3, "task": "pets", "variant": "32x32", "loss": 1.5, "examples": 8, "tokens": 32, "step_s": 0.25,
-        "data_wait_s": 0.0, "compile_wait_s": 0.0, "learning_rate": 1e-3, "grad_norm": math.inf, "finite": True,
-        "temperatures": {"text_vision": 0.5}, "losses": {"nce": 1.25}, "mfu": 0.5, "rss_bytes": 7, "task_steps": 2,
-        "moe": {"vision": {"unrouted_fraction": 0.25, "expert_load": [0.5, 0.5]}}, "alarms": ["x"], "wall_s": 9.0,
-    }  # fmt: skip
+        "step": 3,
+        "task": "pets",
+        "variant": "32x32",
+        "loss": 1.5,
+        "examples": 8,
+        "tokens": 32,
+        "step_s": 0.25,
+        "data_wait_s": 0.0,
+        "compile_wait_s": 0.0,
+        "learning_rate": 1e-3,
+        "grad_norm": math.inf,
+        "finite": True,
+        "temperatures": {"text_vision": 0.5},
+        "losses": {"nce": 1.25},
+        "mfu": 0.5,
+        "rss_bytes": 7,
+        "task_steps": 2,
+        "moe": {"vision": {"unrouted_fraction": 0.25, "expert_load": [0.5, 0.5]}},
+        "alarms": ["x"],
+        "wall_s": 9.0,
+    }
     assert scalars(record) == {
-        "pets/loss": 1.5, "pets/data_wait_s": 0.0, "pets/task_steps": 2.0, "pets/32x32/loss": 1.5,
-        "pets/32x32/step_s": 0.25, "pets/32x32/mfu": 0.5, "pets/losses/nce": 1.25, "temperature/text_vision": 0.5,
-        "pets/vision_experts/unrouted_fraction": 0.25, "run/learning_rate": 1e-3, "run/rss_bytes": 7.0,
-    }  # fmt: skip
+        "pets/loss": 1.5,
+        "pets/data_wait_s": 0.0,
+        "pets/task_steps": 2.0,
+        "pets/32x32/loss": 1.5,
+        "pets/32x32/step_s": 0.25,
+        "pets/32x32/mfu": 0.5,
+        "pets/losses/nce": 1.25,
+        "temperature/text_vision": 0.5,
+        "pets/vision_experts/unrouted_fraction": 0.25,
+        "run/learning_rate": 1e-3,
+        "run/rss_bytes": 7.0,
+    }
 
 
 # --- TensorBoard ---
@@ -68,9 +92,9 @@ def tensorboard_points(folder) -> list[tuple[int, str, float]]:
 
 
 def test_tensorboard_shows_each_step_once(tmp_path):
-    write_steps(("tensorboard",), place(tmp_path), range(1, 8))
+    write_steps(("tensorboard",), identity(tmp_path), range(1, 8))
     time.sleep(1.05)  # a file is named after the second in which it begins
-    write_steps(("tensorboard",), place(tmp_path, start_step=5, logged_step=7), range(6, 10))
+    write_steps(("tensorboard",), identity(tmp_path, start_step=5, logged_step=7), range(6, 10))
     found = tensorboard_points(tmp_path / "tensorboard")
     assert [(step, value) for step, tag, value in found if tag == "a/loss"] == [(s, s / 4) for s in range(1, 10)]
     assert [step for step, tag, _ in found if tag == "run/learning_rate"] == list(range(1, 10))
@@ -111,8 +135,8 @@ def wandb(monkeypatch):
 
 def test_wandb_goes_on_with_its_run(tmp_path, wandb):
     (tmp_path / "config.yaml").write_text("seed: 3\n")
-    write_steps(("wandb",), place(tmp_path), range(1, 8))
-    write_steps(("wandb",), place(tmp_path, start_step=5, logged_step=7), range(6, 10))
+    write_steps(("wandb",), identity(tmp_path), range(1, 8))
+    write_steps(("wandb",), identity(tmp_path, start_step=5, logged_step=7), range(6, 10))
     (first, points), (second, more) = wandb.runs
     assert first == second and len(first["id"]) == 12 and first["resume"] == "allow"
     assert (first["project"], first["name"], first["config"]) == ("pets", tmp_path.name, {"seed": 3})
@@ -155,8 +179,8 @@ def mlflow(monkeypatch):
 
 
 def test_mlflow_goes_on_with_its_run(tmp_path, mlflow):
-    write_steps(("mlflow",), place(tmp_path), range(1, 8))
-    write_steps(("mlflow",), place(tmp_path, start_step=5, logged_step=7), range(6, 10))
+    write_steps(("mlflow",), identity(tmp_path), range(1, 8))
+    write_steps(("mlflow",), identity(tmp_path, start_step=5, logged_step=7), range(6, 10))
     ((run_id, points),) = mlflow.runs.items()
     assert run_id == (tmp_path / "mlflow.id").read_text() == f"{tmp_path.name} 7 0"
     assert [(step, value) for step, name, value in points if name == "a/loss"] == [(s, s / 4) for s in range(1, 10)]
@@ -183,7 +207,7 @@ class Broken:
 
 def test_a_writer_that_fails_is_left_out_with_one_line(capsys):
     broken = Broken()
-    writer = Guarded("mlflow", lambda: broken)
+    writer = BackgroundWriter("mlflow", lambda: broken)
     for step in range(1, 9):
         writer.write(step, {})
     writer.close()
@@ -198,17 +222,17 @@ def test_a_writer_that_cannot_be_opened_is_left_out(capsys):
     def refuse():
         raise ValueError("no API key")
 
-    writer = Guarded("wandb", refuse)
+    writer = BackgroundWriter("wandb", refuse)
     writer.write(1, {})
     writer.close()
     assert "warning: logging.writers: wandb failed: ValueError: no API key;" in capsys.readouterr().err
 
 
 def test_a_writer_that_hangs_holds_nothing_up(capsys, monkeypatch):
-    monkeypatch.setattr(writers, "_MOST_WAITING", 3)
+    monkeypatch.setattr(writers, "_MAX_WAITING", 3)
     monkeypatch.setattr(writers, "_CLOSE_S", 0.05)
     go_on = threading.Event()
-    writer = Guarded("wandb", lambda: types.SimpleNamespace(write=lambda *_: go_on.wait(), close=lambda: None))
+    writer = BackgroundWriter("wandb", lambda: types.SimpleNamespace(write=lambda *_: go_on.wait(), close=lambda: None))
     for step in range(9):
         writer.write(step, {})
     writer.close()
@@ -221,8 +245,8 @@ def test_a_writer_that_hangs_holds_nothing_up(capsys, monkeypatch):
 def test_the_end_waits_for_what_is_written_and_not_for_ever(capsys, monkeypatch):
     monkeypatch.setattr(writers, "_CLOSE_S", 0.05)
     go_on = threading.Event()
-    writer = Guarded("wandb", lambda: types.SimpleNamespace(write=lambda *_: go_on.wait(), close=lambda: None))
+    writer = BackgroundWriter("wandb", lambda: types.SimpleNamespace(write=lambda *_: go_on.wait(), close=lambda: None))
     writer.write(1, {})
     writer.close()
-    assert "wandb did not end in time" in capsys.readouterr().err
+    assert "wandb did not finish in time" in capsys.readouterr().err
     go_on.set()

@@ -1,25 +1,27 @@
-"""The process that renders media files: `python -m pipeline.data.demo.worker`, started by `pool`.
+"""The process that renders media files: ``python -m pipeline.data.demo.render_worker``, started by ``pool``.
 
-Reads one JSON object a line, {"root", "set", "jobs"}, and answers each with {"done": count} or {"error": traceback}.
+Reads one JSON object per line, {"root", "set", "jobs"}, and answers each with {"done": count} or {"error": traceback}.
 It ends with its input, so it does not outlive a parent that was killed.
 """
 
+from __future__ import annotations
+
+import importlib
 import json
 import os
 import signal
 import sys
 import traceback
-from importlib import import_module
 from pathlib import Path
 
-from pipeline.data.demo.files import write_whole
+from pipeline.data.demo.corpus_files import write_whole
 
-MODULES = {"digits": "digits", "emoji": "emoji", "moving_digits": "moving"}
+_MODULES = {"digits": "digits", "emoji": "emoji", "moving_digits": "moving"}
 
 
-def handle(request: dict) -> dict:
+def _handle(request: dict) -> dict:
     """Renders and writes the files of one request."""
-    render = import_module(f"pipeline.data.demo.{MODULES[request['set']]}").render
+    render = importlib.import_module(f"pipeline.data.demo.{_MODULES[request['set']]}").render
     for job in request["jobs"]:
         try:
             write_whole(Path(request["root"]) / job["path"], render(job))
@@ -29,6 +31,7 @@ def handle(request: dict) -> dict:
 
 
 def main() -> None:
+    """Answers requests from stdin until it closes."""
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Answers get a descriptor of their own: a library that prints must not break the protocol.
@@ -36,9 +39,9 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         try:
-            print(json.dumps(handle(json.loads(line))), file=answers, flush=True)
+            print(json.dumps(_handle(json.loads(line))), file=answers, flush=True)
         except BrokenPipeError:
-            # The parent is gone; an ordinary exit would flush into the closed pipe and complain again.
+            # The parent is gone; a normal exit would flush into the closed pipe and fail again.
             os._exit(1)
 
 

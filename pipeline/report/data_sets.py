@@ -1,0 +1,53 @@
+"""The section of a report that shows the data: what was used of each data set, and what was rejected."""
+
+from __future__ import annotations
+
+import collections
+import math
+
+import numpy as np
+
+from pipeline.report.elements import Html, fixed, table
+from pipeline.report.run_files import Run, mapping, number
+
+# Maximum number of rejects that are listed one by one.
+_MAX_REJECTS = 100
+# Maximum number of pairs of data set and reason.
+_MAX_REASONS = 20
+
+
+def data(run: Run) -> Html:
+    """The section of the data sets and the rejected samples."""
+    rejects = mapping(run.summary.get("rejects"))
+    tasks: dict[str, list[str]] = {name: [] for name in [*mapping(run.config.get("data_sets")), *rejects]}
+    for name in run.tasks:
+        tasks.setdefault(run.data_set(name), []).append(name)
+    rows = [_data_set_row(run, data_set, users, mapping(rejects.get(data_set))) for data_set, users in tasks.items()]
+    columns = ("Data set", "Tasks", "Rows", "Examples used", "Times through", "Drawn", "Rejected", "Share")
+    return Html((table(columns, rows) if rows else "") + _rejected_samples(run))
+
+
+def _data_set_row(run: Run, data_set: str, tasks: list[str], counts: dict) -> tuple:
+    size = max((number(run.task(name).get("rows")) for name in tasks), default=math.nan)
+    examples = float(np.nansum([number(run.task(name).get("examples")) for name in tasks]))
+    epochs = examples / size if size > 0 else math.nan
+    drawn, rejected = number(counts.get("drawn")), number(counts.get("rejected"))
+    share = rejected / drawn if drawn > 0 else math.nan
+    return data_set, ", ".join(tasks), size, examples, fixed(epochs, ".2f"), drawn, rejected, fixed(share, ".2%")
+
+
+def _rejected_samples(run: Run) -> Html:
+    if run.rejects is None:
+        return Html("<p class='quiet'>List of rejects: not available.</p>") if run.tasks else Html("")
+    if not run.rejects:
+        return Html("<p class='quiet'>Nothing was rejected.</p>")
+    reasons = collections.Counter((str(row.get("data_set")), str(row.get("reason"))) for row in run.rejects)
+    columns = ("id", "data_set", "source", "reason", "task", "step")
+    first = run.rejects[:_MAX_REJECTS]
+    rows = [["–" if row.get(key) is None else str(row[key]) for key in columns] for row in first]
+    shown = f"The first {len(rows)} of {len(run.rejects):,}" if len(run.rejects) > len(rows) else f"All {len(rows)}"
+    counted = [(*reason, count) for reason, count in reasons.most_common(_MAX_REASONS)]
+    return Html(
+        f"<h3>Reasons</h3>{table(('Data set', 'Reason', 'Rejects'), counted)}"
+        f"<h3>{shown} rejects</h3>{table(('Id', 'Data set', 'Source', 'Reason', 'Task', 'Step'), rows)}"
+    )

@@ -1,0 +1,82 @@
+"""What a reader of a report should see first."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pipeline.report.learning import at_chance, losses_at_chance
+from pipeline.report.run_files import Run, first_and_last_tenth, listed, mapping, number, shares
+
+# A sentence, and whether it is bad news.
+Finding = tuple[str, bool]
+
+
+def findings(run: Run) -> list[Finding]:
+    """The findings of a run, in order of the page."""
+    if not run.metrics:
+        return [("No step was logged.", True)]
+    return [
+        *_losses(run),
+        *_updates(run),
+        *_mixture(run),
+        *_evaluation(run),
+        *_rejects(run),
+        *_alarms(run),
+        *_waits(run),
+    ]
+
+
+def _losses(run: Run) -> list[Finding]:
+    tenths = {name: first_and_last_tenth(run.values("loss", task=name)[1]) for name in run.tasks}
+    guessing = losses_at_chance(run)
+    fell = [name for name, (first, last) in tenths.items() if last < first and name not in guessing]
+    found = [(f"Loss fell on {len(fell)} of {len(run.tasks)} tasks.", len(fell) < len(run.tasks))]
+    if guessing:
+        found.append((f"Loss still at chance: {', '.join(f'{n} ({c:.4g})' for n, c in guessing.items())}.", True))
+    return found
+
+
+def _updates(run: Run) -> list[Finding]:
+    found = []
+    lost = [row["task"] for row in run.metrics if not math.isfinite(number(row.get("loss")))]
+    if lost:
+        found.append((f"Losses that are not finite: {len(lost):,}, in {', '.join(dict.fromkeys(lost))}.", True))
+    skipped = number(run.summary.get("skipped_updates"))
+    if skipped > 0:
+        found.append((f"Updates skipped because they were not finite: {skipped:,.0f}.", True))
+    return found
+
+
+def _mixture(run: Run) -> list[Finding]:
+    outside = [name for name, (share, sigma, actual) in shares(run).items() if abs(actual - share) > 3 * sigma]
+    return [(f"More than 3 sigma off their share of the steps: {', '.join(outside)}.", True)] if outside else []
+
+
+def _evaluation(run: Run) -> list[Finding]:
+    guessed = at_chance(run)
+    return [(f"Not better than chance: {', '.join(guessed)}.", True)] if guessed else []
+
+
+def _rejects(run: Run) -> list[Finding]:
+    counts = [mapping(item) for item in mapping(run.summary.get("rejects")).values()]
+    drawn, rejected = (np.nansum([number(item.get(key)) for item in counts]) for key in ("drawn", "rejected"))
+    if not rejected > 0:
+        return []
+    return [(f"Samples rejected: {rejected:,.0f} of {drawn:,.0f}.", rejected > 0.01 * drawn)]
+
+
+def _alarms(run: Run) -> list[Finding]:
+    alarms = [(row["step"], str(text)) for row in run.metrics for text in listed(row.get("alarms"))]
+    if not alarms:
+        return []
+    step, text = alarms[0]
+    return [(f"Alarms: {len(alarms):,}; the first at step {step:,.0f}: {text}.", True)]
+
+
+def _waits(run: Run) -> list[Finding]:
+    step_s, wait_s = (np.nansum(run.values(key)[1]) for key in ("step_s", "data_wait_s"))
+    if not step_s > 0 or not wait_s > 0.1 * (step_s + wait_s):
+        return []
+    return [(f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time.", True)]
