@@ -46,6 +46,7 @@ MAX_LINES = 150
 LONGER = {"docs/settings.md", "docs/architecture.md", "docs/benchmarks.md", "CHANGELOG.md"}
 _FENCE = re.compile(r"^```(\w*)$")
 _MARK = re.compile(r"^<!-- (not run|file): (.+) -->$")
+_VARIABLE = re.compile(r"^[A-Z]+=")
 # Checked by continuous integration itself.
 _TOOLS = {"pytest", "ruff", "lint-imports", "pyrefly", "pre-commit"}
 
@@ -84,8 +85,9 @@ def blocks(name: str) -> list[Block]:
 def commands(text: str) -> list[list[str]]:
     """The commands of a bash block as words, without comments, variables and redirections."""
     lines = text.replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in line.split(" && ")]
-    return [words for part in parts if (words := shlex.split(part, comments=True))]
+    found = [shlex.split(part, comments=True) for line in lines for part in line.split(" && ")]
+    found = [[word for n, word in enumerate(words) if n or not _VARIABLE.match(word)] for words in found]
+    return [words for words in found if words]
 
 
 def product_arguments(words: list[str]) -> list[str] | None:
@@ -204,6 +206,7 @@ def exported(tmp_path_factory) -> Path:
 def story(tmp_path, monkeypatch, exported) -> Story:
     """The sample files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("IMP_CACHE", str(tmp_path / "cache"))
     own_data = next(block for block in blocks("docs/own-data.md") if block.marks.get("file") == "pets.yaml")
     for name in ("pets.yaml", "more.yaml", "new.yaml"):
