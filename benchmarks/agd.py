@@ -25,8 +25,9 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.memory_feed import Batches, make_loop
 from model.config import from_variant
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, init_state
+from model.structure import Inputs, Structure
 
 SIZES = {
     "quick": {"variant": "imp-tiny-moe", "tokens": (4, 8), "budget": 32, "rounds": 1, "steps": 2},

@@ -13,10 +13,11 @@ from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.spec import TaskSpec
-from pipeline.data.text import Tokenizer
-from pipeline.evaluate.model import TrainedModel
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.prepare import build_corpus, prepare
-from pipeline.train.run import RunSpec, train
+from pipeline.train.run import train
+from pipeline.train.spec import RunSpec
 
 _CACHE_BYTES = 2 << 30
 

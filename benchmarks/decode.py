@@ -28,13 +28,13 @@ import numpy as np
 import psutil
 
 from benchmarks.media import write_image, write_manifest, write_sound, write_video
+from pipeline.cluster.streams import DecodeOptions, StreamSpec, build_stream, checked_rows, iterate, quiet_ray_data
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import decode_media
 from pipeline.data.media.container import frames, open_container
 from pipeline.data.media.process import DecodeLimits, DecodeProcess
 from pipeline.data.media.video import decode_video
 from pipeline.data.spec import AudioSpec, DataSetSpec, TaskSpec, TokenSpec, VideoSpec
-from pipeline.data.streams import DecodeOptions, StreamSpec, build_stream, checked_rows, iterate, quiet_ray_data
 from pipeline.data.variants import make_variant
 
 # Batches of a measured stream: tens of seconds of decoding, beside which a stream's start is small.
@@ -133,7 +133,7 @@ def run_stream(spec: StreamSpec) -> None:
 
 
 def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
-    from pipeline.train.ray_cluster import Cluster, start_ray
+    from pipeline.cluster.start import Cluster, start_ray
 
     start_ray(Cluster())
     quiet_ray_data()

@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.broken_media import BROKEN, GOOD, write_broken
 from benchmarks.media import write_manifest
+from pipeline.cluster.streams import DecodeOptions, StreamSpec, build_stream, checked_rows, iterate, quiet_ray_data
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, TokenSpec, Variant, VideoSpec
-from pipeline.data.streams import DecodeOptions, StreamSpec, build_stream, checked_rows, iterate, quiet_ray_data
 from pipeline.data.variants import make_variant
 
 SHARES = {"image": 0.5, "video": 0.3, "audio": 0.2}
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=2000)
     files = parser.parse_args().files
-    from pipeline.train.ray_cluster import Cluster, start_ray
+    from pipeline.cluster.start import Cluster, start_ray
 
     # Decode processes take the deadly decoders from this folder's tests/.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)

@@ -7,12 +7,12 @@ import dataclasses
 import jax
 import numpy as np
 
-from model.imp import Structure
+from model.structure import Structure
 from pipeline.data.spec import Variant
 from pipeline.train.feed import Batch
-from pipeline.train.gate import Gate
 from pipeline.train.loop import Hooks, Loop
-from pipeline.train.schedule import Step
+from pipeline.train.mixture.schedule import Step
+from pipeline.train.step_gate import Gate
 
 
 class Batches(dict):

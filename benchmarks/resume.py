@@ -226,7 +226,7 @@ def parameters(run_dir: Path) -> dict[str, bytes]:
     import jax
     import numpy as np
 
-    from pipeline.evaluate.model import TrainedModel
+    from pipeline.evaluate.trained_model import TrainedModel
 
     params = TrainedModel(run_dir).params
     return {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in jax.tree.leaves_with_path(params)}

@@ -26,8 +26,9 @@ import yaml
 from benchmarks import timing
 from benchmarks.memory_feed import Batches, make_loop
 from model.config import from_variant
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, init_state
+from model.structure import Inputs, Structure
 from pipeline.train.checkpoint import Checkpoints
 
 SIZES = {

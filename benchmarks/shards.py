@@ -102,12 +102,13 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 
 def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, once each task's first batch is there."""
+    from pipeline.cluster import start as ray_cluster
+    from pipeline.cluster import trainer as ray_trainer
     from pipeline.pretrain import cluster_of
-    from pipeline.train import ray_cluster, ray_trainer
     from pipeline.train.feed import Feed
-    from pipeline.train.gate import Gate
+    from pipeline.train.mixture.schedule import START
     from pipeline.train.quarantine import Quarantine
-    from pipeline.train.schedule import START
+    from pipeline.train.step_gate import Gate
 
     cluster = cluster_of(recipe)
     ray_cluster.start_ray(cluster)

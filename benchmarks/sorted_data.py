@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks import bare, timing
 from pipeline.data.media.storage import member_path
-from pipeline.evaluate.run import evaluate_run
+from pipeline.evaluate.measure import evaluate_run
 
 SIZES = {
     "quick": {"rows": 2000, "steps": 10, "seeds": 1},

@@ -24,7 +24,7 @@ import soundfile
 from scipy.signal import lfilter
 
 from benchmarks import bare, timing
-from pipeline.evaluate.run import evaluate_run
+from pipeline.evaluate.measure import evaluate_run
 
 RATE_HZ, SECONDS = 16_000, 0.8
 # Class → (pitch in Hz or None for noise alone, where it falls to, decay in s, share of noise, low cut of the noise).

@@ -59,9 +59,10 @@ def _pss(process: psutil.Process) -> int:
 
 
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
+    from pipeline.cluster import start as ray_cluster
+    from pipeline.cluster import trainer as ray_trainer
     from pipeline.pretrain import cluster_of
-    from pipeline.train import ray_cluster, ray_trainer
-    from pipeline.train.schedule import START
+    from pipeline.train.mixture.schedule import START
 
     spec = prepare(recipe, run_dir)
     memory, cluster = Memory(), cluster_of(recipe)

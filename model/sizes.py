@@ -19,9 +19,10 @@ import sys
 import jax
 
 from model.config import MODALITIES, VARIANTS, ModelConfig, from_variant
-from model.imp import Imp, Structure, encoder_group, pair_group
+from model.imp import Imp
 from model.moe import expert_capacity
 from model.sharding import names_of
+from model.structure import Structure, encoder_group, pair_group
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
 # gradient, so that the patch projection has one; the usual factor counts two.)

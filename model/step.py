@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from model import sharding
-from model.imp import Imp, Structure
+from model.imp import Imp
+from model.structure import Structure
 
 
 @dataclasses.dataclass(frozen=True)

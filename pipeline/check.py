@@ -20,15 +20,16 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import CaptionCount, Tokenizer
+from pipeline.data.tokenizer import CaptionCount, Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
 from pipeline.prepare import build_corpus, prepare, problems_of_recipe
 from pipeline.recipe import Recipe
-from pipeline.train.budget import shape_budget
+from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
-from pipeline.train.run import RunSpec, use_compute_type
-from pipeline.train.schedule import START, Schedule
+from pipeline.train.mixture.schedule import START, Schedule
+from pipeline.train.mixture.shape_budget import shape_budget
+from pipeline.train.spec import RunSpec
 
 _PERCENTILES = (5, 50, 95)
 _MOST_SHOWN = 10
@@ -81,7 +82,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
 
 def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
     """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
-    from pipeline.data.streams import StreamSpec
+    from pipeline.cluster.streams import StreamSpec
 
     data_set = spec.data_sets[task.data_set]
     stream = StreamSpec(

@@ -43,8 +43,8 @@ def _run_job(job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
         return EXIT_FAILED
     finally:
         # Jobs that need no Ray do not load it.
-        if "pipeline.train.ray_cluster" in sys.modules:
-            sys.modules["pipeline.train.ray_cluster"].end_ray()
+        if "pipeline.cluster.start" in sys.modules:
+            sys.modules["pipeline.cluster.start"].end_ray()
         _let_go_of_closed_terminals()
 
 
@@ -299,8 +299,8 @@ def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     _check_run(arguments.run)
     # What is found in minutes is written there.
     make_folder(arguments.run, "--run")
-    from pipeline.evaluate.model import TrainedModel
-    from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
     from pipeline.prepare import build_corpus
 
@@ -344,7 +344,7 @@ def _export(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
 
     check_new(arguments.out)
     make_folder(arguments.out.absolute().parent, "--out in")
-    from pipeline.evaluate.model import TrainedModel
+    from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run)

@@ -61,7 +61,7 @@ def save_model(
             save_file(arrays, path)
         write_json(temporary / CONFIG, config)
         if tokenizer:
-            # As pipeline.data.text.Tokenizer tells the two kinds apart.
+            # As pipeline.data.tokenizer.Tokenizer tells the two kinds apart.
             write_bytes(temporary / ("tokenizer.json" if tokenizer.startswith(b"{") else "tokenizer.model"), tokenizer)
 
 

@@ -18,15 +18,15 @@ from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import Tokenizer, load_tokenizer, text_fault, train_tokenizer
+from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
-from pipeline.train import writers
-from pipeline.train.alarms import feed_advice
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.recorder import LoggingSpec
-from pipeline.train.run import RunSpec
+from pipeline.train.spec import RunSpec
+from pipeline.train.telemetry import writers
+from pipeline.train.telemetry.alarms import feed_advice
+from pipeline.train.telemetry.recorder import LoggingSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")

@@ -15,18 +15,18 @@ import ray
 
 from pipeline import recipe as recipes
 from pipeline.check import allowed_line, counts_line, no_caption_line
+from pipeline.cluster.start import Cluster, start_ray
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.text import CaptionCount
+from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json
 from pipeline.prepare import build_corpus, needed_columns
 from pipeline.stopping import Stop
-from pipeline.train.ray_cluster import Cluster, start_ray
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.
 ROWS_PER_SHARD = 256

@@ -8,15 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.cluster.start import Cluster, check_accelerator, end_ray, start_ray
+from pipeline.cluster.streams import DecodeOptions
 from pipeline.credentials import redacted
-from pipeline.data.streams import DecodeOptions
 from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
 from pipeline.recipe import Recipe
 from pipeline.stopping import Stop
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
-from pipeline.train.ray_cluster import Cluster, check_accelerator, end_ray, start_ray
-from pipeline.train.run import RunSpec
+from pipeline.train.spec import RunSpec
 from pipeline.waiting import waiting_for
 
 # Written once training has ended, the page last.
@@ -81,15 +81,15 @@ def set_damaged_aside(run_dir: Path) -> None:
 
 
 def _train(spec: RunSpec, cluster: Cluster, clock: _Clock, stop: Stop) -> dict:
-    from pipeline.train import ray_trainer
+    from pipeline.cluster import trainer
 
-    ray_trainer.check_world(spec, cluster)
+    trainer.check_world(spec, cluster)
     try:
         with clock("start_s"):
             start_ray(cluster)
         # Ray takes SIGTERM for itself.
         stop.install()
-        summary = ray_trainer.fit(spec, cluster, stop=stop)
+        summary = trainer.fit(spec, cluster, stop=stop)
     finally:
         with waiting_for("Ray to end"):
             end_ray()
@@ -128,11 +128,11 @@ def _old_summary(run_dir: Path, done: int) -> dict:
 
 def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None:
     """Evaluation, quarantine list, report; the summary says where the time went."""
-    from pipeline.evaluate.model import TrainedModel
-    from pipeline.evaluate.run import evaluate_run, print_table
+    from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
-    from pipeline.train.quarantine_table import write_table
-    from pipeline.train.report import write_report
+    from pipeline.report.quarantine_table import write_table
+    from pipeline.report.report import write_report
 
     write_json(run_dir / "summary.json", summary)
     write_table(run_dir)

@@ -16,7 +16,7 @@ from pipeline.data.media.errors import TRANSIENT, Reject
 from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.spec import DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
-from pipeline.data.text import Tokenizer, most_telling, text_fault
+from pipeline.data.tokenizer import Tokenizer, most_telling, text_fault
 from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
 from pipeline.data.variants import view_frames, window_starts
 from pipeline.errors import DataError

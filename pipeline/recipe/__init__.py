@@ -6,7 +6,7 @@ Unknown keys are errors that name the nearest known one; every value is checked 
 from pipeline.recipe.reading import from_dict, load
 from pipeline.recipe.resume import check_resume, differences
 from pipeline.recipe.settings import EvaluationSettings, Recipe, locate, uses_demo
-from pipeline.recipe.text import dump, read_yaml
+from pipeline.recipe.yaml_text import dump, read_yaml
 
 __all__ = [
     "EvaluationSettings",

@@ -13,7 +13,7 @@ from pipeline.errors import RequestError
 from pipeline.recipe.checks import check_model, check_references
 from pipeline.recipe.defaults import with_batch_defaults, with_data_values, with_model_values
 from pipeline.recipe.settings import Recipe
-from pipeline.recipe.text import read_yaml
+from pipeline.recipe.yaml_text import read_yaml
 
 
 def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:

@@ -16,7 +16,7 @@ from pipeline.data import spec
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
-from pipeline.train.sampler import KINDS, SamplerSpec, Stage
+from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
 
 # Frames of a video variant that names none.
 _FRAMES = 16

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from model.imp import Structure
+    from model.structure import Structure
 
 # A loss above this part of chance is at chance.
 _AT_CHANCE = 0.98

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from model.imp import Structure
+from model.structure import Structure
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import resource
@@ -9,6 +10,7 @@ import sys
 
 import jax
 
+from model.config import ModelConfig
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
 from pipeline.waiting import at_most
 
@@ -97,3 +99,18 @@ def _resident_bytes() -> int:
     except OSError:
         # Not Linux: the most it ever was, which macOS counts in bytes and others in KiB.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def use_compute_type(config: ModelConfig) -> ModelConfig:
+    """dtype "auto" as this machine wants it: bfloat16 on accelerators, float32 on CPUs."""
+    if config.dtype != "auto":
+        return config
+    return dataclasses.replace(config, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def use_compile_cache(folder: str | None) -> None:
+    if folder is None:
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

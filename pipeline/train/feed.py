@@ -13,9 +13,9 @@ from typing import Protocol
 from pipeline.data.plan import Row, group_arrays
 from pipeline.errors import DataError
 from pipeline.train.chance import chance_of
-from pipeline.train.gate import Gate
+from pipeline.train.mixture.schedule import Schedule, Step
 from pipeline.train.quarantine import Quarantine
-from pipeline.train.schedule import Schedule, Step
+from pipeline.train.step_gate import Gate
 
 _DEPTH = 2
 # Seconds for the thread to end, which may be putting a batch on a device, and for those of all queues.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from pipeline.train import devices
-from pipeline.train.budget import Budget
+from pipeline.train.mixture.shape_budget import Budget
 
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
 # optimizer and what is computed a second time to save memory are no model FLOPs.

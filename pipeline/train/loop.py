@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Batch, Feed
-from pipeline.train.gate import Gate, Go
-from pipeline.train.telemetry import plain
+from pipeline.train.step_gate import Gate, Go
+from pipeline.train.telemetry.step_log import plain
 
 # Maximum number of updates of a task in a row that may be skipped as not finite; more, and it has diverged.
 MOST_NON_FINITE = 20

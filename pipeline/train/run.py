@@ -16,117 +16,26 @@ from jax.sharding import Mesh
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
-from model.step import OptimizerConfig, compile_step, state_shapes
+from model.step import compile_step, state_shapes
 from pipeline.data.media.machine import cpu_kind
-from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
-from pipeline.train.budget import shape_budget, table
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.compiler import StepCompiler
+from pipeline.train.devices import use_compile_cache, use_compute_type
 from pipeline.train.feed import Feed, RowQueue, close_queues
 from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
 from pipeline.train.forecast import lines as forecast_lines
-from pipeline.train.gate import Gate
+from pipeline.train.initial_state import start_state
 from pipeline.train.loop import MOST_NON_FINITE, Hooks, Loop
+from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.mixture.shape_budget import shape_budget, table
 from pipeline.train.quarantine import Quarantine
-from pipeline.train.recorder import LoggingSpec, Recorder
-from pipeline.train.sampler import SamplerSpec
-from pipeline.train.schedule import START, Position, Schedule
-from pipeline.train.start import start_state
+from pipeline.train.spec import RunSpec
+from pipeline.train.step_gate import Gate
+from pipeline.train.telemetry.recorder import Recorder
 from pipeline.train.watchdog import Watchdog
 from pipeline.waiting import waiting_for
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """A whole run as plain data; ``prepare.prepare`` makes it from a recipe. Travels to workers.
-
-    fingerprints: data set → what its training rows are (``data.columns.Fingerprint.digests``). config: the resolved
-    recipe, stored in checkpoints.
-    expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``). init_step: of the checkpoint of
-    ``init_from`` that a new run begins with.
-    """
-
-    run_dir: str
-    config: dict
-    tasks: dict[str, TaskSpec]
-    data_sets: dict[str, DataSetSpec]
-    tokens: TokenSpec
-    fingerprints: dict[str, dict]
-    tokenizer: bytes | None
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    seed: int
-    num_steps: int
-    checkpoint_every: int
-    keep_last: int
-    keep_every: int | None
-    logging: LoggingSpec
-    compile_cache: str | None
-    expert_parallel: int
-    fsdp: bool
-    sampler: SamplerSpec
-    stall_timeout_s: float
-    init_from: str | None
-    init_step: int | None
-
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(Path(self.run_dir), keep_last=self.keep_last, keep_every=self.keep_every)
-
-    def position(self, step: int | None = None) -> Position:
-        """Where the checkpoint of a step stands, or the newest; the start of the run where there is none.
-
-        Raises RequestError where a data set has other rows than then.
-        """
-        checkpoints = self.checkpoints()
-        step = checkpoints.latest_step if step is None else step
-        if not step:
-            return START
-        data = checkpoints.data(step)
-        for name, now in self.fingerprints.items():
-            if fault := _other_rows(data["fingerprints"].get(name, now), now):
-                raise RequestError(
-                    f"data_sets.{name}: {fault}, and the order of samples and what they teach depend on it; put the "
-                    "old rows back, or give the new ones a data set of their own"
-                )
-        return Position(**data["position"])
-
-    @property
-    def num_rows(self) -> dict[str, int]:
-        """Data set → rows of its training manifest."""
-        return {name: fingerprint["num_rows"] for name, fingerprint in self.fingerprints.items()}
-
-    def schedule(self, position: Position) -> Schedule:
-        """The run from a position to its end."""
-        return Schedule(
-            self.tasks,
-            self.data_sets,
-            num_rows=self.num_rows,
-            tokens=self.tokens,
-            seed=self.seed,
-            num_steps=self.num_steps,
-            sampler=self.sampler,
-            position=position,
-        )
-
-
-def _other_rows(then: dict, now: dict) -> str | None:
-    """The difference between the fingerprints of a data set when the run began and now, in words."""
-    if then["num_rows"] != now["num_rows"]:
-        return f"the run began with {then['num_rows']} rows, the manifest now has {now['num_rows']}"
-    differ = [name for name in then if then[name] != now.get(name)]
-    if not differ:
-        return None
-    return f"the rows are not those that the run began with: {', '.join(differ)} differ, or come in another order"
-
-
-def use_compute_type(config: ModelConfig) -> ModelConfig:
-    """dtype "auto" as this machine wants it: bfloat16 on accelerators, float32 on CPUs."""
-    if config.dtype != "auto":
-        return config
-    return dataclasses.replace(config, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
-
 
 # The schedule from the newest checkpoint on → the queue of each task that still runs.
 QueueMaker = Callable[[Schedule], dict[str, RowQueue]]
@@ -169,7 +78,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     wait.what = "the streams of all tasks"
     queues = make_queues(schedule)
     stack.callback(close_queues, queues)
-    _use_compile_cache(spec.compile_cache)
+    use_compile_cache(spec.compile_cache)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     compiler = StepCompiler(
@@ -272,14 +181,6 @@ def _mesh(spec: RunSpec, config: ModelConfig, schedule: Schedule) -> Mesh:
         except ValueError as e:
             raise RequestError(f"task {task}, variant {variant}: {e}") from e
     return mesh
-
-
-def _use_compile_cache(folder: str | None) -> None:
-    if folder is None:
-        return
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _how_it_ended(error: DataError, checkpoints: Checkpoints, non_finite: collections.Counter) -> str:

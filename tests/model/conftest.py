@@ -9,8 +9,8 @@ import pytest
 
 with jaxtyping.install_import_hook("model", "beartype.beartype"):
     from model.config import ModelConfig
-    from model.imp import Inputs, Structure
     from model.step import compile_step  # noqa: F401  (imports every module of model/ under the hook)
+    from model.structure import Inputs, Structure
 
 
 @pytest.fixture(scope="session")

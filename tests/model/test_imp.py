@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from model.config import MoEConfig
-from model.imp import Imp, Inputs, Structure, pair_group
+from model.imp import Imp
+from model.structure import Inputs, Structure, pair_group
 
 VISION = Inputs("vision", num_tokens=4, num_values=12, num_axes=3)
 AUDIO = Inputs("audio", num_tokens=3, num_values=4, num_axes=2)

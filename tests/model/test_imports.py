@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from model.config import ModelConfig, MoEConfig
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
+from model.structure import Inputs, Structure
 from model.step import OptimizerConfig, compile_step, init_state
 import model.sizes
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from model.config import MoEConfig
-from model.imp import Imp, Structure
+from model.imp import Imp
+from model.structure import Structure
 from tests.model.reference import Reference
 
 CLASSES = {"classifier": "digits", "num_classes": 4, "classes": (0, 1, 3)}

@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from model.config import MoEConfig
-from model.imp import Imp, Structure
+from model.imp import Imp
 from model.sharding import check_batch, make_mesh, state_shardings
+from model.structure import Structure
 
 SCRIPT = r"""
 import json
@@ -25,7 +26,8 @@ import jax
 import numpy as np
 
 from model.config import ModelConfig, MoEConfig
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
+from model.structure import Inputs, Structure
 from model.sharding import make_mesh, names_of, over_batch, put_batch, put_state, replicated, state_shardings
 from model.step import OptimizerConfig, compile_step, init_state
 

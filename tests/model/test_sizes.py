@@ -11,8 +11,9 @@ import pytest
 
 from model import sizes
 from model.config import ModelConfig, MoEConfig, from_variant
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
 from model.step import OptimizerConfig, compile_step
+from model.structure import Inputs, Structure
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from model.config import MoEConfig, from_variant
-from model.imp import Imp, Inputs, Structure
+from model.imp import Imp
 from model.step import OptimizerConfig, compile_step, init_state, make_step, state_shapes
+from model.structure import Inputs, Structure
 
 AUDIO, TEXT = Inputs("audio", 3, 4, 2), Inputs("text", 5, 0, 1)
 SOUNDS = Structure("softmax", 6, (AUDIO,), classifier="sounds", num_classes=3, classes=(0, 1, 2))

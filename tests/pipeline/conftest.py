@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, Variant, VideoSpec
-from pipeline.data.text import Tokenizer, train_tokenizer
+from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 
 SOUND_RATE_HZ = 48_000
 AAC_FRAME = 1024

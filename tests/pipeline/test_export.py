@@ -330,8 +330,8 @@ def run_dir(tmp_path, tokenizer):
     from model.step import init_state
     from pipeline import recipe as recipes
     from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.run import use_compute_type
-    from pipeline.train.schedule import structure_of
+    from pipeline.train.devices import use_compute_type
+    from pipeline.train.mixture.structures import structure_of
 
     recipe = recipes.from_dict(RECIPE)
     data_sets, tokens = recipe.data_set_specs(), recipe.token_spec()
@@ -348,7 +348,7 @@ def run_dir(tmp_path, tokenizer):
 
 
 def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, capsys):
-    from pipeline.evaluate.model import TrainedModel
+    from pipeline.evaluate.trained_model import TrainedModel
 
     out = tmp_path / "exported"
     assert export_main(["--run", str(run_dir), "--out", str(out)]) == 0

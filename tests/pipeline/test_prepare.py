@@ -12,10 +12,10 @@ from pipeline import prepare as prepare_module
 from pipeline import recipe as recipes
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import FORMAT
-from pipeline.data.text import train_tokenizer
+from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.prepare import check_run_dir, lock_run_dir, needed_columns, prepare
-from pipeline.train.schedule import START
+from pipeline.train.mixture.schedule import START
 
 ROWS = [
     {"id": f"id-{i}", "image": f"{i}.png", "text": [f"a cat number {i}", "one dog"], "labels": ["cat"]}
@@ -64,7 +64,7 @@ def test_logging_as_plain_data(tmp_path, make_recipe):
 
 
 def test_a_writer_that_is_not_installed_is_a_wrong_request(tmp_path, make_recipe, monkeypatch):
-    monkeypatch.setattr("pipeline.train.writers._importable", lambda name: name == "tensorboard")
+    monkeypatch.setattr("pipeline.train.telemetry.writers._importable", lambda name: name == "tensorboard")
     with pytest.raises(RequestError) as caught:
         prepare(make_recipe(logging={"writers": ["tensorboard", "mlflow"]}), tmp_path / "run")
     assert str(caught.value) == (
@@ -150,7 +150,7 @@ def test_the_tokenizer_is_the_same_in_every_run(tmp_path, make_recipe):
 
 
 def test_a_tokenizer_of_labels_knows_them_in_their_prompts(tmp_path, make_recipe):
-    from pipeline.data.text import Tokenizer
+    from pipeline.data.tokenizer import Tokenizer
 
     spec = prepare(make_recipe(task=TASK | {"text": "labels"}, text={"vocab_size": 200}), tmp_path / "run")
     ids = Tokenizer(spec.tokenizer).encode("a small picture with dog", 32)

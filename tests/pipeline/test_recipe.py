@@ -17,7 +17,7 @@ from pipeline.data import spec
 from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, Augment
 from pipeline.errors import RequestError
 from pipeline.recipe.settings import EvaluationSettings, ModelSettings, MoESettings
-from pipeline.train.schedule import structure_of
+from pipeline.train.mixture.structures import structure_of
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 DELETE = object()

@@ -20,8 +20,8 @@ from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TaskSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import patchify, spectrogram_tokens
 from pipeline.errors import DataError
+from pipeline.train.mixture.structures import structure_of
 from pipeline.train.quarantine import Quarantine, known_bad
-from pipeline.train.schedule import structure_of
 
 NUM_ROWS, NUM_BATCHES = 12, 6
 BAD = {4, 9}

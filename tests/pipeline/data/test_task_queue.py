@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.streams import TaskQueue
+from pipeline.cluster.streams import TaskQueue
 from pipeline.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[3]

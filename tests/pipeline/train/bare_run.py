@@ -11,12 +11,12 @@ from pipeline import recipe as recipes
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
-from pipeline.data.text import Tokenizer
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.prepare import check_run_dir, prepare
 from pipeline.pretrain import set_damaged_aside
-from pipeline.train.gate import Gate
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
+from pipeline.train.step_gate import Gate
 
 
 class DirectQueue:

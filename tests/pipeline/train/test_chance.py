@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model import objectives
-from model.imp import Inputs, Structure
+from model.structure import Inputs, Structure
 from pipeline.train.chance import chance_of, is_guess
 
 IMAGE, TEXT = Inputs("vision", 4, 768, 3), Inputs("text", 8, 0, 1)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from model.imp import Inputs, Structure
+from model.structure import Inputs, Structure
 from pipeline.train.compiler import StepCompiler
 
 

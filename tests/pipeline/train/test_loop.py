@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.train.gate import Gate, Go
 from pipeline.train.loop import Hooks, Loop
+from pipeline.train.step_gate import Gate, Go
 
 STEP_S, WAIT_S = 0.05, 0.3
 

@@ -10,9 +10,9 @@ import pytest
 
 from pipeline.data.plan import Row
 from pipeline.errors import DataError
+from pipeline.report.quarantine_table import write_table
 from pipeline.train import quarantine
 from pipeline.train.quarantine import Quarantine, known_bad, read_journal
-from pipeline.train.quarantine_table import write_table
 
 
 def reject(sample_id: str, data_set: str = "pets", **fields) -> dict:

@@ -121,7 +121,7 @@ def assert_same_state(first: Path, second: Path) -> None:
     import jax
     import numpy as np
 
-    from pipeline.evaluate.model import TrainedModel
+    from pipeline.evaluate.trained_model import TrainedModel
 
     a, b = (TrainedModel(d).params for d in (first, second))
     assert jax.tree.structure(a) == jax.tree.structure(b)

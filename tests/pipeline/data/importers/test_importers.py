@@ -20,7 +20,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import decode_image
 from pipeline.data.media.storage import local_path_or_bytes, read_bytes
 from pipeline.data.spec import ImageSpec
-from pipeline.data.text import text_fault
+from pipeline.data.tokenizer import text_fault
 from pipeline.errors import RequestError
 
 

@@ -1,0 +1,130 @@
+"""Between the driver and its workers: a stop goes one way, what they print the other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+import time
+
+import ray
+
+from pipeline.cluster.start import Cluster
+from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
+from pipeline.stopping import Stop, end_process
+from pipeline.train.spec import RunSpec
+from pipeline.train.step_gate import News
+from pipeline.waiting import say, waiting_for
+
+# Seconds for an answer of the gate keeper, on a machine that may be busy.
+_KEEPER_S = 10.0
+# Seconds for a line to arrive.
+_FLUSH_S = 2.0
+# Seconds without news of workers that run, which are heard of at every step; their last save may take this long.
+_SILENCE_S = 600.0
+
+
+class Relay:
+    """Carries between the driver and the workers: a stop to them, their lines to the terminal.
+
+    Ray's own way for lines, its log monitor, would print those of every process of the machines. Where a stop was asked
+    for and no worker runs, or none has ever started for long (Ray waits for machines without a bound), the process ends
+    by itself: what is saved is saved.
+    """
+
+    def __init__(self, keeper, stop: Stop, *, spec: RunSpec, cluster: Cluster):
+        self._keeper, self._stop, self._spec, self._cluster = keeper, stop, spec, cluster
+        self._ended, self._asked, self._began = threading.Event(), False, time.monotonic()
+        self._thread = threading.Thread(target=self._watch, name="relay", daemon=True)
+
+    def __enter__(self) -> None:
+        self._wait = contextlib.ExitStack()
+        self._say_what_is_waited_for(False)
+        self._thread.start()
+
+    def __exit__(self, *exc) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._wait.close()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            self._once()
+        self._once()
+
+    def _once(self) -> None:
+        try:
+            news = ray.get(self._keeper.news.remote(), timeout=_KEEPER_S)
+        except ray.exceptions.RayError:
+            # The keeper is gone, or its machine busy: ``fit`` hears of what matters.
+            return
+        for error, text in news.lines:
+            # The terminal may be gone, and the run goes on.
+            with contextlib.suppress(OSError, ValueError):
+                print(text, end="", file=sys.stderr if error else sys.stdout, flush=True)
+        if news.running != self._running:
+            self._say_what_is_waited_for(news.running)
+        if not news.epoch and time.monotonic() - self._began > self._cluster.start_timeout_s:
+            say(
+                f"failed: no worker has started within cluster.start_timeout_s = {self._cluster.start_timeout_s:g} s; "
+                "are its machines taken by another job?"
+            )
+            end_process(EXIT_FAILED)
+        if news.steps:
+            self._stop.defer()
+        if self._stop.is_set():
+            self._ask_for_a_stop(news)
+
+    def _say_what_is_waited_for(self, running: bool) -> None:
+        """Workers that run say it themselves."""
+        self._running = running
+        self._wait.close()
+        if not running:
+            self._wait.enter_context(waiting_for(f"{self._cluster.sizes[0]} workers to start"))
+
+    def _ask_for_a_stop(self, news: News) -> None:
+        if not self._asked:
+            self._asked = True
+            self._keeper.stop.remote()
+            self._wait.enter_context(waiting_for("the workers to end their step and save"))
+        if not news.running or news.silence_s > _SILENCE_S:
+            newest = self._spec.checkpoints().latest_step or "none"
+            say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
+            end_process(EXIT_RUN_AGAIN)
+
+
+@contextlib.contextmanager
+def lines_to(keeper, *, rank: int):
+    """What this process prints goes to the driver's terminal; of other ranks than 0 what they print to stderr."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(_Lines(keeper, error=True)))
+        if rank == 0:
+            stack.enter_context(contextlib.redirect_stdout(_Lines(keeper, error=False)))
+        yield
+
+
+class _Lines(io.TextIOBase):
+    """A stream whose text goes to the keeper, line by line."""
+
+    def __init__(self, keeper, *, error: bool):
+        self._keeper, self._error, self._text, self._sent = keeper, error, "", None
+        # Several threads print.
+        self._lock = threading.RLock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            whole, newline, self._text = (self._text + text).rpartition("\n")
+            if newline:
+                self._sent = self._keeper.print.remote(self._error, whole + newline)
+        return len(text)
+
+    def flush(self) -> None:
+        """Until the last line has arrived: the process may be about to end itself."""
+        if self._sent is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait([self._sent], timeout=_FLUSH_S)
+            self._sent = None

@@ -1,0 +1,265 @@
+"""What a run's recipe asks to measure on held-out data: zero-shot, classifier accuracy, retrieval.
+
+An entry's ``clips`` is how many windows of a row are looked at, evenly spaced over its canonical clip: over the
+``max_frames`` frames that the data set keeps of a video, however long the file is. Their logits are averaged, and for
+retrieval their embeddings before these are normalised and ranked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import prompts
+from pipeline.data.batches import SampleMaker
+from pipeline.data.media.errors import Reject
+from pipeline.data.plan import group_arrays
+from pipeline.data.sources import MediaSource
+from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+from pipeline.errors import RequestError
+from pipeline.evaluate.metrics import classification, retrieval
+from pipeline.evaluate.trained_model import TrainedModel
+from pipeline.recipe import EvaluationSettings
+
+# Views that wait for the model at once: a multiple of its batch, so that no batch but the last is filled up.
+_VIEWS = 64
+
+
+@dataclasses.dataclass
+class HeldOut:
+    """One held-out manifest through the model.
+
+    features: (rows, clips, width) float32. rejected: rows whose media were bad, left out of every metric.
+    """
+
+    features: np.ndarray
+    labels: list[tuple[str, ...]]
+    texts: list[tuple[str, ...]]
+    rejected: int
+    variant: Variant
+
+
+def evaluate_run(run_dir: Path, model: TrainedModel | None = None) -> list[dict]:
+    """[{dataset, task, metrics, chance, num_examples, ...}] for every entry of the recipe's ``evaluate`` list."""
+    model = model or TrainedModel(run_dir)
+    measure = {"zero_shot": _zero_shot, "classify": _classify, "retrieval": _retrieval}
+    cache: dict = {}
+    return [_entry(model, settings, measure[settings.kind], cache) for settings in default_list(model)]
+
+
+def default_list(model: TrainedModel) -> list[EvaluationSettings]:
+    """The recipe's list; without one, what its tasks make possible on the data sets with a held-out part."""
+    if model.recipe.evaluate:
+        return model.recipe.evaluate
+    out = {}
+    for task in model.tasks.values():
+        if not model.data_sets[task.data_set].held_out or len(task.media) != 1:
+            continue
+        for kind in _default_kinds(task):
+            entry = EvaluationSettings(
+                data_set=task.data_set, kind=kind, modality=task.media[0], classes=list(task.classes)
+            )
+            if entry.served_by(task):
+                out[repr(entry)] = entry
+    return list(out.values())
+
+
+def _default_kinds(task: TaskSpec) -> list[str]:
+    """What a task of one medium makes possible. With sigmoid a row has several labels, and no accuracy."""
+    kinds = ["classify"] if "softmax" in dict(task.objectives) else []
+    if task.contrasts:
+        kinds.append("zero_shot" if task.text == "labels" else "retrieval")
+    return kinds
+
+
+def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: dict) -> dict:
+    manifests = model.data_sets[settings.data_set].held_out
+    name = settings.held_out or next(iter(manifests))
+    task = _task_for(model, settings)
+    key = (settings.data_set, name, settings.modality, settings.clips, _variant_for(model, settings))
+    if key not in cache:
+        cache[key] = _held_out(model, settings, manifests[name], task)
+    held_out: HeldOut = cache[key]
+    metrics, chance, count = measure(model, settings, task, held_out)
+    label = settings.data_set if len(manifests) == 1 else f"{settings.data_set}/{name}"
+    return {
+        "dataset": label,
+        "task": f"{settings.kind}_{settings.name or settings.modality}",
+        "modality": settings.modality,
+        "metrics": metrics,
+        "chance": chance,
+        "num_examples": count,
+        "num_rejected": held_out.rejected,
+        "step": model.step,
+        "input": held_out.variant.name,
+        "clips": settings.clips,
+        "routing_group": "sample",
+    }
+
+
+def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
+    """A trained task with the heads that this measurement needs."""
+    for task in model.tasks.values():
+        if settings.served_by(task):
+            return task
+    raise RequestError(
+        f"evaluate: {settings.kind} of {settings.modality} on {settings.data_set} needs a task there with "
+        f"{'a classifier' if settings.kind == 'classify' else 'text'}; the recipe has none"
+    )
+
+
+def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
+    """The largest input that the tasks of this data set and kind trained on, nothing dropped (the paper's rule)."""
+
+    def fits(task: TaskSpec) -> bool:
+        if task.weight == 0:
+            return False
+        if settings.kind == "classify":
+            return task.classified == settings.modality
+        return task.contrasts and settings.modality in task.modalities
+
+    variants = [v for t in model.tasks.values() if t.data_set == settings.data_set and fits(t) for v in t.variants]
+    largest = max(variants, key=lambda v: (np.prod(v.grid), -v.drop_rate))
+    return dataclasses.replace(largest, drop_rate=0.0, name=largest.name.split("-")[0])
+
+
+def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, task: TaskSpec) -> HeldOut:
+    data_set = model.data_sets[settings.data_set]
+    source = MediaSource(
+        data_set,
+        modalities=(settings.modality,),
+        manifest=manifest,
+        limits=model.recipe.cluster.decode_limits(),
+    )
+    # Without objectives a sample is its media alone: a row without labels or text is as good.
+    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
+    maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
+    variant = _variant_for(model, settings)
+    labels, texts = [], []
+    modality = MODEL_MODALITY[settings.modality]
+
+    def views():
+        for row in range(source.num_rows):
+            try:
+                clip = source.clip(row)
+                windows = [(i, settings.clips) for i in range(settings.clips)]
+                arrays = [maker.arrays(clip, variant, rng=None, window=window) for window in windows]
+            except Reject:
+                continue
+            labels.append(clip.labels)
+            texts.append(maker.texts(clip) if maker.tokenizer else ())
+            yield from (group_arrays(a)[modality] for a in arrays)
+
+    features = _features(model, modality, views())
+    if not labels:
+        raise RequestError(f"evaluate: none of the {source.num_rows} rows of {manifest} could be read")
+    features = features.reshape(len(labels), settings.clips, -1)
+    return HeldOut(features, labels, texts, source.num_rows - len(labels), variant)
+
+
+def _features(model: TrainedModel, modality: str, views: Iterator[dict]) -> np.ndarray:
+    """(views, width) float32. Only a batch of views is in memory at a time, however many there are; none: (0,)."""
+    parts = [model.features(modality, part) for part in iter(lambda: list(itertools.islice(views, _VIEWS)), [])]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _each_clip(function, features: np.ndarray) -> np.ndarray:
+    """``function`` of (n, width) over (rows, clips, width): the mean over the clips of a row, (rows, ...)."""
+    rows, clips, width = features.shape
+    values = function(features.reshape(rows * clips, width))
+    return values.reshape(rows, clips, -1).mean(1)
+
+
+def _classes(model: TrainedModel, settings: EvaluationSettings) -> list[str]:
+    return settings.classes or list(model.data_sets[settings.data_set].classes)
+
+
+def _label_indices(classes: list[str], labels: list[tuple[str, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows with one of the classes, index of the class). A row with several counts as its first."""
+    found = [next((classes.index(name) for name in row if name in classes), -1) for row in labels]
+    found = np.asarray(found)
+    rows = np.flatnonzero(found >= 0)
+    if not rows.size:
+        raise RequestError(f"evaluate: no held-out row has one of the classes {classes[:5]}")
+    return rows, found[rows]
+
+
+def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    classes, order = _classes(model, settings), list(model.data_sets[settings.data_set].classes)
+    rows, labels = _label_indices(classes, held_out.labels)
+    logits = _each_clip(lambda x: model.logits(x, settings.data_set), held_out.features[rows])
+    return classification(logits[:, [order.index(c) for c in classes]], labels), _chance(classes), len(rows)
+
+
+def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    """Mean over the prompts of a class before normalisation, then cosine with each clip, then mean over the clips."""
+    classes = _classes(model, settings)
+    rows, labels = _label_indices(classes, held_out.labels)
+    templates = settings.prompts or prompts.EVAL[settings.modality]
+    source = MODEL_MODALITY[settings.modality]
+    texts = [template.format(c) for c in classes for template in templates]
+    projected = _project_texts(model, task, texts, target=source)
+    anchors = _unit(projected.reshape(len(classes), len(templates), -1).mean(1))
+
+    def cosines(features: np.ndarray) -> np.ndarray:
+        return _unit(model.project(features, source=source, target="text")) @ anchors.T
+
+    logits = _each_clip(cosines, held_out.features[rows])
+    return classification(logits, labels), _chance(classes), len(rows)
+
+
+def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+    source = MODEL_MODALITY[settings.modality]
+    owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
+    texts = [t for row in held_out.texts for t in row]
+    if not texts:
+        raise RequestError(
+            f"evaluate: no held-out row of {settings.data_set} has a usable text, so nothing to retrieve"
+        )
+    media = _unit(_each_clip(lambda x: model.project(x, source=source, target="text"), held_out.features))
+    metrics = retrieval(media, _unit(_project_texts(model, task, texts, target=source)), owner)
+    count = len(media)
+    chance = {f"{side}_retrieval_recall@{k}": min(1.0, k / count) for side in ("image", "text") for k in (1, 5, 10)}
+    return metrics, chance, count
+
+
+def _project_texts(model: TrainedModel, task: TaskSpec, texts: list[str], *, target: str) -> np.ndarray:
+    data_set = model.data_sets[task.data_set]
+    maker = SampleMaker(task, data_set, source=None, tokenizer=model.tokenizer, tokens=model.tokens)
+    samples = [group_arrays(maker.encode_text(text))["text"] for text in texts]
+    return model.project(model.features("text", samples), source="text", target=target)
+
+
+def _chance(classes: list[str]) -> dict[str, float]:
+    return {"acc1": 1 / len(classes), "acc5": min(1.0, 5 / len(classes)), "mean_per_class_recall": 1 / len(classes)}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def print_table(results: list[dict]) -> None:
+    """The first metrics of each entry beside chance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="held-out evaluation")
+    for column in ("data set", "task", "metric", "value", "chance", "examples"):
+        table.add_column(column, justify="right" if column in ("value", "chance", "examples") else "left")
+    for r in results:
+        shown = [m for m in ("acc1", "image_retrieval_recall@5", "text_retrieval_recall@5") if m in r["metrics"]]
+        for metric in shown:
+            chance = r["chance"].get(metric)
+            table.add_row(
+                r["dataset"],
+                r["task"],
+                metric,
+                f"{r['metrics'][metric]:.1%}",
+                "" if chance is None else f"{chance:.1%}",
+                str(r["num_examples"]),
+            )
+    Console().print(table)

@@ -1,0 +1,100 @@
+"""A trained model from a run directory alone, and features of media and text through it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from model.imp import Imp
+from model.step import state_shapes
+from pipeline import recipe as recipes
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.errors import RequestError
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.devices import use_compute_type
+from pipeline.train.initial_state import host_device
+from pipeline.train.mixture.structures import structure_of
+
+_BATCH = 64
+
+
+class TrainedModel:
+    """Parameters of the newest checkpoint with what is needed to feed them.
+
+    Everything comes from the checkpoint: the recipe, the class lists, the tokenizer.
+    """
+
+    def __init__(self, run_dir: Path):
+        checkpoints = Checkpoints(run_dir)
+        step, lines = checkpoints.choose()
+        for line in lines:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+        data = checkpoints.data(step)
+        self.step = data["step"]
+        self.recipe = recipes.from_dict(data["config"])
+        self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()
+        tokenizer = base64.b64decode(data["tokenizer"])
+        self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
+        self.tokens = self.recipe.token_spec()
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
+        config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
+        # A kernel is the training machine's: this may be another.
+        config = dataclasses.replace(config, attention="auto")
+        running = self.recipe.sampler_spec().runs(self.tasks)
+        structures = [
+            structure_of(t, v, self.data_sets[t.data_set], self.tokens)
+            for t in self.tasks.values()
+            for v in t.variants
+            if t.name in running
+        ]
+        self.imp = Imp.for_structures(config, structures)
+        # The moments, two thirds of it, never reach the accelerator.
+        sharding = jax.sharding.SingleDeviceSharding(host_device())
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(self.imp)
+        )
+        state = checkpoints.state(shapes, step=self.step)
+        self.params = jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])
+        checkpoints.close()
+        # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
+        self._encode = jax.jit(
+            lambda params, modality, arrays: self.imp.encode(
+                params, modality, arrays["tokens"], arrays["positions"], arrays.get("mask")
+            ),
+            static_argnums=1,
+        )
+
+    def use_recipe(self, recipe: recipes.Recipe) -> None:
+        """Evaluates by another recipe's ``evaluate`` list and data sets; the trained tasks and classes stay.
+
+        Raises RequestError where a data set's classes differ from those the model was trained on.
+        """
+        for name, data_set in recipe.data_set_specs().items():
+            if name in self.data_sets and data_set.classes != self.data_sets[name].classes:
+                raise RequestError(f"data_sets.{name}.classes: the model was trained on another list of classes")
+            self.data_sets[name] = data_set
+        self.recipe = recipe
+
+    def features(self, modality: str, samples: list[dict]) -> np.ndarray:
+        """(n, width) float32 pooled features. samples: {"tokens", "positions"[, "mask"]} of one shape."""
+        out = []
+        for first in range(0, len(samples), _BATCH):
+            part = samples[first : first + _BATCH]
+            # The last batch is filled up with copies: one shape, one compile.
+            filled = part + [part[-1]] * (_BATCH - len(part))
+            arrays = {name: np.stack([s[name] for s in filled]) for name in part[0]}
+            out.append(np.asarray(self._encode(self.params, modality, arrays))[: len(part)])
+        return np.concatenate(out)
+
+    def project(self, features: np.ndarray, *, source: str, target: str) -> np.ndarray:
+        """(n, K) in the common space of a pair, before normalisation."""
+        return np.asarray(self.imp.project(self.params, features, source=source, target=target))
+
+    def logits(self, features: np.ndarray, data_set: str) -> np.ndarray:
+        """(n, classes of the data set)."""
+        return np.asarray(self.imp.module(self.params, f"classifier_{data_set}")(features))

@@ -1,0 +1,187 @@
+"""The whole run laid out before step 0: the task, variant and structure of every step (the shape budget)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import threading
+
+import numpy as np
+
+from model.structure import Structure
+from pipeline.data.plan import TaskPlan
+from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.train.mixture.samplers import SamplerSpec
+from pipeline.train.mixture.structures import structure_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step runs. batch: index within the task."""
+
+    task: str
+    batch: int
+    variant: Variant
+    structure: Structure
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands, as a checkpoint holds it.
+
+    batches: task → how many it has had; tasks that left the recipe keep theirs, should they come back. expected: task →
+    how many its weight has promised so far. sampler: ``Sampler.state``.
+    """
+
+    step: int = 0
+    batches: dict[str, int] = dataclasses.field(default_factory=dict)
+    expected: dict[str, float] = dataclasses.field(default_factory=dict)
+    sampler: dict = dataclasses.field(default_factory=dict)
+
+
+START, _PAPERS_RULE = Position(), SamplerSpec()
+
+
+class Schedule:
+    """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
+
+    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below ``known``
+    are decided; ``observe`` decides more. Safe to read in one thread while another observes.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, TaskSpec],
+        data_sets: dict[str, DataSetSpec],
+        *,
+        num_rows: dict[str, int],
+        tokens: TokenSpec,
+        seed: int,
+        num_steps: int,
+        sampler: SamplerSpec = _PAPERS_RULE,
+        position: Position = START,
+    ):
+        self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
+        self.start = position.step
+        self.weights = sampler.weights(tasks, num_rows)
+        self.sampler = sampler.sampler(
+            self.weights, seed=seed, position=position.sampler, step=self.start, num_steps=num_steps
+        )
+        self._done = {n: position.batches.get(n, 0) for n in tasks}
+        self._grown = threading.Condition()
+        # Of the steps from the start on, the first ``_decided`` of which hold: task index, and batch within the task.
+        left = max(0, num_steps - self.start)
+        self._steps, self._batches, self._decided = np.zeros(left, np.int32), np.zeros(left, np.int64), 0
+        self._counts = np.array(list(self._done.values()), np.int64)
+        self._grow()
+        self.plans = {
+            n: TaskPlan(t, seed=seed, num_rows=num_rows[t.data_set], num_batches=self.batches_at_most(n))
+            for n, t in tasks.items()
+        }
+        # A task that never runs gets no structure to compile; what it has learned before stays in the model.
+        running = sampler.runs(tasks)
+        every = {
+            (n, v.name): structure_of(t, v, data_sets[t.data_set], tokens) for n, t in tasks.items() for v in t.variants
+        }
+        self._structures = {key: s for key, s in every.items() if key[0] in running}
+        self.model_structures = [s for (n, _), s in every.items() if n in running or self._done[n]]
+        self._expected = (self.start, np.array([position.expected.get(n, 0.0) for n in tasks]))
+
+    @property
+    def known(self) -> int:
+        """Steps below it are decided."""
+        return self.start + self._decided
+
+    @property
+    def adaptive(self) -> bool:
+        return self.sampler.known != math.inf
+
+    def _grow(self) -> None:
+        stop = int(min(self.num_steps, self.sampler.known))
+        if stop <= self.known:
+            return
+        more, end = self.sampler.tasks(self.known, stop), stop - self.start
+        self._steps[self._decided : end] = more
+        batches = self._batches[self._decided : end]
+        for index in range(len(self.tasks)):
+            mine = np.flatnonzero(more == index)
+            batches[mine] = self._counts[index] + np.arange(len(mine))
+            self._counts[index] += len(mine)
+        with self._grown:
+            self._decided = end
+            self._grown.notify_all()
+
+    def observe(self, step: int, loss: float) -> None:
+        """The loss of a step (counted from 0), in order: what an adaptive sampler learns from."""
+        if self.adaptive:
+            self.expected_before(step + 1)
+            self.sampler.observe(step, self[step].task, loss)
+            self._grow()
+
+    def wait(self, step: int, *, timeout_s: float) -> bool:
+        """Whether step ``step`` is decided, after waiting for it."""
+        with self._grown:
+            return self._grown.wait_for(lambda: step < self.known, timeout_s)
+
+    def __getitem__(self, step: int) -> Step:
+        """Step ``step``, counted from 0 over the whole run."""
+        name = self.sampler.names[self._steps[step - self.start]]
+        batch = int(self._batches[step - self.start])
+        variant = self.tasks[name].variants[self.plans[name].variants[batch]]
+        return Step(name, batch, variant, self._structures[name, variant.name])
+
+    @property
+    def structures(self) -> dict[tuple[str, str], Structure]:
+        """(task, variant) → structure: everything the run may compile, known before its first step."""
+        return self._structures
+
+    def batches_before(self, step: int) -> dict[str, int]:
+        """Each task's number of batches in the first ``step`` steps of the run."""
+        counts = np.bincount(self._steps[: min(step - self.start, self._decided)], minlength=len(self.tasks))
+        return {n: done + int(count) for (n, done), count in zip(self._done.items(), counts, strict=True)}
+
+    def batches_at_most(self, task: str) -> int:
+        """How many batches the task may have had when the run ends: the number itself where it is decided."""
+        return self.batches_before(self.known)[task] + self.num_steps - self.known
+
+    def expected_before(self, step: int) -> dict[str, float]:
+        """How many of the first ``step`` steps each task's weight promised it. Asked for rising steps."""
+        last, expected = self._expected
+        if step > last:
+            expected = expected + self.sampler.expected(last, step)
+            self._expected = (step, expected)
+        return dict(zip(self.tasks, expected.tolist(), strict=True))
+
+    def share(self, task: str) -> float:
+        """The part of the steps to come that the task is to get."""
+        return self._shares[task]
+
+    @functools.cached_property
+    def _shares(self) -> dict[str, float]:
+        expected = self.sampler.expected(self.start, self.num_steps) / max(1, self.num_steps - self.start)
+        return dict(zip(self.tasks, expected.tolist(), strict=True))
+
+    def positions_before(self, step: int) -> dict[str, int]:
+        """Each task's sample position after the first ``step`` steps."""
+        return {n: int(self.plans[n].starts[k]) for n, k in self.batches_before(step).items()}
+
+    def position_at(self, step: int) -> Position:
+        """Where the run stands after ``step`` steps, all of whose losses were observed."""
+        batches = {**self.position.batches, **self.batches_before(step)}
+        expected = {**self.position.expected, **self.expected_before(step)}
+        return Position(step, batches, expected, self.sampler.state())
+
+    def in_order_of_first_use(self) -> list[Structure]:
+        """The structures that the run may still use, each once: those of decided steps in their order, then the rest
+        where steps are yet to be decided."""
+        most = max(len(t.variants) for t in self.tasks.values())
+        keys = self._steps[: self._decided].astype(np.int64) * most
+        for index, name in enumerate(self.tasks):
+            mine = np.flatnonzero(self._steps[: self._decided] == index)
+            keys[mine] += self.plans[name].variants[self._batches[mine]]
+        _, firsts = np.unique(keys, return_index=True)
+        found = dict.fromkeys(self[self.start + int(first)].structure for first in sorted(firsts))
+        if self.known < self.num_steps:
+            found |= dict.fromkeys(self._structures.values())
+        return list(found)

@@ -1,0 +1,100 @@
+"""What goes between the driver and its workers, with a gate keeper that is no actor."""
+
+import asyncio
+import types
+
+import pytest
+
+from pipeline.cluster import relay as relay_module
+from pipeline.cluster.relay import Relay, lines_to
+from pipeline.cluster.start import Cluster
+from pipeline.stopping import Stop
+from pipeline.train.step_gate import GateKeeper
+
+
+class Ended(Exception):
+    pass
+
+
+def actor(keeper: GateKeeper):
+    """Calls as of an actor, done at once."""
+
+    def method(name):
+        return types.SimpleNamespace(remote=lambda *a: asyncio.run(getattr(keeper, name)(*a)))
+
+    return types.SimpleNamespace(**{name: method(name) for name in ("news", "stop", "print", "lost")})
+
+
+@pytest.fixture
+def relay(monkeypatch, tmp_path):
+    monkeypatch.setattr(relay_module.ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(relay_module.ray, "wait", lambda refs, timeout=None: (refs, []))
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(relay_module, "end_process", end)
+    keeper, stop = GateKeeper(), Stop("stopped")
+    spec = types.SimpleNamespace(checkpoints=lambda: types.SimpleNamespace(latest_step=40))
+    relay = Relay(actor(keeper), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
+    monkeypatch.setattr(relay._thread, "start", lambda: None)
+    relay.__enter__()
+    yield relay, keeper, stop
+    relay._wait.close()
+
+
+def test_lines_of_rank_0_come_whole_and_others_only_to_stderr(relay, capsys):
+    import sys
+
+    relay, keeper, _ = relay
+    for rank in (0, 1):
+        with lines_to(actor(keeper), rank=rank):
+            print(f"rank {rank} a", end="", flush=True)
+            print(f"\nrank {rank} b")
+            print(f"rank {rank} failed", file=sys.stderr, flush=True)
+    elsewhere = capsys.readouterr()
+    assert elsewhere.out == "rank 1 a\nrank 1 b\n" and elsewhere.err == ""
+    relay._once()
+    shown = capsys.readouterr()
+    assert shown.out == "rank 0 a\nrank 0 b\n" and shown.err == "rank 0 failed\nrank 1 failed\n"
+    relay._once()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
+    relay, keeper, stop = relay
+    asyncio.run(keeper.begin(1))
+    asyncio.run(keeper.ready(1, 0, 0))
+    assert asyncio.run(keeper.go(1, 0))[0]
+    relay._once()
+    # A step was granted: from here on a signal asks for a save.
+    assert stop._deferred
+    stop._asked.set()
+    relay._once()
+    assert asyncio.run(keeper.go(1, 1)) == (False, False)
+    # The workers fail before they have saved, and Ray waits for machines.
+    asyncio.run(keeper.lost("workers [0] failed\n"))
+    with pytest.raises(Ended, match="75"):
+        relay._once()
+    out, err = capsys.readouterr()
+    assert out == "workers [0] failed\n"
+    assert err == "stopped while no worker ran; the newest whole checkpoint is 40\n"
+
+
+def test_workers_that_never_start_end_the_run(relay, capsys):
+    relay, _, _ = relay
+    relay._once()
+    relay._began -= 61
+    with pytest.raises(Ended, match="1"):
+        relay._once()
+    assert "no worker has started within cluster.start_timeout_s = 60 s" in capsys.readouterr().err
+
+
+def test_a_keeper_that_is_gone_is_no_failure_of_the_relay(relay, monkeypatch):
+    relay, _, _ = relay
+
+    def gone(value, timeout=None):
+        raise relay_module.ray.exceptions.RayActorError()
+
+    monkeypatch.setattr(relay_module.ray, "get", gone)
+    relay._once()

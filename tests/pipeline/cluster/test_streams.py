@@ -1,0 +1,225 @@
+"""Streams on a real Ray: rows arrive in order at every rank, whole, and equal to those made without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data.manifest import Manifest
+from pipeline.errors import RequestError
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray forks its processes beside whatever this test session has imported, and opens files it closes at exit.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+ROOT = str(Path(__file__).resolve().parents[3])
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    import ray
+
+    from pipeline.cluster.start import Cluster, start_ray
+
+    # Streams here decode with tests/decoders.py; Ray's processes take their imports from the environment.
+    os.environ["PYTHONPATH"] = ROOT
+    start_ray(Cluster())
+
+    yield ray
+    ray.shutdown()
+    del os.environ["PYTHONPATH"]
+
+
+@pytest.fixture
+def wanted(toy_recipe):
+    """A stream of 11 batches of the video-audio task, starting at batch 2."""
+    from pipeline import recipe as recipes
+    from pipeline.cluster.streams import StreamSpec
+
+    recipe = recipes.from_dict(toy_recipe)
+    data_set = recipe.data_set_specs()["moving"]
+    return StreamSpec(
+        task=recipe.task_specs()["video_audio"],
+        data_set=data_set,
+        tokens=recipe.token_spec(),
+        tokenizer=None,
+        seed=recipe.seed,
+        fingerprint=Manifest(data_set.manifest).fingerprint,
+        start=2,
+        stop=13,
+        share=0.5,
+        known_bad={},
+        cache_bytes=0,
+    )
+
+
+def test_blocks_hold_every_batch_of_every_rank_once(wanted):
+    from pipeline.cluster.streams import _Blocks
+
+    blocks = _Blocks(wanted, world_size=2, rows_per_block=4)
+    # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
+    assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
+    assert blocks.num_blocks == 8
+
+
+def test_a_machine_that_sees_other_rows_is_a_wrong_request(wanted, tmp_path):
+    """Another copy of the manifest on another host, or one exchanged for another of equal length in a running run."""
+    rows = pq.read_table(wanted.data_set.manifest)
+    pq.write_table(rows.take(list(range(rows.num_rows))[::-1]), tmp_path / "m.parquet")
+    other = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
+    wanted.maker()
+    with pytest.raises(RequestError, match=r"data_sets\.moving: a machine of the run reads other rows"):
+        dataclasses.replace(wanted, data_set=other).maker()
+
+
+def test_blocks_last_equally_many_steps_below_a_bound_in_bytes(wanted):
+    from pipeline.cluster.streams import block_bytes, rows_per_block
+
+    assert block_bytes(wanted, 1) < 100_000
+    assert rows_per_block(wanted, block_steps=16) == 8
+    assert rows_per_block(dataclasses.replace(wanted, share=0.01), block_steps=16) == 1
+    # 40,000 clips of two tokens of 3,072 B are more than the 64 MB of a block.
+    large = dataclasses.replace(wanted.task.variants[0], global_batch_size=40_000)
+    heavy = dataclasses.replace(wanted, task=dataclasses.replace(wanted.task, variants=(large,)))
+    assert rows_per_block(heavy, block_steps=16) == 1
+
+
+def test_cpus_are_shared_out_by_steps_and_cost(wanted):
+    from pipeline.cluster.streams import DecodeShare, rows_per_block, share_out
+
+    # Films take 0.8 of the steps at 9 s of CPU a batch, pictures 0.2 at 4 s: 7.2 and 0.8 s a step.
+    shares = share_out({"films": (0.8, 9.0), "pictures": (0.2, 4.0)}, cpus=40, world_size=2)
+    assert shares["films"].cpus == pytest.approx(40 * (0.9 * 0.9 + 0.05)) and shares["films"].num_decoders == 34
+    assert shares["pictures"].cpus == pytest.approx(40 * (0.9 * 0.1 + 0.05)) and shares["pictures"].num_decoders == 6
+    assert shares["films"].row_s == 4.5
+    # Twenty streams of a machine with eight CPUs: each has a decoder, and together they ask for no more than there is.
+    small = share_out({f"t{i}": (0.05, 1.0) for i in range(20)}, cpus=8)
+    assert all(s.num_decoders == 1 for s in small.values())
+    assert sum(min(1.0, s.cpus / s.num_decoders) for s in small.values()) == pytest.approx(8)
+    # A block is worth Ray's cost: a quarter of a second of decoding.
+    assert rows_per_block(wanted, block_steps=1, row_s=0.02) == 13
+    assert rows_per_block(wanted, block_steps=1, row_s=2.0) == 1
+    assert DecodeShare().num_decoders == 1
+
+
+def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
+    import psutil
+
+    own = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in [own, *own.children(recursive=True)]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 4  # of the head, the node, its agents
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_costs_are_measured_in_the_cluster(ray_session, wanted):
+    from pipeline.cluster.streams import decode_shares
+
+    other = dataclasses.replace(
+        wanted, task=dataclasses.replace(wanted.task, name="other"), share=0.25, key="another stream"
+    )
+    shares = decode_shares([wanted, other], cpus=16)
+    assert shares["video_audio"].row_s > 0.001
+    # The same work at half the steps.
+    assert 0.2 < shares["other"].cpus / shares["video_audio"].cpus < 0.9
+
+
+def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):
+    from pipeline.cluster.streams import DecodeOptions, DecodeShare, build_stream, checked_rows, iterate
+
+    options, share = DecodeOptions(mode="actors"), DecodeShare(cpus=0.4)
+    stream = build_stream(wanted, world_size=1, options=options, share=share)
+    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+    maker = wanted.maker()
+    assert [r.ids for r in rows] == [maker.row(k, rank=0, world_size=1).ids for k in range(2, 13)]
+
+
+def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
+    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
+
+    stream = build_stream(wanted, world_size=1, options=DecodeOptions())
+    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+    assert [r.batch for r in rows] == list(range(2, 13))
+    maker = wanted.maker()
+    for row in rows:
+        bare = maker.row(row.batch, rank=0, world_size=1)
+        assert row.ids == bare.ids
+        for name, array in bare.arrays.items():
+            np.testing.assert_array_equal(row.arrays[name], array)
+
+
+def test_two_ranks_share_each_batch(ray_session, wanted):
+    import threading
+
+    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
+
+    splits = build_stream(wanted, world_size=2, options=DecodeOptions()).streaming_split(2, equal=True)
+    got: dict[int, list] = {}
+
+    def pull(rank: int) -> None:
+        got[rank] = list(checked_rows(iterate(splits[rank]), task="video_audio", start=2, rank=rank))
+
+    threads = [threading.Thread(target=pull, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    whole = wanted.maker()
+    for k, (first, second) in enumerate(zip(got[0], got[1], strict=True)):
+        assert first.ids + second.ids == whole.row(2 + k, rank=0, world_size=1).ids
+
+
+def test_rows_out_of_order_stop_the_run(wanted):
+    from pipeline.cluster.streams import checked_rows
+    from pipeline.errors import DataError
+
+    maker = wanted.maker()
+    rows = [maker.row(k, rank=0, world_size=1) for k in (2, 4)]
+    checked = checked_rows(iter(rows), task="video_audio", start=2, rank=0)
+    assert next(checked).batch == 2
+    with pytest.raises(DataError, match="expected batch 3"):
+        next(checked)
+
+
+def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, monkeypatch):
+    """Every kind of broken file, decoders that crash and hang among them: listed, replaced, the rest in its order."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import faults
+
+    result = faults.run(tmp_path, files=250, timeout_s=1.0)
+    assert {name: r["wrong"] for name, r in result.items()} == {"image": [], "video": [], "audio": []}
+    assert [(r["broken"], r["listed"], r["crashes"]) for r in result.values()] == [
+        (24, 24, 0),
+        (14, 14, 0),
+        (10, 10, 0),
+    ]
+    assert {"crashed", "hung"} <= set(result["image"]["reasons"]) & set(result["video"]["reasons"])
+
+
+def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_path):
+    """Ray wraps what a task raises; the run must still know that it was the data, save its state and say one line."""
+
+    from pipeline.cluster.streams import DecodeOptions, build_stream, checked_rows, iterate
+    from pipeline.errors import DataError
+
+    rows = [{"id": str(i), "video": f"none-{i}.mp4", "text": [], "labels": []} for i in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    data_set = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
+    fingerprint = Manifest(data_set.manifest).fingerprint
+    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint, key="all bad")
+    stream = build_stream(bad, world_size=1, options=DecodeOptions())
+    with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
+        list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
