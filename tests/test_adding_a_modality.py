@@ -56,7 +56,7 @@ def test_the_decoder_keeps_what_pillow_drops(rooms):
 
 @pytest.mark.slow
 def test_depth_maps_train_and_evaluate(rooms):
-    from pipeline.evaluate.run import evaluate_run
+    from pipeline.evaluate.measure import evaluate_run
 
     recipe = recipes.load(rooms, [f"cluster.compile_cache={rooms.parent}"])
     summary = load(TESTS / "pipeline/train/bare_run.py").run(recipe, rooms.parent / "run")

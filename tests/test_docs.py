@@ -189,7 +189,7 @@ def exported(tmp_path_factory) -> Path:
     """A small model as ``imp export`` writes it, with a classifier of the data set "pets" and a tokenizer."""
     from model.config import ModelConfig
     from model.imp import Imp
-    from pipeline.data.text import train_tokenizer
+    from pipeline.data.tokenizer import train_tokenizer
     from pipeline.export import save_model
 
     folder = tmp_path_factory.mktemp("exported")
