@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-MODALITIES = ("vision", "audio", "text")
+# Modality → the kind of its tokens, which decides its layers and position tables. Each modality has its own parameters.
+MODALITIES = {"vision": "vision", "audio": "audio", "text": "text"}
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
@@ -145,7 +146,8 @@ class ModelConfig:
 
     def positions(self, modality: str) -> tuple[int, ...]:
         """Buckets of the position tables of a modality."""
-        return {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}[modality]
+        tables = {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}
+        return tables[MODALITIES[modality]]
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
