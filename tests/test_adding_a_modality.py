@@ -5,7 +5,10 @@ Without Ray: from the files through the decode process, tokens and batches to st
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,32 +16,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import recipe as recipes
+from tests.doc_blocks import blocks, edited
 
 TESTS = Path(__file__).resolve().parent
+PAGE = blocks("docs/adding-a-modality.md")
+# Trains the recipe in its first argument into the folder in its second, and prints what was measured.
+TRAIN = """
+import json, pathlib, sys
+import bare_run
+from pipeline import recipe as recipes
+from pipeline.evaluate.measure import evaluate_run
 
-
-def load(path: Path):
-    """A module of the tests."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+run_dir = pathlib.Path(sys.argv[2])
+summary = bare_run.run(recipes.load(pathlib.Path(sys.argv[1])), run_dir)
+results = {result["task"]: result["metrics"]["acc1"] for result in evaluate_run(run_dir)}
+print(json.dumps([summary["steps"], summary["rejects"]["rooms"]["rejected"], results]))
+"""
 
 
 @pytest.fixture
 def rooms(tmp_path, monkeypatch) -> Path:
-    """A folder with the page's decoder, data set and recipe. Returns the recipe's path."""
+    """A folder with the page's decoder, data set and recipes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delitem(sys.modules, "depth", raising=False)
-    for block in load(TESTS / "test_docs.py").blocks("docs/adding-a-modality.md"):
+    for block in PAGE:
         if "file" in block.marks:
             Path(block.marks["file"]).write_text(block.text)
         elif block.language == "python":
             exec(block.text, {})
-    return tmp_path / "rooms.yaml"
+    return tmp_path
+
+
+def train(recipe: str, folder: Path, *, product: Path, flags: str) -> list:
+    """[steps, rejected samples, {measurement: accuracy}] of a run, in a process of its own."""
+    paths = os.pathsep.join(map(str, (product, folder, TESTS / "pipeline/train")))
+    env = os.environ | {"PYTHONPATH": paths, "IMP_CACHE": str(folder), "XLA_FLAGS": flags}
+    command = [sys.executable, "-c", TRAIN, recipe, f"runs/{recipe}"]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_decoder_keeps_what_pillow_drops(rooms):
@@ -55,11 +72,20 @@ def test_the_decoder_keeps_what_pillow_drops(rooms):
 
 
 @pytest.mark.slow
-def test_depth_maps_train_and_evaluate(rooms):
-    from pipeline.evaluate.measure import evaluate_run
+def test_depth_maps_train_and_evaluate_as_pictures(rooms, quick_compile):
+    steps, rejected, results = train("rooms.yaml", rooms, product=TESTS.parent, flags=quick_compile)
+    assert (steps, rejected) == (40, 0)
+    assert results == {"classify_image": 1.0, "zero_shot_image": 1.0}
 
-    recipe = recipes.load(rooms, [f"cluster.compile_cache={rooms.parent}"])
-    summary = load(TESTS / "pipeline/train/bare_run.py").run(recipe, rooms.parent / "run")
-    assert summary["steps"] == 40 and summary["rejects"]["rooms"]["rejected"] == 0
-    results = {result["task"]: result["metrics"]["acc1"] for result in evaluate_run(rooms.parent / "run")}
-    assert results["classify_image"] == results["zero_shot_image"] == 1.0
+
+@pytest.mark.slow
+def test_depth_is_a_modality_after_six_lines(rooms, quick_compile):
+    """In a copy of the product with the page's edits."""
+    for name in ("model", "pipeline"):
+        shutil.copytree(TESTS.parent / name, rooms / "product" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (diff,) = [block.text for block in PAGE if block.language == "diff"]
+    for name, text in edited(diff, rooms / "product").items():
+        (rooms / "product" / name).write_text(text)
+    steps, rejected, results = train("both.yaml", rooms, product=rooms / "product", flags=quick_compile)
+    assert (steps, rejected) == (40, 0)
+    assert results == {"classify_depth": 1.0}

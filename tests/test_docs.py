@@ -7,6 +7,7 @@ A page is a story: its blocks are taken in order, in one folder with a few sampl
   (or that of docs/own-data.md).
 * ``bash`` is taken apart. Each ``imp ...`` and ``python jobs/...`` is parsed by the product's own parser, and its
   recipe is read with its ``--set``. Cheap ones run (``_runs``); the others train. Other programs: see ``_others``.
+* ``diff`` edits the product: each line that it replaces is there once.
 * ``text`` is a picture.
 
 ``<!-- not run: REASON -->`` above a block leaves it out, but its ``imp`` commands are parsed all the same.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import json
 import re
 import shlex
@@ -33,8 +33,8 @@ from pipeline import cli
 from pipeline import recipe as recipes
 from pipeline.data.importers import LAYOUTS
 from pipeline.errors import RequestError
+from tests.doc_blocks import ROOT, Block, blocks, edited
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path
     for path in ROOT.rglob("*.md")
@@ -42,44 +42,12 @@ PAGES = sorted(
 )
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 MAX_LINES = 150
+LANGUAGES = ("bash", "diff", "python", "yaml", "text")
 # Generated, or lists that grow.
 LONGER = {"docs/settings.md", "docs/architecture.md", "docs/benchmarks.md", "CHANGELOG.md"}
-_FENCE = re.compile(r"^```(\w*)$")
-_MARK = re.compile(r"^<!-- (not run|file): (.+) -->$")
 _VARIABLE = re.compile(r"^[A-Z]+=")
 # Checked by continuous integration itself.
 _TOOLS = {"pytest", "ruff", "lint-imports", "pyrefly", "pre-commit"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A fenced block. marks: of the comments directly above it."""
-
-    where: str
-    language: str
-    text: str
-    marks: dict[str, str]
-
-
-def blocks(name: str) -> list[Block]:
-    """The fenced blocks of a page, in order."""
-    out, marks, lines = [], {}, iter(enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1))
-    for number, line in lines:
-        if mark := _MARK.match(line):
-            marks[mark[1]] = mark[2]
-        elif line.lstrip().startswith("```"):
-            fence = _FENCE.match(line)
-            assert fence, f"{name}:{number}: {line!r} is not ```LANGUAGE"
-            body = []
-            for _, inner in lines:
-                if inner == "```":
-                    break
-                body.append(inner)
-            out.append(Block(f"{name}:{number}", fence[1], "\n".join(body) + "\n", marks))
-            marks = {}
-        else:
-            assert not marks, f"{name}:{number}: no block below the comment above"
-    return out
 
 
 def commands(text: str) -> list[list[str]]:
@@ -116,10 +84,14 @@ class Story:
         self._patch, self._recipe, self._names = monkeypatch, recipe, {}
 
     def take(self, block: Block) -> None:
-        assert block.language in ("bash", "python", "yaml", "text"), f"{block.where}: language {block.language!r}"
+        assert block.language in ("bash", "diff", "python", "yaml", "text"), (
+            f"{block.where}: language {block.language!r}"
+        )
         if "file" in block.marks:
             Path(block.marks["file"]).write_text(block.text)
-        if block.language == "bash":
+        if block.language == "diff":
+            edited(block.text, ROOT)
+        elif block.language == "bash":
             for words in commands(block.text):
                 self._command(words, block)
         elif "not run" in block.marks:
