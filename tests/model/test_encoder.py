@@ -123,6 +123,7 @@ def test_scan_equals_a_loop_over_layers(mixed, jit):
         np.testing.assert_allclose(statistics[name], stacked, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_interleaved_sparse_layers(tiny, jit, remat):
     """Six layers, every third sparse: against a loop, and scanned against unrolled."""

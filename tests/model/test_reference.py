@@ -84,7 +84,13 @@ def batch_for(structure: Structure, batch) -> dict:
     return arrays
 
 
-@pytest.fixture(scope="module", params=CASES)
+# The others take seconds of compiling each.
+_QUICK = "a dense classifier of several labels"
+
+
+@pytest.fixture(
+    scope="module", params=[_QUICK, *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != _QUICK)]
+)
 def case(request, tiny, inputs, batch):
     fields, objective, size, tokens, more = CASES[request.param]
     structure = Structure(objective, size, tuple(inputs(m, n) for m, n in tokens.items()), **more)

@@ -159,6 +159,7 @@ def runs(quick_compile) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_eight_devices_train_as_one_does(runs, case):
     one, eight = runs[case]["one"], runs[case]["eight"]
@@ -174,6 +175,7 @@ def test_eight_devices_train_as_one_does(runs, case):
     assert eight["first_rows"] == list(range(0, 16, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_no_tokens_are_gathered(runs, case):
     """Weights are where they are sharded; besides, pooled features, ids and rows of logits: batch x width numbers."""
@@ -186,6 +188,7 @@ def test_no_tokens_are_gathered(runs, case):
         assert is_parameter or np.prod(shape) <= 16 * 16, shape
 
 
+@pytest.mark.slow
 def test_expert_slots_go_to_their_experts_and_back(runs):
     """Of each modality's slots, forward and backward: 4 experts x 2 samples x 1 or 2 slots of 16 numbers a device."""
     shapes = runs["experts"]["eight"]["collectives"]["all-to-all"]
@@ -195,6 +198,7 @@ def test_expert_slots_go_to_their_experts_and_back(runs):
     assert slots <= {2 * 16 * n for n in (1, 2, 4, 8)}, shapes
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_are_summed_in_float32(runs):
     """Over two devices along the expert axis and four along the other, under FSDP; rounded anywhere to bfloat16 they
     would differ by 2e-3."""
@@ -206,6 +210,7 @@ def test_bfloat16_gradients_are_summed_in_float32(runs):
         assert error <= 1e-5 * np.linalg.norm(expected), name
 
 
+@pytest.mark.slow
 def test_where_parameters_lie(runs):
     def shard(case: str, path: str):
         return runs[case]["eight"]["shards"][path]

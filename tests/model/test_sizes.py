@@ -200,7 +200,12 @@ def test_unknown_names_are_one_line_and_exit_2():
 
 
 @pytest.mark.parametrize(
-    ("remat", "num_tokens", "batch"), [("attention", 16, 64), ("attention", 256, 8), ("none", 64, 8)]
+    ("remat", "num_tokens", "batch"),
+    [
+        pytest.param("attention", 16, 64, marks=pytest.mark.slow),
+        ("attention", 256, 8),
+        pytest.param("none", 64, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_the_memory_of_a_step_before_it_is_compiled(remat, num_tokens, batch):
     """Against XLA's plan of the compiled step: arguments and temporaries."""

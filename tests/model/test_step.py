@@ -105,6 +105,7 @@ def test_patch_projections_can_step_less(imp, jit, batch):
         np.testing.assert_allclose(found, full, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_is_of_matrices_alone(tiny, jit, batch):
     """In proportion to the learning rate, and to the parameter (AdamW); biases, scales and tables have none."""
     imp = Imp.for_structures(tiny(moe=MoEConfig(2, 1)), [SOUNDS])
@@ -226,6 +227,7 @@ def test_a_temperature_at_its_floor_can_rise_again(tiny, jit, batch):
     assert risen["pair_audio_text"]["params"]["tau"] > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["sample", "tokens"])
 def test_microbatches_update_as_the_whole_batch_does(tiny, jit, batch, group):
     """Groups of two samples of three tokens in the second case: no group is cut. Statistics are means too."""
@@ -316,6 +318,7 @@ def test_a_run_shorter_than_its_warmup_keeps_warming_up():
     np.testing.assert_allclose(schedule(10), 1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_norm_is_the_same_every_time_and_right(batch):
     """Steps that skip this pass every other test and still never repeat bit for bit."""
     config = from_variant("imp-tiny-moe", vocab_size=60)
