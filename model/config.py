@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-# Modality → the kind of its tokens, which decides its layers and position tables. Each modality has its own parameters.
-MODALITIES = {"vision": "vision", "audio": "audio", "text": "text"}
+MODALITIES = ("vision", "audio", "text")
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
@@ -146,8 +145,7 @@ class ModelConfig:
 
     def positions(self, modality: str) -> tuple[int, ...]:
         """Buckets of the position tables of a modality."""
-        tables = {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}
-        return tables[MODALITIES[modality]]
+        return {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}[modality]
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from model.config import MODALITIES, ModelConfig
+from model.config import ModelConfig
 from model.initializers import lecun_normal, normal
 from model.layers import Linear, affine
 from model.shapes import Array, Bool, Float, Int, UInt8
@@ -57,12 +57,12 @@ class ModalityLayers(nnx.Module):
     """Embedder, position tables, pre- and post-projection of one modality."""
 
     def __init__(self, config: ModelConfig, *, modality: str, rngs: nnx.Rngs):
-        self.kind = MODALITIES[modality]
+        self.modality = modality
         dtype = jnp.dtype(config.dtype)
-        if self.kind == "text":
+        if modality == "text":
             draw = normal(config.text_embedding_std)
             self.table = nnx.Param(draw(rngs.params(), (config.vocab_size, config.width)))
-        elif self.kind == "vision":
+        elif modality == "vision":
             self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
         else:
             self.patch = PatchProjection(config, patch_values=int(np.prod(config.audio_patch)), rngs=rngs)
@@ -79,10 +79,10 @@ class ModalityLayers(nnx.Module):
         positions: Int[Array, "B N A"],
     ) -> Float[Array, "B N D"]:
         """tokens: uint8 pixels of tubelets or patches, float32 spectrogram patches, or token ids."""
-        if self.kind == "text":
+        if self.modality == "text":
             # Looked up, then cast: the gradient of a row is a sum over the batch, and bfloat16 cannot hold one.
             embedded = self.table[...][tokens].astype(self.dtype)
-        elif self.kind == "vision":
+        elif self.modality == "vision":
             embedded = self.patch((tokens.astype(jnp.float32) / 127.5 - 1.0).astype(self.dtype))
         else:
             embedded = self.patch(tokens)

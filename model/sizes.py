@@ -70,7 +70,7 @@ def sample_flops(config: ModelConfig, modality: str, num_tokens: int, *, num_val
     if modality not in MODALITIES:
         raise ValueError(f"unknown modality {modality!r}; known: {', '.join(MODALITIES)}")
     whole = {"vision": 3 * math.prod(config.vision_patch), "audio": math.prod(config.audio_patch), "text": 0}
-    num_values = whole[MODALITIES[modality]] if num_values is None else num_values
+    num_values = whole[modality] if num_values is None else num_values
     return _input_flops(config, modality, num_tokens, num_values=num_values, num_samples=1)
 
 
@@ -143,9 +143,9 @@ def parameters(config: ModelConfig) -> dict:
     average (capacity c: c experts), routers whole, the modality's own layers, one head; of every table (positions,
     vocabulary) the one row that is looked up.
     """
-    imp = Imp(config, modalities=tuple(MODALITIES), pairs=tuple(itertools.combinations(sorted(MODALITIES), 2)))
+    imp = Imp(config, modalities=MODALITIES, pairs=tuple(itertools.combinations(sorted(MODALITIES), 2)))
     shapes = imp.shapes()
-    encoder = shapes[encoder_group(config, next(iter(MODALITIES)))]
+    encoder = shapes[encoder_group(config, MODALITIES[0])]
     met = {}
     for modality in MODALITIES:
         other = next(m for m in MODALITIES if m != modality)

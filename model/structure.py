@@ -151,7 +151,7 @@ class Structure:
                 tokens, mask = (array((size, i.num_tokens), t) for t in (jnp.int32, jnp.bool_))
                 batch["text"] = {"tokens": tokens, "positions": positions, "mask": mask}
                 continue
-            dtype = jnp.uint8 if MODALITIES[i.modality] == "vision" else jnp.float32
+            dtype = jnp.uint8 if i.modality == "vision" else jnp.float32
             batch[i.modality] = {"tokens": array((size, i.num_tokens, i.num_values), dtype), "positions": positions}
         if self.contrastive:
             batch["positive_ids"] = array((size, 2), jnp.int32)

@@ -19,7 +19,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import FORMS, DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount, Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
@@ -190,7 +190,7 @@ def _try(source: MediaSource, row: int, modality: str) -> Reject | None:
 def _probe(source: MediaSource, record: dict, modality: str) -> dict[str, float]:
     try:
         path, from_video = source_path(record, modality)
-        return source.decoders.probe(path, "video" if from_video else FORMS[modality])
+        return source.decoders.probe(path, "video" if from_video else modality)
     # Decoding it says better what is wrong.
     except Reject:
         return {}

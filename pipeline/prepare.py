@@ -288,7 +288,7 @@ _MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
     """What a tokenizer should know of one task: its captions, or its labels in every prompt."""
     if task.text == "labels":
-        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.eval_templates(task.media[0]))
+        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.EVAL[task.media[0]])
         for label in task.classes or data_set.classes:
             yield from (template.format(label) for template in templates)
         return

@@ -19,9 +19,9 @@ from pipeline.cluster.start import Cluster, start_ray
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.shards import FORMAT, decode_settings, encode_rows, has_size, write_shard
+from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import MEDIA, DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json

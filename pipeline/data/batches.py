@@ -15,7 +15,7 @@ from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import TRANSIENT, Reject
 from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
-from pipeline.data.spec import FORMS, MODEL_MODALITY, PIXELS, DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
+from pipeline.data.spec import DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
 from pipeline.data.tokenizer import Tokenizer, most_telling, text_fault
 from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
 from pipeline.data.variants import view_frames, window_starts
@@ -61,17 +61,14 @@ class SampleMaker:
         sounds = branch(augment.SOUND) if changes and changes.sound != SoundAugment() else None
         # Sound last: it starts where the frames do.
         for modality in sorted(self.task.modalities, key=lambda m: m == "audio"):
-            form, embedder = FORMS.get(modality), MODEL_MODALITY[modality]
-            if form in PIXELS:
-                frames = getattr(clip, modality)
-                frames = frames[None] if form == "image" else frames
+            if modality in ("image", "video"):
+                frames = clip.image[None] if modality == "image" else clip.video
                 view, first = view_frames(frames, variant, augment=changes, rng=rng, window=window)
-                # Pixels of other modalities have no colours.
-                if colours and embedder == "vision":
+                if colours:
                     view = augment.jitter_colour(view, changes.colour, colours)
                 # An image says nothing of when its sound begins.
                 start_s = first / self.data_set.video.fps if modality == "video" else None
-                out |= self._pixels(embedder, view, variant, rng, patches if embedder == "vision" else None)
+                out |= self._vision(view, variant, rng, patches)
             elif modality == "audio":
                 out |= self._audio(clip.audio, start_s, window, sound=sounds and changes.sound, rng=sounds)
         if "text" in self.task.modalities:
@@ -83,14 +80,14 @@ class SampleMaker:
             out["labels"] = self.multi_hot(clip)
         return out
 
-    def _pixels(self, embedder: str, view: np.ndarray, variant: Variant, rng, patches: np.ndarray | None) -> dict:
+    def _vision(self, view: np.ndarray, variant: Variant, rng, patches: np.ndarray | None) -> dict:
         frames = self.tokens.vision_patch[0] if variant.num_frames else 1
         positions, keep = grid_positions(variant.grid, self.tokens.vision_positions), None
         if rng is not None and variant.drop_rate:
             keep = choose_tokens(len(positions), drop_rate=variant.drop_rate, rng=rng)
             positions = positions[keep]
         tokens = patchify(view, (frames, *self.tokens.vision_patch[1:]), keep=keep, out=patches)
-        return {f"{embedder}/tokens": tokens, f"{embedder}/positions": positions}
+        return {"vision/tokens": tokens, "vision/positions": positions}
 
     def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int], *, sound, rng) -> dict:
         """start_s: where the frames beside it start, None without; then the sound has windows of its own.

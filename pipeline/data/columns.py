@@ -8,9 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.spec import MEDIA
-
-MEDIA_COLUMNS = MEDIA
+MEDIA_COLUMNS = ("image", "video", "audio")
 WORD_COLUMNS = ("text", "labels")
 TIME_COLUMNS = ("start_s", "end_s")
 # Stands before what is shown of a text or label whose bytes are no UTF-8. A noncharacter: Unicode keeps it for a

@@ -19,7 +19,6 @@ TRAIN = {
 }
 
 EVAL = {
-    "generic": ("{}", "this is {}", "an example of {}", "it shows {}"),
     "image": ("{}", "this is {}", "a picture of {}", "an image that shows {}", "an example of {}", "it shows {}"),
     "video": ("{}", "this is {}", "a clip of {}", "a short film that shows {}", "an example of {}", "it shows {}"),
     "audio": ("{}", "this is {}", "the sound of {}", "a recording of {}", "an example of {}", "one can hear {}"),
@@ -28,9 +27,4 @@ EVAL = {
 
 def train_templates(media: str) -> tuple[str, ...]:
     """All templates a label of this kind of media may be put into."""
-    return TRAIN["generic"] + TRAIN.get(media, ())
-
-
-def eval_templates(media: str) -> tuple[str, ...]:
-    """The templates whose mean stands for a class in zero-shot evaluation."""
-    return EVAL.get(media, EVAL["generic"])
+    return TRAIN["generic"] + TRAIN[media]

@@ -21,10 +21,11 @@ from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import FORMS, MEDIA, DataSetSpec
+from pipeline.data.spec import DataSetSpec
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import sha256_of, whole_file
 
+MEDIA = ("image", "video", "audio")
 # Changes where the layout of what is stored does.
 FORMAT = 3
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
@@ -56,17 +57,15 @@ def open_source(
 
 def decode_settings(data_set: DataSetSpec) -> dict:
     """What the canonical clips and their rejects depend on: shards made with other settings are refused."""
-    return {modality: _decode_settings(data_set, modality) for modality in MEDIA}
-
-
-def _decode_settings(data_set: DataSetSpec, modality: str) -> list:
-    spec = getattr(data_set, modality)
-    if FORMS[modality] == "image":
-        return [spec.short_side, spec.decoder, spec.max_pixels, spec.max_bytes]
-    if FORMS[modality] == "video":
-        size = [spec.fps, spec.short_side, spec.max_frames, spec.decoder]
-        return [*size, spec.max_pixels, spec.max_bytes, spec.max_duration_s, spec.max_source_frames]
-    return [spec.sample_rate_hz, num_samples(data_set), spec.decoder, spec.max_bytes, spec.max_duration_s]
+    image, video, audio = data_set.image, data_set.video, data_set.audio
+    return {
+        "image": [image.short_side, image.decoder, image.max_pixels, image.max_bytes],
+        "video": [
+            *(video.fps, video.short_side, video.max_frames, video.decoder),
+            *(video.max_pixels, video.max_bytes, video.max_duration_s, video.max_source_frames),
+        ],
+        "audio": [audio.sample_rate_hz, num_samples(data_set), audio.decoder, audio.max_bytes, audio.max_duration_s],
+    }
 
 
 def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]:

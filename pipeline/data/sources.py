@@ -11,7 +11,7 @@ from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import Clip, num_samples
 from pipeline.data.media.process import DecodeLimits, shared
-from pipeline.data.spec import MEDIA, DataSetSpec
+from pipeline.data.spec import DataSetSpec
 
 
 class DecodedCache:
@@ -75,7 +75,7 @@ class MediaSource:
     def where(self, row: int) -> str:
         """The media files of a row, for a reader of the quarantine list: without credentials."""
         record = self._record(row)
-        return redacted(" ".join(record[c] for c in MEDIA if record.get(c)))
+        return redacted(" ".join(record[c] for c in ("image", "video", "audio") if record.get(c)))
 
     def words(self, row: int) -> tuple[list[str], list[str]]:
         """(text, labels) of a row."""

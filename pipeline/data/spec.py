@@ -5,13 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-# Modality of media → the form of its files and clips, which decides how they are decoded, viewed and made into tokens.
-FORMS = {"image": "image", "video": "video", "audio": "audio"}
-MEDIA = tuple(FORMS)
-# Forms that are made of pixels.
-PIXELS = ("image", "video")
-
-# The encoder's embedder for each modality: a still image and a video share theirs.
+# The encoder's embedder for each kind of media: a still image and a video share theirs.
 MODEL_MODALITY = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a

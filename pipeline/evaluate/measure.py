@@ -199,7 +199,7 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     """Mean over the prompts of a class before normalisation, then cosine with each clip, then mean over the clips."""
     classes = _classes(model, settings)
     rows, labels = _label_indices(classes, held_out.labels)
-    templates = settings.prompts or prompts.eval_templates(settings.modality)
+    templates = settings.prompts or prompts.EVAL[settings.modality]
     source = MODEL_MODALITY[settings.modality]
     texts = [template.format(c) for c in classes for template in templates]
     projected = _project_texts(model, task, texts, target=source)

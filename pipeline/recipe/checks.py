@@ -12,7 +12,7 @@ from model.config import MoEConfig
 from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
-from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, FORMS, MODEL_MODALITY, PIXELS, TaskSpec
+from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 
@@ -83,9 +83,9 @@ def _check_sampler(recipe: Recipe) -> None:
 
 
 def _check_decoders(name: str, data_set: DataSetSettings) -> None:
-    for modality, form in FORMS.items():
+    for modality, built_in in BUILT_IN.items():
         try:
-            find(getattr(data_set, modality).decoder, built_in=BUILT_IN[form])
+            find(getattr(data_set, modality).decoder, built_in=built_in)
         except ValueError as e:
             raise RequestError(f"data_sets.{name}.{modality}.decoder: {e}") from e
 
@@ -147,7 +147,7 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings) ->
         _check_range(f"{where}.{key}", pair, above=low, most=high)
     fields = type(augment).model_fields
     changed = [key for key in fields if getattr(augment, key) != fields[key].default]
-    seen, heard = _pixel_forms(task.modalities), "audio" in task.modalities
+    seen, heard = {"image", "video"} & set(task.modalities), "audio" in task.modalities
     for key in changed:
         if not (heard if key == "sound" else seen):
             media = "sound" if key == "sound" else "images and video"
@@ -180,8 +180,7 @@ _SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
 
 def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
     modalities = task.modalities
-    embedders = {MODEL_MODALITY[m] for m in modalities}
-    if len(embedders) != len(modalities) or len(_pixel_forms(modalities)) > 1:
+    if len(set(modalities)) != len(modalities) or {"image", "video"} <= set(modalities):
         raise RequestError(
             f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
         )
@@ -190,7 +189,7 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
     if "video" not in modalities and any(v.frames for v in task.variants):
         raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
-    if task.variants and not _pixel_forms(modalities):
+    if task.variants and not {"image", "video"} & set(modalities):
         raise RequestError(f"{where}.variants: is for images and video; found modalities {modalities}")
     _check_augment(f"{where}.augment", task, data_set)
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
@@ -204,10 +203,6 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
     for side in ("num_frames", "num_mels"):
         if "audio" in modalities and getattr(data_set.audio, side) % 16:
             raise RequestError(f"data_sets.{task.data_set}.audio.{side}: must divide by the patch of 16")
-
-
-def _pixel_forms(modalities: list[str]) -> set[str]:
-    return {FORMS.get(m) for m in modalities} & set(PIXELS)
 
 
 def _check_objective(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:

@@ -246,7 +246,7 @@ class TaskSettings(_Strict):
 
     data_set: str
     objective: str | dict[str, float]
-    modalities: list[Literal[(*spec.MEDIA, "text")]] = pydantic.Field(min_length=1)
+    modalities: list[Literal["image", "video", "audio", "text"]] = pydantic.Field(min_length=1)
     batch_size: int = pydantic.Field(ge=1)
     weight: float | None = pydantic.Field(None, ge=0)
     variants: list[VariantSettings] = []
@@ -484,7 +484,7 @@ class EvaluationSettings(_Strict):
 
     data_set: str
     kind: Literal["zero_shot", "classify", "retrieval"]
-    modality: Literal[spec.MEDIA]
+    modality: Literal["image", "video", "audio"]
     held_out: str | None = None
     classes: list[str] = []
     prompts: list[str] = []
@@ -494,7 +494,7 @@ class EvaluationSettings(_Strict):
     @pydantic.field_validator("clips")
     @classmethod
     def _of_what_lasts(cls, clips: int, info: pydantic.ValidationInfo) -> int:
-        if clips > 1 and spec.FORMS.get(info.data.get("modality")) == "image":
+        if clips > 1 and info.data.get("modality") == "image":
             raise pydantic_core.PydanticCustomError("clips", "expected 1, an image has one view")
         return clips
 
@@ -576,7 +576,9 @@ class Recipe(_Strict):
             held_out={k: locate(v) for k, v in held_out.items()},
             shards=s.shards and locate(s.shards),
             classes=tuple(s.classes),
-            **{modality: _media(s, modality, where=f"data_sets.{name}.{modality}") for modality in spec.MEDIA},
+            image=spec.ImageSpec(**s.image.model_dump()),
+            video=spec.VideoSpec(**s.video.model_dump()),
+            audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
             max_reject_fraction=s.max_reject_fraction,
             schemes=tuple(s.schemes),
         )
@@ -602,7 +604,7 @@ class Recipe(_Strict):
         )
 
     def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:
-        if not any(spec.FORMS.get(m) in spec.PIXELS for m in t.modalities):
+        if not {"image", "video"} & set(t.modalities):
             return (spec.Variant(name="all", global_batch_size=t.batch_size),)
         if not t.variants:
             raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
@@ -620,12 +622,6 @@ class Recipe(_Strict):
             )
             out.append(variant)
         return tuple(out)
-
-
-def _media(settings: DataSetSettings, modality: str, *, where: str):
-    """The spec of one modality of a data set."""
-    kind = type(getattr(spec.DataSetSpec, modality))
-    return _request(kind, where=where, **getattr(settings, modality).model_dump(exclude={"preset"}))
 
 
 def _request(function, *args, where: str, **kwargs):

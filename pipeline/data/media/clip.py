@@ -11,9 +11,9 @@ import numpy as np
 from pipeline.data.media import audio, image, video
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import check_uri, local_path_or_bytes
-from pipeline.data.spec import FORMS, DataSetSpec
+from pipeline.data.spec import DataSetSpec
 
-# The decoders that a recipe can name, by form.
+# The decoders that a recipe can name, by modality.
 BUILT_IN = {"image": image.BUILT_IN, "video": video.BUILT_IN, "audio": audio.BUILT_IN}
 
 
@@ -45,9 +45,9 @@ def open_media(row: dict, data_set: DataSetSpec, modality: str) -> Callable[[], 
     path, from_video = source_path(row, modality)
     check_uri(path, data_set.allowed_schemes)
     source = local_path_or_bytes(path, max_bytes=spec.max_bytes)
-    if FORMS[modality] == "image":
+    if modality == "image":
         return functools.partial(image.decode_image, source, spec)
-    if FORMS[modality] == "video":
+    if modality == "video":
         return functools.partial(video.decode_video, source, spec, start_s=start_s, end_s=end_s)
     # Only PyAV reads the sound track of a video; a decoder of the user's own gets the choice.
     decoder = "pyav" if from_video and ":" not in spec.decoder else None

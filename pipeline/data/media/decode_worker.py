@@ -23,7 +23,7 @@ from pipeline.data.media.clip import open_media
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.probe import probe
 from pipeline.data.media.storage import confirm_readable, local_path_or_bytes
-from pipeline.data.spec import MEDIA, DataSetSpec
+from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.host_memory import keep_freed_memory
 
@@ -114,9 +114,8 @@ def _data_set(text: str) -> DataSetSpec:
     """A data set as far as decoding knows it, from ``process._specs_json``."""
     found = json.loads(text)
     values = {
-        name: type(getattr(DataSetSpec, name))(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
-        for name, spec in found.items()
-        if name in MEDIA
+        name: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found[name].items()})
+        for name, kind in {"image": ImageSpec, "video": VideoSpec, "audio": AudioSpec}.items()
     }
     return DataSetSpec(name="", manifest="", held_out={}, schemes=tuple(found["schemes"]), **values)
 

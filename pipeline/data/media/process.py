@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import confirm_readable
-from pipeline.data.spec import MEDIA, DataSetSpec
+from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
 
 # Pieces of shared memory in which arrays come back in turn: a clip holds up to three at once.
@@ -65,8 +65,8 @@ class DecodeProcess:
 
         Raises as ``decode_media`` does; also Reject for what crashes or hangs.
         """
-        media = {c: row.get(c) for c in (*MEDIA, "start_s", "end_s")}
-        specs = _specs_json(tuple(getattr(data_set, m) for m in MEDIA), data_set.allowed_schemes)
+        media = {c: row.get(c) for c in ("image", "video", "audio", "start_s", "end_s")}
+        specs = _specs_json(data_set.image, data_set.video, data_set.audio, data_set.allowed_schemes)
         try:
             return self._reliably({"what": "decode", "row": media, "modality": modality, "specs": specs})
         except (DataError, RequestError) as e:
@@ -247,7 +247,7 @@ def _memory_file():
 
 
 @functools.lru_cache(maxsize=64)
-def _specs_json(specs: tuple, schemes: tuple[str, ...]) -> str:
-    """What decoding depends on of a data set. specs: of ``MEDIA``, in that order."""
-    found = {name: dataclasses.asdict(spec) for name, spec in zip(MEDIA, specs, strict=True)}
-    return json.dumps(found | {"schemes": schemes})
+def _specs_json(image: ImageSpec, video: VideoSpec, audio: AudioSpec, schemes: tuple[str, ...]) -> str:
+    """What decoding depends on of a data set."""
+    specs = {"image": image, "video": video, "audio": audio}
+    return json.dumps({name: dataclasses.asdict(spec) for name, spec in specs.items()} | {"schemes": schemes})

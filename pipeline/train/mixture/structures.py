@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from model.config import MODALITIES
 from model.structure import Inputs, Structure
 from pipeline.data.plan import model_modalities
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
@@ -14,11 +13,11 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
     values = frames * tokens.vision_patch[1] * tokens.vision_patch[2] * 3
     audio_grid, audio_patch = data_set.audio.grid, data_set.audio.patch
     shapes = {
-        "vision": (variant.num_vision_tokens, values, 3),
-        "audio": (audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
-        "text": (task.text_length, 0, 1),
+        "vision": Inputs("vision", variant.num_vision_tokens, values, 3),
+        "audio": Inputs("audio", audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
+        "text": Inputs("text", task.text_length, 0, 1),
     }
-    inputs = tuple(Inputs(m, *shapes[MODALITIES[m]]) for m in model_modalities(task))
+    inputs = tuple(shapes[m] for m in model_modalities(task))
     classifier = {}
     if task.classifies:
         counted = task.classes or data_set.classes
