@@ -30,12 +30,12 @@ class DirectQueue:
         samples = SampleMaker(
             task,
             data_set,
-            source=open_source(data_set, modalities=task.media, cache_bytes=_CACHE_BYTES),
             tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
             tokens=spec.tokens,
         )
         plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
-        self._maker, self._next = BatchMaker(plan, samples), 0
+        source = open_source(data_set, modalities=task.media, cache_bytes=_CACHE_BYTES)
+        self._maker, self._next = BatchMaker(plan, samples, source), 0
 
     def next(self) -> Row:
         row = self._maker.row(self._next, rank=0, world_size=1)

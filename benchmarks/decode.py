@@ -121,7 +121,7 @@ def measure(work) -> tuple[float, float]:
 
 def run_bare(spec: StreamSpec) -> None:
     maker = spec.maker()
-    maker.samples.source.decoders = Bare()
+    maker.source.decoders = Bare()
     for batch in range(spec.start, spec.stop):
         maker.row(batch, rank=0, world_size=1)
 

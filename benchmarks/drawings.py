@@ -29,7 +29,9 @@ from PIL import Image
 
 from benchmarks import bare, timing
 from pipeline.data.batches import SampleMaker
+from pipeline.data.captions import encode_text
 from pipeline.data.plan import group_arrays
+from pipeline.data.sample_tokens import View
 from pipeline.data.sources import MediaSource
 
 STYLES = ("openmoji", "noto", "noto-v1", "fluent-emoji-flat", "emojione", "emojione-v1")
@@ -223,8 +225,8 @@ def measure(raw: dict, names: list[str]) -> dict:
     with bare.trained(raw) as (model, summary, folder):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         task, data_set = model.tasks["names"], model.data_sets["drawings"]
-        samples = SampleMaker(task, data_set, source=None, tokenizer=model.tokenizer, tokens=model.tokens)
-        texts = _features(model, "text", [samples.encode_text(name) for name in names])
+        samples = SampleMaker(task, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
+        texts = _features(model, "text", [encode_text(model.tokenizer, name, task.text_length) for name in names])
         texts = _unit(model.project(texts, source="text", target="vision"))
         shares, images, right = {}, {}, {}
         for part, manifest in (("unseen", data_set.held_out["held_out"]), ("seen", data_set.manifest)):
@@ -249,7 +251,7 @@ def _drawings(data_set, manifest: str, samples: SampleMaker, names: list[str]) -
     for row in range(source.num_rows):
         # A clip's pixels are good until a few more are decoded.
         clip = source.clip(row)
-        arrays.append(samples.arrays(clip, samples.task.variants[0], rng=None))
+        arrays.append(samples.arrays(clip, View(samples.task.variants[0])))
         right.append(names.index(clip.text[0]))
     return arrays, right
 

@@ -92,7 +92,7 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
         forget(folder)
         began, source = time.perf_counter(), ShardSource(data_set, modalities=("video",))
         for row in range(source.num_rows):
-            source.clip(row).video.sum(dtype=np.uint8)
+            source.clip(row).media["video"].sum(dtype=np.uint8)
         rates["shards"].append(size / (time.perf_counter() - began))
     best = {name: max(values) for name, values in rates.items()}
     return {f"{name}_mb_s": round(rate / 1e6) for name, rate in best.items()} | {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 
 MODALITIES = ("vision", "audio", "text")
 
@@ -76,6 +77,18 @@ class MoEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PatchEmbedder:
+    """Layers of a modality beside vision, audio and text: a matrix for float32 patches and a position table an axis.
+
+    num_values: values of a patch. positions: rows of each table.
+    """
+
+    name: str
+    num_values: int
+    positions: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """One shared encoder and the sizes of what surrounds it.
 
@@ -90,6 +103,7 @@ class ModelConfig:
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
+    embedders: modalities beside ``MODALITIES``.
     """
 
     width: int
@@ -116,6 +130,7 @@ class ModelConfig:
     scan: bool = True
     contrastive_chunk: int = 1024
     dtype: str = "float32"
+    embedders: tuple[PatchEmbedder, ...] = ()
 
     def __post_init__(self):
         _check_choices(self, CHOICES)
@@ -145,7 +160,18 @@ class ModelConfig:
 
     def positions(self, modality: str) -> tuple[int, ...]:
         """Buckets of the position tables of a modality."""
-        return {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}[modality]
+        built_in = {"vision": self.vision_positions, "audio": self.audio_positions, "text": self.text_positions}
+        return (built_in | {e.name: e.positions for e in self.embedders})[modality]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that a model of this config can have."""
+        return (*MODALITIES, *(e.name for e in self.embedders))
+
+    def patch_values(self, modality: str) -> int:
+        """Values of a whole patch of a modality; 0 for text."""
+        built_in = {"vision": 3 * math.prod(self.vision_patch), "audio": math.prod(self.audio_patch), "text": 0}
+        return (built_in | {e.name: e.num_values for e in self.embedders})[modality]
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from model.config import ModelConfig
@@ -62,10 +61,8 @@ class ModalityLayers(nnx.Module):
         if modality == "text":
             draw = normal(config.text_embedding_std)
             self.table = nnx.Param(draw(rngs.params(), (config.vocab_size, config.width)))
-        elif modality == "vision":
-            self.patch = PatchProjection(config, patch_values=3 * int(np.prod(config.vision_patch)), rngs=rngs)
         else:
-            self.patch = PatchProjection(config, patch_values=int(np.prod(config.audio_patch)), rngs=rngs)
+            self.patch = PatchProjection(config, patch_values=config.patch_values(modality), rngs=rngs)
         self.position = PositionEmbedding(config, buckets=config.positions(modality), rngs=rngs)
         init = lecun_normal(fan_in=config.width)
         self.pre = Linear(config.width, config.width, dtype=dtype, kernel_init=init, rngs=rngs)
@@ -78,7 +75,7 @@ class ModalityLayers(nnx.Module):
         tokens: UInt8[Array, "B N P"] | Float[Array, "B N P"] | Int[Array, "B N"],
         positions: Int[Array, "B N A"],
     ) -> Float[Array, "B N D"]:
-        """tokens: uint8 pixels of tubelets or patches, float32 spectrogram patches, or token ids."""
+        """tokens: uint8 pixels of tubelets or patches, float32 patches of other modalities, or token ids."""
         if self.modality == "text":
             # Looked up, then cast: the gradient of a row is a sum over the batch, and bfloat16 cannot hold one.
             embedded = self.table[...][tokens].astype(self.dtype)

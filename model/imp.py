@@ -41,6 +41,9 @@ class Imp:
     ):
         self.config, self.classifiers = config, dict(classifiers or {})
         self.modalities = tuple(modalities)
+        unknown = set(modalities) - set(config.modalities)
+        if unknown:
+            raise ValueError(f"unknown modalities {sorted(unknown)}; known: {', '.join(config.modalities)}")
         self.pairs, self.offsets = (tuple(tuple(sorted(p)) for p in given) for given in (pairs, offsets))
         self._build = {}
         for m in self.modalities:

@@ -18,7 +18,7 @@ import sys
 
 import jax
 
-from model.config import MODALITIES, VARIANTS, ModelConfig, from_variant
+from model.config import VARIANTS, ModelConfig, from_variant
 from model.imp import Imp
 from model.moe import expert_capacity
 from model.sharding import names_of
@@ -67,10 +67,9 @@ def sample_flops(config: ModelConfig, modality: str, num_tokens: int, *, num_val
     num_values: P, values of a patch as they arrive; None: the modality's whole patch. A still image has one frame's.
     Raises ValueError for an unknown modality.
     """
-    if modality not in MODALITIES:
-        raise ValueError(f"unknown modality {modality!r}; known: {', '.join(MODALITIES)}")
-    whole = {"vision": 3 * math.prod(config.vision_patch), "audio": math.prod(config.audio_patch), "text": 0}
-    num_values = whole[modality] if num_values is None else num_values
+    if modality not in config.modalities:
+        raise ValueError(f"unknown modality {modality!r}; known: {', '.join(config.modalities)}")
+    num_values = config.patch_values(modality) if num_values is None else num_values
     return _input_flops(config, modality, num_tokens, num_values=num_values, num_samples=1)
 
 
@@ -143,12 +142,12 @@ def parameters(config: ModelConfig) -> dict:
     average (capacity c: c experts), routers whole, the modality's own layers, one head; of every table (positions,
     vocabulary) the one row that is looked up.
     """
-    imp = Imp(config, modalities=MODALITIES, pairs=tuple(itertools.combinations(sorted(MODALITIES), 2)))
+    imp = Imp(config, modalities=config.modalities, pairs=tuple(itertools.combinations(sorted(config.modalities), 2)))
     shapes = imp.shapes()
-    encoder = shapes[encoder_group(config, MODALITIES[0])]
+    encoder = shapes[encoder_group(config, config.modalities[0])]
     met = {}
-    for modality in MODALITIES:
-        other = next(m for m in MODALITIES if m != modality)
+    for modality in config.modalities:
+        other = next(m for m in config.modalities if m != modality)
         head = shapes[pair_group(modality, other)]["heads"][modality]
         met[modality] = _met((encoder, shapes[f"embed_{modality}"], head), config)
     return {"encoder": _count(encoder), "all": _count(shapes), "per_token": met}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from model import objectives
-from model.config import MODALITIES, ModelConfig
+from model.config import ModelConfig
 from model.moe import group_samples
 
 
@@ -73,9 +73,6 @@ class Structure:
 
     def _check_inputs(self):
         names = [i.modality for i in self.inputs]
-        unknown = set(names) - set(MODALITIES)
-        if unknown:
-            raise ValueError(f"unknown modalities {sorted(unknown)}; known: {', '.join(MODALITIES)}")
         if len(set(names)) != len(names):
             raise ValueError(f"expected each modality once, found {names}")
         if self.contrastive and len(names) < 2:

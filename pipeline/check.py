@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pipeline import lint
-from pipeline.data.columns import MEDIA_COLUMNS
+from pipeline.data.captions import CaptionCount
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
@@ -20,7 +20,7 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import CaptionCount, Tokenizer
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
 from pipeline.prepare import build_corpus, prepare, problems_of_recipe
@@ -126,7 +126,7 @@ def _data_set(
     sample: int,
     limits: DecodeLimits,
 ) -> dict:
-    media = tuple(m for m in MEDIA_COLUMNS if any(m in t.modalities for t in tasks))
+    media = tuple(m for m in facts.data_set.media if any(m in t.modalities for t in tasks))
     source = MediaSource(facts.data_set, modalities=media, limits=limits)
     manifest = source.manifest
     rows = np.unique(np.linspace(0, manifest.num_rows - 1, min(sample, manifest.num_rows)).astype(int)).tolist()
@@ -189,8 +189,8 @@ def _try(source: MediaSource, row: int, modality: str) -> Reject | None:
 
 def _probe(source: MediaSource, record: dict, modality: str) -> dict[str, float]:
     try:
-        path, from_video = source_path(record, modality)
-        return source.decoders.probe(path, "video" if from_video else modality)
+        path, column = source_path(record, source.data_set.modality(modality).columns_of(modality))
+        return source.decoders.probe(path, column)
     # Decoding it says better what is wrong.
     except Reject:
         return {}

@@ -26,9 +26,9 @@ class DataError(_Told):
     """The data stopped the run (too many rejects, storage out of reach): the message names the source. Exit code 1."""
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException, *, limit: int | None = None) -> str:
+    """An error's message on one line, cut after ``limit`` characters; the error's type if it has no message."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
 def some_of(names: Iterable[str]) -> str:

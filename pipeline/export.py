@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from model.config import MODALITIES, ModelConfig, MoEConfig
+from model.config import ModelConfig, MoEConfig, PatchEmbedder
 from model.imp import Imp
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
@@ -138,15 +138,16 @@ class _Reader:
         keys = {"format", "step", "model", "modalities", "pairs", "offsets", "classifiers"}
         self._check_keys("the file", found, needed=keys, known=keys)
         modalities, classifiers = found["modalities"], found["classifiers"]
-        known = self._strings(modalities) and set(modalities) <= set(MODALITIES)
-        self._require(known and modalities, "modalities", f"some of {', '.join(MODALITIES)}", modalities)
+        model = self._dataclass(ModelConfig, found["model"], "model")
+        known = self._strings(modalities) and set(modalities) <= set(model.modalities)
+        self._require(known and modalities, "modalities", f"some of {', '.join(model.modalities)}", modalities)
         for key in ("pairs", "offsets"):
             right = isinstance(found[key], list) and all(self._is_pair(p, modalities) for p in found[key])
             self._require(right, key, f"pairs of two of {', '.join(modalities)}", found[key])
         right = isinstance(classifiers, dict) and all(self._strings(names) for names in classifiers.values())
         self._require(right, "classifiers", "a list of class names for each data set", classifiers)
         self._require(type(found["step"]) is int, "step", "an integer", found["step"])
-        return found | {"model": self._dataclass(ModelConfig, found["model"], "model")}
+        return found | {"model": model}
 
     @staticmethod
     def _strings(found) -> bool:
@@ -168,7 +169,7 @@ class _Reader:
             )
 
     def _dataclass(self, cls, found, where: str):
-        """A ModelConfig or MoEConfig. A field that a newer version added has its default."""
+        """A ModelConfig or a part of it. A field that a newer version added has its default."""
         self._require(isinstance(found, dict), where, "an object", found)
         hints = typing.get_type_hints(cls)
         needed = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
@@ -178,8 +179,12 @@ class _Reader:
     def _value(self, found, hint, where: str):
         if hint == MoEConfig | None:
             return None if found is None else self._dataclass(MoEConfig, found, where)
+        if hint == tuple[PatchEmbedder, ...]:
+            self._require(isinstance(found, list), where, "a list", found)
+            return tuple(self._dataclass(PatchEmbedder, embedder, where) for embedder in found)
         if typing.get_origin(hint) is tuple:
-            length = len(typing.get_args(hint))
+            kinds = typing.get_args(hint)
+            length = len(found) if kinds[-1] is Ellipsis and isinstance(found, list) else len(kinds)
             right = isinstance(found, list) and len(found) == length and all(type(v) is int and v > 0 for v in found)
             self._require(right, where, f"{length} integers above 0", found)
             return tuple(found)

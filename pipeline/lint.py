@@ -64,7 +64,7 @@ class Problems:
 
 def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
     """Looks at the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
-    manifest = Manifest(data_set.manifest)
+    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
     has_labels = "labels" in manifest.columns
     media = {m: _find_media(manifest, m, data_set) for m in dict.fromkeys(m for t in tasks for m in t.media)}
@@ -92,7 +92,7 @@ def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> 
     """None where they are one and the same manifest."""
     if uri == manifest.uri or ("://" not in uri and Path(uri).resolve() == Path(manifest.uri).resolve()):
         return None
-    held_out = Manifest(uri)
+    held_out = Manifest(uri, media=data_set.media_columns)
     held_out.require({"id": f"data_sets.{data_set.name}.held_out ({name})"})
     return overlap(manifest, held_out)
 
@@ -100,10 +100,11 @@ def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> 
 def _find_media(manifest: Manifest, modality: str, data_set: DataSetSpec) -> MediaFound:
     """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
     files, missing = [], []
+    columns = data_set.modality(modality).columns_of(modality)
     for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
         row = manifest.row(number)
         try:
-            path, _ = source_path(row, modality)
+            path, _ = source_path(row, columns)
             # What may not be opened is not asked for either.
             check_uri(path, data_set.allowed_schemes)
             files.append((row["id"], path))

@@ -14,11 +14,12 @@ from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data import prompts
+from pipeline.data.captions import text_fault
 from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
+from pipeline.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
@@ -208,15 +209,13 @@ def _logging(recipe: Recipe) -> LoggingSpec:
     )
 
 
-def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
-    """Manifest columns a task reads → why. Sound comes from the sound track where there is no audio column."""
+def needed_columns(task: TaskSpec, data_set: DataSetSpec, *, has: set[str]) -> dict[str, str]:
+    """Manifest columns a task reads → why. Sound comes from the sound track if there is no audio column."""
     why = f"task {task.name}"
     columns = {"id": why}
-    for modality in task.modalities:
-        if modality == "audio":
-            columns["audio" if "audio" in has or "video" not in has else "video"] = why
-        elif modality != "text":
-            columns[modality] = why
+    for modality in task.media:
+        choices = data_set.modality(modality).columns_of(modality)
+        columns[next((column for column in choices if column in has), choices[0])] = why
     if "text" in task.modalities:
         columns["labels" if task.text == "labels" else "text"] = why
     if task.classifies or task.positives == "labels":
@@ -232,9 +231,9 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
         if not fingerprint["num_rows"]:
             raise RequestError(f"data_sets.{data_set.name}.shards: {data_set.shards} has no rows")
         return fingerprint
-    manifest = Manifest(data_set.manifest)
+    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     for task in mine:
-        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
+        manifest.require(needed_columns(task, data_set, has=set(manifest.schema.names)))
     return manifest.fingerprint
 
 
@@ -288,11 +287,11 @@ _MOST_CAPTIONS, _MOST_CHARACTERS = 1_000_000, 100_000_000
 def _sentences(task: TaskSpec, data_set: DataSetSpec):
     """What a tokenizer should know of one task: its captions, or its labels in every prompt."""
     if task.text == "labels":
-        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.EVAL[task.media[0]])
+        templates = dict.fromkeys(prompts.train_templates(task.media[0]) + prompts.eval_templates(task.media[0]))
         for label in task.classes or data_set.classes:
             yield from (template.format(label) for template in templates)
         return
-    yield from _captions(Manifest(data_set.manifest), max_characters=task.max_characters)
+    yield from _captions(Manifest(data_set.manifest, media=data_set.media_columns), max_characters=task.max_characters)
 
 
 def _captions(manifest: Manifest, *, max_characters: int):

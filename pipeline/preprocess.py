@@ -17,12 +17,12 @@ from pipeline import recipe as recipes
 from pipeline.check import allowed_line, counts_line, no_caption_line
 from pipeline.cluster.start import Cluster, start_ray
 from pipeline.credentials import redacted
+from pipeline.data.captions import CaptionCount
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
+from pipeline.data.shards import FORMAT, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json
 from pipeline.prepare import build_corpus, needed_columns
@@ -97,11 +97,11 @@ class _Job:
 def _check(
     data_set: DataSetSpec, tasks: list[TaskSpec], folder: Path, limits: DecodeLimits, rows_per_shard: int
 ) -> _Job:
-    manifest = Manifest(data_set.manifest)
+    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     for task in tasks:
-        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
+        manifest.require(needed_columns(task, data_set, has=set(manifest.schema.names)))
     used = {m for task in tasks for m in task.modalities}
-    media = tuple(m for m in MEDIA if m in used)
+    media = tuple(m for m in data_set.media if m in used)
     captioned = [t.max_characters for t in tasks if "text" in t.modalities and t.text == "captions"]
     job = _Job(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
     make_folder(folder, "--out")

@@ -75,8 +75,8 @@ class StreamSpec:
                 "machines must see the same manifest or shards, unchanged as long as the run goes on"
             )
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
-        samples = SampleMaker(self.task, self.data_set, source=source, tokenizer=tokenizer, tokens=self.tokens)
-        return BatchMaker(plan, samples, known_bad=self.known_bad)
+        samples = SampleMaker(self.task, self.data_set, tokenizer=tokenizer, tokens=self.tokens)
+        return BatchMaker(plan, samples, source, known_bad=self.known_bad)
 
 
 @dataclasses.dataclass(frozen=True)

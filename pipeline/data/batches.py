@@ -5,152 +5,96 @@ A bad sample becomes a reject and is replaced by a substitute that depends only 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.data import augment, prompts
+from pipeline.data.captions import best_reason, caption_fault, encode_text, text_fault, usable_captions
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import TRANSIENT, Reject
+from pipeline.data.modalities import TEXT, load
 from pipeline.data.order import name_key
 from pipeline.data.plan import Row, TaskPlan
-from pipeline.data.spec import DataSetSpec, SoundAugment, TaskSpec, TokenSpec, Variant
-from pipeline.data.tokenizer import Tokenizer, most_telling, text_fault
-from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
-from pipeline.data.variants import view_frames, window_starts
+from pipeline.data.sample_tokens import TokenContext, View
+from pipeline.data.sources import Source
+from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError
 
-_MOST_SUBSTITUTES = 64
-# Enough to tell a task of pictures from one of films.
-_MEASURED_SAMPLES, _MEASURED_S = 8, 1.0
+# Maximum number of substitutes tried for one sample.
+_MAX_SUBSTITUTES = 64
+# Maximum samples and CPU seconds of a measurement of a task's cost: enough to tell images from videos.
+_MEASURED_SAMPLES = 8
+_MEASURED_S = 1.0
 
 
 class SampleMaker:
-    """Makes the arrays of single samples of one task, in training or evaluation form.
+    """Makes the arrays of single samples of one task, in training or evaluation form."""
 
-    source: reads a clip by row number (``sources.MediaSource`` or ``shards.ShardSource``).
-    """
-
-    def __init__(
-        self, task: TaskSpec, data_set: DataSetSpec, *, source, tokenizer: Tokenizer | None, tokens: TokenSpec
-    ):
-        self.task, self.data_set, self.source, self.tokenizer = task, data_set, source, tokenizer
+    def __init__(self, task: TaskSpec, data_set: DataSetSpec, *, tokenizer: Tokenizer | None, tokens: TokenSpec):
+        self.task = task
+        self.data_set = data_set
+        self.tokenizer = tokenizer
         self.tokens = tokens
         self.classes = task.classes or data_set.classes
 
-    def arrays(
-        self,
-        clip: Clip,
-        variant: Variant,
-        *,
-        rng: np.random.Generator | None,
-        window: tuple[int, int] = (0, 1),
-        patches: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
-        """The sample's arrays; rng None: the evaluation view, ``window`` (i, n) the i-th of n evenly spaced in time.
+    def arrays(self, clip: Clip, view: View, *, patches: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The sample's arrays. Raises Reject if labels or text are missing.
 
-        patches: where the vision tokens are written, a new array by default. Raises Reject where labels or text are
-        missing.
+        patches: array to write the vision tokens into, a new one by default.
         """
-        out, start_s = {}, None
-        changes = None if rng is None else augment.for_words(self.task.augment, self._words(clip))
-        # A branch begins where the sample's own draws do, however many of those follow.
-        branch = functools.partial(augment.stream, rng)
-        colours = branch(augment.COLOUR) if changes and changes.colour.probability else None
-        sounds = branch(augment.SOUND) if changes and changes.sound != SoundAugment() else None
-        # Sound last: it starts where the frames do.
-        for modality in sorted(self.task.modalities, key=lambda m: m == "audio"):
-            if modality in ("image", "video"):
-                frames = clip.image[None] if modality == "image" else clip.video
-                view, first = view_frames(frames, variant, augment=changes, rng=rng, window=window)
-                if colours:
-                    view = augment.jitter_colour(view, changes.colour, colours)
-                # An image says nothing of when its sound begins.
-                start_s = first / self.data_set.video.fps if modality == "video" else None
-                out |= self._vision(view, variant, rng, patches)
-            elif modality == "audio":
-                out |= self._audio(clip.audio, start_s, window, sound=sounds and changes.sound, rng=sounds)
-        if "text" in self.task.modalities:
-            text = self._text(clip, rng)
-            out |= self.encode_text(text)
+        out = self._media(clip, view, patches)
+        text = ""
+        if TEXT in self.task.modalities:
+            text = self._text(clip, view.rng)
+            out |= encode_text(self.tokenizer, text, self.task.text_length)
         if self.task.contrasts:
-            out["positive_ids"] = self._positive_id(clip, text if "text" in self.task.modalities else "")
+            out["positive_ids"] = self._positive_id(clip, text)
         if self.task.classifies:
             out["labels"] = self.multi_hot(clip)
         return out
 
-    def _vision(self, view: np.ndarray, variant: Variant, rng, patches: np.ndarray | None) -> dict:
-        frames = self.tokens.vision_patch[0] if variant.num_frames else 1
-        positions, keep = grid_positions(variant.grid, self.tokens.vision_positions), None
-        if rng is not None and variant.drop_rate:
-            keep = choose_tokens(len(positions), drop_rate=variant.drop_rate, rng=rng)
-            positions = positions[keep]
-        tokens = patchify(view, (frames, *self.tokens.vision_patch[1:]), keep=keep, out=patches)
-        return {"vision/tokens": tokens, "vision/positions": positions}
-
-    def _audio(self, waveform: np.ndarray, start_s: float | None, window: tuple[int, int], *, sound, rng) -> dict:
-        """start_s: where the frames beside it start, None without; then the sound has windows of its own.
-
-        sound: what to change of it with draws from ``rng``; None for nothing.
-        """
-        spec, (number, count) = self.data_set.audio, window
-        spare = max(0, len(waveform) - spec.num_samples)
-        if start_s is not None:
-            start = int(start_s * spec.sample_rate_hz)
-        elif sound is not None:
-            start = augment.start_sample(spare, sound, rng)
-        else:
-            # One view of sound alone is its beginning.
-            start = 0 if count == 1 else window_starts(spare, count)[number]
-        part = waveform[start : start + spec.num_samples]
-        if sound is not None:
-            part = augment.change_waveform(part, sound, rng)
-        tokens = spectrogram_tokens(part, spec)
-        if sound is not None:
-            augment.mask_spectrogram(tokens, spec, sound, rng)
-        return {"audio/tokens": tokens, "audio/positions": grid_positions(spec.grid, self.tokens.audio_positions)}
+    def _media(self, clip: Clip, view: View, patches: np.ndarray | None) -> dict[str, np.ndarray]:
+        changes = None if view.rng is None else augment.for_words(self.task.augment, self._words(clip))
+        context, out = TokenContext.of(view, self.tokens, changes, patches), {}
+        # Sound last: it starts where the frames do.
+        for name in sorted(self.task.media, key=lambda m: m == "audio"):
+            to_tokens = load(self.data_set.modality(name).tokens)
+            made = to_tokens(clip.media[name], self.data_set.settings(name), context)
+            embedder = self.task.embedder(name)
+            out |= {f"{embedder}/tokens": made.tokens, f"{embedder}/positions": made.positions}
+            if made.start_s is not None:
+                context = dataclasses.replace(context, start_s=made.start_s)
+        return out
 
     def _words(self, clip: Clip) -> tuple[str, ...]:
-        """What the task says of the clip in words."""
-        captions = clip.text if "text" in self.task.modalities and self.task.text == "captions" else ()
-        told = self.task.classifies or self.task.positives == "labels" or self.task.text == "labels"
-        return captions + (clip.labels if told else ())
+        """The text and labels of the clip that the task uses."""
+        captions = clip.text if TEXT in self.task.modalities and self.task.text == "captions" else ()
+        uses_labels = self.task.classifies or self.task.positives == "labels" or self.task.text == "labels"
+        return captions + (clip.labels if uses_labels else ())
 
-    def _text(self, clip: Clip, rng) -> str:
+    def _text(self, clip: Clip, rng: np.random.Generator | None) -> str:
         if self.task.text == "labels":
             label = " ".join(self._labels(clip))
             templates = prompts.train_templates(self.task.media[0])
             return templates[int(rng.integers(len(templates))) if rng is not None else 0].format(label)
-        # Whether a row has text must not depend on which text is drawn.
-        texts = self.texts(clip)
+        # All captions are checked first: whether a row has text must not depend on which caption is drawn.
+        limit = self.task.max_characters
+        texts = usable_captions(clip.text, self.tokenizer, max_characters=limit)
         if not texts:
-            raise Reject(*most_telling([self._fault(t) for t in clip.text]))
+            raise Reject(*best_reason([caption_fault(t, self.tokenizer, max_characters=limit) for t in clip.text]))
         return texts[int(rng.integers(len(texts))) if rng is not None else 0]
-
-    def texts(self, clip: Clip) -> tuple[str, ...]:
-        """The clip's captions that can be used: UTF-8, not too long, with a token."""
-        return tuple(t for t in clip.text if self._fault(t) is None)
-
-    def _fault(self, caption: str) -> tuple[str, str] | None:
-        fault = text_fault(caption, max_characters=self.task.max_characters)
-        if fault is None and not self.tokenizer.has_tokens(caption):
-            return "no_text", f"no tokens in {caption[:40]!r}"
-        return fault
-
-    def encode_text(self, text: str) -> dict:
-        ids = self.tokenizer.encode(text, self.task.text_length)
-        if not ids.any():
-            raise Reject("no_text", f"no tokens in {text[:40]!r}")
-        positions = np.arange(len(ids), dtype=np.int32)[:, None]
-        return {"text/tokens": ids, "text/positions": positions, "text/mask": ids != 0}
 
     def _labels(self, clip: Clip) -> list[str]:
         fault = functools.partial(text_fault, max_characters=self.task.max_characters)
         labels = [c for c in clip.labels if (c in self.classes if self.classes else not fault(c))]
         if labels:
             return labels
-        reason, detail = most_telling([f for f in map(fault, clip.labels) if f])
+        reason, detail = best_reason([f for f in map(fault, clip.labels) if f])
         if reason == "no_text":
             reason, detail = "no_label", f"labels {list(clip.labels)[:5]} are none of the task's classes"
         raise Reject(reason, detail)
@@ -161,7 +105,7 @@ class SampleMaker:
         return np.array([c in labels for c in self.data_set.classes], np.uint8)
 
     def _positive_id(self, clip: Clip, text: str) -> np.ndarray:
-        """(2,) int32: 64 bits of a hash, so that different keys of a batch of 65,536 meet once in 10^10 batches."""
+        """(2,) int32, a 64-bit hash: keys in a batch of 65,536 collide once in 10^10 batches."""
         if self.task.positives == "instance":
             key = clip.id
         elif self.task.positives == "labels":
@@ -171,27 +115,48 @@ class SampleMaker:
         return np.array([name_key(key)], "<u8").view("<i4")
 
 
-class BatchMaker:
-    """Makes whole rows: samples of a batch in order, substitutes where one is bad.
+class Visit(NamedTuple):
+    """One position of the order: the row that stands there and its epoch."""
 
-    known_bad: what an earlier part of the run rejected, by ``plan.reject_key``; not tried again, so a resume sees the
-    same samples. A transient reject holds for the visit that found it alone, in this process too: batches must not
-    depend on which process has met what before.
+    position: int
+    row: int
+    epoch: int
+
+
+class Sample(NamedTuple):
+    """A sample of a batch. rejects: bad samples met before it."""
+
+    id: str
+    arrays: dict[str, np.ndarray]
+    rejects: list[dict]
+
+
+class BatchMaker:
+    """Makes whole rows: samples of a batch in order, with substitutes for bad ones.
+
+    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``. They are not tried again, so a resumed run
+    sees the same samples. A transient reject holds only for the visit that found it, in this process too: batches must
+    not depend on which process saw which sample before.
     """
 
-    def __init__(self, plan: TaskPlan, samples: SampleMaker, *, known_bad: dict | None = None):
-        self.plan, self.samples = plan, samples
-        self._known, self._bad = known_bad or {}, {}
+    def __init__(self, plan: TaskPlan, samples: SampleMaker, source: Source, *, known_bad: dict | None = None):
+        self.plan = plan
+        self.samples = samples
+        self.source = source
+        self._known = known_bad or {}
+        self._bad: dict[str, dict] = {}
 
     def row(self, index: int, *, rank: int, world_size: int) -> Row:
+        """The samples of one rank of batch ``index``."""
         variant, visits = self._visits(index, rank=rank, world_size=world_size)
         ids, rejects, columns = [], [], {}
         for number, visit in enumerate(visits):
-            # Patches are nearly all of a batch: from the second sample on they are written where they belong.
+            # Patches are nearly all of a batch: from the second sample on they are written in place.
             patches = columns["vision/tokens"][number] if "vision/tokens" in columns else None
-            sample_id, arrays = self._sample(*visit, variant, rejects, patches=patches)
-            ids.append(sample_id)
-            for name, value in arrays.items():
+            sample = self._sample(visit, variant, patches)
+            ids.append(sample.id)
+            rejects += sample.rejects
+            for name, value in sample.arrays.items():
                 if name not in columns:
                     columns[name] = np.empty((len(visits), *np.shape(value)), value.dtype)
                 if value is not patches:
@@ -206,52 +171,42 @@ class BatchMaker:
             arrays=columns,
         )
 
-    def _visits(self, index: int, *, rank: int, world_size: int) -> tuple[Variant, list[tuple[int, int, int]]]:
-        """The variant of a batch, and (position, row, epoch) of each of this rank's samples."""
+    def _visits(self, index: int, *, rank: int, world_size: int) -> tuple[Variant, list[Visit]]:
+        """The variant of a batch, and this rank's visits."""
         variant, positions = self.plan.batch(index, rank=rank, world_size=world_size)
         rows, epochs = self.plan.order.rows(np.arange(positions.start, positions.stop))
-        return variant, list(zip(positions, rows.tolist(), epochs.tolist(), strict=True))
+        return variant, list(map(Visit, positions, rows.tolist(), epochs.tolist()))
 
     def cost_s(self, index: int) -> float:
-        """CPU seconds that batch ``index`` takes in all, from its first samples."""
+        """Total CPU seconds of batch ``index``, estimated from its first samples."""
         variant, visits = self._visits(index, rank=0, world_size=1)
-        self._sample(*visits[0], variant, [])  # libraries load at first use
+        self._sample(visits[0], variant)  # libraries load at first use
         began, done = self._cpu_s(), 0
         while done < min(_MEASURED_SAMPLES, len(visits)) and self._cpu_s() - began < _MEASURED_S:
-            self._sample(*visits[done], variant, [])
+            self._sample(visits[done], variant)
             done += 1
         return (self._cpu_s() - began) / done * len(visits)
 
     def _cpu_s(self) -> float:
-        decoders = getattr(self.samples.source, "decoders", None)
-        return time.process_time() + (decoders.cpu_s if decoders else 0.0)
+        return time.process_time() + self.source.cpu_s
 
-    def _sample(
-        self,
-        position: int,
-        row: int,
-        epoch: int,
-        variant: Variant,
-        rejects: list[dict],
-        *,
-        patches: np.ndarray | None = None,
-    ) -> tuple[str, dict]:
-        for attempt in range(_MOST_SUBSTITUTES):
-            source = self.samples.source
-            sample_id = source.id(row)
-            reject = self._known_reject(sample_id, position, attempt)
+    def _sample(self, visit: Visit, variant: Variant, patches: np.ndarray | None = None) -> Sample:
+        """The visit's row, or the first of its substitutes that is good. Raises DataError if too many are bad."""
+        row, rejects = visit.row, []
+        for attempt in range(_MAX_SUBSTITUTES):
+            sample_id = self.source.id(row)
+            reject = self._known_reject(sample_id, visit.position, attempt)
             if reject is None:
                 try:
-                    clip = source.clip(row)
-                    rng = self.plan.order.generator(sample_id, epoch)
-                    return sample_id, self.samples.arrays(clip, variant, rng=rng, patches=patches)
+                    view = View(variant, rng=self.plan.order.generator(sample_id, visit.epoch))
+                    return Sample(sample_id, self.samples.arrays(self.source.clip(row), view, patches=patches), rejects)
                 except Reject as e:
-                    reject = self._new_reject(e, row, position=position, attempt=attempt)
+                    reject = self._new_reject(e, row, position=visit.position, attempt=attempt)
             rejects.append(reject)
-            row = self.plan.order.substitute(position, attempt)
+            row = self.plan.order.substitute(visit.position, attempt)
         last = rejects[-1]
         raise DataError(
-            f"data set {self.samples.data_set.name}: {_MOST_SUBSTITUTES} samples in a row are bad, the last "
+            f"data set {self.samples.data_set.name}: {_MAX_SUBSTITUTES} samples in a row are bad, the last "
             f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with jobs/check.py"
         )
 
@@ -261,9 +216,9 @@ class BatchMaker:
 
     def _new_reject(self, error: Reject, row: int, *, position: int, attempt: int) -> dict:
         reject = {
-            "id": self.samples.source.id(row),
+            "id": self.source.id(row),
             "data_set": self.samples.data_set.name,
-            "source": self.samples.source.where(row),
+            "source": self.source.media_path(row),
             "reason": error.reason,
             "detail": error.detail,
         }

@@ -1,4 +1,4 @@
-"""The columns of a manifest: which there are, of which types, and their values as Python sees them."""
+"""The columns of a manifest: their names, their types, and their values as Python objects."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MEDIA_COLUMNS = ("image", "video", "audio")
+from pipeline.data.modalities import MEDIA
+
 WORD_COLUMNS = ("text", "labels")
 TIME_COLUMNS = ("start_s", "end_s")
-# Stands before what is shown of a text or label whose bytes are no UTF-8. A noncharacter: Unicode keeps it for a
-# program's own use, and it passes through Arrow as any other.
+# Marks a text or label whose bytes are not UTF-8; escaped bytes follow. A noncharacter, which Unicode reserves for a
+# program's own use and which passes through Arrow unchanged.
 NOT_UTF8 = "\ufdd0"
 # Maximum bytes shown of such a text.
-_MOST_SHOWN = 80
-# Maximum bytes of a text or label that are kept, the longest that `text.max_characters` may allow: more is never used.
-MOST_TEXT_BYTES = 4 << 20
+_MAX_SHOWN = 80
+# Maximum bytes kept of a text or label: the longest that ``text.max_characters`` may allow.
+MAX_TEXT_BYTES = 4 << 20
 _STRINGS = pa.large_list(pa.large_string())
-# Column → the type that its values are read as, whatever strings and numbers the file holds.
+# Column → the type its values are cast to. Any other column is one of a modality that the recipe adds.
 TYPES = (
-    dict.fromkeys(("id", *MEDIA_COLUMNS), pa.large_string())
+    dict.fromkeys(("id", *MEDIA), pa.large_string())
     | dict.fromkeys(WORD_COLUMNS, _STRINGS)
     | dict.fromkeys(TIME_COLUMNS, pa.float64())
 )
 
 
+def type_of(name: str) -> pa.DataType:
+    """The type that a column's values are cast to; columns of added modalities hold paths."""
+    return TYPES.get(name, pa.large_string())
+
+
 def _is_string(found: pa.DataType) -> bool:
     if pa.types.is_dictionary(found):
         found = found.value_type
-    # A file whose rows are all null there has no better type.
+    # A column of nulls alone has no better type.
     return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_null(found)
 
 
@@ -52,24 +58,24 @@ _KINDS = {
 
 
 def type_fault(name: str, found: pa.DataType) -> str | None:
-    """The difference between a column's type and the one it should have, in words; None where there is none."""
-    wanted = TYPES[name]
-    expected, fits = _KINDS[wanted]
+    """A message if a column's type cannot be read as the one it should have; None if it can."""
+    expected, fits = _KINDS[type_of(name)]
     return None if fits(found) else f"expected {expected}, found {found}"
 
 
-def usable(schema: pa.Schema) -> list[str]:
-    """The columns of a schema that a manifest may have, each of a type that can be read."""
-    return [name for name in TYPES if name in schema.names and type_fault(name, schema.field(name).type) is None]
+def usable(schema: pa.Schema, media: tuple[str, ...] = ()) -> list[str]:
+    """The known columns of a schema whose type can be read. media: columns of added modalities."""
+    known = (*TYPES, *media)
+    return [name for name in known if name in schema.names and type_fault(name, schema.field(name).type) is None]
 
 
 def _shortened(column: pa.LargeListArray) -> pa.LargeListArray:
-    """The same lists, their strings cut to ``MOST_TEXT_BYTES`` at the end of a character: no caption is longer."""
+    """The same lists, their strings cut to ``MAX_TEXT_BYTES`` at the end of a character."""
     flat = column.flatten().cast(pa.large_binary())
     lengths = pc.binary_length(flat)
-    if (pc.max(lengths).as_py() or 0) <= MOST_TEXT_BYTES:
+    if (pc.max(lengths).as_py() or 0) <= MAX_TEXT_BYTES:
         return column
-    cut = [_whole_characters(v) for v in pc.binary_slice(flat, 0, MOST_TEXT_BYTES + 1).to_pylist()]
+    cut = [_whole_characters(v) for v in pc.binary_slice(flat, 0, MAX_TEXT_BYTES + 1).to_pylist()]
     counts = pc.list_value_length(column)
     starts = np.concatenate([[0], np.cumsum(counts.fill_null(0).to_numpy())])
     # A null offset makes its list null.
@@ -78,9 +84,9 @@ def _shortened(column: pa.LargeListArray) -> pa.LargeListArray:
 
 
 def _whole_characters(value: bytes | None) -> bytes | None:
-    if value is None or len(value) <= MOST_TEXT_BYTES:
+    if value is None or len(value) <= MAX_TEXT_BYTES:
         return value
-    end = MOST_TEXT_BYTES
+    end = MAX_TEXT_BYTES
     # A character of UTF-8 starts with no byte of the form 10xxxxxx.
     while end and value[end] & 0xC0 == 0x80:
         end -= 1
@@ -88,21 +94,21 @@ def _whole_characters(value: bytes | None) -> bytes | None:
 
 
 def normalise(piece: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
-    """The columns of ``TYPES`` in its types; a column that is not there is all null."""
+    """Columns in their types (``type_of``); a missing column is all null."""
 
     def column(name: str) -> pa.Array:
         if name not in piece.schema.names:
-            return pa.nulls(len(piece), TYPES[name])
-        found = piece.column(name).cast(TYPES[name])
+            return pa.nulls(len(piece), type_of(name))
+        found = piece.column(name).cast(type_of(name))
         return _shortened(found) if name in WORD_COLUMNS else found
 
     return pa.RecordBatch.from_arrays([column(name) for name in columns], names=columns)
 
 
 def values(column: pa.Array, name: str) -> list:
-    """``to_pylist``, where strings may hold other bytes than UTF-8: texts and labels are marked by ``NOT_UTF8``.
+    """``to_pylist`` for strings that may not be UTF-8. Such texts and labels are marked by ``NOT_UTF8``.
 
-    Ids and paths keep their readable part and show the other bytes as "\\xff". Texts and labels are without nulls.
+    Other bytes are escaped as "\\xff". Texts and labels are without nulls.
     """
     try:
         found = column.to_pylist()
@@ -121,7 +127,7 @@ def _readable(value: bytes | list | None, *, marked: bool):
         return value.decode()
     except UnicodeDecodeError:
         # Ids stay whole, so that they stay different.
-        return (NOT_UTF8 if marked else "") + value[: _MOST_SHOWN if marked else None].decode(errors="backslashreplace")
+        return (NOT_UTF8 if marked else "") + value[: _MAX_SHOWN if marked else None].decode(errors="backslashreplace")
 
 
 def _without_nulls(words: list | None) -> list | None:
@@ -129,23 +135,23 @@ def _without_nulls(words: list | None) -> list | None:
 
 
 class Fingerprint:
-    """Digests of the columns that the order and the losses of a run depend on, whatever pieces the rows come in.
+    """Digests of the columns that a run's order and losses depend on; independent of how the rows are batched.
 
-    Media columns are left out: files may move to another place.
+    Media columns are left out, so that files may move.
     """
 
     COLUMNS = ("id", *WORD_COLUMNS, *TIME_COLUMNS)
 
     def __init__(self):
         self.num_rows = 0
-        # Of each column: lengths of lists, lengths of strings, contents. Apart, so that pieces do not matter.
+        # For each column: lengths of lists, lengths of strings, contents. Separate, so that batching does not matter.
         self._digests = {name: [hashlib.blake2b(digest_size=16) for _ in range(3)] for name in self.COLUMNS}
 
     def update(self, rows: pa.RecordBatch) -> None:
         """rows: as ``normalise`` gives them."""
         self.num_rows += len(rows)
         for name in self.COLUMNS:
-            # A column that is not there is one of nulls.
+            # A missing column counts as nulls.
             column = rows.column(name) if name in rows.schema.names else pa.nulls(len(rows), TYPES[name])
             self._update(name, column)
 
@@ -171,7 +177,7 @@ class Fingerprint:
 
 
 def _lengths(found: pa.Array) -> np.ndarray:
-    """Lengths as int64, of a null -1."""
+    """Lengths as int64; -1 for a null."""
     return np.ascontiguousarray(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
 

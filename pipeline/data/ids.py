@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.columns import MEDIA_COLUMNS, values
+from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
+from pipeline.data.modalities import MEDIA
 from pipeline.data.order import mix
 
 # Rows of a manifest that are looked at; of a larger one pieces from all over it.
@@ -101,7 +102,7 @@ def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
 
 def overlap(manifest: Manifest, held_out: Manifest) -> Overlap:
     """How many held-out rows are training rows too."""
-    media = [c for c in MEDIA_COLUMNS if c in manifest.columns and c in held_out.columns]
+    media = [c for c in (*MEDIA, *manifest.media) if c in manifest.columns and c in held_out.columns]
     columns = ("id", *media)
     theirs = {c: [] for c in columns}
     for part in _hashed(held_out, columns, most_rows=_MOST_HELD_OUT):

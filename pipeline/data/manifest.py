@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.data.columns import MEDIA_COLUMNS, TIME_COLUMNS, TYPES, type_fault, usable, values
+from pipeline.data.columns import TIME_COLUMNS, TYPES, type_fault, usable, values
+from pipeline.data.modalities import MEDIA
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_table import RowGroups, RowTable, existing_rows, open_rows
 from pipeline.errors import RequestError
@@ -16,12 +17,14 @@ from pipeline.errors import RequestError
 class Manifest:
     """Random access to the rows of one Parquet file or of all ``*.parquet`` files of a folder, sorted by name.
 
-    Raises RequestError when nothing is there, when it is no Parquet, or when it has no rows; DataError, as reading a
-    row does, when storage stays out of reach.
+    media: columns of modalities that the recipe adds (``DataSetSpec.media_columns``). Raises RequestError if nothing is
+    found, if it is not Parquet or has no rows; DataError, as reading a row does, if storage stays unreachable.
     """
 
-    def __init__(self, uri: str):
-        self.uri, self._files = uri, ParquetFiles(uri)
+    def __init__(self, uri: str, *, media: tuple[str, ...] = ()):
+        self.uri = uri
+        self.media = media
+        self._files = ParquetFiles(uri, media)
         self._existing = existing_rows(self._files)
         self.num_rows = (self._existing or self._files).num_rows
         if not self.num_rows:
@@ -33,8 +36,8 @@ class Manifest:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that rows have: those of ``columns.TYPES`` whose values can be read as such."""
-        return usable(self.schema)
+        """The known columns whose values can be read."""
+        return usable(self.schema, self.media)
 
     @functools.cached_property
     def _rows(self) -> RowTable | RowGroups:
@@ -56,7 +59,7 @@ class Manifest:
         row = {name: values(column, name)[0] for name, column in zip(found.schema.names, found.columns, strict=True)}
         if row.get("id", "") is None:
             raise self._no_id(index)
-        for column in MEDIA_COLUMNS:
+        for column in (*MEDIA, *self.media):
             if row.get(column):
                 row[column] = self.resolve(row[column])
         return row
@@ -105,7 +108,8 @@ class Manifest:
                 "Add the column or change the task"
             )
         for column in (*columns, *(c for c in TIME_COLUMNS if c in self.schema.names)):
-            fault = type_fault(column, self.schema.field(column).type) if column in TYPES else None
+            known = column in TYPES or column in self.media
+            fault = type_fault(column, self.schema.field(column).type) if known else None
             if fault:
                 raise RequestError(f"manifest {self.uri}: column {column!r}: {fault}")
         if "id" in columns and self._rows.has_null_ids():

@@ -35,14 +35,14 @@ T = TypeVar("T")
 
 
 class ParquetFiles:
-    """One Parquet file, or all ``*.parquet`` files of a folder, sorted by name.
+    """One Parquet file, or all ``*.parquet`` files of a folder, sorted by name. media: columns of added modalities.
 
-    Raises RequestError when nothing is there or when a file is no Parquet that can be read; DataError when storage
-    stays out of reach.
+    Raises RequestError if nothing is found or a file is not valid Parquet, DataError if storage stays unreachable.
     """
 
-    def __init__(self, uri: str):
+    def __init__(self, uri: str, media: tuple[str, ...] = ()):
         self.uri = uri
+        self.media = media
         self.filesystem, path = patiently(uri, lambda: resolve_filesystem(uri))
         self.infos = patiently(uri, lambda: self._list(path))
         self.paths = [info.path for info in self.infos]
@@ -67,6 +67,8 @@ class ParquetFiles:
     def stamp(self) -> str:
         """A digest of what storage says of the files without reading them: names, sizes, times, versions."""
         digest = hashlib.blake2b(self.uri.encode(), digest_size=16)
+        # Copies hold these columns too.
+        digest.update("".join(f" {column}" for column in self.media).encode())
         for info, version in zip(self.infos, self._versions(), strict=True):
             digest.update(repr([info.path, info.size, info.mtime_ns, version]).encode())
         return digest.hexdigest()
@@ -144,7 +146,7 @@ class ParquetFiles:
     def _file_types(self, path: str) -> dict[str, pa.DataType]:
         """Column → type. Raises RequestError where one appears twice."""
         schema = self.footer(path).schema.to_arrow_schema()
-        for name in TYPES:
+        for name in (*TYPES, *self.media):
             count = schema.names.count(name)
             if count > 1:
                 raise RequestError(f"manifest {path}: column {name!r} appears {count} times; keep one of them")

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from pipeline.data import order
-from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+from pipeline.data.spec import TaskSpec, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,14 @@ def group_arrays(arrays: dict[str, np.ndarray]) -> dict:
     """{"vision/tokens": ...} → {"vision": {"tokens": ...}}, the form ``model.imp.Imp.loss`` takes."""
     out: dict = {}
     for name, value in arrays.items():
-        *outer, last = name.split("/")
-        (out.setdefault(outer[0], {}) if outer else out)[last] = value
+        modality, slash, kind = name.partition("/")
+        if slash:
+            out.setdefault(modality, {})[kind] = value
+        else:
+            out[name] = value
     return out
 
 
 def model_modalities(task: TaskSpec) -> tuple[str, ...]:
     """The task's modalities as the model names them."""
-    return tuple(MODEL_MODALITY[m] for m in task.modalities)
+    return tuple(task.embedder(m) for m in task.modalities)

@@ -1,4 +1,4 @@
-"""Sentences around a label, in our own words: drawn at random in training, averaged in zero-shot evaluation."""
+"""Sentences around a label: drawn at random in training, averaged in zero-shot evaluation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ TRAIN = {
 }
 
 EVAL = {
+    "generic": ("{}", "this is {}", "an example of {}", "it shows {}"),
     "image": ("{}", "this is {}", "a picture of {}", "an image that shows {}", "an example of {}", "it shows {}"),
     "video": ("{}", "this is {}", "a clip of {}", "a short film that shows {}", "an example of {}", "it shows {}"),
     "audio": ("{}", "this is {}", "the sound of {}", "a recording of {}", "an example of {}", "one can hear {}"),
@@ -26,5 +27,10 @@ EVAL = {
 
 
 def train_templates(media: str) -> tuple[str, ...]:
-    """All templates a label of this kind of media may be put into."""
-    return TRAIN["generic"] + TRAIN[media]
+    """All templates for a label of this kind of media."""
+    return TRAIN["generic"] + TRAIN.get(media, ())
+
+
+def eval_templates(media: str) -> tuple[str, ...]:
+    """The templates whose embeddings are averaged for a class of this kind of media."""
+    return EVAL.get(media, EVAL["generic"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.columns import TYPES, Fingerprint, normalise, usable
+from pipeline.data.columns import Fingerprint, normalise, type_of, usable
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, cache_dir, whole_file, write_json
@@ -148,8 +148,8 @@ def _locked(path: Path):
 
 def _copy(files: ParquetFiles, sink: pa.NativeFile) -> dict:
     """Writes all rows in batches of equal size. Returns their fingerprint."""
-    columns, fingerprint = usable(files.schema), Fingerprint()
-    schema = pa.schema([(name, TYPES[name]) for name in columns])
+    columns, fingerprint = usable(files.schema, files.media), Fingerprint()
+    schema = pa.schema([(name, type_of(name)) for name in columns])
     with pa.ipc.new_file(sink, schema) as writer:
         for batch in _equal_batches(normalise(p, columns) for p in files.pieces(columns)):
             fingerprint.update(batch)
@@ -211,7 +211,7 @@ class RowGroups:
     """
 
     def __init__(self, files: ParquetFiles):
-        self._files, self._columns = files, usable(files.schema)
+        self._files, self._columns = files, usable(files.schema, files.media)
         self._starts = np.cumsum([0, *(rows for rows, _ in files.sizes)])
         self.num_rows = int(self._starts[-1])
         self._check_groups()
@@ -242,7 +242,7 @@ class RowGroups:
         columns = columns or self._columns
         pieces = [normalise(p, columns) for p in self._files.group(path, number, columns).to_batches()]
         if not pieces:  # it has no rows
-            return pa.RecordBatch.from_pylist([], schema=pa.schema([(name, TYPES[name]) for name in columns]))
+            return pa.RecordBatch.from_pylist([], schema=pa.schema([(name, type_of(name)) for name in columns]))
         return _one_batch(pa.Table.from_batches(pieces))
 
     def batches(self, columns: Iterable[str], *, most_rows: int | None = None) -> Iterator[pa.RecordBatch]:

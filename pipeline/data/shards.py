@@ -8,6 +8,7 @@ task rejects, is the same as over its media.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,21 +18,21 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.columns import Fingerprint, normalise
-from pipeline.data.media.clip import Clip, num_samples
+from pipeline.data.media.audio import num_samples
+from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.process import DecodeLimits
-from pipeline.data.sources import MediaSource
-from pipeline.data.spec import DataSetSpec
+from pipeline.data.modalities import MEDIA
+from pipeline.data.sources import MediaSource, Source
+from pipeline.data.spec import DataSetSpec, DecodeLimits
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import sha256_of, whole_file
 
-MEDIA = ("image", "video", "audio")
-# Changes where the layout of what is stored does.
+# Version of the layout of the files.
 FORMAT = 3
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
-# The key under which a shard's schema holds the digest of its ids and words.
+# Key of the digest of a shard's ids, texts and labels in its schema.
 _WORDS = b"words"
-# Shards that a source keeps mapped: a row may be in any of them.
+# Maximum number of shards that a source keeps mapped.
 _KEPT_SHARDS = 256
 _REJECT = pa.struct([("modality", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 SCHEMA = pa.schema(
@@ -46,35 +47,46 @@ SCHEMA = pa.schema(
 )
 
 
+def schema_for(modalities: tuple[str, ...]) -> pa.Schema:
+    """SCHEMA with a column for each modality that the recipe adds."""
+    added = (pa.field(m, _TENSOR) for m in modalities if m not in MEDIA)
+    return pa.schema([*SCHEMA, *added])
+
+
 def open_source(
     data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0, limits: DecodeLimits | None = None
-):
-    """Shards where the recipe names them, the media otherwise."""
+) -> Source:
+    """The data set's shards if the recipe names them, its media otherwise."""
     if data_set.shards:
         return ShardSource(data_set, modalities=modalities)
     return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes, limits=limits)
 
 
 def decode_settings(data_set: DataSetSpec) -> dict:
-    """What the canonical clips and their rejects depend on: shards made with other settings are refused."""
+    """Settings that canonical clips and their rejects depend on, by modality: shards made with others are refused."""
     image, video, audio = data_set.image, data_set.video, data_set.audio
+    samples = num_samples(audio, clip_s=data_set.clip_s)
+    added = {a.name: json.loads(json.dumps(dataclasses.astuple(a.settings))) for a in data_set.added}
     return {
         "image": [image.short_side, image.decoder, image.max_pixels, image.max_bytes],
         "video": [
             *(video.fps, video.short_side, video.max_frames, video.decoder),
             *(video.max_pixels, video.max_bytes, video.max_duration_s, video.max_source_frames),
         ],
-        "audio": [audio.sample_rate_hz, num_samples(data_set), audio.decoder, audio.max_bytes, audio.max_duration_s],
+        "audio": [audio.sample_rate_hz, samples, audio.decoder, audio.max_bytes, audio.max_duration_s],
+        **added,
     }
 
 
 def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]:
-    """Decodes rows into a table of SCHEMA; also the rejects, one for each bad modality of a row."""
-    columns = {name: [] for name in SCHEMA.names}
+    """Decodes rows into a table of ``schema_for``; also the rejects, one for each bad modality of a row."""
+    schema = schema_for(source.modalities)
+    columns = {name: [] for name in schema.names}
     rejects = []
     for row in rows:
-        text, labels = source.words(row)
-        record = {"id": source.id(row), "source": source.where(row), "text": text, "labels": labels, "rejects": []}
+        text, labels = source.text_and_labels(row)
+        path = source.media_path(row)
+        record = {"id": source.id(row), "source": path, "text": text, "labels": labels, "rejects": []}
         for modality in source.modalities:
             try:
                 record[modality] = encode_tensor(source.media(row, modality))
@@ -83,18 +95,18 @@ def encode_rows(source: MediaSource, rows: range) -> tuple[pa.Table, list[dict]]
                 rejects.append({"id": record["id"], "source": record["source"], "reason": e.reason, "detail": e.detail})
         for name in columns:
             columns[name].append(record.get(name))
-    return pa.table(columns, schema=SCHEMA), rejects
+    return pa.table(columns, schema=schema), rejects
 
 
 def encode_tensor(array: np.ndarray | None) -> dict | None:
-    """An array as SCHEMA holds it."""
+    """An array as a value of a media column."""
     if array is None:
         return None
     return {"dtype": array.dtype.str, "shape": array.shape, "data": np.ascontiguousarray(array).tobytes()}
 
 
 def write_shard(table: pa.Table, path: Path) -> dict:
-    """Writes one IPC file, a record batch a row so that a reader maps single rows. Returns its index entry."""
+    """Writes one IPC file, one record batch a row, so that readers map single rows. Returns its index entry."""
     words = _words(table)
     table = table.replace_schema_metadata({_WORDS: words})
     with whole_file(path) as temporary:
@@ -106,7 +118,7 @@ def write_shard(table: pa.Table, path: Path) -> dict:
 
 
 def _words(table: pa.Table) -> str:
-    """A digest of a shard's ids and words."""
+    """A digest of a shard's ids, texts and labels."""
     fingerprint = Fingerprint()
     for batch in table.to_batches():
         fingerprint.update(normalise(batch, ["id", "text", "labels"]))
@@ -117,7 +129,8 @@ class ShardSource:
     """Random access to the clips of a folder of shards, through the page cache."""
 
     def __init__(self, data_set: DataSetSpec, *, modalities: tuple[str, ...]):
-        self.data_set, self.modalities = data_set, modalities
+        self.data_set = data_set
+        self.modalities = modalities
         self.folder = Path(data_set.shards)
         self.index = read_index(self.folder)
         missing = set(modalities) - set(self.index["modalities"])
@@ -139,8 +152,10 @@ class ShardSource:
         self._open = functools.lru_cache(maxsize=_KEPT_SHARDS)(self._open_file)
 
     def _open_file(self, number: int) -> pa.RecordBatchFileReader:
-        """Raises DataError where a shard is not the one that the index lists, by what it says of itself: rows come from
-        all shards in turn, and to read all of each at first would cost more than to decode the media."""
+        """Raises DataError if a shard differs from its index entry in size or in the digest it holds.
+
+        Checksums are left to ``damaged_shards``: reading every shard whole would cost more than decoding the media.
+        """
         entry = self.index["shards"][number]
         path = self.folder / entry["file"]
         if not has_size(path, entry):
@@ -148,7 +163,7 @@ class ShardSource:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except pa.ArrowInvalid as e:
-            raise DataError(f"shard {path}: cannot be read: {one_line(e)[:200]}; preprocess it again") from e
+            raise DataError(f"shard {path}: cannot be read: {one_line(e, limit=200)}; preprocess it again") from e
         if (reader.schema.metadata or {}).get(_WORDS) != entry["words"].encode():
             raise DataError(f"shard {path}: its ids or words are not those in index.json; preprocess it again")
         return reader
@@ -159,35 +174,46 @@ class ShardSource:
 
     @property
     def fingerprint(self) -> dict:
-        """Of the manifest that the shards were made from."""
         return self.index["fingerprint"]
+
+    @property
+    def cpu_s(self) -> float:
+        """0: shards are read in this process."""
+        return 0.0
 
     def id(self, row: int) -> str:
         return self._record(row)["id"][0].as_py()
 
-    def where(self, row: int) -> str:
+    def media_path(self, row: int) -> str:
         return self._record(row)["source"][0].as_py()
 
+    def text_and_labels(self, row: int) -> tuple[list[str], list[str]]:
+        return _text_and_labels(self._record(row))
+
     def clip(self, row: int) -> Clip:
-        """Raises Reject where one of this task's modalities is bad, as decoding it would."""
+        """Raises Reject if one of this task's modalities is bad, as decoding it would."""
         record = self._record(row)
         rejects = {r["modality"]: r for r in record["rejects"][0].as_py()}
-        arrays = {}
+        media = {}
         for modality in self.modalities:
             if modality in rejects:
                 raise Reject(rejects[modality]["reason"], rejects[modality]["detail"])
-            arrays[modality] = self._array(record[modality][0])
-        text, labels = (tuple(record[c][0].as_py()) for c in ("text", "labels"))
-        return Clip(id=record["id"][0].as_py(), text=text, labels=labels, **arrays)
+            media[modality] = _array(record[modality][0])
+        text, labels = _text_and_labels(record)
+        return Clip(id=record["id"][0].as_py(), media=media, text=tuple(text), labels=tuple(labels))
 
-    @staticmethod
-    def _array(tensor: pa.StructScalar) -> np.ndarray:
-        dtype, shape = np.dtype(tensor["dtype"].as_py()), tensor["shape"].as_py()
-        return np.frombuffer(tensor["data"].as_buffer(), dtype).reshape(shape)
+
+def _text_and_labels(record: pa.RecordBatch) -> tuple[list[str], list[str]]:
+    return record["text"][0].as_py(), record["labels"][0].as_py()
+
+
+def _array(tensor: pa.StructScalar) -> np.ndarray:
+    dtype, shape = np.dtype(tensor["dtype"].as_py()), tensor["shape"].as_py()
+    return np.frombuffer(tensor["data"].as_buffer(), dtype).reshape(shape)
 
 
 def read_index(folder: Path) -> dict:
-    """The index of a finished preprocessing run. Raises RequestError where there is none."""
+    """The index of a finished preprocessing run. Raises RequestError if there is none or it cannot be read."""
     try:
         index = json.loads((Path(folder) / "index.json").read_text())
         found = index.get("format")
@@ -203,7 +229,7 @@ def read_index(folder: Path) -> dict:
 
 
 def damaged_shards(folder: Path) -> list[str]:
-    """Files of a folder of shards that are not as they were written, by their checksums. Reads everything."""
+    """Files of a folder of shards whose checksums do not match. Reads all of them."""
     bad = []
     for entry in read_index(folder)["shards"]:
         path = Path(folder) / entry["file"]
@@ -213,5 +239,5 @@ def damaged_shards(folder: Path) -> list[str]:
 
 
 def has_size(path: Path, entry: dict) -> bool:
-    """Whether a shard is there and as long as its index entry says."""
+    """Whether a shard exists and has the size of its index entry."""
     return path.exists() and path.stat().st_size == entry["bytes"]

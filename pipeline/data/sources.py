@@ -1,17 +1,44 @@
-"""Clips of a data set by row number, decoded from its media. ``shards.ShardSource`` gives the same from shards."""
+"""Clips of a data set by row number: the interface, and clips decoded from media. ``shards.ShardSource`` has the other
+implementation."""
 
 from __future__ import annotations
 
 import collections
 import functools
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
-from pipeline.data.media.clip import Clip, num_samples
-from pipeline.data.media.process import DecodeLimits, shared
-from pipeline.data.spec import DataSetSpec
+from pipeline.data.media.clip import Clip
+from pipeline.data.media.process import shared
+from pipeline.data.modalities import MEDIA
+from pipeline.data.spec import DataSetSpec, DecodeLimits
+
+
+class Source(Protocol):
+    """The rows of a data set, in the order of its manifest."""
+
+    num_rows: int
+
+    @property
+    def fingerprint(self) -> dict:
+        """Digests of the manifest's rows (``columns.Fingerprint``)."""
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds that clips have cost in other processes so far."""
+
+    def id(self, row: int) -> str: ...
+
+    def media_path(self, row: int) -> str:
+        """The media files of a row, for people to read: without credentials."""
+
+    def text_and_labels(self, row: int) -> tuple[list[str], list[str]]: ...
+
+    def clip(self, row: int) -> Clip:
+        """A decoded row. Raises Reject for bad media."""
 
 
 class DecodedCache:
@@ -21,7 +48,8 @@ class DecodedCache:
     """
 
     def __init__(self, max_bytes: int = 0):
-        self.max_bytes, self._bytes = max_bytes, 0
+        self.max_bytes = max_bytes
+        self._bytes = 0
         self._arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
     def get(self, key: tuple) -> np.ndarray | None:
@@ -33,7 +61,8 @@ class DecodedCache:
         """Keeps a copy."""
         if array.nbytes > self.max_bytes or key in self._arrays:
             return
-        self._arrays[key], self._bytes = array.copy(), self._bytes + array.nbytes
+        self._arrays[key] = array.copy()
+        self._bytes += array.nbytes
         while self._bytes > self.max_bytes:
             self._bytes -= self._arrays.popitem(last=False)[1].nbytes
 
@@ -44,7 +73,7 @@ _CACHE = DecodedCache()
 class MediaSource:
     """Decodes the media of a manifest's rows on demand, in the decode process of this process.
 
-    manifest: another one than the data set's training manifest.
+    manifest: to read instead of the data set's training manifest.
     """
 
     def __init__(
@@ -56,10 +85,11 @@ class MediaSource:
         cache_bytes: int = 0,
         limits: DecodeLimits | None = None,
     ):
-        self.data_set, self.modalities = data_set, modalities
-        self.manifest = Manifest(manifest or data_set.manifest)
+        self.data_set = data_set
+        self.modalities = modalities
+        self.manifest = Manifest(manifest or data_set.manifest, media=data_set.media_columns)
         self.num_rows = self.manifest.num_rows
-        # A sample asks for its row several times: id, media, words.
+        # A sample needs its row several times: id, media, text and labels.
         self._record = functools.lru_cache(maxsize=16)(self.manifest.row)
         self._cache = _CACHE
         self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
@@ -69,28 +99,29 @@ class MediaSource:
     def fingerprint(self) -> dict:
         return self.manifest.fingerprint
 
+    @property
+    def cpu_s(self) -> float:
+        return self.decoders.cpu_s
+
     def id(self, row: int) -> str:
         return self._record(row)["id"]
 
-    def where(self, row: int) -> str:
-        """The media files of a row, for a reader of the quarantine list: without credentials."""
+    def media_path(self, row: int) -> str:
         record = self._record(row)
-        return redacted(" ".join(record[c] for c in ("image", "video", "audio") if record.get(c)))
+        return redacted(" ".join(record[c] for c in (*MEDIA, *self.manifest.media) if record.get(c)))
 
-    def words(self, row: int) -> tuple[list[str], list[str]]:
-        """(text, labels) of a row."""
+    def text_and_labels(self, row: int) -> tuple[list[str], list[str]]:
         record = self._record(row)
         return list(record.get("text") or ()), list(record.get("labels") or ())
 
     def clip(self, row: int) -> Clip:
-        """Raises Reject where the row's media are bad."""
-        arrays = {modality: self.media(row, modality) for modality in self.modalities}
-        text, labels = self.words(row)
-        return Clip(id=self.id(row), text=tuple(text), labels=tuple(labels), **arrays)
+        media = {modality: self.media(row, modality) for modality in self.modalities}
+        text, labels = self.text_and_labels(row)
+        return Clip(id=self.id(row), media=media, text=tuple(text), labels=tuple(labels))
 
     def media(self, row: int, modality: str) -> np.ndarray:
-        """One modality of a row's clip, from the cache where it is there; good until the fourth after it is decoded."""
-        key = (self.manifest.uri, modality, getattr(self.data_set, modality), num_samples(self.data_set), row)
+        """One modality of a row's clip, cached if there is room; good until the fourth one after it is decoded."""
+        key = (self.manifest.uri, modality, self.data_set.settings(modality), self.data_set.clip_s, row)
         array = self._cache.get(key)
         if array is None:
             array = self.decoders.decode(self._record(row), self.data_set, modality)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
-# The encoder's embedder for each kind of media: a still image and a video share theirs.
-MODEL_MODALITY = {"image": "vision", "video": "vision", "audio": "audio", "text": "text"}
+from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Modality
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
 # file, memory, a repository), so the recipe must name them.
@@ -141,11 +141,21 @@ AUDIO_PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class AddedModality:
+    """A modality that the recipe adds, with its settings for one data set."""
+
+    name: str
+    modality: Modality
+    settings: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSetSpec:
     """One manifest and how its media become canonical clips.
 
     shards: a folder of preprocessed shards to read instead of the media. classes: ordered; () where there are none.
-    schemes: of media URIs beside ``STORAGE_SCHEMES`` and those of its manifests.
+    schemes: of media URIs beside ``STORAGE_SCHEMES`` and those of its manifests. added: modalities beside image, video
+    and audio, sorted by name.
     """
 
     name: str
@@ -158,6 +168,34 @@ class DataSetSpec:
     audio: AudioSpec = AudioSpec()
     max_reject_fraction: float = 0.05
     schemes: tuple[str, ...] = ()
+    added: tuple[AddedModality, ...] = ()
+
+    def modality(self, name: str) -> Modality:
+        """The modality with this name, built in or added."""
+        return MODALITIES[name] if name in MODALITIES else self._added(name).modality
+
+    def settings(self, name: str) -> Any:
+        """The settings of the modality with this name: ``image``, ``video``, ``audio`` or an added one's."""
+        return getattr(self, name) if name in MODALITIES else self._added(name).settings
+
+    def _added(self, name: str) -> AddedModality:
+        return next(added for added in self.added if added.name == name)
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """All modalities that come from files."""
+        return (*MEDIA, *(added.name for added in self.added))
+
+    @property
+    def media_columns(self) -> tuple[str, ...]:
+        """The manifest columns of added modalities."""
+        columns = (column for added in self.added for column in added.modality.columns_of(added.name))
+        return tuple(dict.fromkeys(column for column in columns if column not in MEDIA))
+
+    @property
+    def clip_s(self) -> float:
+        """Seconds of a canonical video clip."""
+        return self.video.max_frames / self.video.fps
 
     @property
     def allowed_schemes(self) -> tuple[str, ...]:
@@ -243,6 +281,7 @@ class TaskSpec:
     classes: the part of the data set's classes that counts, all by default.
     pair_weights: (pair of model modalities such as "audio_text", weight) where it is not 1; 0 leaves the pair out.
     microbatches: the number of parts that a batch is worked through in for one update.
+    embedders: (modality, the model's name for its layers) of modalities that the recipe adds.
     """
 
     name: str
@@ -259,6 +298,11 @@ class TaskSpec:
     augment: Augment = Augment()
     pair_weights: tuple[tuple[str, float], ...] = ()
     microbatches: int = 1
+    embedders: tuple[tuple[str, str], ...] = ()
+
+    def embedder(self, modality: str) -> str:
+        """The model's name for the layers of a modality."""
+        return EMBEDDERS.get(modality) or dict(self.embedders)[modality]
 
     @property
     def contrasts(self) -> bool:
@@ -278,13 +322,13 @@ class TaskSpec:
     @property
     def pairs(self) -> tuple[str, ...]:
         """The pairs that a contrastive term compares, named as in ``pair_weights`` whatever their weight."""
-        names = sorted(MODEL_MODALITY[m] for m in self.modalities)
+        names = sorted(self.embedder(m) for m in self.modalities)
         return tuple("_".join(pair) for pair in itertools.combinations(names, 2)) if self.contrasts else ()
 
     @property
     def media(self) -> tuple[str, ...]:
         """The modalities that are not text."""
-        return tuple(m for m in self.modalities if m != "text")
+        return tuple(m for m in self.modalities if m != TEXT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,3 +338,12 @@ class TokenSpec:
     vision_patch: tuple[int, int, int] = (4, 16, 16)
     vision_positions: tuple[int, int, int] = (16, 32, 32)
     audio_positions: tuple[int, int] = (64, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one sample may take. recycle_bytes: growth after which a process makes place for a fresh one."""
+
+    timeout_s: float = 60.0
+    memory_bytes: int = 4 << 30
+    recycle_bytes: int = 1 << 30

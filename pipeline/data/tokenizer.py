@@ -1,11 +1,7 @@
-"""Text to token ids by sentencepiece or by a Hugging Face tokenizer.json, and what makes a text unusable.
-
-Pad id 0, no begin or end marks.
-"""
+"""Text to token ids, by sentencepiece or by a Hugging Face tokenizer.json. Pad id 0, no begin or end marks."""
 
 from __future__ import annotations
 
-import collections
 import io
 import os
 import re
@@ -14,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.columns import NOT_UTF8
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import read_bytes
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, one_line
 from pipeline.files import write_bytes
 
 _EXPECTED = "text.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer.json"
-# Enough of a text to find a token in it, where it has any.
+# Characters in which most texts that have a token have their first.
 _BEGINNING = 256
+# Maximum characters shown of a library's message.
+_MAX_SHOWN = 160
 
 
 class Tokenizer:
@@ -45,11 +42,11 @@ class Tokenizer:
         return self._backend.vocab_size
 
     def count(self, text: str) -> int:
-        """How many tokens a text has before anything is cut."""
+        """The number of tokens of a whole text, before anything is cut."""
         return len(self._backend.ids(text))
 
     def has_tokens(self, text: str) -> bool:
-        """Whether a text has a token. Long texts mostly have one at their beginning; the rest is then not looked at."""
+        """Whether a text has a token. Of a long text the beginning is tried first: it nearly always has one."""
         return bool(self._backend.ids(text[:_BEGINNING])) or bool(self._backend.ids(text))
 
     def encode(self, text: str, length: int) -> np.ndarray:
@@ -61,7 +58,7 @@ class Tokenizer:
 
 
 class _SentencePiece:
-    """Control symbols are never made from text, so the pad id is not."""
+    """Never makes control symbols from text, so the pad id never stands for a token."""
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -69,7 +66,7 @@ class _SentencePiece:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as e:
-            raise RequestError(f"{_EXPECTED}: {_one_line(e)}") from e
+            raise RequestError(f"{_EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
         if self._processor.pad_id() != 0:
             raise RequestError(f"text.tokenizer: expected pad id 0, found {self._processor.pad_id()}")
         self.vocab_size = self._processor.get_piece_size()
@@ -79,10 +76,10 @@ class _SentencePiece:
 
 
 class _HuggingFace:
-    """A tokenizer.json without its own padding, cuts and marks.
+    """A tokenizer.json without its own padding, truncation and special tokens.
 
-    Many have no pad, or have it elsewhere than at 0, where this pipeline's masks look for it. Where id 0 is a token of
-    another kind, all ids are one higher here, and the vocabulary is one larger.
+    Masks expect the pad at id 0; many files have it elsewhere or have none. If id 0 is another token, all ids are
+    shifted up by one and the vocabulary is one larger.
     """
 
     def __init__(self, model: bytes):
@@ -95,7 +92,7 @@ class _HuggingFace:
             first, padding = self._tokenizer.id_to_token(0), self._tokenizer.padding
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-            # A caption that spells "[CLS]" or "</s>" is letters, as it is for sentencepiece.
+            # A caption that spells "[CLS]" or "</s>" is plain text, as it is for sentencepiece.
             self._tokenizer.encode_special_tokens = True
             self._shift = 0 if first is None or _is_pad(first, padding) else 1
             vocabulary = self._tokenizer.get_vocab()
@@ -103,34 +100,30 @@ class _HuggingFace:
                 raise ValueError("it has no tokens")
             # Ids may have gaps, so this is not always the number of tokens.
             self.vocab_size = max(vocabulary.values()) + 1 + self._shift
-            # Some have no token for what they do not know and would only say so at the first such caption.
+            # Some files have no unknown token and would fail only at the first caption that needs it.
             self.ids("ж 漢 ت 😀 ½")
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as e:  # a panic of the library is no Exception
-            raise RequestError(f"{_EXPECTED}: {_one_line(e)}") from e
+        except BaseException as e:  # a Rust panic is not an Exception
+            raise RequestError(f"{_EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
 
     def ids(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        # A plain vocabulary can make its pad from a caption that spells it: a hole in the mask.
+        # In a plain vocabulary a caption can spell the pad token, which would make a hole in the mask.
         return [i + 1 for i in ids] if self._shift else [i for i in ids if i]
 
 
 def _is_pad(token: str, padding: dict | None) -> bool:
     """Whether token 0 is the pad, by its name or by the file's own settings.
 
-    These count only where they name the token: their default is id 0, whatever stands there.
+    The settings count only if they name this token: their default is id 0, whatever that token is.
     """
     named = padding is not None and padding["pad_id"] == 0 and padding["pad_token"] == token
     return named or re.fullmatch(r"[<\[]\|?pad(ding)?\|?[>\]]", token, re.IGNORECASE) is not None
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
-
-
 def load_tokenizer(path: str) -> Tokenizer:
-    """Raises RequestError where there is no tokenizer."""
+    """Reads a tokenizer file. Raises RequestError if there is none or it cannot be read."""
     try:
         return Tokenizer(read_bytes(path))
     except Reject as e:
@@ -138,54 +131,17 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise RequestError(f"{_EXPECTED} at {path}, found {found}") from e
 
 
-# A row without a usable text is rejected for the first of these that one of its texts has.
-_MOST_TELLING = ("bad_text", "text_too_long", "no_text")
+def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path) -> Tokenizer:
+    """Trains a unigram model on the sentences and writes it to ``into``; short text gives a smaller vocabulary.
 
-
-def text_fault(text: str, *, max_characters: int) -> tuple[str, str] | None:
-    """(reason, detail) where a text is of no use to any tokenizer, whatever stands beside it."""
-    if text.startswith(NOT_UTF8):
-        return "bad_text", f"no UTF-8: {text[len(NOT_UTF8) :]}"
-    if len(text) > max_characters:
-        return "text_too_long", f"{len(text)} characters, at most {max_characters} may be: {text[:40]!r}"
-    if not text.strip():
-        return "no_text", f"nothing but blanks: {text[:40]!r}"
-    return None
-
-
-class CaptionCount:
-    """Rows without a caption that can be used, and the captions that cannot, by reason."""
-
-    def __init__(self, max_characters: int):
-        self.rows = self.rows_without = 0
-        self.unusable: collections.Counter[str] = collections.Counter()
-        self._max_characters = max_characters
-
-    def add(self, texts: list[str]) -> list[str]:
-        """Counts a row; returns those of its captions that can be used."""
-        faults = [text_fault(text, max_characters=self._max_characters) for text in texts]
-        usable = [text for text, fault in zip(texts, faults, strict=True) if fault is None]
-        self.unusable.update(fault[0] for fault in faults if fault)
-        self.rows, self.rows_without = self.rows + 1, self.rows_without + (not usable)
-        return usable
-
-
-def most_telling(faults: list[tuple[str, str]]) -> tuple[str, str]:
-    """The fault that says most of a row none of whose texts is usable."""
-    return min(faults, key=lambda fault: _MOST_TELLING.index(fault[0]), default=("no_text", "no text"))
-
-
-def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
-    """Trains a unigram model on the sentences and writes it to ``into``; the vocabulary shrinks where text is short.
-
-    Raises RequestError where the text has no characters or more kinds of them than the vocabulary.
+    Raises RequestError if the text has no characters, or more different ones than the vocabulary holds.
     """
     model = io.BytesIO()
     try:
         _train(sentences, model, vocab_size)
     except RuntimeError as e:
         # sentencepiece names the limit at the end of a message that starts with its own source line.
-        reason = " ".join(str(e).split())[-160:]
+        reason = one_line(e)[-_MAX_SHOWN:]
         raise RequestError(
             f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
         ) from e
@@ -194,24 +150,24 @@ def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
     return Tokenizer(model.getvalue())
 
 
-# Characters of one piece of text that sentencepiece trains on: it leaves out what has more than 4,192 bytes, and no
-# character has more than four.
-_MOST_TRAINED = 1000
+# Maximum characters of a training sentence: sentencepiece skips those of more than 4,192 bytes, and a character has at
+# most four.
+_MAX_TRAINED = 1000
 
 
 def _pieces(sentences: Iterable[str]) -> Iterator[str]:
-    """The sentences, long ones in pieces that end at a blank where there is one."""
+    """The sentences, long ones cut into pieces, at a blank if possible."""
     for text in sentences:
         start = 0
-        while len(text) - start > _MOST_TRAINED:
-            end = text.rfind(" ", start + 1, start + _MOST_TRAINED)
-            end = end if end > 0 else start + _MOST_TRAINED
+        while len(text) - start > _MAX_TRAINED:
+            end = text.rfind(" ", start + 1, start + _MAX_TRAINED)
+            end = end if end > 0 else start + _MAX_TRAINED
             yield text[start:end]
             start = end
         yield text[start:]
 
 
-def _train(sentences, model: io.BytesIO, vocab_size: int) -> None:
+def _train(sentences: Iterable[str], model: io.BytesIO, vocab_size: int) -> None:
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(

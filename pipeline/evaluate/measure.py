@@ -16,10 +16,12 @@ import numpy as np
 
 from pipeline.data import prompts
 from pipeline.data.batches import SampleMaker
+from pipeline.data.captions import encode_text, usable_captions
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import group_arrays
+from pipeline.data.sample_tokens import View
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
+from pipeline.data.spec import TaskSpec, Variant
 from pipeline.errors import RequestError
 from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.trained_model import TrainedModel
@@ -137,21 +139,22 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
     )
     # Without objectives a sample is its media alone: a row without labels or text is as good.
     only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
-    maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
+    maker = SampleMaker(only, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []
-    modality = MODEL_MODALITY[settings.modality]
+    modality, tokenizer = task.embedder(settings.modality), model.tokenizer
 
     def views():
         for row in range(source.num_rows):
             try:
                 clip = source.clip(row)
-                windows = [(i, settings.clips) for i in range(settings.clips)]
-                arrays = [maker.arrays(clip, variant, rng=None, window=window) for window in windows]
+                windows = [View(variant, window=(i, settings.clips)) for i in range(settings.clips)]
+                arrays = [maker.arrays(clip, view) for view in windows]
             except Reject:
                 continue
             labels.append(clip.labels)
-            texts.append(maker.texts(clip) if maker.tokenizer else ())
+            limit = task.max_characters
+            texts.append(usable_captions(clip.text, tokenizer, max_characters=limit) if tokenizer else ())
             yield from (group_arrays(a)[modality] for a in arrays)
 
     features = _features(model, modality, views())
@@ -199,8 +202,8 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     """Mean over the prompts of a class before normalisation, then cosine with each clip, then mean over the clips."""
     classes = _classes(model, settings)
     rows, labels = _label_indices(classes, held_out.labels)
-    templates = settings.prompts or prompts.EVAL[settings.modality]
-    source = MODEL_MODALITY[settings.modality]
+    templates = settings.prompts or prompts.eval_templates(settings.modality)
+    source = task.embedder(settings.modality)
     texts = [template.format(c) for c in classes for template in templates]
     projected = _project_texts(model, task, texts, target=source)
     anchors = _unit(projected.reshape(len(classes), len(templates), -1).mean(1))
@@ -213,7 +216,7 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
 
 
 def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
-    source = MODEL_MODALITY[settings.modality]
+    source = task.embedder(settings.modality)
     owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
     texts = [t for row in held_out.texts for t in row]
     if not texts:
@@ -228,9 +231,7 @@ def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
 
 
 def _project_texts(model: TrainedModel, task: TaskSpec, texts: list[str], *, target: str) -> np.ndarray:
-    data_set = model.data_sets[task.data_set]
-    maker = SampleMaker(task, data_set, source=None, tokenizer=model.tokenizer, tokens=model.tokens)
-    samples = [group_arrays(maker.encode_text(text))["text"] for text in texts]
+    samples = [group_arrays(encode_text(model.tokenizer, text, task.text_length))["text"] for text in texts]
     return model.project(model.features("text", samples), source="text", target=target)
 
 

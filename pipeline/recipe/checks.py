@@ -12,9 +12,10 @@ from model.config import MoEConfig
 from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
+from pipeline.data.modalities import MODALITIES
 from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
 from pipeline.errors import RequestError
-from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings, has_frames
 
 
 def check_references(recipe: Recipe) -> None:
@@ -24,16 +25,21 @@ def check_references(recipe: Recipe) -> None:
         if twice:
             raise RequestError(f"data_sets.{name}.classes: {twice[:3]} appear more than once")
         _check_decoders(name, data_set)
+        for modality in data_set.media:
+            _known(modality, recipe.modalities, f"data_sets.{name}.media")
     for name, task in recipe.tasks.items():
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
-        _check_task(where, task, recipe.data_sets[task.data_set])
+        for number, modality in enumerate(task.modalities):
+            _known(modality, recipe.embedders, f"{where}.modalities.{number}")
+        _check_task(where, task, recipe)
     specs = recipe.task_specs()
     for task in specs.values():
         _check_loss(f"tasks.{task.name}", task)
     for number, e in enumerate(recipe.evaluate):
         where = f"evaluate.{number}"
         _known(e.data_set, recipe.data_sets, f"{where}.data_set")
+        _known(e.modality, [*MODALITIES, *recipe.modalities], f"{where}.modality")
         data_set = recipe.data_sets[e.data_set]
         if not data_set.held_out:
             raise RequestError(
@@ -136,7 +142,7 @@ def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSp
     )
 
 
-def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
+def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *, seen: bool) -> None:
     augment = task.augment
     for key, pair, low, high in (
         ("area", augment.area, 0, 1),
@@ -147,7 +153,7 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings) ->
         _check_range(f"{where}.{key}", pair, above=low, most=high)
     fields = type(augment).model_fields
     changed = [key for key in fields if getattr(augment, key) != fields[key].default]
-    seen, heard = {"image", "video"} & set(task.modalities), "audio" in task.modalities
+    heard = "audio" in task.modalities
     for key in changed:
         if not (heard if key == "sound" else seen):
             media = "sound" if key == "sound" else "images and video"
@@ -178,9 +184,10 @@ def _check_range(where: str, pair: tuple[float, float], *, above: float | None, 
 _SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
 
 
-def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
-    modalities = task.modalities
-    if len(set(modalities)) != len(modalities) or {"image", "video"} <= set(modalities):
+def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
+    modalities, data_set = task.modalities, recipe.data_sets[task.data_set]
+    embedders = [recipe.embedders[m] for m in modalities]
+    if len(set(embedders)) != len(embedders):
         raise RequestError(
             f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
         )
@@ -189,9 +196,9 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
     if "video" not in modalities and any(v.frames for v in task.variants):
         raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
-    if task.variants and not {"image", "video"} & set(modalities):
+    if task.variants and not has_frames(recipe, task):
         raise RequestError(f"{where}.variants: is for images and video; found modalities {modalities}")
-    _check_augment(f"{where}.augment", task, data_set)
+    _check_augment(f"{where}.augment", task, data_set, seen=has_frames(recipe, task))
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
         most = max((v.num_frames for v in task.variants), default=0)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
 
-from model.config import ModelConfig, from_variant
+from model.config import ModelConfig, PatchEmbedder, from_variant
 from model.step import OptimizerConfig
 from pipeline.data import spec
-from pipeline.data.media.process import DecodeLimits
+from pipeline.data.modalities import EMBEDDERS, Embedder, Modality, embedder_name, load, load_modality
+from pipeline.data.spec import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
@@ -162,7 +164,8 @@ class DataSetSettings(_Strict):
     """The data sets by name: their manifests, and how their media are decoded where a task or a measurement needs them.
 
     held_out: one manifest, or several by name. classes: a list, or a file with one class a line. schemes: of media URIs
-    in the manifest, beside file, gs, hf, http, https, s3 and the manifest's own; rows with others are rejects.
+    in the manifest, beside file, gs, hf, http, https, s3 and the manifest's own; rows with others are rejects. media:
+    settings of modalities that the recipe adds, by name, such as {depth: {short_side: 64}}.
     """
 
     manifest: str
@@ -174,6 +177,7 @@ class DataSetSettings(_Strict):
     audio: AudioSettings = AudioSettings()
     max_reject_fraction: float | None = pydantic.Field(None, ge=0, le=1)
     schemes: list[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*$")]] = []
+    media: dict[str, dict[str, Any]] = {}
 
 
 class VariantSettings(_Strict):
@@ -246,7 +250,7 @@ class TaskSettings(_Strict):
 
     data_set: str
     objective: str | dict[str, float]
-    modalities: list[Literal["image", "video", "audio", "text"]] = pydantic.Field(min_length=1)
+    modalities: list[str] = pydantic.Field(min_length=1)
     batch_size: int = pydantic.Field(ge=1)
     weight: float | None = pydantic.Field(None, ge=0)
     variants: list[VariantSettings] = []
@@ -484,7 +488,7 @@ class EvaluationSettings(_Strict):
 
     data_set: str
     kind: Literal["zero_shot", "classify", "retrieval"]
-    modality: Literal["image", "video", "audio"]
+    modality: str
     held_out: str | None = None
     classes: list[str] = []
     prompts: list[str] = []
@@ -516,14 +520,21 @@ class EvaluationSettings(_Strict):
             return False
         if self.kind == "classify":
             return task.classified == self.modality
-        pair = "_".join(sorted((spec.MODEL_MODALITY[self.modality], "text")))
-        return self.modality in task.modalities and pair in task.pairs and dict(task.pair_weights).get(pair) != 0
+        if self.modality not in task.modalities:
+            return False
+        pair = "_".join(sorted((task.embedder(self.modality), "text")))
+        return pair in task.pairs and dict(task.pair_weights).get(pair) != 0
 
 
 class Recipe(_Strict):
+    """modalities: kinds of input beside image, video, audio and text, as {name: package.module:NAME} of a
+    ``pipeline.data.modalities.Modality``.
+    """
+
     seed: int = 0
     model: ModelSettings = ModelSettings()
     text: TextSettings = TextSettings()
+    modalities: dict[str, str] = {}
     data_sets: dict[str, DataSetSettings] = pydantic.Field(min_length=1)
     tasks: dict[str, TaskSettings] = pydantic.Field(min_length=1)
     train: TrainSettings
@@ -562,6 +573,10 @@ class Recipe(_Strict):
 
     def model_config_for(self, *, vocab_size: int) -> ModelConfig:
         settings = self.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
+        own = ((name, modality.embedder) for name, modality in self.added_modalities.items())
+        settings["embedders"] = tuple(
+            PatchEmbedder(name, e.num_values, e.positions) for name, e in own if isinstance(e, Embedder)
+        )
         moe = self.model.moe.model_dump(exclude_none=True)
         return _request(from_variant, self.model.variant, moe=moe, vocab_size=vocab_size, where="model", **settings)
 
@@ -581,7 +596,32 @@ class Recipe(_Strict):
             audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
             max_reject_fraction=s.max_reject_fraction,
             schemes=tuple(s.schemes),
+            added=tuple(self._added(name, modality, s.media.get(modality, {})) for modality in sorted(self.modalities)),
         )
+
+    def _added(self, data_set: str, name: str, given: dict[str, Any]) -> spec.AddedModality:
+        modality = self.added_modalities[name]
+        kind, where = load(modality.settings), f"data_sets.{data_set}.media.{name}"
+        known = [field.name for field in dataclasses.fields(kind)]
+        unknown = [key for key in given if key not in known]
+        if unknown:
+            raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return spec.AddedModality(name, modality, _request(kind, where=where, **values))
+
+    @functools.cached_property
+    def added_modalities(self) -> dict[str, Modality]:
+        """The modalities that the recipe adds, by name."""
+        for name in self.modalities:
+            if name in EMBEDDERS or name in EMBEDDERS.values() or not name.isidentifier():
+                raise RequestError(f"modalities.{name}: expected a new name, of letters, digits and _")
+        load_from = functools.partial(_request, load_modality)
+        return {name: load_from(path, where=f"modalities.{name}") for name, path in self.modalities.items()}
+
+    @property
+    def embedders(self) -> dict[str, str]:
+        """Modality → the model's name for its layers."""
+        return EMBEDDERS | {name: embedder_name(name, modality) for name, modality in self.added_modalities.items()}
 
     def task_specs(self) -> dict[str, spec.TaskSpec]:
         return {name: self._task(name, t) for name, t in self.tasks.items()}
@@ -600,11 +640,12 @@ class Recipe(_Strict):
             augment=t.augment.spec(),
             pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),
+            embedders=tuple((m, self.embedders[m]) for m in t.modalities if m in self.modalities),
             **t.model_dump(include=kept),
         )
 
     def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:
-        if not {"image", "video"} & set(t.modalities):
+        if not has_frames(self, t):
             return (spec.Variant(name="all", global_batch_size=t.batch_size),)
         if not t.variants:
             raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
@@ -622,6 +663,11 @@ class Recipe(_Strict):
             )
             out.append(variant)
         return tuple(out)
+
+
+def has_frames(recipe: Recipe, task: TaskSettings) -> bool:
+    """Whether the task has an input that is cut into patches of frames, and so has variants."""
+    return any(recipe.embedders[modality] == "vision" for modality in task.modalities)
 
 
 def _request(function, *args, where: str, **kwargs):

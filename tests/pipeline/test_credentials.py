@@ -62,7 +62,7 @@ def test_errors_never_hold_them(kind):
 def test_what_is_journalled_of_a_bad_row_never_holds_them(tmp_path, write_manifest, make_data_set):
     rows = [{"id": "a", "image": "https://u:p@h/a.png?sig=1"}]
     source = MediaSource(make_data_set(write_manifest(tmp_path / "m.parquet", rows)), modalities=("image",))
-    assert source.where(0) == "https://***@h/a.png?sig=***"
+    assert source.media_path(0) == "https://***@h/a.png?sig=***"
     assert Reject("missing_file", rows[0]["image"]).detail == "https://***@h/a.png?sig=***"
 
 

@@ -199,7 +199,6 @@ def test_further_errors_are_counted():
         ("model.moe.z_loss_weight", -0.1),
         ("model.moe.route_padding", "no"),
         ("tasks.film_text.modalities", []),
-        ("tasks.film_text.modalities.1", "smell"),
         ("tasks.film_text.variants.0.drop_rate", 1.0),
         ("data_sets.films.video.fps", 0.0),
         ("data_sets.films.schemes", "ftp"),
@@ -247,6 +246,10 @@ def test_whole_numbers_are_numbers():
     [
         (task(data_set="photo"), "tasks.photo_classes.data_set: unknown name 'photo'; did you mean 'photos'?"),
         (task(data_set="xyz"), "unknown name 'xyz'; known: photos, films"),
+        (
+            task(modalities=["image", "smell"]),
+            "tasks.photo_classes.modalities.1: unknown name 'smell'; known: image, video, audio, text",
+        ),
         (task("film_text", modalities=["video", "video"]), "expected different ones, and image or video, not both"),
         (task("film_text", modalities=["video", "image"]), "expected different ones, and image or video, not both"),
         (task("film_text", modalities=["text"]), "tasks.film_text.modalities: nce needs two or three, found ['text']"),

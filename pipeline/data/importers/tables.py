@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
+from pipeline.data.modalities import MEDIA
 from pipeline.errors import RequestError
 
 # Names that a column of ours goes by where the table has none of its own name and no option says another.
@@ -56,7 +56,7 @@ def table(
                 skipped.keep(f"column {column!r} not used, no option names it", str(record[column])[:80])
         row = {"id": str(record.get(names["id"]) or f"row-{number:010d}")}
         try:
-            for column in MEDIA_COLUMNS:
+            for column in MEDIA:
                 path = record.get(names[column])
                 if path:
                     row[column] = path if "://" in path or path.startswith("/") else f"{base}/{path}"
@@ -81,7 +81,7 @@ def _check_columns(source: str, record: dict, names: dict[str, str]) -> None:
     missing = [f"{ours}={theirs}" for ours, theirs in names.items() if theirs != ours and theirs not in record]
     if missing:
         raise RequestError(f"--option {missing[0]}: {source} has the columns {', '.join(map(str, record))}")
-    if not any(names[m] in record for m in (*MEDIA_COLUMNS, "text")):
+    if not any(names[m] in record for m in (*MEDIA, "text")):
         raise RequestError(
             f"{source}: none of the columns {', '.join(map(str, record))} is named image, video, audio or text; "
             "say which is which, e.g. --option image=path"

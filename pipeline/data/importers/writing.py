@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.columns import MEDIA_COLUMNS, NOT_UTF8
+from pipeline.data.columns import NOT_UTF8
 from pipeline.data.importers.listing import Skipped
+from pipeline.data.modalities import MEDIA
 from pipeline.data.order import name_key
 from pipeline.files import whole_file
 
@@ -18,7 +19,7 @@ _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        *((m, pa.string()) for m in MEDIA_COLUMNS),
+        *((m, pa.string()) for m in MEDIA),
         ("text", _STRINGS),
         ("labels", _STRINGS),
         ("start_s", pa.float64()),
@@ -40,7 +41,7 @@ class _Writer:
 
     def add(self, row: dict) -> None:
         row = dict(row)
-        for column in MEDIA_COLUMNS:
+        for column in MEDIA:
             if row.get(column):
                 # A path below the manifest's folder as seen from there, so that both can move together.
                 row[column] = row[column].removeprefix(f"{self._folder}/")

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.data.media.container import check_duration, decodable, frames, open_container, seek, start_of
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.part import Part
 from pipeline.data.spec import AudioSpec
 
 _EMPTY = "the sound track is empty"
@@ -22,6 +23,25 @@ def clip_times(start_s: float, end_s: float | None) -> tuple[float, float | None
         if value is not None and not (np.isfinite(value) and value >= 0):
             raise Reject("bad_times", f"start_s {start_s}, end_s {end_s}")
     return start_s, end_s
+
+
+def decode(source: str | bytes, spec: AudioSpec, part: Part) -> np.ndarray:
+    """``decode_audio`` of a canonical waveform, as ``modalities`` calls it."""
+    # Only PyAV reads the sound track of a video; a user's own decoder may do so too.
+    from_video = part.column == "video"
+    return decode_audio(
+        source,
+        spec,
+        start_s=part.start_s,
+        end_s=part.end_s,
+        num_samples=num_samples(spec, clip_s=part.clip_s),
+        decoder="pyav" if from_video and ":" not in spec.decoder else None,
+    )
+
+
+def num_samples(spec: AudioSpec, *, clip_s: float) -> int:
+    """Samples of a canonical waveform: a spectrogram may start at any frame of the clip beside it."""
+    return spec.num_samples + round(clip_s * spec.sample_rate_hz)
 
 
 def decode_audio(

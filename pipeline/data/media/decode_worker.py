@@ -1,7 +1,7 @@
-"""The process that ``process.DecodeProcess`` starts: requests on standard input, answers on standard output.
+"""The process that ``child.Child`` starts: requests on standard input, answers on standard output.
 
 Run as a module, ``python -m pipeline.data.media.decode_worker FILES LIMITS``, both JSON: the file numbers of the clock
-and the slots, and ``process.DecodeLimits``. It ends when its parent does.
+and the slots, and ``spec.DecodeLimits``. It ends when its parent does.
 """
 
 from __future__ import annotations
@@ -16,32 +16,40 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.media.clip import open_media
+from pipeline.data.media.clip import MediaFile, open_media
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.part import Part
 from pipeline.data.media.probe import probe
 from pipeline.data.media.storage import confirm_readable, local_path_or_bytes
-from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.data.modalities import load
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.host_memory import keep_freed_memory
 
-# A clip or two; what is larger goes back to the system.
+# Bytes of freed memory that stay in the process: a clip or two.
 _KEPT_BYTES = 64 << 20
-# Larger files that are not on this machine are not read only to be looked at.
+# Maximum bytes of a remote file that is downloaded just to be probed.
 _PROBED_BYTES = 256 << 20
+# Reasons that say nothing about the state of the storage.
 _OF_CAPS = ("too_large", "too_long", "bad_times")
 
 
 class Worker:
+    """Answers requests. clock, slots: file numbers of the shared memory."""
+
     def __init__(self, clock: int, slots: list[int], limits: dict):
-        self._clock, self._slots, self._limits = clock, slots, limits
+        self._clock = clock
+        self._slots = slots
+        self._limits = limits
         self._mapped: list[mmap.mmap | None] = [None] * len(slots)
-        self._first_rss = None
+        self._first_rss: int | None = None
 
     def answer(self, line: bytes) -> dict:
-        """The answer to one request. Whatever a decoder raises has become a Reject before it is here."""
+        """The answer to one request. Exceptions of decoders have already become Rejects."""
         began, request = time.process_time(), json.loads(line)
         try:
             out = self._decode(request) if request["what"] == "decode" else self._probe(request)
@@ -55,19 +63,19 @@ class Worker:
             out = {"short_of_memory": True}
         except OSError as e:
             out = {"failed": f"the decode process: {e}"}
-        # A row may hold anything.
+        # A row may hold any values.
         except Exception as e:
-            out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e)[:120]}"]}
+            out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e, limit=120)}"]}
         return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
 
     def _decode(self, request: dict) -> dict:
-        decode = open_media(request["row"], _data_set(request["specs"]), request["modality"])
+        decode = open_media(_media_file(request["file"]))
         try:
             with self._deadline():
                 array = decode()
         except Reject as e:
             source = decode.args[0]
-            # Damage, or storage that fails in the middle of a file?
+            # Tells damage from storage that failed in the middle of a file.
             if e.reason not in _OF_CAPS and isinstance(source, str):
                 confirm_readable(source)
             raise
@@ -84,14 +92,13 @@ class Worker:
         return mapped
 
     def _probe(self, request: dict) -> dict:
-        (path,) = request["row"].values()
-        source = local_path_or_bytes(path, max_bytes=_PROBED_BYTES)
+        source = local_path_or_bytes(request["path"], max_bytes=_PROBED_BYTES)
         with self._deadline():
             return {"values": probe(source, request["modality"])}
 
     @contextlib.contextmanager
-    def _deadline(self):
-        """The kernel ends this process at the deadline, even while a decoder holds the interpreter lock."""
+    def _deadline(self) -> Iterator[None]:
+        """Lets the kernel end this process at the deadline, even while a decoder holds the GIL."""
         os.pwrite(self._clock, struct.pack("d", time.monotonic()), 0)
         signal.setitimer(signal.ITIMER_REAL, self._limits["timeout_s"])
         try:
@@ -101,27 +108,34 @@ class Worker:
             os.pwrite(self._clock, struct.pack("d", 0.0), 0)
 
     def _has_grown(self) -> bool:
-        """Whether decoders have kept more memory than they should: the parent then starts a fresh process."""
+        """Whether decoders have kept too much memory, so that the parent starts a fresh process."""
         rss = _status_bytes("RssAnon")  # without the shared slots
         if self._first_rss is None:
             self._first_rss = rss
-        # An old process must have room for what a fresh one can decode.
+        # An old process must be able to decode whatever a fresh one can.
         return rss - self._first_rss > min(self._limits["recycle_bytes"], self._limits["memory_bytes"] // 4)
 
 
+def _media_file(file: dict) -> MediaFile:
+    """The file of a request, as ``process._file_json`` wrote it."""
+    return MediaFile(
+        path=file["path"],
+        part=Part(**file["part"]),
+        decode=file["decode"],
+        settings=_settings(file["settings"]),
+        schemes=tuple(file["schemes"]),
+    )
+
+
 @functools.lru_cache(maxsize=64)
-def _data_set(text: str) -> DataSetSpec:
-    """A data set as far as decoding knows it, from ``process._specs_json``."""
+def _settings(text: str) -> Any:
     found = json.loads(text)
-    values = {
-        name: kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in found[name].items()})
-        for name, kind in {"image": ImageSpec, "video": VideoSpec, "audio": AudioSpec}.items()
-    }
-    return DataSetSpec(name="", manifest="", held_out={}, schemes=tuple(found["schemes"]), **values)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in found["values"].items()}
+    return load(found["type"])(**values)
 
 
 def _status_bytes(key: str) -> int:
-    """A line of /proc/self/status in bytes; 0 where there is no such file."""
+    """A line of /proc/self/status in bytes; 0 on systems without that file."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             return next((int(line.split()[1]) << 10 for line in file if line.startswith(key + ":")), 0)
@@ -130,7 +144,7 @@ def _status_bytes(key: str) -> int:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """An absurd header asks for absurd memory: the request fails here instead of the machine."""
+    """Caps the memory of this process: a damaged header may ask for any amount."""
     now = _status_bytes("VmData")
     if now:
         resource.setrlimit(resource.RLIMIT_DATA, (now + memory_bytes, resource.RLIM_INFINITY))
@@ -138,11 +152,11 @@ def _limit_memory(memory_bytes: int) -> None:
 
 def main() -> None:
     (clock, *slots), limits = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-    # Libraries print; only answers go to the parent, and what is said of a start that fails.
+    # Libraries may print to stdout. Redirect it: the parent must see only answers, and on stderr a failed start.
     answers, nowhere = os.fdopen(os.dup(1), "wb", buffering=0), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # These go to whole groups of processes; the parent decides what they mean, and this one ends with it.
+    # These signals reach the whole process group. The parent decides what they mean; this process ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

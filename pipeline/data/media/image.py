@@ -7,6 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
+from pipeline.data.media.part import Part
 from pipeline.data.spec import ImageSpec
 
 # Formats that Pillow may take a file for. It knows others that run programs (EPS), that are documents, or that are
@@ -14,6 +15,11 @@ from pipeline.data.spec import ImageSpec
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "PCX", "QOI", "SGI")
 # The recipe's cap on pixels is checked before anything is decoded, so Pillow's own is not needed.
 Image.MAX_IMAGE_PIXELS = None
+
+
+def decode(source: str | bytes, spec: ImageSpec, part: Part) -> np.ndarray:
+    """``decode_image``, as ``modalities`` calls it: an image has no times."""
+    return decode_image(source, spec)
 
 
 def decode_image(source: str | bytes, spec: ImageSpec) -> np.ndarray:

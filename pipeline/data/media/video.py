@@ -21,10 +21,16 @@ from pipeline.data.media.container import (
 from pipeline.data.media.decoders import as_file, check_array, check_cap, run
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import canonical_size, resize_short_side
+from pipeline.data.media.part import Part
 from pipeline.data.spec import VideoSpec
 
 # Containers round their timestamps to less than this.
 _SLACK_S = 1e-3
+
+
+def decode(source: str | bytes, spec: VideoSpec, part: Part) -> np.ndarray:
+    """``decode_video``, as ``modalities`` calls it."""
+    return decode_video(source, spec, start_s=part.start_s, end_s=part.end_s)
 
 
 def decode_video(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model.structure import Inputs, Structure
+from pipeline.data.modalities import Embedder, load
 from pipeline.data.plan import model_modalities
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 
@@ -17,6 +18,11 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
         "audio": Inputs("audio", audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
         "text": Inputs("text", task.text_length, 0, 1),
     }
+    for added in data_set.added:
+        own = added.modality.embedder
+        if isinstance(own, Embedder):
+            num_tokens = load(own.num_tokens)(added.settings)
+            shapes[added.name] = Inputs(added.name, num_tokens, own.num_values, len(own.positions))
     inputs = tuple(shapes[m] for m in model_modalities(task))
     classifier = {}
     if task.classifies:

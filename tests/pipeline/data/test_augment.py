@@ -19,6 +19,7 @@ from pipeline.data.augment import (
 )
 from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
+from pipeline.data.sample_tokens import View
 from pipeline.data.spec import AudioSpec, Augment, ColourJitter, SoundAugment, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import spectrogram_tokens
 
@@ -170,7 +171,7 @@ def sounding_clip(seed: int = 0) -> Clip:
     """Sixteen frames and three seconds of noise."""
     rng = np.random.default_rng(seed)
     sound = rng.standard_normal(48_000).astype(np.float32) / 10
-    return Clip(id="x", video=noise_frames(seed, (16, 32, 32)), audio=sound, text=("a cat", "the dog", "fox"))
+    return Clip("x", {"video": noise_frames(seed, (16, 32, 32)), "audio": sound}, text=("a cat", "the dog", "fox"))
 
 
 VARIANT = Variant("8x32x32-drop0.5", 4, num_frames=8, size=32, drop_rate=0.5, grid=(2, 2, 2), num_vision_tokens=4)
@@ -186,8 +187,8 @@ def arrays(make_data_set, make_task, tokenizer, *, augment, rng, modalities=("vi
         augment=augment,
         text_length=8,
     )
-    maker = SampleMaker(task, data_set, source=None, tokenizer=tokenizer, tokens=TokenSpec())
-    return maker.arrays(dataclasses.replace(sounding_clip(), text=text), VARIANT, rng=rng)
+    maker = SampleMaker(task, data_set, tokenizer=tokenizer, tokens=TokenSpec())
+    return maker.arrays(dataclasses.replace(sounding_clip(), text=text), View(VARIANT, rng=rng))
 
 
 def test_a_branch_leaves_the_generator_as_it_is():
@@ -235,7 +236,7 @@ def test_evaluation_changes_nothing(make_data_set, make_task, tokenizer):
         )
         assert all((plain[name] == other[name]).all() for name in plain)
     data_set = make_data_set()
-    assert (plain["audio/tokens"] == spectrogram_tokens(sounding_clip().audio, data_set.audio)).all()
+    assert (plain["audio/tokens"] == spectrogram_tokens(sounding_clip().media["audio"], data_set.audio)).all()
 
 
 @pytest.mark.parametrize(

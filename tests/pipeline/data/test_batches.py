@@ -12,10 +12,12 @@ from PIL import Image
 
 from pipeline.data import prompts
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.captions import encode_text, usable_captions
 from pipeline.data.columns import NOT_UTF8
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan, group_arrays
+from pipeline.data.sample_tokens import View
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TaskSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import patchify, spectrogram_tokens
@@ -56,8 +58,8 @@ class SpyingSource:
     def id(self, row: int) -> str:
         return self.inner.id(row)
 
-    def where(self, row: int) -> str:
-        return self.inner.where(row)
+    def media_path(self, row: int) -> str:
+        return self.inner.media_path(row)
 
     def clip(self, row: int) -> Clip:
         self.decoded.append(row)
@@ -68,12 +70,12 @@ def make_batches(data_set, task, *, tokenizer=None, bad: dict | None = None, see
     media = tuple(m for m in task.modalities if m != "text")
     source = SpyingSource(MediaSource(data_set, modalities=media))
     plan = TaskPlan(task, seed=seed, num_rows=source.num_rows, num_batches=NUM_BATCHES)
-    samples = SampleMaker(task, data_set, source=source, tokenizer=tokenizer, tokens=TokenSpec())
-    return BatchMaker(plan, samples, known_bad=bad)
+    samples = SampleMaker(task, data_set, tokenizer=tokenizer, tokens=TokenSpec())
+    return BatchMaker(plan, samples, source, known_bad=bad)
 
 
 def make_samples(data_set, task, *, tokenizer=None) -> SampleMaker:
-    return SampleMaker(task, data_set, source=None, tokenizer=tokenizer, tokens=TokenSpec())
+    return SampleMaker(task, data_set, tokenizer=tokenizer, tokens=TokenSpec())
 
 
 def expected_samples(plan: TaskPlan, index: int, bad: set[int]) -> tuple[list[int], list[int]]:
@@ -165,8 +167,8 @@ def test_known_bad_ids_are_not_tried_again(images, make_task):
     again = make_batches(images, make_task(), bad=bad)
     for index, row in enumerate(rows):
         assert_equal_rows(again.row(index, rank=0, world_size=1), row)
-    assert set(again.samples.source.decoded).isdisjoint(BAD)
-    assert sorted(i for i in first.samples.source.decoded if i in BAD) == sorted(BAD)
+    assert set(again.source.decoded).isdisjoint(BAD)
+    assert sorted(i for i in first.source.decoded if i in BAD) == sorted(BAD)
 
 
 def test_known_bad_ids_get_their_substitutes_even_where_the_file_is_good(images, make_task):
@@ -201,22 +203,22 @@ def test_dropped_tokens_do_not_travel(images, make_task):
 
 
 def clip(**fields) -> Clip:
-    image = np.zeros((32, 32, 3), np.uint8)
-    return Clip(**{"id": "x", "image": image, "text": ("a red cat",), "labels": ("red",)} | fields)
+    media = {"image": np.zeros((32, 32, 3), np.uint8)}
+    return Clip(**{"id": "x", "media": media, "text": ("a red cat",), "labels": ("red",)} | fields)
 
 
 def test_evaluation_takes_everything_and_draws_nothing(make_data_set, make_task, tokenizer):
     variant = Variant("64x64-drop0.75", 4, size=64, drop_rate=0.75, grid=(1, 4, 4), num_vision_tokens=4)
     task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
     maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
-    arrays = maker.arrays(clip(text=("", "a cat", "the dog")), variant, rng=None)
+    arrays = maker.arrays(clip(text=("", "a cat", "the dog")), View(variant))
     assert arrays["vision/tokens"].shape == (16, 768)
     assert (arrays["text/tokens"] == tokenizer.encode("a cat", 16)).all()
 
 
 def test_text_arrays(make_data_set, make_task, tokenizer):
     task = make_task(objective="nce", modalities=("image", "text"), text_length=16)
-    arrays = make_samples(make_data_set(), task, tokenizer=tokenizer).encode_text("a cat")
+    arrays = encode_text(tokenizer, "a cat", task.text_length)
     length = int((tokenizer.encode("a cat", 16) != 0).sum())
     assert arrays["text/mask"].tolist() == [True] * length + [False] * (16 - length)
     assert arrays["text/positions"].tolist() == [[i] for i in range(16)]
@@ -226,7 +228,7 @@ def test_text_arrays(make_data_set, make_task, tokenizer):
 def test_labels_are_multi_hot_over_the_classes_of_the_data_set(make_data_set, make_task):
     data_set = make_data_set(classes=CLASSES)
     maker = make_samples(data_set, make_task(objective="sigmoid"))
-    arrays = maker.arrays(clip(labels=("blue", "red", "unknown")), make_task().variants[0], rng=None)
+    arrays = maker.arrays(clip(labels=("blue", "red", "unknown")), View(make_task().variants[0]))
     assert arrays["labels"].tolist() == [1, 0, 1] and arrays["labels"].dtype == np.uint8
     some = make_samples(data_set, make_task(classes=("green", "blue")))
     assert some.multi_hot(clip(labels=("blue", "red"))).tolist() == [0, 0, 1]
@@ -254,24 +256,24 @@ def test_a_weighted_sum_of_losses_finds_ids_and_labels_in_one_batch(images, make
 def test_a_row_needs_what_every_term_needs(make_data_set, make_task, tokenizer):
     task = make_task(objective={"nce": 1.0, "softmax": 1.0}, modalities=("image", "text"), text_length=16)
     maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
-    assert set(maker.arrays(clip(), task.variants[0], rng=None)) >= {"text/tokens", "positive_ids", "labels"}
+    assert set(maker.arrays(clip(), View(task.variants[0]))) >= {"text/tokens", "positive_ids", "labels"}
     for missing, reason in (({"labels": ("unknown",)}, "no_label"), ({"text": ()}, "no_text")):
         with pytest.raises(Reject, match=reason):
-            maker.arrays(clip(**missing), task.variants[0], rng=None)
+            maker.arrays(clip(**missing), View(task.variants[0]))
 
 
 @pytest.mark.parametrize("text", [(), ("", "  \n")])
 def test_a_row_without_text_is_rejected(make_data_set, make_task, tokenizer, text):
     maker = make_samples(make_data_set(), make_task(objective="nce", modalities=("image", "text")), tokenizer=tokenizer)
     with pytest.raises(Reject, match="no_text"):
-        maker.arrays(clip(text=text), make_task().variants[0], rng=None)
+        maker.arrays(clip(text=text), View(make_task().variants[0]))
 
 
 def test_captions_and_prompts_are_drawn(make_data_set, make_task, tokenizer):
     def texts(task, sample) -> set[bytes]:
         maker = make_samples(make_data_set(classes=CLASSES), task, tokenizer=tokenizer)
         rngs = (np.random.default_rng(seed) for seed in range(200))
-        return {maker.arrays(sample, task.variants[0], rng=rng)["text/tokens"].tobytes() for rng in rngs}
+        return {maker.arrays(sample, View(task.variants[0], rng=rng))["text/tokens"].tobytes() for rng in rngs}
 
     def encoded(sentences) -> set[bytes]:
         return {tokenizer.encode(sentence, 64).tobytes() for sentence in sentences}
@@ -284,7 +286,9 @@ def test_captions_and_prompts_are_drawn(make_data_set, make_task, tokenizer):
 
 def positive_ids(maker: SampleMaker, *samples: Clip) -> list[tuple[int, int]]:
     variant = maker.task.variants[0]
-    return [tuple(maker.arrays(s, variant, rng=np.random.default_rng(0))["positive_ids"].tolist()) for s in samples]
+    return [
+        tuple(maker.arrays(s, View(variant, rng=np.random.default_rng(0)))["positive_ids"].tolist()) for s in samples
+    ]
 
 
 def test_equal_labels_are_positives(make_data_set, make_task, tokenizer):
@@ -314,7 +318,7 @@ def test_instances_are_positives_of_themselves_only(make_data_set, make_task, to
     maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
     one, same, other = positive_ids(maker, clip(), clip(text=("the dog",)), clip(id="y"))
     assert one == same != other
-    arrays = maker.arrays(clip(), task.variants[0], rng=np.random.default_rng(0))
+    arrays = maker.arrays(clip(), View(task.variants[0], rng=np.random.default_rng(0)))
     assert arrays["positive_ids"].dtype == np.int32 and arrays["positive_ids"].shape == (2,)
 
 
@@ -336,7 +340,7 @@ def test_whether_a_row_has_text_does_not_depend_on_the_draw(make_data_set, make_
     outcomes = set()
     for seed in range(20):
         try:
-            maker.arrays(clip(text=("a cat", "\u200b")), make_task().variants[0], rng=np.random.default_rng(seed))
+            maker.arrays(clip(text=("a cat", "\u200b")), View(make_task().variants[0], rng=np.random.default_rng(seed)))
             outcomes.add("good")
         except Reject as e:
             outcomes.add(e.reason)
@@ -367,9 +371,9 @@ def test_a_row_without_usable_text_says_what_tells_most(make_data_set, make_task
     maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
     for rng in (None, np.random.default_rng(0)):
         with pytest.raises(Reject) as caught:
-            maker.arrays(clip(text=text), task.variants[0], rng=rng)
+            maker.arrays(clip(text=text), View(task.variants[0], rng=rng))
         assert caught.value.reason == reason
-    assert maker.texts(clip(text=text)) == ()
+    assert usable_captions(text, tokenizer, max_characters=100) == ()
 
 
 @settings(max_examples=50, deadline=None)
@@ -384,13 +388,13 @@ def test_unusable_captions_are_never_drawn(make_data_set, make_task, tokenizer, 
     maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
     usable = [t for t in text if t in ("a cat", "the dog", "a" * 100)]
     sample = clip(text=tuple(text))
-    assert maker.texts(sample) == tuple(usable)
+    assert usable_captions(text, tokenizer, max_characters=100) == tuple(usable)
     if usable:
-        found = maker.arrays(sample, task.variants[0], rng=np.random.default_rng(seed))["text/tokens"]
+        found = maker.arrays(sample, View(task.variants[0], rng=np.random.default_rng(seed)))["text/tokens"]
         assert found.tobytes() in {tokenizer.encode(t, 16).tobytes() for t in usable}
     else:
         with pytest.raises(Reject):
-            maker.arrays(sample, task.variants[0], rng=np.random.default_rng(seed))
+            maker.arrays(sample, View(task.variants[0], rng=np.random.default_rng(seed)))
 
 
 @pytest.mark.parametrize(
@@ -412,7 +416,7 @@ def test_labels_that_cannot_be_used(make_data_set, make_task, tokenizer, classes
     maker = make_samples(make_data_set(classes=classes), task, tokenizer=tokenizer)
 
     def arrays(labels) -> dict:
-        return maker.arrays(clip(labels=labels), task.variants[0], rng=np.random.default_rng(5))
+        return maker.arrays(clip(labels=labels), View(task.variants[0], rng=np.random.default_rng(5)))
 
     if reason is None:
         found, wanted = arrays(labels), arrays(("red",))
@@ -428,14 +432,14 @@ def test_a_long_caption_is_cut_to_the_length_of_the_text(make_data_set, make_tas
     """A megabyte that a recipe allows gives the same tokens as its beginning."""
     task = make_task(objective="nce", modalities=("image", "text"), max_characters=2_000_000, text_length=16)
     maker = make_samples(make_data_set(), task, tokenizer=tokenizer)
-    found = maker.arrays(clip(text=("the red dog " * 87_000,)), task.variants[0], rng=None)
+    found = maker.arrays(clip(text=("the red dog " * 87_000,)), View(task.variants[0]))
     assert (found["text/tokens"] == tokenizer.encode("the red dog " * 20, 16)).all() and found["text/mask"].all()
 
 
 @pytest.mark.parametrize("text_length", [1, 2, 16, 64, 512])
 def test_every_length_of_text(make_data_set, make_task, tokenizer, text_length):
     task = captioned(make_task, text_length=text_length)
-    arrays = make_samples(make_data_set(), task, tokenizer=tokenizer).arrays(clip(), task.variants[0], rng=None)
+    arrays = make_samples(make_data_set(), task, tokenizer=tokenizer).arrays(clip(), View(task.variants[0]))
     whole = tokenizer.encode("a red cat", 600)
     used = min(text_length, int((whole != 0).sum()))
     assert (arrays["text/tokens"] == whole[:text_length]).all()
@@ -463,8 +467,8 @@ def test_over_many_epochs_every_caption_is_drawn_once_a_visit(make_data_set, mak
     task = captioned(make_task, text_length=16)
     source, num_batches = CaptionedSource(), 120  # forty epochs of three batches
     plan = TaskPlan(task, seed=3, num_rows=12, num_batches=num_batches)
-    samples = SampleMaker(task, make_data_set(), source=source, tokenizer=tokenizer, tokens=TokenSpec())
-    rows = [BatchMaker(plan, samples).row(index, rank=0, world_size=1) for index in range(num_batches)]
+    samples = SampleMaker(task, make_data_set(), tokenizer=tokenizer, tokens=TokenSpec())
+    rows = [BatchMaker(plan, samples, source).row(index, rank=0, world_size=1) for index in range(num_batches)]
     drawn: dict[str, list[bytes]] = {}
     for row in rows:
         assert not row.rejects and row.arrays["text/tokens"].shape == (4, 16)
@@ -476,13 +480,13 @@ def test_over_many_epochs_every_caption_is_drawn_once_a_visit(make_data_set, mak
         assert set(found) == {tokenizer.encode(c, 16).tobytes() for c in captions}
         # No caption is drawn much more often than another.
         assert max(found.count(f) for f in set(found)) <= 40 / len(captions) + 15
-    again = BatchMaker(plan, samples).row(num_batches - 1, rank=0, world_size=1)
+    again = BatchMaker(plan, samples, source).row(num_batches - 1, rank=0, world_size=1)
     assert_equal_rows(again, rows[-1])
 
 
 @pytest.fixture
 def bad_captions(tmp_path, write_raw_manifest, make_data_set):
-    """Good, no UTF-8, empty, a megabyte; the bytes of one path and one id are no UTF-8 either."""
+    """Good, not UTF-8, empty, a megabyte; the bytes of one path and one id are not UTF-8 either."""
     Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
     texts = [[b"a cat"], [b"\xff\xfe"], [b"  "], [b"x" * 1_000_000], [b"a cat"], [b"the dog", b"\xff"]]
     rows = [{"id": f"id-{i}".encode(), "image": b"0.png", "text": text} for i, text in enumerate(texts)]
@@ -508,15 +512,15 @@ def sounding_clip(make_data_set) -> tuple:
     data_set = make_data_set(video=VideoSpec(fps=8.0, short_side=32, max_frames=16))
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
-    return data_set, clip(image=None, video=video, audio=rng.standard_normal(32_000).astype(np.float32))
+    return data_set, clip(media={"video": video, "audio": rng.standard_normal(32_000).astype(np.float32)})
 
 
 def test_sound_starts_with_the_window_of_the_video(make_data_set, make_task):
     data_set, sample = sounding_clip(make_data_set)
     task = make_task(objective="nce", modalities=("video", "audio"), variants=(VIDEO_VARIANT,), positives="instance")
-    arrays = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None)
+    arrays = make_samples(data_set, task).arrays(sample, View(VIDEO_VARIANT))
     # The middle 8 of 16 frames start at frame 4: 0.5 s, 8000 samples.
-    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.audio[8000:], data_set.audio)).all()
+    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.media["audio"][8000:], data_set.audio)).all()
     assert arrays["vision/tokens"].shape == (8, 3072)
     assert sorted(set(arrays["vision/positions"][:, 0].tolist())) == [0, 8]
     assert arrays["audio/positions"].tolist() == [[0, 0], [0, 4], [32, 0], [32, 4]]
@@ -526,10 +530,10 @@ def test_sound_starts_with_the_window_of_the_video(make_data_set, make_task):
 def test_sound_starts_with_each_of_several_windows(make_data_set, make_task, number, first):
     data_set, sample = sounding_clip(make_data_set)
     task = make_task(objective="nce", modalities=("audio", "video"), variants=(VIDEO_VARIANT,), positives="instance")
-    arrays = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None, window=(number, 3))
-    view = sample.video[first : first + 8]
+    arrays = make_samples(data_set, task).arrays(sample, View(VIDEO_VARIANT, window=(number, 3)))
+    view = sample.media["video"][first : first + 8]
     assert (arrays["vision/tokens"] == patchify(view, (4, 16, 16))).all()
-    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.audio[2000 * first :], data_set.audio)).all()
+    assert (arrays["audio/tokens"] == spectrogram_tokens(sample.media["audio"][2000 * first :], data_set.audio)).all()
 
 
 def test_sound_alone_has_windows_of_its_own(make_data_set, make_task):
@@ -537,11 +541,11 @@ def test_sound_alone_has_windows_of_its_own(make_data_set, make_task):
     data_set, sample = sounding_clip(make_data_set)
     maker = make_samples(data_set, make_task(objective="nce", modalities=("audio",), positives="instance"))
     for window, start in {(0, 1): 0, (0, 3): 0, (1, 3): 13_952, (2, 3): 27_904}.items():
-        tokens = maker.arrays(sample, Variant("all", 4), rng=None, window=window)["audio/tokens"]
-        assert (tokens == spectrogram_tokens(sample.audio[start:], data_set.audio)).all()
-    short = dataclasses.replace(sample, audio=sample.audio[:3000])
-    tokens = maker.arrays(short, Variant("all", 4), rng=None, window=(2, 3))["audio/tokens"]
-    assert (tokens == spectrogram_tokens(short.audio, data_set.audio)).all()
+        tokens = maker.arrays(sample, View(Variant("all", 4), window=window))["audio/tokens"]
+        assert (tokens == spectrogram_tokens(sample.media["audio"][start:], data_set.audio)).all()
+    short = dataclasses.replace(sample, media={"audio": sample.media["audio"][:3000]})
+    tokens = maker.arrays(short, View(Variant("all", 4), window=(2, 3)))["audio/tokens"]
+    assert (tokens == spectrogram_tokens(short.media["audio"], data_set.audio)).all()
 
 
 def test_the_order_of_modalities_changes_nothing(make_data_set, make_task):
@@ -549,7 +553,7 @@ def test_the_order_of_modalities_changes_nothing(make_data_set, make_task):
     found = []
     for modalities in (("video", "audio"), ("audio", "video")):
         task = make_task(objective="nce", modalities=modalities, variants=(VIDEO_VARIANT,), positives="instance")
-        found.append(make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=np.random.default_rng(1)))
+        found.append(make_samples(data_set, task).arrays(sample, View(VIDEO_VARIANT, rng=np.random.default_rng(1))))
     assert found[0].keys() == found[1].keys()
     for name in found[0]:
         assert (found[0][name] == found[1][name]).all(), name
@@ -566,7 +570,7 @@ def test_a_later_window_has_its_sound_too(tmp_path, write_video, write_manifest,
     )
     task = make_task(objective="nce", modalities=("video", "audio"), variants=(VIDEO_VARIANT,), positives="instance")
     sample = MediaSource(data_set, modalities=("video", "audio")).clip(0)
-    tokens = make_samples(data_set, task).arrays(sample, VIDEO_VARIANT, rng=None)["audio/tokens"]
+    tokens = make_samples(data_set, task).arrays(sample, View(VIDEO_VARIANT))["audio/tokens"]
     # Two patches of 16 frames in time, two in frequency; silence is log(1e-6) = -13.8.
     assert tokens.reshape(2, 2, 16, 16).max(axis=(1, 3)).min() > -8
 
@@ -609,7 +613,7 @@ class Hanging:
 
     def __init__(self, source, hangs=()):
         self._source, self._hangs, self._calls = source, set(hangs), 0
-        self.id, self.where = source.id, source.where
+        self.id, self.media_path = source.id, source.media_path
 
     def clip(self, row):
         self._calls += 1
@@ -620,7 +624,7 @@ class Hanging:
 
 def hanging_batches(data_set, task, *, hangs=(), bad=None) -> BatchMaker:
     maker = make_batches(data_set, task, bad=bad)
-    maker.samples.source = Hanging(maker.samples.source, hangs)
+    maker.source = Hanging(maker.source, hangs)
     return maker
 
 

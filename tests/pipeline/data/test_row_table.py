@@ -451,7 +451,7 @@ def test_files_of_a_folder_with_other_columns(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "ü", "\N{GRINNING FACE}"])
 def test_absurdly_long_texts_are_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(columns, "MOST_TEXT_BYTES", 10)
+    monkeypatch.setattr(columns, "MAX_TEXT_BYTES", 10)
     texts = [["a", letter * 11], None, [letter * (10 // len(letter.encode()))], [None, "x" + letter * 9], []]
     rows = pa.table({"id": list("abcde"), "text": pa.array(texts, pa.list_(pa.string()))})
     manifest = Manifest(write(tmp_path / "m.parquet", rows))

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
+from pipeline.data.sample_tokens import View
 from pipeline.data.shards import (
     FORMAT,
     ShardSource,
@@ -72,16 +73,16 @@ def outcome(source, row: int) -> Clip | str:
 def assert_equal_sources(found, wanted) -> None:
     assert found.num_rows == wanted.num_rows
     for row in range(wanted.num_rows):
-        assert found.id(row) == wanted.id(row) and found.where(row) == wanted.where(row)
+        assert found.id(row) == wanted.id(row) and found.media_path(row) == wanted.media_path(row)
         one, other = outcome(found, row), outcome(wanted, row)
         if isinstance(one, str) or isinstance(other, str):
             assert one == other
             continue
         assert (one.id, one.text, one.labels) == (other.id, other.text, other.labels)
-        for modality in ("image", "video", "audio"):
-            a, b = getattr(one, modality), getattr(other, modality)
-            assert (a is None) == (b is None)
-            assert a is None or (a.dtype == b.dtype and a.shape == b.shape and (a == b).all())
+        assert one.media.keys() == other.media.keys()
+        for modality, a in one.media.items():
+            b = other.media[modality]
+            assert a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
 
 
 def test_clips_and_rejects_equal_those_of_the_media(images, image_shards):
@@ -130,14 +131,14 @@ def test_a_task_on_frames_sees_the_videos_without_sound(videos, video_shards):
 
 
 def test_arrays_are_mapped_not_copied(image_shards):
-    image = ShardSource(image_shards, modalities=("image",)).clip(0).image
+    image = ShardSource(image_shards, modalities=("image",)).clip(0).media["image"]
     assert not image.flags.owndata and isinstance(image.base.base, pa.Buffer)
 
 
 def test_words_that_cannot_be_used_are_rejected_alike(
     tmp_path, write_raw_manifest, make_data_set, make_task, tokenizer
 ):
-    """Empty, a megabyte, no UTF-8: text and labels reach a task through shards as they do from the manifest."""
+    """Empty, a megabyte, not UTF-8: text and labels reach a task through shards as they do from the manifest."""
     Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
     texts = [[b"a cat"], [b"caf\xe9"], [b"\xff", b"a cat"], [], None, [None], [b" "], [b"x" * 1_000_000]]
     labels = [[b"red"], [b"red"], [b"\xe9"], [b"red"], [b"red", None, b"\xe9"], [], [b""], None]
@@ -152,11 +153,11 @@ def test_words_that_cannot_be_used_are_rejected_alike(
     prompts = dataclasses.replace(captions, text="labels", positives="labels")
 
     def outcomes(source, task) -> list:
-        maker = SampleMaker(task, media, source=source, tokenizer=tokenizer, tokens=TokenSpec())
+        maker = SampleMaker(task, media, tokenizer=tokenizer, tokens=TokenSpec())
         found = []
         for row in range(source.num_rows):
             try:
-                arrays = maker.arrays(source.clip(row), task.variants[0], rng=np.random.default_rng(row))
+                arrays = maker.arrays(source.clip(row), View(task.variants[0], rng=np.random.default_rng(row)))
                 found.append((source.id(row), arrays["text/tokens"].tolist(), arrays["positive_ids"].tolist()))
             except Reject as e:
                 found.append((source.id(row), e.reason, e.detail))

@@ -32,9 +32,9 @@ def test_a_clip_is_its_row(tmp_path, data_set):
     source = MediaSource(data_set, modalities=("image",))
     clip = source.clip(2)
     assert source.num_rows == 4 and source.id(2) == clip.id == "id-2"
-    assert clip.text == ("t2",) and clip.labels == () and clip.video is None and clip.audio is None
-    assert clip.image.shape == (32, 32, 3) and (clip.image == [2, 0, 0]).all()
-    assert source.where(2) == f"{tmp_path}/2.png"
+    assert clip.text == ("t2",) and clip.labels == () and list(clip.media) == ["image"]
+    assert clip.media["image"].shape == (32, 32, 3) and (clip.media["image"] == [2, 0, 0]).all()
+    assert source.media_path(2) == f"{tmp_path}/2.png"
 
 
 def test_bad_media_raise_a_reject(data_set):
@@ -44,7 +44,7 @@ def test_bad_media_raise_a_reject(data_set):
 
 def test_only_what_is_asked_for_is_decoded(data_set):
     clip = MediaSource(data_set, modalities=()).clip(3)
-    assert clip.image is None and clip.labels == ("x",) and clip.text == ()
+    assert not clip.media and clip.labels == ("x",) and clip.text == ()
 
 
 def test_another_manifest_than_the_training_one(tmp_path, data_set, write_manifest):
@@ -67,9 +67,9 @@ def test_what_is_cached_is_decoded_once(data_set, monkeypatch):
     calls = count_decodes(monkeypatch)
     first = MediaSource(data_set, modalities=("image",), cache_bytes=10_000)
     again = MediaSource(data_set, modalities=("image",), cache_bytes=10_000)
-    assert (first.clip(0).image == again.clip(0).image).all() and calls == [("id-0", "image")]
+    assert (first.clip(0).media["image"] == again.clip(0).media["image"]).all() and calls == [("id-0", "image")]
     other = dataclasses.replace(data_set, image=dataclasses.replace(data_set.image, short_side=16))
-    assert MediaSource(other, modalities=("image",)).clip(0).image.shape == (16, 16, 3)
+    assert MediaSource(other, modalities=("image",)).clip(0).media["image"].shape == (16, 16, 3)
     assert len(calls) == 2
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from pipeline.data import prompts
-from pipeline.data.columns import NOT_UTF8
-from pipeline.data.tokenizer import Tokenizer, _pieces, load_tokenizer, most_telling, text_fault, train_tokenizer
+from pipeline.data.tokenizer import Tokenizer, _pieces, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog"] * 3
@@ -262,35 +261,8 @@ def test_a_model_with_another_pad_id_is_refused(tmp_path):
 # --- unusable text ---
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("a cat", None),
-        ("x" * 50, None),
-        ("x" * 51, "text_too_long"),
-        (" " * 51, "text_too_long"),
-        ("", "no_text"),
-        (" \t\r\n\u3000", "no_text"),
-        (NOT_UTF8 + "caf\\xe9", "bad_text"),
-        (NOT_UTF8 + "x" * 80, "bad_text"),
-        ("caf\ufffd", None),
-        ("\0", None),
-    ],
-)
-def test_faults_of_texts(text, reason):
-    found = text_fault(text, max_characters=50)
-    assert (found and found[0]) == reason
-    assert reason != "bad_text" or found[1] == f"no UTF-8: {text[1:]}"
-
-
-def test_the_most_telling_fault():
-    empty, long, bad = ("no_text", "e"), ("text_too_long", "l"), ("bad_text", "b")
-    assert most_telling([empty, long, bad, ("bad_text", "c")]) == bad and most_telling([empty, long]) == long
-    assert most_telling([empty]) == empty and most_telling([])[0] == "no_text"
-
-
-@pytest.mark.parametrize("media", ["image", "video", "audio"])
+@pytest.mark.parametrize("media", ["image", "video", "audio", "depth"])
 def test_prompts_hold_one_label(media):
-    for template in prompts.train_templates(media) + prompts.EVAL[media]:
+    for template in prompts.train_templates(media) + prompts.eval_templates(media):
         assert template.count("{}") == 1 and template.format("dog") == template.replace("{}", "dog")
     assert len(set(prompts.train_templates(media))) == len(prompts.train_templates(media))

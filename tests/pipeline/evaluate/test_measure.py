@@ -99,7 +99,7 @@ def scored(monkeypatch):
 
 def good_clips(films, modality: str) -> list[np.ndarray]:
     source = MediaSource(films, modalities=(modality,))
-    return [getattr(source.clip(row), modality) for row in range(NUM_ROWS) if row != BAD]
+    return [source.clip(row).media[modality] for row in range(NUM_ROWS) if row != BAD]
 
 
 def expected_features(films, starts: list[int]) -> np.ndarray:

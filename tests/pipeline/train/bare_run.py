@@ -24,17 +24,16 @@ class DirectQueue:
 
     def __init__(self, spec, task, *, start, stop):
         data_set = spec.data_sets[task.data_set]
-        media = tuple(m for m in task.modalities if m != "text")
         samples = SampleMaker(
             task,
             data_set,
-            source=open_source(data_set, modalities=media),
             tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
             tokens=spec.tokens,
         )
         plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
         bad = known_bad(Path(spec.run_dir)).get(task.name, {})
-        self._maker, self._next = BatchMaker(plan, samples, known_bad=bad), start
+        source = open_source(data_set, modalities=task.media)
+        self._maker, self._next = BatchMaker(plan, samples, source, known_bad=bad), start
 
     def next(self):
         row = self._maker.row(self._next, rank=0, world_size=1)

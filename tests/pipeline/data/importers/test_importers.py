@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.data.captions import text_fault
 from pipeline.data.columns import NOT_UTF8
 from pipeline.data.importers import LAYOUTS, help_text, import_layout
 from pipeline.data.manifest import Manifest
@@ -20,7 +21,6 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.media.image import decode_image
 from pipeline.data.media.storage import local_path_or_bytes, read_bytes
 from pipeline.data.spec import ImageSpec
-from pipeline.data.tokenizer import text_fault
 from pipeline.errors import RequestError
 
 

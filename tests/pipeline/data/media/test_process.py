@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.media import process
+from pipeline.data.media.child import Child
 from pipeline.data.media.clip import decode_media
 from pipeline.data.media.decoders import run
 from pipeline.data.media.errors import Reject
@@ -123,7 +124,7 @@ def test_a_process_that_grows_is_replaced(data_set, good, deadly):
 
 
 def test_a_decoder_that_kills_every_sample_stops_the_run(data_set, deadly, monkeypatch):
-    monkeypatch.setattr(process, "_MOST_DEATHS_IN_A_ROW", 3)
+    monkeypatch.setattr(process, "_MAX_DEATHS_IN_A_ROW", 3)
     decoders = DecodeProcess(DecodeLimits())
     row = deadly("SEGV")
     for _ in range(2):
@@ -189,15 +190,15 @@ def test_more_files_open_than_select_can_take(make_data_set, good):
 
 def test_an_interrupted_request_leaves_no_answer_behind(decoders, make_data_set, good, monkeypatch):
     data_set = make_data_set()
-    whole, read = decoders.decode(good, data_set, "image"), DecodeProcess._read_line
+    whole, read = decoders.decode(good, data_set, "image"), Child._read_line
 
     def interrupted(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DecodeProcess, "_read_line", interrupted)
+    monkeypatch.setattr(Child, "_read_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decoders.decode(good, data_set, "image")
-    monkeypatch.setattr(DecodeProcess, "_read_line", read)
+    monkeypatch.setattr(Child, "_read_line", read)
     with pytest.raises(Reject, match="missing_file"):
         decoders.decode({"image": "/none.png"}, data_set, "image")
     assert (decoders.decode(good, data_set, "image") == whole).all()

@@ -146,12 +146,13 @@ def test_pair_weights_and_microbatches_reach_the_structure():
 def test_shapes_of_a_structure_are_those_of_the_arrays(make_task, make_data_set):
     from pipeline.data.batches import SampleMaker
     from pipeline.data.media.clip import Clip
+    from pipeline.data.sample_tokens import View
 
     data_set, variant = make_data_set(classes=CLASSES), VIDEO
     sample = make_task(objective="nce", modalities=("video", "audio"), variants=(variant,), positives="instance")
-    clip = Clip("x", video=np.zeros((16, 64, 64, 3), np.uint8), audio=np.zeros(4096, np.float32))
-    maker = SampleMaker(sample, data_set, source=None, tokenizer=None, tokens=TokenSpec())
-    arrays = maker.arrays(clip, variant, rng=np.random.default_rng(0))
+    clip = Clip("x", {"video": np.zeros((16, 64, 64, 3), np.uint8), "audio": np.zeros(4096, np.float32)})
+    maker = SampleMaker(sample, data_set, tokenizer=None, tokens=TokenSpec())
+    arrays = maker.arrays(clip, View(variant, rng=np.random.default_rng(0)))
     for inputs in structure_of(sample, variant, data_set, TokenSpec()).inputs:
         assert arrays[f"{inputs.modality}/tokens"].shape == (inputs.num_tokens, inputs.num_values)
         assert arrays[f"{inputs.modality}/positions"].shape == (inputs.num_tokens, inputs.num_axes)
