@@ -40,20 +40,3 @@ def blocks(name: str) -> list[Block]:
         else:
             assert not marks, f"{name}:{number}: no block below the comment above"
     return out
-
-
-def edited(diff: str, root: Path) -> dict[str, str]:
-    """File → its text with a block's edits.
-
-    Lines that begin with + replace the line with - above them, or follow the one with a blank, which is there once.
-    """
-    files = {}
-    for part in re.split(r"^--- ", diff, flags=re.M)[1:]:
-        name, _, edits = part.partition("\n")
-        text = (root / name).read_text(encoding="utf-8")
-        for sign, old, new in re.findall(r"^([- ])(.*\n)((?:\+.*\n)+)", edits, re.M):
-            assert text.count(f"\n{old}") == 1, f"{name}: expected this line once: {old}"
-            kept = old if sign == " " else ""
-            text = text.replace(f"\n{old}", "\n" + kept + re.sub(r"^\+", "", new, flags=re.M))
-        files[name] = text
-    return files

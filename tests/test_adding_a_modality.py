@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +15,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.doc_blocks import blocks, edited
+from tests.doc_blocks import blocks
 
 TESTS = Path(__file__).resolve().parent
-PAGE = blocks("docs/adding-a-modality.md")
-# Trains the recipe in its first argument into the folder in its second, and prints what was measured.
+# Trains the page's recipe, and prints what was measured.
 TRAIN = """
-import json, pathlib, sys
+import json, pathlib
 import bare_run
 from pipeline import recipe as recipes
 from pipeline.evaluate.measure import evaluate_run
 
-run_dir = pathlib.Path(sys.argv[2])
-summary = bare_run.run(recipes.load(pathlib.Path(sys.argv[1])), run_dir)
-results = {result["task"]: result["metrics"]["acc1"] for result in evaluate_run(run_dir)}
+summary = bare_run.run(recipes.load(pathlib.Path("rooms.yaml")), pathlib.Path("run"))
+results = {result["task"]: result["metrics"]["acc1"] for result in evaluate_run(pathlib.Path("run"))}
 print(json.dumps([summary["steps"], summary["rejects"]["rooms"]["rejected"], results]))
 """
 
 
 @pytest.fixture
 def rooms(tmp_path, monkeypatch) -> Path:
-    """A folder with the page's decoder, data set and recipes."""
+    """A folder with the page's module, data set and recipe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "depth", raising=False)
-    for block in PAGE:
+    for block in blocks("docs/adding-a-modality.md"):
         if "file" in block.marks:
             Path(block.marks["file"]).write_text(block.text)
         elif block.language == "python":
@@ -48,44 +45,27 @@ def rooms(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def train(recipe: str, folder: Path, *, product: Path, flags: str) -> list:
-    """[steps, rejected samples, {measurement: accuracy}] of a run, in a process of its own."""
-    paths = os.pathsep.join(map(str, (product, folder, TESTS / "pipeline/train")))
-    env = os.environ | {"PYTHONPATH": paths, "IMP_CACHE": str(folder), "XLA_FLAGS": flags}
-    command = [sys.executable, "-c", TRAIN, recipe, f"runs/{recipe}"]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_the_decoder_keeps_what_pillow_drops(rooms):
+def test_depth_becomes_patches_with_positions(rooms):
     import depth
 
-    Image.fromarray(np.array([[0, 300], [5150, 10000]], np.uint16)).save("four.png")
-    pixels = depth.read("four.png", None, start_s=0.0, end_s=None)
-    assert pixels[..., 0].tolist() == [[0, 0], [128, 255]]  # depth
-    assert pixels[..., 1].tolist() == [[0, 255], [7, 0]]  # its inverse
-    assert pixels[..., 2].tolist() == [[0, 255], [255, 255]]  # measured
+    spec = depth.DepthSpec(size=16, max_m=4.0)
+    Image.fromarray(np.repeat(np.array([[0, 1000], [2000, 9000]], np.uint16), 8, 0).repeat(8, 1)).save("four.png")
+    found = depth.tokens(depth.decode("four.png", spec, None), spec, None)
+    assert found.tokens.shape == (depth.num_tokens(spec), 64) and found.tokens.dtype == np.float32
+    assert (found.tokens == [[0], [0.25], [0.5], [1]]).all()
+    assert found.positions.tolist() == [[0, 0], [0, 8], [8, 0], [8, 8]]
     Image.new("RGB", (2, 2)).save("colour.png")
     with pytest.raises(ValueError, match="16-bit"):
-        depth.read("colour.png", None, start_s=0.0, end_s=None)
+        depth.decode("colour.png", spec, None)
 
 
 @pytest.mark.slow
-def test_depth_maps_train_and_evaluate_as_pictures(rooms, quick_compile):
-    steps, rejected, results = train("rooms.yaml", rooms, product=TESTS.parent, flags=quick_compile)
-    assert (steps, rejected) == (40, 0)
-    assert results == {"classify_image": 1.0, "zero_shot_image": 1.0}
-
-
-@pytest.mark.slow
-def test_depth_is_a_modality_after_six_lines(rooms, quick_compile):
-    """In a copy of the product with the page's edits."""
-    for name in ("model", "pipeline"):
-        shutil.copytree(TESTS.parent / name, rooms / "product" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (diff,) = [block.text for block in PAGE if block.language == "diff"]
-    for name, text in edited(diff, rooms / "product").items():
-        (rooms / "product" / name).write_text(text)
-    steps, rejected, results = train("both.yaml", rooms, product=rooms / "product", flags=quick_compile)
-    assert (steps, rejected) == (40, 0)
-    assert results == {"classify_depth": 1.0}
+def test_depth_maps_train_and_evaluate(rooms, quick_compile):
+    paths = os.pathsep.join(map(str, (TESTS.parent, rooms, TESTS / "pipeline/train")))
+    env = os.environ | {"PYTHONPATH": paths, "IMP_CACHE": str(rooms), "XLA_FLAGS": quick_compile}
+    command = [sys.executable, "-c", TRAIN]
+    done = subprocess.run(command, env=env, cwd=rooms, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps, rejected, results = json.loads(done.stdout.splitlines()[-1])
+    assert (steps, rejected) == (60, 0)
+    assert results == {"classify_depth": 1.0, "zero_shot_depth": 1.0}

@@ -7,7 +7,6 @@ A page is a story: its blocks are taken in order, in one folder with a few sampl
   (or that of docs/own-data.md).
 * ``bash`` is taken apart. Each ``imp ...`` and ``python jobs/...`` is parsed by the product's own parser, and its
   recipe is read with its ``--set``. Cheap ones run (``_runs``); the others train. Other programs: see ``_others``.
-* ``diff`` edits the product: each line that it replaces is there once.
 * ``text`` is a picture.
 
 ``<!-- not run: REASON -->`` above a block leaves it out, but its ``imp`` commands are parsed all the same.
@@ -21,6 +20,7 @@ import copy
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from pipeline import cli
 from pipeline import recipe as recipes
 from pipeline.data.importers import LAYOUTS
 from pipeline.errors import RequestError
-from tests.doc_blocks import ROOT, Block, blocks, edited
+from tests.doc_blocks import ROOT, Block, blocks
 
 PAGES = sorted(
     path
@@ -42,7 +42,7 @@ PAGES = sorted(
 )
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 MAX_LINES = 150
-LANGUAGES = ("bash", "diff", "python", "yaml", "text")
+LANGUAGES = ("bash", "python", "yaml", "text")
 # Generated, or lists that grow.
 LONGER = {"docs/settings.md", "docs/architecture.md", "docs/benchmarks.md", "CHANGELOG.md"}
 _VARIABLE = re.compile(r"^[A-Z]+=")
@@ -84,14 +84,10 @@ class Story:
         self._patch, self._recipe, self._names = monkeypatch, recipe, {}
 
     def take(self, block: Block) -> None:
-        assert block.language in ("bash", "diff", "python", "yaml", "text"), (
-            f"{block.where}: language {block.language!r}"
-        )
+        assert block.language in ("bash", "python", "yaml", "text"), f"{block.where}: language {block.language!r}"
         if "file" in block.marks:
             Path(block.marks["file"]).write_text(block.text)
-        if block.language == "diff":
-            edited(block.text, ROOT)
-        elif block.language == "bash":
+        if block.language == "bash":
             for words in commands(block.text):
                 self._command(words, block)
         elif "not run" in block.marks:
@@ -127,6 +123,7 @@ class Story:
                 run_product(arguments)
             except SystemExit as e:
                 raise AssertionError(f"{block.where}: the parser refuses: imp {' '.join(arguments)}") from e
+        assert taken, f"{block.where}: no such command: imp {arguments[0]}"
         return taken[0]
 
 
@@ -179,6 +176,7 @@ def story(tmp_path, monkeypatch, exported) -> Story:
     """The sample files that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "depth", raising=False)
     monkeypatch.setenv("IMP_CACHE", str(tmp_path / "cache"))
     own_data = next(block for block in blocks("docs/own-data.md") if block.marks.get("file") == "pets.yaml")
     for name in ("pets.yaml", "more.yaml", "new.yaml"):
