@@ -244,6 +244,15 @@ def test_links_of_a_page_lead_somewhere(name):
     assert not broken
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_in_a_page_exist(name):
+    """In words, as `configs/demo.yaml`; blocks are parsed, and decisions may speak of what is gone."""
+    top = "configs|jobs|pipeline|model|tests|benchmarks|docs|deploy"
+    path = re.compile(rf"({top})/([\w./-]*(/|\.(json|md|py|yaml)))?")
+    paths = [code for code in inline_code(name) if path.fullmatch(code)]
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def anchors(file: Path) -> set[str]:
     """Of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M)
