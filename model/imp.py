@@ -9,6 +9,7 @@ arrays; NNX modules are only their definition.
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ class Imp:
         own = own if group.startswith("encoder") else sharding.whole(own)
         return nnx.merge(self._graphs[group], nnx.State(own))
 
-    def encode(self, params: dict, modality: str, tokens, positions, mask=None):
+    def encode(self, params: dict, modality: str, tokens, positions, mask=None) -> jax.Array:
         """Pooled features (B, width) float32 of one modality; no sample's depend on the others in the batch.
 
         tokens: of vision (B, N, 3072 or 768) uint8, of audio (B, N, 256) float32, of text (B, N) int32 ids. positions:
@@ -110,7 +111,9 @@ class Imp:
         """
         return self.forward(params, modality, tokens, positions, mask, group_samples=1)[0]
 
-    def forward(self, params: dict, modality: str, tokens, positions, mask=None, *, group_samples: int):
+    def forward(
+        self, params: dict, modality: str, tokens, positions, mask=None, *, group_samples: int
+    ) -> tuple[jax.Array, Any]:
         """``encode``, and the routing statistics of the pass. group_samples: in a routing group."""
         layers = self.module(params, f"embed_{modality}")
         x = layers.embed(tokens, positions)
@@ -118,11 +121,11 @@ class Imp:
         x, statistics = encoder(x, mask, group_samples=group_samples)
         return layers.pool(x, mask), statistics
 
-    def project(self, params: dict, features, *, source: str, target: str):
+    def project(self, params: dict, features, *, source: str, target: str) -> jax.Array:
         """``source`` features (B, K) in the space it shares with ``target``, before they are taken to unit length."""
         return self.module(params, pair_group(source, target)).project(features, source)
 
-    def loss(self, params: dict, batch: dict, structure: Structure):
+    def loss(self, params: dict, batch: dict, structure: Structure) -> tuple[jax.Array, dict]:
         """The loss of one batch and its metrics, a dict of small arrays.
 
         moe: modality → ``moe.routing_statistics``, stacked by sparse layer. losses: the terms of a weighted sum and the
@@ -140,7 +143,8 @@ class Imp:
                 auxiliary += auxiliary_loss(statistics, self.config.moe)
         terms = {}
         for name in structure.contrastive:
-            terms[name] = self._contrast(name, params, features, batch["positive_ids"], structure, metrics)
+            terms[name], of_pairs = self._contrast(name, params, features, batch["positive_ids"], structure)
+            metrics = {key: values | of_pairs.get(key, {}) for key, values in metrics.items()}
         for name in structure.classification:
             terms[name] = self._classify(name, params, features[structure.classified], batch["labels"], structure)
         loss = sum(weight * terms[name] for name, weight in structure.objectives)
@@ -151,13 +155,16 @@ class Imp:
             loss += auxiliary
         return loss, metrics
 
-    def _classify(self, name: str, params: dict, features, labels, structure: Structure):
+    def _classify(self, name: str, params: dict, features, labels, structure: Structure) -> jax.Array:
         logits = self.module(params, f"classifier_{structure.classifier}")(features)
         columns = jnp.asarray(structure.classes)
         return objectives.CLASSIFICATION[name](logits[:, columns], labels.astype(jnp.float32)[:, columns])
 
-    def _contrast(self, name: str, params: dict, features: dict, positive_ids, structure: Structure, metrics: dict):
-        """The weighted mean over the pairs."""
+    def _contrast(
+        self, name: str, params: dict, features: dict, positive_ids, structure: Structure
+    ) -> tuple[jax.Array, dict]:
+        """The weighted mean over the pairs, and their metrics: temperatures, and losses where there are several."""
+        metrics = {"temperatures": {}, "losses": {}}
         weights = {"_".join(p): 1.0 for p in structure.pairs} | dict(structure.pair_weights)
         total, weight_sum = 0.0, 0.0
         for a, b in structure.pairs:
@@ -176,4 +183,4 @@ class Imp:
             if len(structure.pairs) > 1:
                 metrics["losses"][f"{name}_{key}"] = loss
             total, weight_sum = total + weights[key] * loss, weight_sum + weights[key]
-        return total / weight_sum
+        return total / weight_sum, metrics

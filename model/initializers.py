@@ -5,15 +5,17 @@ Functions here have the form (key, shape, dtype) that flax layers take.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def normal(std: float):
+def normal(std: float) -> Callable[..., jax.Array]:
     """Normal with a given standard deviation."""
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
         if isinstance(key, jax.core.Tracer):
             return jnp.zeros(shape, dtype)  # abstract evaluation asks for the shape alone
         seed = int.from_bytes(np.asarray(jax.random.key_data(key)).tobytes(), "little")
@@ -23,6 +25,6 @@ def normal(std: float):
     return init
 
 
-def lecun_normal(*, fan_in: int):
+def lecun_normal(*, fan_in: int) -> Callable[..., jax.Array]:
     """Normal of variance 1 / fan_in (the release's kernels)."""
     return normal(fan_in**-0.5)

@@ -10,6 +10,9 @@ that constrain an array return it as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -34,7 +37,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def state_shardings(shapes, mesh: Mesh | AbstractMesh, *, fsdp: bool = False):
+def state_shardings(shapes: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool = False) -> Any:
     """The sharding of every array of a tree of parameters or moments.
 
     Expert weights (.., E, in, out) lie over the expert axis. fsdp: the longest axis of every array that the number of
@@ -84,26 +87,26 @@ def check_batch(structure, group_samples: dict[str, int], mesh: Mesh | AbstractM
             )
 
 
-def _mesh():
+def _mesh() -> AbstractMesh | None:
     """The mesh that the compiler knows of; None without one, or where it is one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def _constrain(x, *spec):
+def _constrain(x: jax.Array, *spec) -> jax.Array:
     return x if _mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def by_rows(x):
+def by_rows(x: jax.Array) -> jax.Array:
     """An array whose rows lie on the devices of their samples."""
     return _constrain(x, AXES)
 
 
-def on_every_device(x):
+def on_every_device(x: jax.Array) -> jax.Array:
     return _constrain(x)
 
 
-def whole(params):
+def whole(params: Any) -> Any:
     """Parameters as their use needs them: gathered on every device, expert weights excepted.
 
     Under FSDP this is where a layer's weights come together, and in the backward pass where their gradients are summed
@@ -112,7 +115,9 @@ def whole(params):
     return jax.tree.map_with_path(lambda path, x: x if "experts" in names_of(path) else on_every_device(x), params)
 
 
-def over_groups(function, tokens, token_mask, shared, experts):
+def over_groups(
+    function: Callable, tokens: jax.Array, token_mask: jax.Array | None, shared: Any, experts: Any
+) -> tuple[jax.Array, Any]:
     """``function(tokens, token_mask, shared, experts)`` → (rows, sums), run by each device for its own routing groups.
 
     tokens, token_mask: their leading axis lies over all devices; so do the rows that come back. shared: a tree of
@@ -130,7 +135,7 @@ def over_groups(function, tokens, token_mask, shared, experts):
     return mapped(tokens, token_mask, shared, experts)
 
 
-def as_own(weights):
+def as_own(weights: Any) -> Any:
     """Inside ``over_groups``: expert weights, which the devices along ``data`` share, as each device's own.
 
     Their gradients are then summed over devices in their own type, float32, and not in the type that they are cast to
@@ -139,24 +144,24 @@ def as_own(weights):
     return weights if _mesh() is None else jax.tree.map(lambda w: jax.lax.pcast(w, "data", to="varying"), weights)
 
 
-def to_experts(slots):
+def to_experts(slots: jax.Array) -> jax.Array:
     """Inside ``over_groups``: (E, T, D), a device's slots for all experts → (E / devices, T x devices, D), the slots
     of its own experts from all devices of the expert axis."""
     return _exchange(slots, split=0, concat=1)
 
 
-def from_experts(slots):
+def from_experts(slots: jax.Array) -> jax.Array:
     """The way back of ``to_experts``."""
     return _exchange(slots, split=1, concat=0)
 
 
-def _exchange(slots, *, split: int, concat: int):
+def _exchange(slots: jax.Array, *, split: int, concat: int) -> jax.Array:
     if _mesh() is None or _mesh().shape["expert"] == 1:
         return slots
     return jax.lax.all_to_all(slots, "expert", split_axis=split, concat_axis=concat, tiled=True)
 
 
-def total(tree):
+def total(tree: Any) -> Any:
     """Inside ``over_groups``: sums over all devices."""
     return tree if _mesh() is None else jax.lax.psum(tree, AXES)
 
@@ -167,10 +172,10 @@ def put_batch(local_batch: dict, mesh: Mesh) -> dict:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local_batch)
 
 
-def put_state(tree, shardings):
+def put_state(tree: Any, shardings: Any) -> Any:
     """The same host values in every process, placed where ``shardings`` says."""
 
-    def put(x, sharding):
+    def put(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
         if jax.process_count() == 1:
             return jax.device_put(x, sharding)
         host = np.asarray(x)
