@@ -15,7 +15,8 @@ from pipeline.data.media.decoders import find
 from pipeline.data.modalities import MODALITIES
 from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
 from pipeline.errors import RequestError
-from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings, has_frames
+from pipeline.recipe.added import embedders, has_frames
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 
 
 def check_references(recipe: Recipe) -> None:
@@ -31,7 +32,7 @@ def check_references(recipe: Recipe) -> None:
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
         for number, modality in enumerate(task.modalities):
-            _known(modality, recipe.embedders, f"{where}.modalities.{number}")
+            _known(modality, embedders(recipe.modalities), f"{where}.modalities.{number}")
         _check_task(where, task, recipe)
     specs = recipe.task_specs()
     for task in specs.values():
@@ -186,8 +187,8 @@ _SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
 
 def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
     modalities, data_set = task.modalities, recipe.data_sets[task.data_set]
-    embedders = [recipe.embedders[m] for m in modalities]
-    if len(set(embedders)) != len(embedders):
+    known = embedders(recipe.modalities)
+    if len({known[m] for m in modalities}) != len(modalities):
         raise RequestError(
             f"{where}.modalities: expected different ones, and image or video, not both; found {modalities}"
         )
@@ -196,9 +197,9 @@ def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
     if "video" not in modalities and any(v.frames for v in task.variants):
         raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
-    if task.variants and not has_frames(recipe, task):
+    if task.variants and not has_frames(recipe.modalities, modalities):
         raise RequestError(f"{where}.variants: is for images and video; found modalities {modalities}")
-    _check_augment(f"{where}.augment", task, data_set, seen=has_frames(recipe, task))
+    _check_augment(f"{where}.augment", task, data_set, seen=has_frames(recipe.modalities, modalities))
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
         most = max((v.num_frames for v in task.variants), default=0)

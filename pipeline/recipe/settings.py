@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +10,18 @@ from typing import Annotated, Any, Literal
 import pydantic
 import pydantic_core
 
-from model.config import ModelConfig, PatchEmbedder, from_variant
+from model.config import ModelConfig, from_variant
 from model.step import OptimizerConfig
 from pipeline.data import spec
-from pipeline.data.modalities import EMBEDDERS, Embedder, Modality, embedder_name, load, load_modality
 from pipeline.data.spec import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
+<<<<<<< HEAD
 from pipeline.train.mixture.spec import KINDS, SamplerSpec, Stage
+=======
+from pipeline.recipe.added import added_specs, embedders, has_frames, patch_embedders
+from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
+>>>>>>> data
 
 # Frames of a video variant that names none.
 _FRAMES = 16
@@ -573,10 +576,7 @@ class Recipe(_Strict):
 
     def model_config_for(self, *, vocab_size: int) -> ModelConfig:
         settings = self.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
-        own = ((name, modality.embedder) for name, modality in self.added_modalities.items())
-        settings["embedders"] = tuple(
-            PatchEmbedder(name, e.num_values, e.positions) for name, e in own if isinstance(e, Embedder)
-        )
+        settings["embedders"] = patch_embedders(self.modalities)
         moe = self.model.moe.model_dump(exclude_none=True)
         return _request(from_variant, self.model.variant, moe=moe, vocab_size=vocab_size, where="model", **settings)
 
@@ -596,32 +596,8 @@ class Recipe(_Strict):
             audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
             max_reject_fraction=s.max_reject_fraction,
             schemes=tuple(s.schemes),
-            added=tuple(self._added(name, modality, s.media.get(modality, {})) for modality in sorted(self.modalities)),
+            added=added_specs(self.modalities, s.media, data_set=name),
         )
-
-    def _added(self, data_set: str, name: str, given: dict[str, Any]) -> spec.AddedModality:
-        modality = self.added_modalities[name]
-        kind, where = load(modality.settings), f"data_sets.{data_set}.media.{name}"
-        known = [field.name for field in dataclasses.fields(kind)]
-        unknown = [key for key in given if key not in known]
-        if unknown:
-            raise RequestError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        return spec.AddedModality(name, modality, _request(kind, where=where, **values))
-
-    @functools.cached_property
-    def added_modalities(self) -> dict[str, Modality]:
-        """The modalities that the recipe adds, by name."""
-        for name in self.modalities:
-            if name in EMBEDDERS or name in EMBEDDERS.values() or not name.isidentifier():
-                raise RequestError(f"modalities.{name}: expected a new name, of letters, digits and _")
-        load_from = functools.partial(_request, load_modality)
-        return {name: load_from(path, where=f"modalities.{name}") for name, path in self.modalities.items()}
-
-    @property
-    def embedders(self) -> dict[str, str]:
-        """Modality → the model's name for its layers."""
-        return EMBEDDERS | {name: embedder_name(name, modality) for name, modality in self.added_modalities.items()}
 
     def task_specs(self) -> dict[str, spec.TaskSpec]:
         return {name: self._task(name, t) for name, t in self.tasks.items()}
@@ -631,6 +607,7 @@ class Recipe(_Strict):
 
     def _task(self, name: str, t: TaskSettings) -> spec.TaskSpec:
         kept = {"data_set", "weight", "text", "text_length", "positives", "microbatches"}
+        known = embedders(self.modalities)
         return spec.TaskSpec(
             name=name,
             objectives=t.objectives,
@@ -640,12 +617,12 @@ class Recipe(_Strict):
             augment=t.augment.spec(),
             pair_weights=tuple(sorted(t.pair_weights.items())),
             variants=self._variants(name, t),
-            embedders=tuple((m, self.embedders[m]) for m in t.modalities if m in self.modalities),
+            embedders=tuple((m, known[m]) for m in t.modalities if m in self.modalities),
             **t.model_dump(include=kept),
         )
 
     def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:
-        if not has_frames(self, t):
+        if not has_frames(self.modalities, t.modalities):
             return (spec.Variant(name="all", global_batch_size=t.batch_size),)
         if not t.variants:
             raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
@@ -663,11 +640,6 @@ class Recipe(_Strict):
             )
             out.append(variant)
         return tuple(out)
-
-
-def has_frames(recipe: Recipe, task: TaskSettings) -> bool:
-    """Whether the task has an input that is cut into patches of frames, and so has variants."""
-    return any(recipe.embedders[modality] == "vision" for modality in task.modalities)
 
 
 def _request(function, *args, where: str, **kwargs):

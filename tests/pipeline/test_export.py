@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from model.config import ModelConfig, MoEConfig
+from model.config import ModelConfig, MoEConfig, PatchEmbedder
 from model.imp import Imp
 from pipeline import export
 from pipeline.cli import main
@@ -29,7 +29,8 @@ CLASSES = {"toy": ["red", "green", "blue"]}
 
 def make_imp(**fields) -> Imp:
     config = ModelConfig(**SIZES | fields)
-    return Imp(config, modalities=MODALITIES, pairs=PAIRS, offsets=PAIRS[1:], classifiers={"toy": 3})
+    modalities = (*MODALITIES, *(e.name for e in config.embedders))
+    return Imp(config, modalities=modalities, pairs=PAIRS, offsets=PAIRS[1:], classifiers={"toy": 3})
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def assert_equal(first: dict, second: dict) -> None:
     [
         {},
         {"moe": MoEConfig(4, 1, placement="interleaved", group="tokens"), "towers": "per_modality"},
+        {"embedders": (PatchEmbedder("depth", 64, (8, 8)), PatchEmbedder("touch", 5, (9,)))},
         {"dtype": "bfloat16", "position_scale": 0.3, "text_positions": (64,), "remat": "none"},
     ],
 )

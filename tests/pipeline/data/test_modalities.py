@@ -12,6 +12,7 @@ from PIL import Image
 
 from model.imp import Imp
 from pipeline import recipe as recipes
+from pipeline.cluster.streams import StreamSpec, block_bytes
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.manifest import Manifest
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, load, load_modality
@@ -130,6 +131,16 @@ def test_the_column_of_an_added_modality_is_read_whatever_was_copied_before(mani
     assert Manifest(manifest, media=("depth",)).fingerprint == Manifest(manifest).fingerprint
 
 
+def test_blocks_of_a_stream_count_added_modalities(manifest):
+    """16 patches of 64 float32 values a sample, and two samples a batch."""
+    recipe = make_recipe(manifest, modalities=["depth"], objective="softmax", variants=[])
+    task, data_set = recipe.task_specs()["rooms"], recipe.data_set_specs()["rooms"]
+    counts = {"seed": 0, "start": 0, "stop": 1, "share": 1.0, "cache_bytes": 0}
+    known = {"tokenizer": None, "fingerprint": {}, "known_bad": {}}
+    spec = StreamSpec(task=task, data_set=data_set, tokens=recipe.token_spec(), **counts, **known)
+    assert block_bytes(spec, 3) == 3 * 2 * 16 * 64 * 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -159,3 +170,14 @@ def test_names_of_modalities_are_new(manifest):
         with pytest.raises(RequestError, match=f"modalities.{name}: expected a new name"):
             recipes.from_dict(raw | {"modalities": {name: "tests.depth:DEPTH"}})
     assert load_modality("tests.depth:DEPTH") is DEPTH
+
+
+def test_a_resume_may_add_a_modality_with_the_mixture(manifest):
+    new = make_recipe(manifest).to_dict()
+    classes = new["tasks"]["rooms"] | {"modalities": ["image"], "objective": "softmax", "positives": None}
+    old = recipes.from_dict(new | {"modalities": {}, "tasks": {"classes": classes}}).to_dict()
+    new = recipes.from_dict(new | {"tasks": {"classes": classes, "rooms": new["tasks"]["rooms"]}}).to_dict()
+    with pytest.raises(RequestError, match="allow it with --set resume"):
+        recipes.check_resume(old, new)
+    allowed = new | {"resume": {"allow_mixture_change": True}}
+    assert recipes.check_resume(old, allowed) == ["modalities.depth is new", "tasks.rooms is new"]
