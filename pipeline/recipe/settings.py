@@ -16,12 +16,8 @@ from pipeline.data import spec
 from pipeline.data.spec import DecodeLimits
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
-<<<<<<< HEAD
-from pipeline.train.mixture.spec import KINDS, SamplerSpec, Stage
-=======
 from pipeline.recipe.added import added_specs, embedders, has_frames, patch_embedders
-from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
->>>>>>> data
+from pipeline.train.mixture.spec import KINDS, SamplerSpec, Stage
 
 # Frames of a video variant that names none.
 _FRAMES = 16
