@@ -26,15 +26,15 @@ class DirectQueue:
     """Makes each row of a task when it is asked for, through the same code as a stream's process."""
 
     def __init__(self, spec: RunSpec, task: TaskSpec, *, stop: int):
-        data_set = spec.data_sets[task.data_set]
+        data_set = spec.data.data_sets[task.data_set]
         samples = SampleMaker(
             task,
             data_set,
             source=open_source(data_set, modalities=task.media, cache_bytes=_CACHE_BYTES),
-            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
-            tokens=spec.tokens,
+            tokenizer=Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None,
+            tokens=spec.data.tokens,
         )
-        plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
+        plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
         self._maker, self._next = BatchMaker(plan, samples), 0
 
     def next(self) -> Row:
@@ -58,7 +58,9 @@ def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:
         spec = prepare(recipe, Path(folder))
 
         def queues(schedule) -> dict[str, DirectQueue]:
-            return {name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.tasks.items()}
+            return {
+                name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.data.tasks.items()
+            }
 
         # Standard output is the benchmark's.
         with contextlib.redirect_stdout(io.StringIO()):

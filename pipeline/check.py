@@ -47,14 +47,14 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
         spec = prepare(recipe, Path(folder), look=False)
-    tokenizer = Tokenizer(spec.tokenizer) if spec.tokenizer else None
+    tokenizer = Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None
     schedule = spec.schedule(START)
-    shares = {name: schedule.share(name) for name in spec.tasks}
-    of_recipe = problems_of_recipe(recipe, spec.tasks, num_rows=spec.num_rows, shares=shares)
+    shares = {name: schedule.share(name) for name in spec.data.tasks}
+    of_recipe = problems_of_recipe(recipe, spec.data.tasks, num_rows=spec.data.num_rows, shares=shares)
     found, stops, looks = {}, of_recipe.stops, of_recipe.looks
     cpu_s = 0.0
-    for name, data_set in spec.data_sets.items():
-        tasks = [t for t in spec.tasks.values() if t.data_set == name]
+    for name, data_set in spec.data.data_sets.items():
+        tasks = [t for t in spec.data.tasks.values() if t.data_set == name]
         if not tasks:
             continue
         media = dataclasses.replace(data_set, shards=None)
@@ -84,14 +84,14 @@ def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
     """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
     from pipeline.cluster.streams import StreamSpec
 
-    data_set = spec.data_sets[task.data_set]
+    data_set = spec.data.data_sets[task.data_set]
     stream = StreamSpec(
         task=task,
         data_set=data_set,
-        tokens=spec.tokens,
-        tokenizer=spec.tokenizer,
-        seed=spec.seed,
-        fingerprint=spec.fingerprints[data_set.name],
+        tokens=spec.data.tokens,
+        tokenizer=spec.data.tokenizer,
+        seed=spec.mixture.seed,
+        fingerprint=spec.data.fingerprints[data_set.name],
         start=0,
         stop=1,
         share=1.0,

@@ -24,6 +24,7 @@ from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.spec import RunSpec
+from pipeline.train.spec_parts import CheckpointSpec, DataSpec, MixtureSpec, PlacementSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.alarms import feed_advice
 from pipeline.train.telemetry.recorder import LoggingSpec
@@ -100,30 +101,30 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
     # Kept in the run directory and in checkpoints; the specs have the URIs as they were given.
     config = redacted_values(recipe.to_dict())
-    train = recipe.train
+    train, cluster = recipe.train, recipe.cluster
+    model_bytes = tokenizer.model if tokenizer else None
+    data = DataSpec(tasks, data_sets, recipe.token_spec(), fingerprints, model_bytes)
     spec = RunSpec(
         run_dir=str(run_dir.absolute()),
-        config=config,
-        tasks=tasks,
-        data_sets=data_sets,
-        tokens=recipe.token_spec(),
-        fingerprints=fingerprints,
-        tokenizer=tokenizer.model if tokenizer else None,
+        recipe=config,
+        data=data,
         model=model,
         optimizer=recipe.optimizer(),
-        seed=recipe.seed,
-        num_steps=train.num_steps,
-        checkpoint_every=train.checkpoint_every,
-        keep_last=recipe.checkpoint.keep_last,
-        keep_every=recipe.checkpoint.keep_every,
-        sampler=recipe.sampler_spec(),
-        stall_timeout_s=recipe.cluster.stall_timeout_s,
-        init_from=recipe.init.from_ and recipes.locate(recipe.init.from_),
-        init_step=init_step,
+        mixture=MixtureSpec(recipe.seed, train.num_steps, recipe.sampler_spec()),
+        checkpoints=CheckpointSpec(
+            every=train.checkpoint_every,
+            keep_last=recipe.checkpoint.keep_last,
+            keep_every=recipe.checkpoint.keep_every,
+            init_from=recipe.init.from_ and recipes.locate(recipe.init.from_),
+            init_step=init_step,
+        ),
+        placement=PlacementSpec(
+            expert_parallel=cluster.expert_parallel,
+            fsdp=cluster.fsdp,
+            compile_cache=cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
+            stall_timeout_s=cluster.stall_timeout_s,
+        ),
         logging=_logging(recipe),
-        expert_parallel=recipe.cluster.expert_parallel,
-        fsdp=recipe.cluster.fsdp,
-        compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
     # Once the recipe is written only it goes on, so what refuses it comes first.
     spec.position()

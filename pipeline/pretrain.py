@@ -44,23 +44,23 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
             set_damaged_aside(run_dir)
             spec = prepare(recipe, run_dir)
-            done = spec.checkpoints().latest_step or 0
-        if done >= spec.num_steps and (run_dir / "report.html").exists():
-            print(f"{run_dir} is finished: {done} of {spec.num_steps} steps. Report: {run_dir / 'report.html'}")
+            done = spec.open_checkpoints().latest_step or 0
+        if done >= spec.mixture.num_steps and (run_dir / "report.html").exists():
+            print(f"{run_dir} is finished: {done} of {spec.mixture.num_steps} steps. Report: {run_dir / 'report.html'}")
             return True
-        for line in spec.checkpoints().faults():
+        for line in spec.open_checkpoints().faults():
             print(f"warning: {line}", file=sys.stderr, flush=True)
         if done:
             stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {_command()}")
-            print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
+            print(f"resuming {run_dir} after step {done} of {spec.mixture.num_steps}", flush=True)
         for line in changes:
             print(f"the mixture changes: {line}", flush=True)
-        if done < spec.num_steps:
+        if done < spec.mixture.num_steps:
             # Those of an earlier end are of fewer steps.
             for name in _OF_THE_END:
                 (run_dir / name).unlink(missing_ok=True)
-        summary = _train(spec, cluster, clock, stop) if done < spec.num_steps else _old_summary(run_dir, done)
-        if summary["steps"] < spec.num_steps:
+        summary = _train(spec, cluster, clock, stop) if done < spec.mixture.num_steps else _old_summary(run_dir, done)
+        if summary["steps"] < spec.mixture.num_steps:
             with contextlib.suppress(OSError):
                 print(f"stopped after step {summary['steps']}, state saved; go on with: {_command()}", flush=True)
             return False

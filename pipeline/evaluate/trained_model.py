@@ -16,8 +16,7 @@ from pipeline import recipe as recipes
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.devices import use_compute_type
-from pipeline.train.initial_state import host_device
+from pipeline.train.devices import host_device, use_compute_type
 from pipeline.train.mixture.structures import structure_of
 
 _BATCH = 64

@@ -21,9 +21,9 @@ class StepCompiler:
         compile_fn: Callable[[Structure], Callable],
         budget: list[Structure],
         *,
-        built: Callable[[], None] = lambda: None,
+        on_compiled: Callable[[], None] = lambda: None,
     ):
-        self._compile, self._budget, self._built = compile_fn, set(budget), built
+        self._compile, self._budget, self._on_compiled = compile_fn, set(budget), on_compiled
         self._compiled: dict[Structure, Callable] = {}
         self.compile_s: dict[Structure, float] = {}
         self.alarms: list[Structure] = []
@@ -67,7 +67,7 @@ class StepCompiler:
             self._compiled[structure], self._busy = step, None
             self.compile_s[structure] = time.perf_counter() - start
             self._changed.notify_all()
-        self._built()
+        self._on_compiled()
 
     def ready(self, structure: Structure) -> Callable | None:
         """The compiled step if it is there already."""

@@ -28,25 +28,25 @@ def computes(silent_s: float, cpu_s: float) -> bool:
 
 
 class Watchdog:
-    """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
+    """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
     A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
-    patient: whether something else is under way that may take that long. What another process has left at
+    is_patient: whether something else is under way that may take that long. What another process has left at
     ``path`` is kept, and a number added to the name.
     """
 
     def __init__(self, path: Path, *, timeout_s: float, rank: int = 0):
         self._timeout_s, self._rank, self._path, number = timeout_s, rank, path, 2
-        self.patient: Callable[[], bool] = lambda: False
+        self.is_patient: Callable[[], bool] = lambda: False
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
         self._closed, self._said = threading.Event(), False
-        self.beat("the start")
+        self.heartbeat("the start")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def beat(self, what: str) -> None:
+    def heartbeat(self, what: str) -> None:
         """Something was finished: ``what``, in a few words."""
         self._what, self._last, self._cpu_s = what, time.monotonic(), time.process_time()
 
@@ -58,7 +58,7 @@ class Watchdog:
                 slow = computes(silent_s, time.process_time() - self._cpu_s)
                 if slow:
                     self._say_slow()
-                limit_s *= _PATIENCE if slow or self.patient() else 1
+                limit_s *= _PATIENCE if slow or self.is_patient() else 1
             if silent_s > limit_s:
                 self._end(limit_s)
             self._arm()

@@ -77,17 +77,21 @@ def test_prepare_fills_the_run_directory(tmp_path, make_recipe):
     run_dir, recipe = tmp_path / "run", make_recipe(seed=5)
     spec = prepare(recipe, run_dir)
     assert sorted(p.name for p in run_dir.iterdir()) == ["config.yaml", "tokenizer.model"]
-    assert yaml.safe_load((run_dir / "config.yaml").read_text()) == recipe.to_dict() == spec.config
-    assert spec.tokenizer == (run_dir / "tokenizer.model").read_bytes()
-    assert spec.num_rows == {"pets": 30} and (spec.seed, spec.num_steps) == (5, 10) and spec.run_dir == str(run_dir)
-    assert list(spec.tasks) == ["pet_text"] and spec.model.vocab_size > 16
-    assert (spec.expert_parallel, spec.fsdp) == (1, False)
+    assert yaml.safe_load((run_dir / "config.yaml").read_text()) == recipe.to_dict() == spec.recipe
+    assert spec.data.tokenizer == (run_dir / "tokenizer.model").read_bytes()
+    assert (
+        spec.data.num_rows == {"pets": 30}
+        and (spec.mixture.seed, spec.mixture.num_steps) == (5, 10)
+        and spec.run_dir == str(run_dir)
+    )
+    assert list(spec.data.tasks) == ["pet_text"] and spec.model.vocab_size > 16
+    assert (spec.placement.expert_parallel, spec.placement.fsdp) == (1, False)
     assert spec.schedule(START).batches_before(10) == {"pet_text": 10}
 
 
 def test_how_parameters_lie_over_devices_reaches_the_run(tmp_path, make_recipe):
     spec = prepare(make_recipe(cluster={"expert_parallel": 2, "fsdp": True}), tmp_path / "run")
-    assert (spec.expert_parallel, spec.fsdp) == (2, True)
+    assert (spec.placement.expert_parallel, spec.placement.fsdp) == (2, True)
     check_run_dir(make_recipe(), tmp_path / "run")
 
 
@@ -101,9 +105,9 @@ def test_preparing_again_changes_nothing(tmp_path, make_recipe):
 def test_the_run_keeps_its_own_tokenizer(tmp_path, make_recipe):
     own = train_tokenizer(["some other words altogether"] * 5, vocab_size=40, into=tmp_path / "other.model")
     recipe = make_recipe(text={"tokenizer": str(tmp_path / "other.model")})
-    assert prepare(recipe, tmp_path / "run").tokenizer == own.model
+    assert prepare(recipe, tmp_path / "run").data.tokenizer == own.model
     (tmp_path / "other.model").unlink()
-    assert prepare(recipe, tmp_path / "run").tokenizer == own.model
+    assert prepare(recipe, tmp_path / "run").data.tokenizer == own.model
 
 
 def test_a_run_takes_a_tokenizer_json_and_keeps_it(tmp_path, make_recipe, monkeypatch):
@@ -114,7 +118,7 @@ def test_a_run_takes_a_tokenizer_json_and_keeps_it(tmp_path, make_recipe, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     first = prepare(recipe, tmp_path / "run")
     copy = tmp_path / "run" / "tokenizer.model"
-    assert first.tokenizer == copy.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    assert first.data.tokenizer == copy.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
     assert first.model.vocab_size == 7
     (tmp_path / "tokenizer.json").unlink()
     assert prepare(recipe, tmp_path / "run") == first
@@ -136,7 +140,7 @@ def test_a_tokenizer_is_trained_on_the_usable_text_alone(tmp_path, make_recipe, 
     (tmp_path / "x.png").touch()
     one = make_recipe(rows=write_raw_manifest(tmp_path / "good.parquet", good))
     other = make_recipe(rows=write_raw_manifest(tmp_path / "all.parquet", rows[:2] + good + rows[2:]))
-    assert prepare(one, tmp_path / "one").tokenizer == prepare(other, tmp_path / "other").tokenizer
+    assert prepare(one, tmp_path / "one").data.tokenizer == prepare(other, tmp_path / "other").data.tokenizer
 
 
 def test_a_row_without_an_id_is_a_wrong_request(tmp_path, make_recipe, write_manifest):
@@ -146,21 +150,23 @@ def test_a_row_without_an_id_is_a_wrong_request(tmp_path, make_recipe, write_man
 
 
 def test_the_tokenizer_is_the_same_in_every_run(tmp_path, make_recipe):
-    assert prepare(make_recipe(), tmp_path / "a").tokenizer == prepare(make_recipe(), tmp_path / "b").tokenizer
+    assert (
+        prepare(make_recipe(), tmp_path / "a").data.tokenizer == prepare(make_recipe(), tmp_path / "b").data.tokenizer
+    )
 
 
 def test_a_tokenizer_of_labels_knows_them_in_their_prompts(tmp_path, make_recipe):
     from pipeline.data.tokenizer import Tokenizer
 
     spec = prepare(make_recipe(task=TASK | {"text": "labels"}, text={"vocab_size": 200}), tmp_path / "run")
-    ids = Tokenizer(spec.tokenizer).encode("a small picture with dog", 32)
+    ids = Tokenizer(spec.data.tokenizer).encode("a small picture with dog", 32)
     assert ids.any() and 1 not in ids
 
 
 def test_without_text_there_is_no_tokenizer(tmp_path, make_recipe):
     task = {k: v for k, v in TASK.items() if k != "text_length"} | {"objective": "softmax", "modalities": ["image"]}
     spec = prepare(make_recipe(task=task), tmp_path / "run")
-    assert spec.tokenizer is None and not (tmp_path / "run" / "tokenizer.model").exists()
+    assert spec.data.tokenizer is None and not (tmp_path / "run" / "tokenizer.model").exists()
 
 
 # --- manifests against tasks ---
@@ -218,7 +224,7 @@ def test_rows_of_shards_are_counted(tmp_path, make_recipe):
     index = {"format": FORMAT, "fingerprint": {"num_rows": 9}}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     sets = {"pets": make_recipe().to_dict()["data_sets"]["pets"] | {"shards": str(tmp_path / "shards")}}
-    assert prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows == {"pets": 9}
+    assert prepare(make_recipe(data_sets=sets), tmp_path / "run").data.num_rows == {"pets": 9}
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index | {"fingerprint": {"num_rows": 0}}))
     with pytest.raises(RequestError, match=r"data_sets\.pets\.shards: .* has no rows"):
         prepare(make_recipe(data_sets=sets), tmp_path / "run")
@@ -226,7 +232,7 @@ def test_rows_of_shards_are_counted(tmp_path, make_recipe):
 
 def test_data_sets_that_no_task_uses_are_not_opened(tmp_path, make_recipe):
     sets = make_recipe().to_dict()["data_sets"] | {"other": {"manifest": "/none/there.parquet"}}
-    assert set(prepare(make_recipe(data_sets=sets), tmp_path / "run").num_rows) == {"pets"}
+    assert set(prepare(make_recipe(data_sets=sets), tmp_path / "run").data.num_rows) == {"pets"}
 
 
 # --- run directories ---

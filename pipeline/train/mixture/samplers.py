@@ -141,10 +141,11 @@ def _capped(shares: np.ndarray, most: float) -> np.ndarray:
 
 
 class Sampler(Protocol):
-    """names: the tasks. known: steps below it can be asked for."""
+    """names: the tasks. adaptive: whether losses decide later steps. decided_until: the first undecided step."""
 
     names: tuple[str, ...]
-    known: float
+    adaptive: bool
+    decided_until: float
 
     def tasks(self, start: int, stop: int) -> np.ndarray:
         """Task index of the steps start .. stop - 1 (steps counted from 0), int64."""
@@ -166,7 +167,8 @@ class Sampler(Protocol):
 @dataclasses.dataclass
 class _Stateless:
     names: tuple[str, ...]
-    known: float = math.inf
+    adaptive: bool = False
+    decided_until: float = math.inf
 
     def observe(self, step: int, task: str, loss: float) -> None:
         pass
@@ -292,6 +294,7 @@ class Bandit:
     """
 
     _MEMORY = 0.7
+    adaptive = True
 
     def __init__(self, names: tuple[str, ...], shares: np.ndarray, *, seed: int, spec: SamplerSpec, step: int, state):
         self.names, self._base, self._seed, self._spec = tuple(names), np.asarray(shares), seed, spec
@@ -314,7 +317,7 @@ class Bandit:
         return {"base": base, "lag": self._lag, "floor": self._spec.floor, "gain": self._spec.gain}
 
     @property
-    def known(self) -> int:
+    def decided_until(self) -> int:
         return (max(self._rounds) + 1) * self._lag
 
     def _shares_now(self) -> np.ndarray:
@@ -330,7 +333,7 @@ class Bandit:
         return order.tasks_at(self._seed, steps, probabilities=probabilities) if len(steps) else steps
 
     def expected(self, start: int, stop: int) -> np.ndarray:
-        """Of rounds not known yet: as the last known one."""
+        """Undecided rounds count as the last decided one."""
         total, latest = np.zeros(len(self.names)), max(self._rounds)
         for r in range(start // self._lag, -(-stop // self._lag)):
             steps = min(stop, (r + 1) * self._lag) - max(start, r * self._lag)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import threading
 
 import numpy as np
 
 from model.structure import Structure
 from pipeline.data.plan import TaskPlan
-from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.samplers import SamplerSpec
+from pipeline.data.spec import Variant
 from pipeline.train.mixture.structures import structure_of
+from pipeline.train.spec_parts import DataSpec, MixtureSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +39,23 @@ class Position:
     sampler: dict = dataclasses.field(default_factory=dict)
 
 
-START, _PAPERS_RULE = Position(), SamplerSpec()
+START = Position()
 
 
 class Schedule:
     """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
 
-    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below ``known``
-    are decided; ``observe`` decides more. Safe to read in one thread while another observes.
+    With an adaptive sampler only the steps below ``decided_until`` are decided; ``observe`` decides more. Safe to read
+    in one thread while another observes.
     """
 
-    def __init__(
-        self,
-        tasks: dict[str, TaskSpec],
-        data_sets: dict[str, DataSetSpec],
-        *,
-        num_rows: dict[str, int],
-        tokens: TokenSpec,
-        seed: int,
-        num_steps: int,
-        sampler: SamplerSpec = _PAPERS_RULE,
-        position: Position = START,
-    ):
-        self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
+    def __init__(self, data: DataSpec, mixture: MixtureSpec, position: Position = START):
+        tasks, num_rows, sampler = data.tasks, data.num_rows, mixture.sampler
+        seed, num_steps = mixture.seed, mixture.num_steps
+        self.tasks = tasks
+        self.num_rows = num_rows
+        self.num_steps = num_steps
+        self.position = position
         self.start = position.step
         self.weights = sampler.weights(tasks, num_rows)
         self.sampler = sampler.sampler(
@@ -82,26 +75,34 @@ class Schedule:
         # A task that never runs gets no structure to compile; what it has learned before stays in the model.
         running = sampler.runs(tasks)
         every = {
-            (n, v.name): structure_of(t, v, data_sets[t.data_set], tokens) for n, t in tasks.items() for v in t.variants
+            (n, v.name): structure_of(t, v, data.data_sets[t.data_set], data.tokens)
+            for n, t in tasks.items()
+            for v in t.variants
         }
         self._structures = {key: s for key, s in every.items() if key[0] in running}
         self.model_structures = [s for (n, _), s in every.items() if n in running or self._done[n]]
         self._expected = (self.start, np.array([position.expected.get(n, 0.0) for n in tasks]))
 
     @property
-    def known(self) -> int:
-        """Steps below it are decided."""
+    def steps(self) -> range:
+        """The steps of this run from its position to its end."""
+        return range(self.start, self.num_steps)
+
+    @property
+    def decided_until(self) -> int:
+        """The first step whose task is not decided yet."""
         return self.start + self._decided
 
     @property
     def adaptive(self) -> bool:
-        return self.sampler.known != math.inf
+        """Whether losses decide which task a later step runs."""
+        return self.sampler.adaptive
 
     def _grow(self) -> None:
-        stop = int(min(self.num_steps, self.sampler.known))
-        if stop <= self.known:
+        stop = int(min(self.num_steps, self.sampler.decided_until))
+        if stop <= self.decided_until:
             return
-        more, end = self.sampler.tasks(self.known, stop), stop - self.start
+        more, end = self.sampler.tasks(self.decided_until, stop), stop - self.start
         self._steps[self._decided : end] = more
         batches = self._batches[self._decided : end]
         for index in range(len(self.tasks)):
@@ -122,7 +123,7 @@ class Schedule:
     def wait(self, step: int, *, timeout_s: float) -> bool:
         """Whether step ``step`` is decided, after waiting for it."""
         with self._grown:
-            return self._grown.wait_for(lambda: step < self.known, timeout_s)
+            return self._grown.wait_for(lambda: step < self.decided_until, timeout_s)
 
     def __getitem__(self, step: int) -> Step:
         """Step ``step``, counted from 0 over the whole run."""
@@ -143,7 +144,7 @@ class Schedule:
 
     def batches_at_most(self, task: str) -> int:
         """How many batches the task may have had when the run ends: the number itself where it is decided."""
-        return self.batches_before(self.known)[task] + self.num_steps - self.known
+        return self.batches_before(self.decided_until)[task] + self.num_steps - self.decided_until
 
     def expected_before(self, step: int) -> dict[str, float]:
         """How many of the first ``step`` steps each task's weight promised it. Asked for rising steps."""
@@ -182,6 +183,6 @@ class Schedule:
             keys[mine] += self.plans[name].variants[self._batches[mine]]
         _, firsts = np.unique(keys, return_index=True)
         found = dict.fromkeys(self[self.start + int(first)].structure for first in sorted(firsts))
-        if self.known < self.num_steps:
+        if self.decided_until < self.num_steps:
             found |= dict.fromkeys(self._structures.values())
         return list(found)

@@ -40,18 +40,16 @@ class Progress:
     """mode: "rich" (the panel), "plain" (lines), "none", or "auto": the panel where stderr is a terminal. forecast: of
     the steps to come."""
 
-    def __init__(
-        self, *, mode: str, num_steps: int, every_s: float, start_step: int = 0, forecast: Forecast | None = None
-    ):
+    def __init__(self, *, mode: str, steps: range, every_s: float, forecast: Forecast | None = None):
         if mode == "auto":
             mode = "rich" if sys.stderr.isatty() else "plain"
-        self._num_steps, self._every_s, self._last = num_steps, every_s, 0.0
+        self._num_steps, self._every_s, self._last = steps.stop, every_s, 0.0
         self._plain, self._panel = mode == "plain", None
         self._forecast = forecast or Forecast()
         # (examples, tokens, seconds waiting for data, seconds in all, model FLOPs in seconds at peak).
         self._recent: collections.deque = collections.deque(maxlen=_RECENT_STEPS)
         if mode == "rich":
-            self._panel, self._every_s = Panel(num_steps=num_steps, start_step=start_step), _PANEL_EVERY_S
+            self._panel, self._every_s = Panel(steps), _PANEL_EVERY_S
 
     def update(self, record: dict) -> None:
         """record: a line of metrics.jsonl."""
@@ -105,7 +103,7 @@ class Progress:
 class Panel:
     """The live panel: a bar, the speed, a row a task, the last alarms. Never higher or wider than the terminal."""
 
-    def __init__(self, *, num_steps: int, start_step: int, console: Console | None = None):
+    def __init__(self, steps: range, *, console: Console | None = None):
         from rich.console import Console
         from rich.live import Live
 
@@ -114,7 +112,7 @@ class Panel:
         # Drawn when there is news: a thread that draws would take its share of a small machine.
         self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
         self._live.start()
-        self._live.update(f"step {start_step:,} of {num_steps:,}: waiting for the first batch", refresh=True)
+        self._live.update(f"step {steps.start:,} of {steps.stop:,}: waiting for the first batch", refresh=True)
 
     def add(self, record: dict) -> None:
         self._tasks.setdefault(record["task"], _Task(record["task"])).add(record)

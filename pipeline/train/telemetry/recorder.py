@@ -46,8 +46,8 @@ class Recorder:
     """Takes the record of each step to whatever shows or keeps it: files, writers, alarms, progress, profiler.
 
     Rank 0 keeps all of it, other ranks their samples alone. flops: (task, variant) → training FLOPs of a step on all
-    devices. shared_encoder: all modalities go through the same experts. forecast: of the steps to come.
-    first_step_at: time.time() when the first step's metrics came, None before.
+    devices. steps: those still to run. shared_encoder: all modalities go through the same experts. forecast: of these
+    steps. first_step_at: time.time() when the first step's metrics came, None before.
     """
 
     def __init__(
@@ -56,8 +56,7 @@ class Recorder:
         *,
         run_dir: Path,
         rank: int,
-        start_step: int,
-        num_steps: int,
+        steps: range,
         flops: Mapping[tuple[str, str], int],
         shared_encoder: bool,
         forecast: Forecast | None = None,
@@ -68,15 +67,14 @@ class Recorder:
         with self._writing():
             if spec.log_samples:
                 name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
-                self._samples = StepLog(run_dir / name, keep_steps=start_step)
+                self._samples = StepLog(run_dir / name, keep_steps=steps.start)
                 if rank == 0:
-                    _cut_back_ranks_that_left(run_dir, keep_steps=start_step)
+                    _cut_back_ranks_that_left(run_dir, keep_steps=steps.start)
             if rank == 0:
                 self._rank_0 = _Rank0(
                     spec,
                     run_dir=run_dir,
-                    start_step=start_step,
-                    num_steps=num_steps,
+                    steps=steps,
                     speed=Speed(flops, peak_flops=spec.peak_flops),
                     alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
                     forecast=forecast,
@@ -138,29 +136,27 @@ class _Rank0:
         spec: LoggingSpec,
         *,
         run_dir: Path,
-        start_step: int,
-        num_steps: int,
+        steps: range,
         speed: Speed,
         alarms: Alarms,
         forecast: Forecast | None,
     ):
         self._began, self._experts_file = time.perf_counter(), run_dir / "experts.json"
-        self._log_every, self._num_steps, self._unlogged_alarms = spec.log_every, num_steps, []
+        self._log_every, self._last_step, self._unlogged_alarms = spec.log_every, steps.stop, []
         self._speed, self._alarms = speed, alarms
-        self._loads = ExpertLoads.read(self._experts_file) if start_step else ExpertLoads()
-        self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=start_step)
-        place = Place(run_dir, spec.project, start_step, logged_step=self._metrics.last_step)
+        self._loads = ExpertLoads.read(self._experts_file) if steps.start else ExpertLoads()
+        self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=steps.start)
+        place = Place(run_dir, spec.project, steps.start, logged_step=self._metrics.last_step)
         self._writers = open_writers(spec.writers, place)
         self._profiler = None
         if spec.profile_steps:
             self._profiler = ProfilerWindow(
-                spec.profile_steps, folder=run_dir / "profile", start_step=start_step, every=1
+                spec.profile_steps, folder=run_dir / "profile", start_step=steps.start, every=1
             )
         self._progress = Progress(
             mode=spec.progress,
-            num_steps=num_steps,
+            steps=steps,
             every_s=spec.progress_every_s,
-            start_step=start_step,
             forecast=forecast,
         )
 
@@ -172,7 +168,7 @@ class _Rank0:
         _say([f"alarm at step {record['step']}: {text}" for text in alarms])
         if self._profiler:
             self._profiler.reached(record["step"])
-        if record["step"] % self._log_every and record["step"] != self._num_steps:
+        if record["step"] % self._log_every and record["step"] != self._last_step:
             return
         alarms, self._unlogged_alarms = self._unlogged_alarms, []
         record |= self._speed.of(record) | devices.memory() | {"moe": layer_means(moe)}

@@ -66,7 +66,7 @@ def test_shares(fields, expected):
 def test_a_task_without_weight_is_never_drawn():
     for kind in ("multinomial", "uniform", "exact", "round_robin", "bandit"):
         sampler = make({"x": 1.0, "y": 0.0, "z": 2.0}, kind=kind, lag=64)
-        found = sampler.tasks(0, int(min(sampler.known, 500)))
+        found = sampler.tasks(0, int(min(sampler.decided_until, 500)))
         assert 1 not in found and set(found) == {0, 2}, kind
 
 
@@ -234,10 +234,10 @@ def test_the_first_rounds_of_the_bandit_by_hand():
     """lag 2, one loss a task: round 0 and 1 by the weights, round 2 by the losses of round 0 alone."""
     spec = SamplerSpec(kind="bandit", lag=2, floor=0.0, gain=1.0)
     sampler = Bandit(("x", "y"), np.array([0.5, 0.5]), seed=0, spec=spec, step=0, state={})
-    assert sampler.known == 4
+    assert sampler.decided_until == 4
     sampler.observe(0, "x", 3.0)
     sampler.observe(1, "x", 1.0)
-    assert sampler.known == 6
+    assert sampler.decided_until == 6
     # x's first round sets its measure: value 1, as y's that never ran.
     np.testing.assert_allclose(sampler.expected(4, 6), [1.0, 1.0])
     sampler.observe(2, "x", 1.0)
@@ -255,7 +255,7 @@ def test_the_bandit_goes_on_from_its_state_as_if_it_had_never_stopped(stop):
     drawn = drive(first, falling, 0, stop)
     state = json.loads(json.dumps(first.state()))
     second = make({"x": 1.0, "y": 2.0, "z": 1.0}, kind="bandit", seed=5, position=state, step=stop)
-    assert second.known == first.known
+    assert second.decided_until == first.decided_until
     assert drawn + drive(second, falling, stop, 300) == expected
     assert second.state() == whole.state()
 
@@ -287,7 +287,7 @@ def test_other_settings_of_the_bandit_hold_from_the_resume_on():
     drive(old, lambda name, step: 1.0, 0, 20)
     stopped = make({"x": 1.0, "y": 0.0}, kind="bandit", lag=8, position=old.state(), step=20)
     assert set(stopped.tasks(20, 32)) == {0}
-    assert make(weights, kind="bandit", lag=16, position=old.state(), step=20).known == 48
+    assert make(weights, kind="bandit", lag=16, position=old.state(), step=20).decided_until == 48
     first = make(kind="exact", period=10)
     other = make(kind="exact", period=50, position=first.state(), step=20)
     assert counts(other, 20, 70) == apportion(np.array([0.375, 0.125, 0.5]), 50).tolist()

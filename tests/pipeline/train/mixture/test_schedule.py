@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from model.structure import Inputs
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.train.mixture.samplers import SamplerSpec
-from pipeline.train.mixture.schedule import Position, Schedule
+from pipeline.train.mixture.schedule import START, Position, Schedule
 from pipeline.train.mixture.structures import structure_of
+from pipeline.train.spec_parts import DataSpec, MixtureSpec
 
 CLASSES = ("a", "b", "c", "d")
 LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)
 SMALL = Variant("64x64", 32, size=64, grid=(1, 4, 4), num_vision_tokens=16)
 VIDEO = Variant("16x64x64-drop0.75", 8, num_frames=16, size=64, drop_rate=0.75, grid=(4, 4, 4), num_vision_tokens=16)
 DATA_SETS = {name: DataSetSpec(name, "unused", {}, classes=CLASSES) for name in ("photos", "films")}
-NUM_ROWS = {"photos": 300, "films": 100}
+FINGERPRINTS = {"photos": {"num_rows": 300}, "films": {"num_rows": 100}}
+PAPERS_RULE = SamplerSpec()
 
 
 def task(
@@ -39,8 +41,11 @@ TASKS = {
 }
 
 
-def schedule(num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS, **fields) -> Schedule:
-    return Schedule(tasks, DATA_SETS, num_rows=NUM_ROWS, tokens=TokenSpec(), seed=seed, num_steps=num_steps, **fields)
+def schedule(
+    num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS, sampler=PAPERS_RULE, position=START
+) -> Schedule:
+    data = DataSpec(tasks, DATA_SETS, TokenSpec(), fingerprints=FINGERPRINTS)
+    return Schedule(data, MixtureSpec(seed, num_steps, sampler), position)
 
 
 def weighted(**weights: float | None) -> dict[str, TaskSpec]:
@@ -213,10 +218,10 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(kind, stop, seed):
 
 def test_an_adaptive_sampler_decides_its_steps_as_losses_come():
     plan = schedule(100, sampler=SamplerSpec(kind="bandit", lag=8))
-    assert plan.adaptive and plan.known == 16 and not plan.wait(16, timeout_s=0)
+    assert plan.adaptive and plan.decided_until == 16 and not plan.wait(16, timeout_s=0)
     assert plan.batches_at_most("tags") == plan.batches_before(16)["tags"] + 84
     losses_seen(plan, 0, 8)
-    assert plan.known == 24
+    assert plan.decided_until == 24
     # All structures may yet be used, whether or not a decided step does.
     assert set(plan.in_order_of_first_use()) == set(plan.structures.values())
 
