@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline.corpus import build_corpus
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.spec import TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.prepare import build_corpus, prepare
+from pipeline.plan import plan
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 
@@ -55,7 +56,7 @@ def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:
     recipe = recipes.from_dict(raw)
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        spec = prepare(recipe, Path(folder))
+        spec = plan(recipe, Path(folder))
 
         def queues(schedule) -> dict[str, DirectQueue]:
             return {

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pipeline import recipe as recipes
 from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.files import write_json
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 
 STEP_S = 0.25
 TASKS, CLIPS, ROWS_PER_SHARD = 3, 512, 128
@@ -148,7 +148,7 @@ def main() -> None:
         recipe = recipe_of(folder, steps=arguments.steps)
         data_sets = recipe.data_set_specs()
         size = sum(write_shards(d, folder / n, seed=i) for i, (n, d) in enumerate(data_sets.items()))
-        spec = prepare(recipe, folder / "run")
+        spec = plan(recipe, folder / "run")
         result = {
             "cpus": os.cpu_count(),
             "shards_gb": round(size / 1e9, 2),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import tempfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from pipeline import lint
+from pipeline.corpus import build_corpus
 from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
@@ -23,7 +22,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount, Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
-from pipeline.prepare import build_corpus, prepare, problems_of_recipe
+from pipeline.plan import plan, problems_of_recipe
 from pipeline.recipe import Recipe
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
@@ -45,12 +44,11 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
     are worth a look. Raises RequestError for what stops a run before its first step.
     """
     build_corpus(recipe)
-    with tempfile.TemporaryDirectory() as folder:
-        spec = prepare(recipe, Path(folder), look=False)
+    spec = plan(recipe, look=False)
     tokenizer = Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None
     schedule = spec.schedule(START)
     shares = {name: schedule.share(name) for name in spec.data.tasks}
-    of_recipe = problems_of_recipe(recipe, spec.data.tasks, num_rows=spec.data.num_rows, shares=shares)
+    of_recipe = problems_of_recipe(recipe, spec.data, shares=shares)
     found, stops, looks = {}, of_recipe.stops, of_recipe.looks
     cpu_s = 0.0
     for name, data_set in spec.data.data_sets.items():

@@ -10,19 +10,18 @@ from pathlib import Path
 
 from pipeline.cluster.start import Cluster, check_accelerator, end_ray, start_ray
 from pipeline.cluster.streams import DecodeOptions
+from pipeline.corpus import build_corpus
 from pipeline.credentials import redacted
-from pipeline.prepare import build_corpus, check_run_dir, lock_run_dir, prepare
+from pipeline.plan import plan
 from pipeline.recipe import Recipe
+from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
-from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.spec import RunSpec
 from pipeline.waiting import waiting_for
 
 # Written once training has ended, the page last.
 _OF_THE_END = ("report.html", "eval.json", "summary.json")
-# Bytes of a checkpoint that take some seconds to read.
-_SLOW_BYTES = 4_000_000_000
 
 
 def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, stop: Stop | None = None) -> bool:
@@ -43,7 +42,8 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
             build_corpus(recipe)
         with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
             set_damaged_aside(run_dir)
-            spec = prepare(recipe, run_dir)
+            spec = plan(recipe, run_dir)
+            claim(run_dir, spec)
             done = spec.open_checkpoints().latest_step or 0
         if done >= spec.mixture.num_steps and (run_dir / "report.html").exists():
             print(f"{run_dir} is finished: {done} of {spec.mixture.num_steps} steps. Report: {run_dir / 'report.html'}")
@@ -67,17 +67,6 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {_command()}")
         _finish(recipe, run_dir, summary, clock)
     return True
-
-
-def set_damaged_aside(run_dir: Path) -> None:
-    """Reads the newest checkpoint before the run goes on from it; the one before is the way back."""
-    checkpoints = Checkpoints(run_dir)
-    if checkpoints.latest_bytes > _SLOW_BYTES:
-        size = checkpoints.latest_bytes / 1e9
-        print(f"comparing checkpoint {checkpoints.latest_step} ({size:.0f} GB) with its digests", flush=True)
-    _, lines = checkpoints.choose(set_aside=True)
-    for line in lines:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _train(spec: RunSpec, cluster: Cluster, clock: _Clock, stop: Stop) -> dict:

@@ -12,8 +12,8 @@ from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.prepare import check_run_dir, prepare
-from pipeline.pretrain import set_damaged_aside
+from pipeline.plan import plan
+from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.step_gate import StepGate
@@ -51,7 +51,8 @@ class DirectQueue:
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     check_run_dir(recipe, run_dir)
     set_damaged_aside(run_dir)
-    spec = prepare(recipe, run_dir)
+    spec = plan(recipe, run_dir)
+    claim(run_dir, spec)
 
     def make_queues(schedule):
         begins = schedule.batches_before(schedule.start)

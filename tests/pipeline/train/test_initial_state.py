@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
-from pipeline.prepare import check_run_dir
+from pipeline.run_dir import check_run_dir
 from pipeline.train import saver
 from pipeline.train.checkpoint import Checkpoints
 

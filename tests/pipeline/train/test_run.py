@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh
 
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
@@ -134,7 +134,7 @@ def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
         raise AssertionError("decoding would have started")
 
     with pytest.raises(RequestError) as caught:
-        train(prepare(recipes.from_dict(recipe), run_dir), make_queues)
+        train(plan(recipes.from_dict(recipe), run_dir), make_queues)
     return str(caught.value)
 
 
