@@ -1,4 +1,4 @@
-"""What of a recipe's data would stop or spoil a run, seen before its first step: ids, labels, media, held-out rows."""
+"""Problems of a recipe's data that would stop or spoil a run, found before its first step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from pipeline.data.media.storage import check_uri
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import some_of
 
-# Rows, spread over a data set, whose media are looked for.
+# Rows, spread over a data set, whose media files are looked for.
 _ROWS = 64
-# Files in remote storage that are asked for, and seconds to wait for the answers.
-_MOST_REMOTE, _PRESENCE_S = 16, 5.0
-# A task is short of steps below this number, where an even share would be at least twice as many; and below one step in
-# a hundred, where that is less than this part of an even share.
-_FEW_STEPS, _FEW_OF_EVEN = 50, 0.1
+# Maximum number of files to look for in remote storage, and seconds to wait for the answers.
+_MAX_REMOTE, _PRESENCE_S = 16, 5.0
+# Number of steps below which a task is short of them, if an even share would be at least twice as many.
+_FEW_STEPS = 50
+# Part of an even share below which a task is short of steps, if it gets less than one in a hundred.
+_FEW_OF_EVEN = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaFound:
-    """Of some rows, those whose media are not there. example: (id, where the file should be, or why nowhere)."""
+    """The rows of a sample whose media are missing. example: (id, the path of the missing file, or why it has none)."""
 
     looked_at: int
     missing: int
@@ -39,7 +40,7 @@ class MediaFound:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What was found out about a data set. held_out: name → overlap, None where it is the training manifest itself."""
+    """Facts about a data set. held_out: name → overlap, None where it is the training manifest itself."""
 
     data_set: DataSetSpec
     num_rows: int
@@ -51,7 +52,7 @@ class Facts:
 
 @dataclasses.dataclass
 class Problems:
-    """Lines, of what would stop or spoil a run for certain, and of what is worth a look."""
+    """Lines: stops, on problems that would certainly stop or spoil a run; looks, on those that are worth a look."""
 
     stops: list[str] = dataclasses.field(default_factory=list)
     looks: list[str] = dataclasses.field(default_factory=list)
@@ -79,7 +80,7 @@ def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
 
 
 def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
-    """Looks at the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
+    """Facts from the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
     manifest = Manifest(data_set.manifest)
     class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
     has_labels = "labels" in manifest.columns
@@ -101,6 +102,7 @@ def needs_label(task: TaskSpec) -> bool:
 
 
 def classes_of(task: TaskSpec, data_set: DataSetSpec) -> tuple[str, ...]:
+    """The classes that a task learns."""
     return task.classes or data_set.classes
 
 
@@ -114,32 +116,32 @@ def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> 
 
 
 def _find_media(manifest: Manifest, modality: str, data_set: DataSetSpec) -> MediaFound:
-    """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
+    """Looks for the files of some rows; files in storage that does not answer in time do not count."""
     files, missing = [], []
     for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
         row = manifest.row(number)
         try:
             path, _ = source_path(row, modality)
-            # What may not be opened is not asked for either.
+            # A file that may not be opened is not looked for either.
             check_uri(path, data_set.allowed_schemes)
             files.append((row["id"], path))
         except Reject as e:
             missing.append((row["id"], e.detail))
     remote = [file for file in files if "://" in file[1]]
-    files = [file for file in files if "://" not in file[1]] + remote[:: max(1, len(remote) // _MOST_REMOTE)]
-    there = present([path for _, path in files], timeout_s=_PRESENCE_S)
-    looked_at = len(missing) + sum(t is not None for t in there)
-    missing += [file for file, is_there in zip(files, there, strict=True) if is_there is False]
+    files = [file for file in files if "://" not in file[1]] + remote[:: max(1, len(remote) // _MAX_REMOTE)]
+    exists = present([path for _, path in files], timeout_s=_PRESENCE_S)
+    looked_at = len(missing) + sum(e is not None for e in exists)
+    missing += [file for file, found in zip(files, exists, strict=True) if found is False]
     return MediaFound(looked_at, len(missing), missing[-1] if missing else None)
 
 
 def draws_of(tasks: Iterable[TaskSpec], shares: Mapping[str, float]) -> dict[str, float]:
-    """Task → samples it takes a step of the run, on average."""
+    """Task → its samples in an average step of the run."""
     return {t.name: shares[t.name] * sum(v.global_batch_size for v in t.variants) / len(t.variants) for t in tasks}
 
 
 def problems_of(facts: Facts, tasks: list[TaskSpec], *, draws: Mapping[str, float]) -> Problems:
-    """draws: task → samples it takes a step, on average over the run."""
+    """All problems of a data set. draws: task → its samples in an average step of the run."""
     out = Problems()
     for part in (_of_media(facts), _of_labels(facts, tasks, draws), _of_ids(facts), _of_held_out(facts)):
         out += part
@@ -164,7 +166,8 @@ def _of_media(facts: Facts) -> Problems:
 
 def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) -> Problems:
     """Rows without a class are rejects of the tasks that need one; the limit is on all draws from the data set."""
-    out, labels, data_set = Problems(), facts.labels, facts.data_set
+    out, data_set = Problems(), facts.data_set
+    labels = facts.labels
     if labels is None:
         return out
     shares = {t.name: labels.without[classes_of(t, data_set)] / labels.looked_at for t in tasks if needs_label(t)}
@@ -232,7 +235,7 @@ def _of_held_out(facts: Facts) -> Problems:
 
 
 def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Problems:
-    """Contrastive batches that could only be filled by rows that are in them already."""
+    """Contrastive batches larger than their data set, which would hold some rows twice."""
     out = Problems()
     for task in tasks:
         rows = num_rows[task.data_set]
@@ -246,7 +249,7 @@ def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Proble
 
 
 def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
-    """shares: task → part of the steps it is to get."""
+    """Tasks that get few steps. shares: task → its share of the steps."""
     running = {name: share for name, share in shares.items() if share > 0}
     even = 1 / max(1, len(running))
     few = {
@@ -264,7 +267,7 @@ def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
 
 
 def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
-    """Variants whose batch was rounded: their vision tokens a step against the first one's."""
+    """Variants whose batch was rounded: their vision tokens in a step beside those of the first one."""
     lines = []
     for task in tasks:
         budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens

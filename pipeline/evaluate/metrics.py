@@ -24,7 +24,7 @@ def retrieval(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[
     """
     similarity = texts @ images.T
     own = owner[:, None] == np.arange(len(images))[None, :]
-    # What is not finite is the worst for its own pair and the best for every other.
+    # A similarity that is not finite counts as the worst for its own pair and the best for every other.
     mine = np.where(np.isfinite(similarity), similarity, -np.inf)
     others = np.where(own, -np.inf, np.where(np.isfinite(similarity), similarity, np.inf))
     own_score = mine[np.arange(len(texts)), owner]

@@ -1,4 +1,4 @@
-"""What all processes of a run must know before they begin something together."""
+"""Agreement of all processes of a run before they begin something together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Maximum length of what processes tell each other.
+# Maximum number of bytes that a process tells the others.
 _LINE_BYTES = 1024
 
 

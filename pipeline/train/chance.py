@@ -1,4 +1,4 @@
-"""The loss of a model that has learned nothing: what features or logits that are alike for all samples would reach."""
+"""The loss of a model that has learned nothing: its features or logits are alike for all samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chance_of(structure: Structure, positive_ids: np.ndarray | None) -> float:
 
 
 def _positives(ids: np.ndarray, batch_size: int) -> np.ndarray:
-    """How many rows of the whole batch are positives of each local row, itself among them."""
+    """For each local row the number of its positives in the whole batch, itself included."""
     # The two words of an id as one, which sorts faster.
     whole = np.ascontiguousarray(ids, np.int32).view(np.int64).ravel()
     _, which, counts = np.unique(whole, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""What the devices of a run can do, and what memory a process holds."""
+"""The capabilities of the devices of a run, and the memory that a process holds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
 from pipeline.waiting import at_most
 
-# Seconds for an accelerator to open: one that another process holds may never.
+# Seconds for an accelerator to open; one that another process holds may never.
 _OPEN_S = 55.0
 
 # bfloat16 FLOP/s of one device, dense, by what ``jax.Device.device_kind`` contains; the first that matches counts.
@@ -44,7 +44,7 @@ def host_device() -> jax.Device:
 
 
 def peak_flops(kind: str) -> float | None:
-    """bfloat16 FLOP/s of one device of a kind, None where it is not known. A part of a GPU (MIG) is not known."""
+    """bfloat16 FLOP/s of one device of a kind, None where it is unknown, as for a part of a GPU (MIG)."""
     if "MIG" in kind:
         return None
     return next((peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)), None)
@@ -94,7 +94,7 @@ def host_bytes() -> int:
         try:
             with open(path) as f:
                 total = min(total, int(f.read()))
-        # None is set ("max"), or the file is not there.
+        # No limit is set ("max"), or the file does not exist.
         except (OSError, ValueError):
             continue
     return total
@@ -110,13 +110,14 @@ def _resident_bytes() -> int:
 
 
 def use_compute_type(config: ModelConfig) -> ModelConfig:
-    """dtype "auto" as this machine wants it: bfloat16 on accelerators, float32 on CPUs."""
+    """Resolves dtype "auto": bfloat16 on accelerators, float32 on CPUs."""
     if config.dtype != "auto":
         return config
     return dataclasses.replace(config, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
 
 
 def use_compile_cache(folder: str | None) -> None:
+    """Keeps compiled steps in a folder, for later processes; None: does not."""
     if folder is None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)

@@ -1,4 +1,4 @@
-"""Digests of files and of JSON: what is read later is what was written, or is known not to be."""
+"""Digests of files and of JSON, by which a change since they were written is found."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 from pipeline.files import sha256_of
 
 # Maximum number of files read at once: more gain nothing, and training goes on beside them.
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\Z')
 
 
 def file_digests(folder: Path) -> dict[str, dict]:
     """Name → {"bytes", "sha256"} of every file in a folder."""
     names = sorted(_files(folder))
-    with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(lambda name: sha256_of(folder / name), names))
     sizes = [(folder / name).lstat().st_size for name in names]
     return {n: {"bytes": s, "sha256": d} for n, s, d in zip(names, sizes, digests, strict=True)}
 
 
 def cut_file(folder: Path, files: dict[str, dict]) -> str | None:
-    """The first of ``files`` that is missing or has another size, in words: the quick look."""
+    """The first of ``files`` that is missing or has another size, in words; reads no file."""
     for name, written in files.items():
         try:
             found = (folder / name).lstat().st_size
@@ -38,9 +38,9 @@ def cut_file(folder: Path, files: dict[str, dict]) -> str | None:
 
 
 def changed_file(folder: Path, files: dict[str, dict], *, besides: str) -> str | None:
-    """The first file that is not what was written, or that is one too many, in words; reads every byte.
+    """The first file that changed, is missing or does not belong, in words; reads every byte.
 
-    besides: the file that holds ``files``, which answers for itself.
+    besides: the file that holds ``files``, which has a digest of itself.
     """
     if cut := cut_file(folder, files):
         return cut
@@ -61,9 +61,9 @@ def sealed(value: dict) -> bytes:
 
 
 def read_sealed(path: Path) -> tuple[dict, bool | None]:
-    """(what ``sealed`` was given, whether it is unchanged, None where it has no digest).
+    """(the dict, whether it is unchanged since ``sealed``: None where it has no digest).
 
-    Raises ValueError where it is no JSON object at all.
+    Raises ValueError where the file is not a JSON object.
     """
     raw = path.read_bytes()
     seal = _SEAL.search(raw)

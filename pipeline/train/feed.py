@@ -60,7 +60,7 @@ class Feed:
         to_devices: Callable[[dict], dict],
         quarantine: Quarantine,
         gate: StepGate,
-    ):
+    ) -> None:
         self._schedule = schedule
         self._queues = queues
         self._to_devices = to_devices

@@ -1,4 +1,4 @@
-"""What the rest of a run takes: time, from FLOPs first and then from its own steps; memory, before anything is run."""
+"""Estimates for the rest of a run: time, from FLOPs first and then from its own steps; memory, before the first one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from model.config import ModelConfig
 from pipeline.train import devices
 from pipeline.train.mixture.shape_budget import Budget
 
-# Share of a plain matrix product's rate that whole training steps reach: norms, softmax, the moving of tokens, the
-# optimizer and what is computed a second time to save memory are no model FLOPs.
+# Share of a plain matrix product's rate that whole training steps reach: norms, softmax, moving tokens, the optimizer
+# and rematerialization are not model FLOPs.
 _EFFICIENCY = 0.2
 # Seconds of a step whatever its size: calls, optimizer, metrics.
 _STEP_S = 0.005
 # FLOPs of the product that is timed, by whether the device is a CPU, and seconds for which it is repeated.
 _CPU_FLOPS, _DEVICE_FLOPS, _TIMED_S = 1e9, 4e11, 0.2
-_MOST_ROWS = 1 << 15
-# Steps of one (task, variant), and of the run, that an estimate looks back on.
+_MAX_ROWS = 1 << 15
+# Steps of one (task, variant), and of the run, that an estimate averages over.
 _RECENT, _RECENT_WAITS = 16, 64
-# Steps of a process whose waits for data are those of its start.
+# First steps of a process, whose waits for data are those of its start and do not count.
 _START_STEPS = 8
 
 
@@ -33,7 +33,7 @@ def measured_flops_per_s(config: ModelConfig) -> float:
     device = jax.local_devices()[0]
     flops_a_row = 4 * config.width * config.mlp_dim
     wanted = _CPU_FLOPS if device.platform == "cpu" else _DEVICE_FLOPS
-    rows = int(min(_MOST_ROWS, max(128, wanted / flops_a_row)))
+    rows = int(min(_MAX_ROWS, max(128, wanted / flops_a_row)))
     with jax.default_device(device):
         shapes = ((rows, config.width), (config.width, config.mlp_dim), (config.mlp_dim, config.width))
         x, up, down = (jnp.full(shape, 1e-3, config.dtype) for shape in shapes)
@@ -48,15 +48,17 @@ def measured_flops_per_s(config: ModelConfig) -> float:
 
 
 class Forecast:
-    """The time that steps take, by (task, variant): the median of its last ones; of one that has not run yet by its
-    FLOPs, at the rate that the others turned out to have. The first step of each says little: memory is touched for the
-    first time, and on CPUs the next graphs are compiled beside it.
+    """The duration of steps, by (task, variant).
 
-    budget: what the run may do, with its shares; without one, what was seen counts. flops_per_s: the rate before
-    anything was seen, None where it is not known.
+    It is the median of the latest ones; for one that has not run yet it follows from its FLOPs, at the rate of the
+    others. The first step of each is unusual: memory is touched for the first time, and on CPUs the next graphs compile
+    beside it.
+
+    budget: the graphs that the run may use, with their shares of the steps; without one, the shares seen so far count.
+    flops_per_s: the rate before the first step, None where it is unknown.
     """
 
-    def __init__(self, budget: Iterable[Budget] = (), *, flops_per_s: float | None = None):
+    def __init__(self, budget: Iterable[Budget] = (), *, flops_per_s: float | None = None) -> None:
         self._shares = {(b.task, b.variant): b.share for b in budget}
         rate = flops_per_s and flops_per_s * _EFFICIENCY
         self._predicted = {(b.task, b.variant): b.flops / rate + _STEP_S for b in budget} if rate else {}
@@ -65,7 +67,7 @@ class Forecast:
         self._waits, self._steps = collections.deque(maxlen=_RECENT_WAITS), 0
 
     def add(self, record: Mapping) -> None:
-        """A step that has run: a line of metrics.jsonl."""
+        """Adds a step that has run. record: a line of metrics.jsonl."""
         key = record["task"], record["variant"]
         if key in self._first:
             self._real.setdefault(key, collections.deque(maxlen=_RECENT)).append(record["step_s"])
@@ -75,7 +77,7 @@ class Forecast:
             self._waits.append(record["data_wait_s"])
 
     def step_s(self) -> float | None:
-        """Seconds of an average step to come, with its wait for data; None where nothing is known."""
+        """Seconds of an average later step, its wait for data included; None where nothing is known."""
         real = {key: statistics.median(values) for key, values in self._real.items()}
         shares = self._shares or {key: len(self._real.get(key, [0])) for key in self._first}
         both = [key for key in real if key in self._predicted]
@@ -89,17 +91,18 @@ class Forecast:
 
 
 def needed_bytes(budget: Iterable[Budget], *, state_bytes: int, fsdp: bool) -> int:
-    """An estimate of what the fullest device holds: the state and the largest step's gradients and activations."""
+    """An estimate of the bytes on the fullest device: the state and the largest step's gradients and activations."""
     number = jax.device_count()
     step = max((b.gradient_bytes + b.activation_bytes / number for b in budget), default=0)
     return round(state_bytes / (number if fsdp else 1) + step)
 
 
 def lines(forecast: Forecast, *, num_steps: int, needed: int) -> list[str]:
-    """What is said before the first step. num_steps: those to come; needed: ``needed_bytes``."""
-    step_s, (limit, where) = forecast.step_s(), devices.memory_limit()
+    """Lines to print before the first step. num_steps: those still to run. needed: from ``needed_bytes``."""
+    step_s = forecast.step_s()
+    limit, where = devices.memory_limit()
     if where == "this machine":
-        # The program and its libraries live there too.
+        # The program and its libraries take memory there too.
         needed += devices.memory()["rss_bytes"]
     memory = f"about {_gib(needed)} of {_gib(limit)} of memory" if limit else f"about {_gib(needed)} of memory"
     out = []
@@ -115,7 +118,7 @@ def lines(forecast: Forecast, *, num_steps: int, needed: int) -> list[str]:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time in its largest unit, to two digits."""
+    """A duration in its largest unit, to two digits."""
     for unit, size, fewest in (("days", 86400.0, 3), ("h", 3600.0, 2), ("min", 60.0, 2)):
         if seconds >= fewest * size:
             return f"{_two_digits(seconds / size)} {unit}"

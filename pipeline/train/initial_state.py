@@ -79,44 +79,50 @@ def _classes(data_sets: dict[str, DataSetSpec]) -> dict[str, list[str]]:
     return {f"classifier_{name}": list(d.classes) for name, d in data_sets.items()}
 
 
-def _taken_over(params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]):
-    """(parameters of another run where they have the same place and shape, lines on them); moments start anew."""
+def _taken_over(
+    params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]
+) -> tuple[dict, list[str]]:
+    """(parameters of another run where they have the same path and shape, lines on them); moments start anew."""
     data, source = checkpoints.data(step), checkpoints.folder.parent
     stored, wanted = data["groups"], parameter_shapes({g: {"params": p} for g, p in params.items()})
-    lines, take = [f"parameters from {source}, step {data['step']}:"], {}
+    lines: list[str] = []
+    take: dict[str, set[str]] = {}
     for group in params:
-        reason = None
-        if group not in stored:
-            reason = "it has none"
-        elif group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
-            reason = "another list of classes"
+        same, why_fresh = _same_parameters(group, data, wanted[group], classes=classes)
+        if same:
+            take[group] = same
+            fresh = f"; fresh: {why_fresh}" if why_fresh else ""
+            lines.append(f"{group}: {len(same)} of {len(wanted[group])} arrays{fresh}")
         else:
-            same = [path for path, shape in wanted[group].items() if stored[group].get(path) == shape]
-            if same:
-                take[group] = set(same)
-            other = sorted(wanted[group].keys() - set(same))
-            reason = (
-                f"{', '.join(other[:3])}{' and more' if len(other) > 3 else ''} of another shape" if other else None
-            )
-        if group in take:
-            lines.append(
-                f"  {group}: {len(take[group])} of {len(wanted[group])} arrays"
-                + (f"; fresh: {reason}" if reason else "")
-            )
-        else:
-            lines.append(f"  {group}: fresh, {reason}")
-    unused = sorted(stored.keys() - params.keys())
-    lines += [f"  not used: {', '.join(unused)}"] if unused else []
+            lines.append(f"{group}: fresh, {why_fresh}")
+    if unused := sorted(stored.keys() - params.keys()):
+        lines.append(f"not used: {', '.join(unused)}")
     if not take:
-        raise RequestError(
-            f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}"
-        )
-    return _with_loaded(params, checkpoints, data["step"], take), lines
+        raise RequestError(f"init.from {source}: none of its parameters fits this model; {'; '.join(lines)}")
+    head = f"parameters from {source}, step {data['step']}:"
+    return _with_loaded(params, checkpoints, data["step"], take), [head, *(f"  {line}" for line in lines)]
+
+
+def _same_parameters(
+    group: str, data: dict, wanted: dict[str, list[int]], *, classes: dict[str, list[str]]
+) -> tuple[set[str], str]:
+    """(paths of the parameters of a group that a checkpoint has in the same shape, why the others start anew)."""
+    if group not in data["groups"]:
+        return set(), "it has none"
+    if group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
+        return set(), "another list of classes"
+    stored = data["groups"][group]
+    same = {path for path, shape in wanted.items() if stored.get(path) == shape}
+    other = sorted(wanted.keys() - same)
+    more = " and more" if len(other) > 3 else ""
+    return same, f"{', '.join(other[:3])}{more} of another shape" if other else ""
 
 
 def _with_loaded(params: dict, checkpoints: Checkpoints, step: int, take: dict[str, set[str]]) -> dict:
+    """The parameters with the paths in ``take`` replaced by those of a checkpoint. take: group → paths."""
     place = jax.sharding.SingleDeviceSharding(host_device())
-    leaves, abstract = {}, {}
+    leaves: dict[tuple[str, str], jax.Array] = {}
+    abstract: dict = {}
     for group, paths in take.items():
         for path, leaf in jax.tree.leaves_with_path(params[group]):
             if jax.tree_util.keystr(path) in paths:

@@ -81,7 +81,7 @@ class Loop:
         learning_rates: np.ndarray,
         checkpoint_every: int,
         non_finite: collections.Counter | None = None,
-    ):
+    ) -> None:
         self.state = state
         self._feed = feed
         self._compiler = compiler

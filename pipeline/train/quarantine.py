@@ -1,11 +1,12 @@
 """The journal of rejects: appended and fsynced before a substitute is used, read first on resume.
 
-A line a reject: as ``plan.Row`` has it, with task and step. One whose reason is transient holds for its position and
-attempt alone, every other one for all visits of its sample.
+One line for each reject: as in ``plan.Row``, with task and step. A reject with a transient reason holds for its
+position and attempt alone, every other one for all visits of its sample.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import operator
 import os
@@ -16,8 +17,8 @@ from pathlib import Path
 from pipeline.data.plan import Row, reject_key
 from pipeline.errors import DataError, one_line
 
-# Below this many draws a share says nothing.
-_FEWEST_DRAWS = 200
+# Minimum number of draws before the share of rejects is compared with its limit.
+_MIN_DRAWS = 200
 _REJECT = {"id": str, "data_set": str, "source": str, "reason": str, "detail": str}
 _RECORD = _REJECT | {"task": str, "step": int}
 _VISIT = ("position", "attempt")
@@ -25,14 +26,16 @@ _fields, _KINDS = operator.itemgetter(*_RECORD), tuple(_RECORD.values())
 
 
 class Quarantine:
-    """One journal file a rank: ``quarantine/rank-N.jsonl`` in the run directory.
+    """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory.
 
-    limits: data set → largest share of draws that may be rejects.
+    limits: data set → maximum share of draws that may be rejects.
     """
 
-    def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]):
+    def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]) -> None:
         self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
-        self._limits, self._file, self._written = limits, None, set()
+        self._limits = limits
+        self._file: io.FileIO | None = None
+        self._written: set[tuple] = set()
         self.counts = {name: {"drawn": 0, "rejected": 0} for name in limits}
 
     def record(self, row: Row, *, step: int, data_set: str) -> None:
@@ -45,7 +48,7 @@ class Quarantine:
         if new:
             self._append(list(new.values()))
             self._written |= new.keys()
-        if count["drawn"] >= _FEWEST_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
+        if count["drawn"] >= _MIN_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
             self._stop(data_set, count, row)
 
     def _append(self, records: list[dict]) -> None:
@@ -71,16 +74,16 @@ class Quarantine:
         )
 
 
-def _open_to_append(path: Path):
-    """Unbuffered, at the end of the last whole line: what a kill has cut off was never used."""
+def _open_to_append(path: Path) -> io.FileIO:
+    """An unbuffered file, at the end of its last whole line: a line that a kill cut off was never used."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b", buffering=0)
     file.truncate(_whole_lines(file))
     return file
 
 
-def _whole_lines(file) -> int:
-    """The bytes of a file up to the end of its last whole line."""
+def _whole_lines(file: io.FileIO) -> int:
+    """The number of bytes of a file up to the end of its last whole line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - (1 << 16))
@@ -93,7 +96,7 @@ def _whole_lines(file) -> int:
 
 
 def read_journal(run_dir: Path, *, warn: Callable[[str], None] = lambda line: None) -> list[dict]:
-    """Every reject on record, of all ranks. warn: is told of damaged lines. Raises DataError where it cannot be read.
+    """Every reject on record, of all ranks. warn: takes a line on damaged ones. Raises DataError if it cannot be read.
 
     A last line without an end (a kill in the middle of a write) was never used.
     """
@@ -105,8 +108,8 @@ def read_journal(run_dir: Path, *, warn: Callable[[str], None] = lambda line: No
             records += found
             if damaged:
                 warn(
-                    f"{folder / name}: {len(damaged)} lines are damaged, the first is line {damaged[0]}; the rejects "
-                    "they held are looked for anew, and batches may differ from those before"
+                    f"{folder / name}: {len(damaged)} lines are damaged, the first is line {damaged[0]}; their "
+                    "rejects are found anew, and batches may differ from those before"
                 )
     except FileNotFoundError:
         return []
@@ -137,8 +140,10 @@ def _checked(record: dict) -> dict:
 
 
 def known_bad(run_dir: Path) -> dict[str, dict[str | tuple[int, int], dict]]:
-    """Task → ``plan.reject_key`` → reject, as the streams take it: a video without sound is bad for one task and serves
-    another."""
+    """Task → ``plan.reject_key`` → reject, as the streams take it.
+
+    By task: a video without sound is bad for one task and good for another.
+    """
     out: dict[str, dict] = {}
     for record in read_journal(run_dir, warn=_warn):
         reject = {name: record[name] for name in (*_REJECT, *_VISIT) if name in record}

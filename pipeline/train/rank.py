@@ -55,7 +55,7 @@ class Rank:
     loop: Loop
     _wait: Wait
 
-    def __init__(self, spec: RunSpec, *, rank: int, gate: StepGate, start_step: int | None):
+    def __init__(self, spec: RunSpec, *, rank: int, gate: StepGate, start_step: int | None) -> None:
         self.began = time.perf_counter()
         self.spec = spec
         self.rank = rank

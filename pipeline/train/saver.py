@@ -19,7 +19,7 @@ class Saver:
     latest consecutive updates that were not finite, kept up to date by the loop.
     """
 
-    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, *, stored: dict):
+    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, *, stored: dict) -> None:
         self._spec = spec
         self._schedule = schedule
         self._checkpoints = checkpoints

@@ -23,7 +23,7 @@ class NextAction(enum.Enum):
 class StepGate:
     """The gate of a run of one process. should_stop: asked before each step."""
 
-    def __init__(self, should_stop: Callable[[], bool] = lambda: False):
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop
         self._ended = False
 
@@ -68,7 +68,7 @@ class StepCoordinator:
     # Seconds between preemption checks; each check is a barrier across all ranks.
     check_every_s = 2.0
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.epoch = 0
         self.start_step = 0
         self._changed = asyncio.Condition()
