@@ -15,6 +15,7 @@ from pipeline.data.shards import damaged_shards
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError, RequestError
+from pipeline.facts import facts_of
 from pipeline.host_memory import machine_cpus
 from pipeline.plan import plan, problems_of_recipe
 from pipeline.recipe import Recipe
@@ -75,7 +76,7 @@ def _look(
     limits: DecodeLimits,
 ) -> tuple[dict, lint.Problems]:
     """(what was found in a data set, its problems). shares: task → its share of the steps."""
-    facts = lint.facts_of(dataclasses.replace(data_set, shards=None), tasks)
+    facts = facts_of(dataclasses.replace(data_set, shards=None), tasks)
     found = look_at(facts, tasks, tokenizer, sample=sample, limits=limits)
     found["damaged_shards"] = damaged_shards(data_set.shards) if data_set.shards else []
     problems = _problems(data_set.name, data_set, found)

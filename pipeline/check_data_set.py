@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 
-from pipeline import lint
 from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
@@ -16,6 +15,7 @@ from pipeline.data.media.process import DecodeLimits
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import TaskSpec
 from pipeline.data.tokenizer import CaptionCount, Tokenizer
+from pipeline.facts import Facts, classes_of, needs_label
 
 _PERCENTILES = (5, 50, 95)
 # Maximum number of examples in a list.
@@ -23,7 +23,7 @@ _MAX_SHOWN = 10
 
 
 def look_at(
-    facts: lint.Facts,
+    facts: Facts,
     tasks: list[TaskSpec],
     tokenizer: Tokenizer | None,
     *,
@@ -105,18 +105,18 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": round(float(v), 3) for p, v in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True)}
 
 
-def _held_out(facts: lint.Facts, name: str) -> dict[str, int]:
+def _held_out(facts: Facts, name: str) -> dict[str, int]:
     found = facts.held_out[name]
     if found is None:
         return {"rows": facts.num_rows, "ids_in_training": facts.num_rows, "media_in_training": facts.num_rows}
     return {"rows": found.rows, "ids_in_training": found.ids, "media_in_training": found.media}
 
 
-def _labels(facts: lint.Facts, tasks: list[TaskSpec]) -> dict:
+def _labels(facts: Facts, tasks: list[TaskSpec]) -> dict:
     found, data_set = facts.labels, facts.data_set
     if found is None:
         return {}
-    without = {t.name: found.without[lint.classes_of(t, data_set)] for t in tasks if lint.needs_label(t)}
+    without = {t.name: found.without[classes_of(t, data_set)] for t in tasks if needs_label(t)}
     return {
         "looked_at": found.looked_at,
         "distinct": len(found.counts),

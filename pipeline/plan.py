@@ -13,9 +13,10 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
+from pipeline.facts import facts_of, needed_columns
 from pipeline.recipe import Recipe
 from pipeline.run_tokenizer import choose_tokenizer
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.spec import RunSpec
 from pipeline.train.spec_parts import CheckpointSpec, DataSpec, MixtureSpec, PlacementSpec
 from pipeline.train.telemetry import writers
@@ -63,7 +64,7 @@ def _data_spec(recipe: Recipe) -> DataSpec:
 
 
 def _checkpoint_spec(recipe: Recipe, run_dir: Path | None) -> CheckpointSpec:
-    resumes = run_dir is not None and Checkpoints(run_dir).latest_step is not None
+    resumes = run_dir is not None and CheckpointFolder(run_dir).latest_step is not None
     source = recipe.init.from_ and recipes.locate(recipe.init.from_)
     return CheckpointSpec(
         every=recipe.train.checkpoint_every,
@@ -91,7 +92,7 @@ def _look(recipe: Recipe, data: DataSpec) -> None:
         data_set = data.data_sets[name]
         if not data_set.shards:
             mine = [t for t in data.tasks.values() if t.data_set == name]
-            _refuse(lint.problems_of(lint.facts_of(data_set, mine), mine, draws=lint.draws_of(mine, shares)))
+            _refuse(lint.problems_of(facts_of(data_set, mine), mine, draws=lint.draws_of(mine, shares)))
 
 
 def problems_of_recipe(recipe: Recipe, data: DataSpec, *, shares: dict[str, float]) -> lint.Problems:
@@ -120,7 +121,7 @@ def _refuse(problems: lint.Problems) -> None:
 
 def _init_step(source: Path) -> int:
     """The step of the newest checkpoint of ``init.from`` that is not damaged: the same for all processes of the run."""
-    checkpoints = Checkpoints(source)
+    checkpoints = CheckpointFolder(source)
     step, lines = checkpoints.choose()
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
@@ -167,5 +168,5 @@ def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
         return fingerprint
     manifest = Manifest(data_set.manifest)
     for task in mine:
-        manifest.require(lint.needed_columns(task, has=set(manifest.schema.names)))
+        manifest.require(needed_columns(task, has=set(manifest.schema.names)))
     return manifest.fingerprint

@@ -25,8 +25,8 @@ from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
+from pipeline.facts import needed_columns
 from pipeline.files import make_folder, write_json
-from pipeline.lint import needed_columns
 from pipeline.stopping import Stop
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.

@@ -13,7 +13,7 @@ from pipeline import recipe as recipes
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.spec import RunSpec
 
 CONFIG = "config.yaml"
@@ -76,7 +76,7 @@ def claim(run_dir: Path, spec: RunSpec) -> None:
 
 def set_damaged_aside(run_dir: Path) -> None:
     """Reads the newest checkpoint before the run goes on from it, and sets it aside for the one before if damaged."""
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = CheckpointFolder(run_dir)
     if checkpoints.latest_bytes > _SLOW_BYTES:
         size = checkpoints.latest_bytes / 1e9
         print(f"comparing checkpoint {checkpoints.latest_step} ({size:.0f} GB) with its digests", flush=True)

@@ -15,7 +15,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.recipe import Recipe
 from pipeline.run_dir import CONFIG, TOKENIZER
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.spec_parts import DataSpec
 
 # Maximum rows and characters of captions that a tokenizer learns from: more teach a vocabulary nothing new.
@@ -44,7 +44,7 @@ def choose_tokenizer(
 
 def _own_tokenizer(run_dir: Path) -> Tokenizer | None:
     # The checkpoint's comes first: its parameters were trained with it, whatever became of the file.
-    step = Checkpoints(run_dir).latest_step
+    step = CheckpointFolder(run_dir).latest_step
     if step is not None and (stored := _stored_tokenizer(run_dir, step)):
         return Tokenizer(stored)
     # Without a recipe beside it, the file is left from a start that failed and may belong to another recipe.
@@ -55,7 +55,7 @@ def _own_tokenizer(run_dir: Path) -> Tokenizer | None:
 
 def _stored_tokenizer(run_dir: Path, step: int) -> bytes:
     """The tokenizer of a checkpoint, which its text parameters go with; empty without one."""
-    return base64.b64decode(Checkpoints(run_dir).data(step)["tokenizer"])
+    return base64.b64decode(CheckpointFolder(run_dir).data(step)["tokenizer"])
 
 
 def _sentences(task: TaskSpec, data_set: DataSetSpec) -> Iterator[str]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import facts as facts_module
 from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.data.ids import Overlap, Repeats
@@ -108,7 +109,7 @@ def test_media_of_which_none_is_there_refuse_the_run(told, tmp_path):
 
 def test_media_that_may_not_be_opened_are_not_asked_for(told, monkeypatch):
     asked = []
-    monkeypatch.setattr(lint, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
+    monkeypatch.setattr(facts_module, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
     found, _ = told(rows(30, image="zip://a.png::file:///b.zip"))
     assert "none of the 30 looked for is there, e.g. of row 'r29': 'zip', allowed are " in found
     assert not asked
@@ -120,7 +121,7 @@ def test_columns_of_other_types_that_no_task_reads_are_passed_over(tmp_path, mak
     for path in paths:
         rows = {"id": ["a"], "text": [["x"]], "labels": [3], "image": [{"bytes": b"?"}], "audio": ["a.wav"]}
         pq.write_table(pa.table(rows), path)
-    facts = lint.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
+    facts = facts_module.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
     assert facts.labels is None and facts.held_out["h"] == Overlap(1, 1, 1)
 
 
@@ -129,7 +130,7 @@ def test_a_class_that_a_look_at_some_rows_has_not_met_is_not_said_to_have_none(m
     task = types.SimpleNamespace(name="t", classes=(), classifies=True, contrasts=False, modalities=("image",), text="")
     labels = LabelCounts(10, collections.Counter(cat=10), {("cat", "dog"): 0})
     for num_rows, none in ((10, "no row has"), (11, "none of the 10 rows looked at has")):
-        facts = lint.Facts(data_set, num_rows, Repeats(), labels, {}, {})
+        facts = facts_module.Facts(data_set, num_rows, Repeats(), labels, {}, {})
         assert lint.problems_of(facts, [task], draws={"t": 1.0}).looks == [f"toy: {none} the class 'dog'"]
 
 
@@ -160,7 +161,7 @@ def test_a_held_out_manifest_that_is_the_training_manifest(tmp_path, make_data_s
     path = write_manifest(tmp_path / "m.parquet", [{"id": "a", "text": ["x"]}])
     data_set = make_data_set(path, held_out={"again": f"{tmp_path}/x/../m.parquet"})
     (tmp_path / "x").mkdir()
-    facts = lint.facts_of(data_set, [])
+    facts = facts_module.facts_of(data_set, [])
     assert lint.problems_of(facts, [], draws={}).looks == [
         "toy: again is the training manifest itself, so results will say nothing of new data"
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.shards import FORMAT
 from pipeline.errors import RequestError
-from pipeline.lint import needed_columns
+from pipeline.facts import needed_columns
 from pipeline.plan import plan
 from pipeline.train.mixture.schedule import START
 

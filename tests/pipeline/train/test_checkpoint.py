@@ -365,7 +365,7 @@ def test_a_link_out_of_the_run_is_refused(tmp_path):
 def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
-    monkeypatch.setattr("pipeline.train.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("pipeline.train.checkpoint_folder.FORMAT", 99)
     with pytest.raises(RequestError, match="checkpoint 3 has format 3, this version reads 99"):
         checkpoints.data()
 
