@@ -157,14 +157,17 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
 
 
 def counts_line(reasons: dict[str, int]) -> str:
+    """Rejects by reason."""
     return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def allowed_line(data_set: DataSetSpec) -> str:
+    """The limit on the rejects of a data set."""
     return f"at most {100 * data_set.max_reject_fraction:.3g} % of rows may be rejected"
 
 
 def no_caption_line(count: int, of: str, unusable: dict[str, int], data_set: DataSetSpec) -> str:
+    """Rows without a caption. unusable: reason → captions that cannot be used."""
     why = f" ({counts_line(unusable)})" if unusable else ""
     return f"{count} of {of} have no caption that can be used{why}; {allowed_line(data_set)}"
 

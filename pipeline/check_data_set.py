@@ -30,7 +30,7 @@ def look_at(
     sample: int,
     limits: DecodeLimits,
 ) -> dict:
-    """What check.py reports of a data set. sample: the number of rows to decode, evenly spread."""
+    """The entry of a data set in the result of ``check.check``. sample: the number of rows to decode, evenly spread."""
     media = tuple(m for m in MEDIA_COLUMNS if any(m in t.modalities for t in tasks))
     source = MediaSource(facts.data_set, modalities=media, limits=limits)
     manifest = source.manifest

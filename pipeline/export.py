@@ -135,6 +135,7 @@ class _Reader:
         self._path = path
 
     def config(self, found: dict) -> dict:
+        """The values with "model" as a ModelConfig. Raises RequestError."""
         keys = {"format", "step", "model", "modalities", "pairs", "offsets", "classifiers"}
         self._check_keys("the file", found, needed=keys, known=keys)
         modalities, classifiers = found["modalities"], found["classifiers"]

@@ -48,14 +48,18 @@ def _of_media(facts: Facts) -> Problems:
     for modality, found in facts.media.items():
         if not found.missing:
             continue
-        (row, where), all_missing = found.example, found.missing == found.looked_at
-        count = "none of the" if all_missing else f"{found.missing} are missing of the"
-        line = f"{name}: {modality} files: {count} {found.looked_at} looked for" + " is there" * all_missing
-        line += f", e.g. of row {row!r}: {where}"
+        (row, path), all_missing = found.example, found.missing == found.looked_at
+        example = f"e.g. of row {row!r}: {path}"
         if all_missing:
-            out.stops.append(f"{line}; relative paths start at the folder of {facts.data_set.manifest}")
+            out.stops.append(
+                f"{name}: {modality} files: none of the {found.looked_at} looked for exists, {example}; relative paths "
+                f"start at the folder of {facts.data_set.manifest}"
+            )
         elif found.missing > facts.data_set.max_reject_fraction * found.looked_at:
-            out.looks.append(f"{line}; at most {facts.data_set.max_reject_fraction:.0%} may be bad")
+            out.looks.append(
+                f"{name}: {modality} files: {found.missing} are missing of the {found.looked_at} looked for, "
+                f"{example}; at most {facts.data_set.max_reject_fraction:.0%} may be bad"
+            )
     return out
 
 
@@ -106,13 +110,15 @@ def _of_ids(facts: Facts) -> Problems:
     found = facts.repeats
     if not found.ids:
         return Problems()
-    (example, rows), part = found.example, f" looked at, of {facts.num_rows:,} in all,"
-    all_of = f"{found.looked_at:,} rows" + part * (found.looked_at < facts.num_rows)
+    example, rows = found.example
+    all_of = f"{found.looked_at:,} rows"
+    if found.looked_at < facts.num_rows:
+        all_of += f" looked at, of {facts.num_rows:,} in all,"
     such = f"{_named_count(found.ids, 'such id')}, e.g. {example!r} of {rows:,} rows"
     return Problems(
         stops=[
             f"{facts.data_set.name}: {found.rows:,} of {all_of} share an id with another one ({such}); one bad row "
-            "would stand for all of its id: give every row its own"
+            "would reject all rows of its id: give every row its own"
         ]
     )
 

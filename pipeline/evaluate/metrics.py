@@ -6,7 +6,7 @@ import numpy as np
 
 
 def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """scores (n, classes), labels (n,) → acc1, acc5 (where there are more than five classes), mean_per_class_recall."""
+    """scores (n, classes), labels (n,) → acc1, acc5 (of more than five classes), mean_per_class_recall."""
     ranked = np.argsort(-scores, axis=1, kind="stable")
     top = ranked[:, 0]
     out = {"acc1": float((top == labels).mean())}

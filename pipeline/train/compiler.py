@@ -132,6 +132,7 @@ class StepCompiler:
 
     @property
     def num_compiled(self) -> int:
+        """The number of structures compiled so far."""
         return len(self.compile_s)
 
 

@@ -25,7 +25,8 @@ _JOIN_S = 5.0
 class RowQueue(Protocol):
     """The rows of one task in order."""
 
-    def next(self) -> Row: ...
+    def next(self) -> Row:
+        """Waits for the next row."""
 
     def close(self) -> None:
         """Ends the queue and wakes whoever waits in ``next``."""

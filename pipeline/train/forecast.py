@@ -19,8 +19,11 @@ from pipeline.train.mixture.shape_budget import Budget
 _EFFICIENCY = 0.2
 # Seconds of a step whatever its size: calls, optimizer, metrics.
 _STEP_S = 0.005
-# FLOPs of the product that is timed, by whether the device is a CPU, and seconds for which it is repeated.
-_CPU_FLOPS, _DEVICE_FLOPS, _TIMED_S = 1e9, 4e11, 0.2
+# FLOPs of the product that is timed, on a CPU and on an accelerator.
+_CPU_FLOPS, _DEVICE_FLOPS = 1e9, 4e11
+# Seconds for which it is repeated.
+_TIMED_S = 0.2
+# Maximum number of its rows.
 _MAX_ROWS = 1 << 15
 # Steps of one (task, variant), and of the run, that an estimate averages over.
 _RECENT, _RECENT_WAITS = 16, 64

@@ -236,7 +236,7 @@ class Loop:
             self._end(DataError(reason))
 
     def _save(self, step: int) -> None:
-        """Ends the step that runs and saves, where there is anything new. The arrays are written in the background."""
+        """Ends the step that runs and, unless nothing is new, saves. The arrays are written in the background."""
         self._finish()
         if step == self._saved:
             return

@@ -173,7 +173,7 @@ class Rank:
         self.recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
 
     def _awaited(self) -> str:
-        """What the first step waits for at the moment."""
+        """The parts that the first step still waits for, in words."""
         task = self.feed.waits_for
         batch = f"a batch of {task}, " if task else ""
         num_graphs = len(set(self.schedule.structures.values()))

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds beside the state."""
+"""The data of a checkpoint beside the state."""
 
 from __future__ import annotations
 

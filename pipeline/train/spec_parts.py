@@ -10,7 +10,7 @@ from pipeline.train.mixture.samplers import SamplerSpec
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """What the run reads, and how it becomes tokens.
+    """The data of a run, and how they become tokens.
 
     fingerprints: data set → digests of its training rows (``data.columns.Fingerprint.digests``). tokenizer: its bytes,
     None where no task reads text.
@@ -39,7 +39,7 @@ class MixtureSpec:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSpec:
-    """When the state is saved, what is kept of it, and where a new run takes its parameters from.
+    """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
 
     every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. init_from: the directory of
     another run; init_step: the step of its checkpoint, None where the run goes on from one of its own.

@@ -44,7 +44,7 @@ class StepGate:
 
 @dataclasses.dataclass(frozen=True)
 class News:
-    """What the driver hears of its workers.
+    """The state of the workers, for the driver.
 
     epoch: groups of workers that have started. running: whether one runs, or is being asked to. steps: whether a step
     of the present group was granted. silence_s: seconds since a rank of it was heard of. lines: (whether it goes to

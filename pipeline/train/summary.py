@@ -1,4 +1,4 @@
-"""The summary of a rank for summary.json: where the time went, what each task got, what was compiled and rejected."""
+"""The summary of a rank for summary.json: times, steps of each task, compiled graphs, rejects."""
 
 from __future__ import annotations
 

@@ -105,6 +105,7 @@ class Watchdog:
         end_process(EXIT_FAILED)
 
     def close(self) -> None:
+        """Ends the watch, and removes its file if it is empty."""
         self._closed.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()

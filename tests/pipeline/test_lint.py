@@ -61,7 +61,7 @@ def test_good_rows_are_passed_over_in_silence(told):
 def test_an_id_of_several_rows_refuses_the_run(told):
     found, _ = told([*rows(30), {"id": "r3"}, {"id": "r3"}, {"id": "r9"}])
     assert found.startswith("pets: 5 of 33 rows share an id with another one (2 such ids, e.g. 'r")
-    assert found.endswith("one bad row would stand for all of its id: give every row its own")
+    assert found.endswith("one bad row would reject all rows of its id: give every row its own")
 
 
 def test_a_label_that_is_no_class_refuses_the_run_where_too_many_rows_have_it(told):
@@ -95,11 +95,11 @@ def test_the_limit_on_rejects_is_on_all_draws_from_a_data_set(told):
 def test_media_of_which_none_is_there_refuse_the_run(told, tmp_path):
     found, _ = told(rows(30, image="gone/1.png"))
     assert found == (
-        f"pets: image files: none of the 30 looked for is there, e.g. of row 'r29': {tmp_path}/0/gone/1.png; relative "
+        f"pets: image files: none of the 30 looked for exists, e.g. of row 'r29': {tmp_path}/0/gone/1.png; relative "
         f"paths start at the folder of {tmp_path}/0/m.parquet"
     )
     found, _ = told(rows(30, image=None))
-    assert "none of the 30 looked for is there, e.g. of row 'r29': column 'image' is empty" in found
+    assert "none of the 30 looked for exists, e.g. of row 'r29': column 'image' is empty" in found
     assert "none of the 30" in told(rows(30, image="a cat on a mat " * 30))[0]
     found, warned = told([*rows(20), *rows(10, image="gone.png")])
     assert not found and warned[0].startswith("warning: pets: image files: 10 are missing of the 30 looked for, e.g.")
@@ -111,7 +111,7 @@ def test_media_that_may_not_be_opened_are_not_asked_for(told, monkeypatch):
     asked = []
     monkeypatch.setattr(facts_module, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
     found, _ = told(rows(30, image="zip://a.png::file:///b.zip"))
-    assert "none of the 30 looked for is there, e.g. of row 'r29': 'zip', allowed are " in found
+    assert "none of the 30 looked for exists, e.g. of row 'r29': 'zip', allowed are " in found
     assert not asked
 
 
