@@ -19,6 +19,7 @@ from pipeline.facts import facts_of
 from pipeline.host_memory import machine_cpus
 from pipeline.plan import plan, problems_of_recipe
 from pipeline.recipe import Recipe
+from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
 from pipeline.train.mixture.schedule import START, Schedule
@@ -154,22 +155,6 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
         if cut > 0.05:
             looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
     return lint.Problems(stops, looks)
-
-
-def counts_line(reasons: dict[str, int]) -> str:
-    """Rejects by reason."""
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-
-
-def allowed_line(data_set: DataSetSpec) -> str:
-    """The limit on the rejects of a data set."""
-    return f"at most {100 * data_set.max_reject_fraction:.3g} % of rows may be rejected"
-
-
-def no_caption_line(count: int, of: str, unusable: dict[str, int], data_set: DataSetSpec) -> str:
-    """Rows without a caption. unusable: reason → captions that cannot be used."""
-    why = f" ({counts_line(unusable)})" if unusable else ""
-    return f"{count} of {of} have no caption that can be used{why}; {allowed_line(data_set)}"
 
 
 def _supply_line(result: dict) -> str:

@@ -1,18 +1,18 @@
-"""The demo corpus, for jobs whose recipe uses it."""
+"""The demo corpus of recipes that use it."""
 
 from __future__ import annotations
 
-from pipeline import recipe as recipes
 from pipeline.errors import RequestError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, uses_demo
 
 
 def build_corpus(recipe: Recipe) -> None:
-    """Builds the demo corpus where the recipe uses it and it does not exist yet."""
-    if recipes.uses_demo(recipe):
-        from pipeline.data import demo
+    """Makes the demo corpus if the recipe uses it and it is missing."""
+    if not uses_demo(recipe):
+        return
+    from pipeline.data import demo
 
-        try:
-            demo.build(demo.cache_dir())
-        except ImportError as e:
-            raise RequestError(str(e)) from e
+    try:
+        demo.build(demo.cache_dir())
+    except ImportError as e:
+        raise RequestError(str(e)) from e

@@ -44,22 +44,6 @@ class Facts:
     held_out: Mapping[str, Overlap | None]
 
 
-def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
-    """Manifest columns that a task reads → why. Sound comes from the video without an audio column."""
-    why = f"task {task.name}"
-    columns = {"id": why}
-    for modality in task.modalities:
-        if modality == "audio":
-            columns["audio" if "audio" in has or "video" not in has else "video"] = why
-        elif modality != "text":
-            columns[modality] = why
-    if "text" in task.modalities:
-        columns["labels" if task.text == "labels" else "text"] = why
-    if task.classifies or task.positives == "labels":
-        columns["labels"] = why
-    return columns
-
-
 def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
     """Facts from the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
     manifest = Manifest(data_set.manifest)

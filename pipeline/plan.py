@@ -9,16 +9,18 @@ from pathlib import Path
 from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
+from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
+from pipeline.data.run_data import DataSpec
 from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
-from pipeline.facts import facts_of, needed_columns
+from pipeline.facts import facts_of
 from pipeline.recipe import Recipe
 from pipeline.run_tokenizer import choose_tokenizer
 from pipeline.train.checkpoint_folder import CheckpointFolder
-from pipeline.train.spec import RunSpec
-from pipeline.train.spec_parts import CheckpointSpec, DataSpec, MixtureSpec, PlacementSpec
+from pipeline.train.mixture.schedule import MixtureSpec
+from pipeline.train.spec import CheckpointSpec, PlacementSpec, RunSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.alarms import feed_advice
 from pipeline.train.telemetry.recorder import LoggingSpec

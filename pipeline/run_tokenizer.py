@@ -11,12 +11,12 @@ from pipeline import recipe as recipes
 from pipeline.data import prompts
 from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.recipe import Recipe
 from pipeline.run_dir import CONFIG, TOKENIZER
 from pipeline.train.checkpoint_folder import CheckpointFolder
-from pipeline.train.spec_parts import DataSpec
 
 # Maximum rows and characters of captions that a tokenizer learns from: more teach a vocabulary nothing new.
 _MAX_CAPTIONS, _MAX_CHARACTERS = 1_000_000, 100_000_000

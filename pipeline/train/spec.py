@@ -7,11 +7,39 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.step import OptimizerConfig
+from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.mixture.schedule import START, Position, Schedule
-from pipeline.train.spec_parts import CheckpointSpec, DataSpec, MixtureSpec, PlacementSpec
+from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.telemetry.recorder import LoggingSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSpec:
+    """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
+
+    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. init_from: the directory of
+    another run; init_step: the step of its checkpoint, None where the run goes on from one of its own.
+    """
+
+    every: int
+    keep_last: int
+    keep_every: int | None
+    init_from: str | None
+    init_step: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacementSpec:
+    """How a run uses its devices. expert_parallel, fsdp: the layout of parameters (``model.sharding``).
+
+    compile_cache: the folder of compiled steps. stall_timeout_s: seconds without progress before the run ends.
+    """
+
+    expert_parallel: int
+    fsdp: bool
+    compile_cache: str | None
+    stall_timeout_s: float
 
 
 @dataclasses.dataclass(frozen=True)

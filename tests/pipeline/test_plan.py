@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.columns import needed_columns
 from pipeline.data.shards import FORMAT
 from pipeline.errors import RequestError
-from pipeline.facts import needed_columns
 from pipeline.plan import plan
 from pipeline.train.mixture.schedule import START
 

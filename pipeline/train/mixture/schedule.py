@@ -10,9 +10,19 @@ import numpy as np
 
 from model.structure import Structure
 from pipeline.data.plan import TaskPlan
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import Variant
+from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.structures import structure_of
-from pipeline.train.spec_parts import DataSpec, MixtureSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+    """Which task each step runs. seed: of the order of samples and of the initial parameters too."""
+
+    seed: int
+    num_steps: int
+    sampler: SamplerSpec = dataclasses.field(default_factory=SamplerSpec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +100,12 @@ class Schedule:
 
     @property
     def decided_until(self) -> int:
-        """The first step whose task is not decided yet."""
+        """The steps below it are decided."""
         return self.start + self._decided
 
     @property
     def adaptive(self) -> bool:
-        """Whether losses decide which task a later step runs."""
+        """Whether the losses decide later steps."""
         return self.sampler.adaptive
 
     def _grow(self) -> None:

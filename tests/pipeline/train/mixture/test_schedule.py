@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.structure import Inputs
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.train.mixture.samplers import SamplerSpec
-from pipeline.train.mixture.schedule import START, Position, Schedule
+from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.mixture.structures import structure_of
-from pipeline.train.spec_parts import DataSpec, MixtureSpec
 
 CLASSES = ("a", "b", "c", "d")
 LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)

@@ -2,10 +2,10 @@
 
 from model.config import from_variant
 from model.sizes import structure_flops, structure_memory
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.mixture.schedule import MixtureSpec, Schedule
 from pipeline.train.mixture.shape_budget import shape_budget, table
-from pipeline.train.spec_parts import DataSpec, MixtureSpec
 
 LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)
 SMALL = Variant("64x64", 32, size=64, grid=(1, 4, 4), num_vision_tokens=16)
