@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import types
 
 import numpy as np
@@ -154,6 +155,42 @@ def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monke
     assert loop.state == {"a": 3, "b": 3, "c": 0}
     assert [r["loss"] for r in records] == [0.0, 1.0, 2.0]  # each step got its own learning rate
     assert saved == [(3, loop.state)]
+
+
+def test_a_save_comes_after_all_its_steps_are_observed_recorded_and_synced(monkeypatch):
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    events = []
+    hooks = Hooks(
+        record=lambda r: events.append(f"record {r['step']}"),
+        observe=lambda step, loss: events.append(f"observe {step + 1}"),
+        sync=lambda: events.append("sync"),
+        save=lambda step, state: events.append(f"save {step}"),
+    )
+    loop = Loop(
+        state={"a": 0, "b": 0},
+        feed=FakeFeed(3),
+        compiler=FakeCompiler([]),
+        gate=StepGate(),
+        hooks=hooks,
+        steps=range(3),
+        learning_rates=np.arange(3, dtype=np.float32),
+        checkpoint_every=2,
+    )
+    loop.run()
+    one, two, three = (["observe " + n, "record " + n] for n in "123")
+    assert events == [*one, *two, "sync", "save 2", *three, "sync", "save 3"]
+
+
+def test_the_profiler_sees_where_steps_begin(monkeypatch):
+    seen = []
+
+    def annotation(name, *, step_num):
+        seen.append((name, step_num))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("jax.profiler.StepTraceAnnotation", annotation)
+    run(monkeypatch, num_steps=3)
+    assert seen == [("train", 1), ("train", 2), ("train", 3)]
 
 
 def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
