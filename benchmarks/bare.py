@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline.corpus import build_corpus
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.spec import TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.prepare import build_corpus, prepare
+from pipeline.plan import plan
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 
@@ -26,15 +27,15 @@ class DirectQueue:
     """Makes each row of a task when it is asked for, through the same code as a stream's process."""
 
     def __init__(self, spec: RunSpec, task: TaskSpec, *, stop: int):
-        data_set = spec.data_sets[task.data_set]
+        data_set = spec.data.data_sets[task.data_set]
         samples = SampleMaker(
             task,
             data_set,
             source=open_source(data_set, modalities=task.media, cache_bytes=_CACHE_BYTES),
-            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
-            tokens=spec.tokens,
+            tokenizer=Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None,
+            tokens=spec.data.tokens,
         )
-        plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
+        plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
         self._maker, self._next = BatchMaker(plan, samples), 0
 
     def next(self) -> Row:
@@ -55,10 +56,12 @@ def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:
     recipe = recipes.from_dict(raw)
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        spec = prepare(recipe, Path(folder))
+        spec = plan(recipe, Path(folder))
 
         def queues(schedule) -> dict[str, DirectQueue]:
-            return {name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.tasks.items()}
+            return {
+                name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.data.tasks.items()
+            }
 
         # Standard output is the benchmark's.
         with contextlib.redirect_stdout(io.StringIO()):

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import psutil
 
 from pipeline import recipe as recipes
-from pipeline.prepare import build_corpus, prepare
+from pipeline.corpus import build_corpus
+from pipeline.plan import plan
 
 
 def many_tasks(recipe: recipes.Recipe, count: int) -> recipes.Recipe:
@@ -64,7 +65,7 @@ def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.pretrain import cluster_of
     from pipeline.train.mixture.schedule import START
 
-    spec = prepare(recipe, run_dir)
+    spec = plan(recipe, run_dir)
     memory, cluster = Memory(), cluster_of(recipe)
     began = time.perf_counter()
     ray_cluster.start_ray(cluster)

@@ -299,10 +299,10 @@ def _evaluate(arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     _check_run(arguments.run)
     # What is found in minutes is written there.
     make_folder(arguments.run, "--run")
+    from pipeline.corpus import build_corpus
     from pipeline.evaluate.measure import evaluate_run, print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
-    from pipeline.prepare import build_corpus
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run)

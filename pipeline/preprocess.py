@@ -14,9 +14,10 @@ from pathlib import Path
 import ray
 
 from pipeline import recipe as recipes
-from pipeline.check import allowed_line, counts_line, no_caption_line
 from pipeline.cluster.start import Cluster, start_ray
+from pipeline.corpus import build_corpus
 from pipeline.credentials import redacted
+from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
@@ -25,7 +26,7 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json
-from pipeline.prepare import build_corpus, needed_columns
+from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.stopping import Stop
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.

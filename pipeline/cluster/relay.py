@@ -89,7 +89,7 @@ class Relay:
             self._keeper.stop.remote()
             self._wait.enter_context(waiting_for("the workers to end their step and save"))
         if not news.running or news.silence_s > _SILENCE_S:
-            newest = self._spec.checkpoints().latest_step or "none"
+            newest = self._spec.open_checkpoints().latest_step or "none"
             say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
             end_process(EXIT_RUN_AGAIN)
 

@@ -39,7 +39,7 @@ from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
-from pipeline.train.step_gate import Gate, GateKeeper, Go
+from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
 
 _QUEUE_ROWS = 2
 
@@ -62,14 +62,14 @@ def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Each worker asks for two steps ahead, and waits.
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": max(1000, 4 * cluster.sizes[-1])}
-    keeper = ray.remote(GateKeeper).options(**options).remote()
+    keeper = ray.remote(StepCoordinator).options(**options).remote()
     trainer = _WorkersTrainer(
         train_loop_per_worker=_train_worker,
         train_loop_config={
             "spec": spec,
             "keeper": keeper,
             "cluster": cluster,
-            "checked_step": spec.checkpoints().latest_step,
+            "checked_step": spec.open_checkpoints().latest_step,
         },
         scaling_config=_scaling(cluster),
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
@@ -111,7 +111,7 @@ def _failed(spec: RunSpec, cluster: Cluster, error: TrainingFailedError) -> Data
     path = Path(spec.run_dir) / "failure.txt"
     with contextlib.suppress(OSError):
         path.write_text(redacted("".join(traceback.format_exception(error))), encoding="utf-8")
-    newest = spec.checkpoints().latest_step or "none"
+    newest = spec.open_checkpoints().latest_step or "none"
     return DataError(
         f"the workers failed, the last of more than cluster.max_failures = {cluster.max_failures} times; all of it: "
         f"{path}. The newest whole checkpoint is {newest}; run the same command again to go on from it"
@@ -144,7 +144,7 @@ def _own_error(failure: BaseException | None) -> DataError | RequestError | None
 def check_world(spec: RunSpec, cluster: Cluster) -> None:
     """Raises RequestError where a number of workers that the run may have cannot share a batch in equal parts."""
     for num_workers in filter(None, cluster.sizes):
-        for task in spec.tasks.values():
+        for task in spec.data.tasks.values():
             for variant in task.variants:
                 if variant.global_batch_size % num_workers:
                     asked = f"{cluster.num_workers[0]} to {cluster.num_workers[1]}" if cluster.elastic else num_workers
@@ -156,7 +156,7 @@ def check_world(spec: RunSpec, cluster: Cluster) -> None:
 
 
 def _running_tasks(spec: RunSpec) -> list[str]:
-    return sorted(spec.sampler.runs(spec.tasks))
+    return sorted(spec.mixture.sampler.runs(spec.data.tasks))
 
 
 def _placeholder():
@@ -194,14 +194,15 @@ def _run_config(spec: RunSpec, cluster: Cluster | None = None, keeper=None) -> R
 
 def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule, bad: dict) -> StreamSpec:
     """The stream of one task from the schedule's start to the end of the run. bad: of ``quarantine.known_bad``."""
-    data_set = spec.data_sets[spec.tasks[task].data_set]
+    data = spec.data
+    data_set = data.data_sets[data.tasks[task].data_set]
     return StreamSpec(
-        task=spec.tasks[task],
+        task=data.tasks[task],
         data_set=data_set,
-        tokens=spec.tokens,
-        tokenizer=spec.tokenizer,
-        seed=spec.seed,
-        fingerprint=spec.fingerprints[data_set.name],
+        tokens=data.tokens,
+        tokenizer=data.tokenizer,
+        seed=spec.mixture.seed,
+        fingerprint=data.fingerprints[data_set.name],
         start=schedule.batches_before(schedule.start)[task],
         stop=schedule.batches_at_most(task),
         share=schedule.share(task),
@@ -262,7 +263,7 @@ def _train_locally(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
             name: open_queue(s, task=name, start=first, rank=0, end=end_streams) for name, (s, first) in streams.items()
         }
 
-    spec.checkpoints().remove_leftovers()
+    spec.open_checkpoints().remove_leftovers()
     return train(spec, make_queues, gate=_LocalGate(stop))
 
 
@@ -272,21 +273,21 @@ def open_queue(stream, *, task: str, start: int, rank: int, end: Callable[[], No
     return TaskQueue(rows, task=task, depth=_QUEUE_ROWS, end=end)
 
 
-class _LocalGate(Gate):
+class _LocalGate(StepGate):
     """From the first step on there is something to save: then a stop is deferred."""
 
     def __init__(self, stop: Stop):
         super().__init__(stop.is_set)
         self._stop, self._first = stop, None
 
-    def go(self, step: int, *, wait: bool = True) -> Go | None:
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         self._first = step if self._first is None else self._first
         if step > self._first:
             self._stop.defer()
-        return super().go(step, wait=wait)
+        return super().next_action(step, wait=wait)
 
 
-class _WorkerGate(Gate):
+class _WorkerGate(StepGate):
     """One rank's gate. The answer for a step is asked for while the step before runs.
 
     start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. checked_step: of the
@@ -299,7 +300,7 @@ class _WorkerGate(Gate):
         world_size = ray.train.get_context().get_world_size()
         chosen = None
         if rank == 0:
-            checkpoints = spec.checkpoints()
+            checkpoints = spec.open_checkpoints()
             checkpoints.remove_leftovers()
             start_step = self._chosen(checkpoints, checked_step)
             chosen = ray.get(keeper.begin.remote(world_size, start_step)), start_step
@@ -330,7 +331,7 @@ class _WorkerGate(Gate):
     def _said(self, error: BaseException) -> str:
         return str(error) if isinstance(error, DataError | RequestError) else f"rank {self._rank}: {one_line(error)}"
 
-    def go(self, step: int, *, wait: bool = True) -> Go | None:
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         answer = self._ask(step)
         self._ask(step + 1)
         if not wait and not ray.wait([answer], timeout=0)[0]:
@@ -338,24 +339,24 @@ class _WorkerGate(Gate):
         run, look = ray.get(answer)
         del self._asked[step]
         if not run:
-            return Go.STOP
-        return self._preempted() if look else Go.STEP
+            return NextAction.STOP
+        return self._preempted() if look else NextAction.STEP
 
     def _ask(self, step: int) -> ray.ObjectRef:
         if step not in self._asked:
-            self._asked[step] = self._keeper.go.remote(self._epoch, step)
+            self._asked[step] = self._keeper.grant.remote(self._epoch, step)
         return self._asked[step]
 
-    def _preempted(self) -> Go:
+    def _preempted(self) -> NextAction:
         """All ranks look at the same step and see the same: Ray Train agrees on it."""
         info = ray.train.get_preemption_info()
         if info is None or self._warned:
-            return Go.STEP
+            return NextAction.STEP
         self._warned = True
         if self._rank == 0:
             then = "going on until it goes" if self._elastic else "stopping"
             print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
-        return Go.SAVE if self._elastic else Go.STOP
+        return NextAction.SAVE if self._elastic else NextAction.STOP
 
 
 def _train_worker(config: dict) -> dict:

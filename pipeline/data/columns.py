@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.spec import TaskSpec
+
 MEDIA_COLUMNS = ("image", "video", "audio")
 WORD_COLUMNS = ("text", "labels")
 TIME_COLUMNS = ("start_s", "end_s")
@@ -184,3 +186,19 @@ def _content(column: pa.LargeBinaryArray) -> memoryview:
         return memoryview(b"")
     ends = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
     return memoryview(data)[ends[0] : ends[-1]]
+
+
+def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
+    """Manifest columns a task reads → why. Sound comes from the sound track if there is no audio column."""
+    why = f"task {task.name}"
+    columns = {"id": why}
+    for modality in task.modalities:
+        if modality == "audio":
+            columns["audio" if "audio" in has or "video" not in has else "video"] = why
+        elif modality != "text":
+            columns[modality] = why
+    if "text" in task.modalities:
+        columns["labels" if task.text == "labels" else "text"] = why
+    if task.classifies or task.positives == "labels":
+        columns["labels"] = why
+    return columns

@@ -175,8 +175,8 @@ def most_telling(faults: list[tuple[str, str]]) -> tuple[str, str]:
     return min(faults, key=lambda fault: _MOST_TELLING.index(fault[0]), default=("no_text", "no text"))
 
 
-def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
-    """Trains a unigram model on the sentences and writes it to ``into``; the vocabulary shrinks where text is short.
+def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path | None = None) -> Tokenizer:
+    """Trains a unigram model on the sentences; the vocabulary shrinks where text is short. into: a file to write it to.
 
     Raises RequestError where the text has no characters or more kinds of them than the vocabulary.
     """
@@ -189,8 +189,9 @@ def train_tokenizer(sentences, *, vocab_size: int, into: Path) -> Tokenizer:
         raise RequestError(
             f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
         ) from e
-    into.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(into, model.getvalue())
+    if into is not None:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(into, model.getvalue())
     return Tokenizer(model.getvalue())
 
 

@@ -9,14 +9,14 @@ from pipeline.cluster import relay as relay_module
 from pipeline.cluster.relay import Relay, lines_to
 from pipeline.cluster.start import Cluster
 from pipeline.stopping import Stop
-from pipeline.train.step_gate import GateKeeper
+from pipeline.train.step_gate import StepCoordinator
 
 
 class Ended(Exception):
     pass
 
 
-def actor(keeper: GateKeeper):
+def actor(keeper: StepCoordinator):
     """Calls as of an actor, done at once."""
 
     def method(name):
@@ -34,8 +34,8 @@ def relay(monkeypatch, tmp_path):
         raise Ended(code)
 
     monkeypatch.setattr(relay_module, "end_process", end)
-    keeper, stop = GateKeeper(), Stop("stopped")
-    spec = types.SimpleNamespace(checkpoints=lambda: types.SimpleNamespace(latest_step=40))
+    keeper, stop = StepCoordinator(), Stop("stopped")
+    spec = types.SimpleNamespace(open_checkpoints=lambda: types.SimpleNamespace(latest_step=40))
     relay = Relay(actor(keeper), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
     monkeypatch.setattr(relay._thread, "start", lambda: None)
     relay.__enter__()
@@ -65,13 +65,13 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
     relay, keeper, stop = relay
     asyncio.run(keeper.begin(1))
     asyncio.run(keeper.ready(1, 0, 0))
-    assert asyncio.run(keeper.go(1, 0))[0]
+    assert asyncio.run(keeper.grant(1, 0))[0]
     relay._once()
     # A step was granted: from here on a signal asks for a save.
     assert stop._deferred
     stop._asked.set()
     relay._once()
-    assert asyncio.run(keeper.go(1, 1)) == (False, False)
+    assert asyncio.run(keeper.grant(1, 1)) == (False, False)
     # The workers fail before they have saved, and Ray waits for machines.
     asyncio.run(keeper.lost("workers [0] failed\n"))
     with pytest.raises(Ended, match="75"):
