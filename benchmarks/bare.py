@@ -16,7 +16,7 @@ from pipeline.data.shards import open_source
 from pipeline.data.spec import TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 
@@ -27,14 +27,14 @@ class DirectQueue:
     """Makes each row of a task when it is asked for, through the same code as a stream's process."""
 
     def __init__(self, spec: RunSpec, task: TaskSpec, *, stop: int):
-        data_set = spec.data_sets[task.data_set]
+        data_set = spec.data.data_sets[task.data_set]
         samples = SampleMaker(
             task,
             data_set,
-            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
-            tokens=spec.tokens,
+            tokenizer=Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None,
+            tokens=spec.data.tokens,
         )
-        plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
+        plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
         source = open_source(data_set, modalities=task.media, cache_bytes=_CACHE_BYTES)
         self._maker, self._next = BatchMaker(plan, samples, source), 0
 
@@ -56,10 +56,12 @@ def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:
     recipe = recipes.from_dict(raw)
     build_corpus(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        spec = prepare(recipe, Path(folder))
+        spec = plan(recipe, Path(folder))
 
         def queues(schedule) -> dict[str, DirectQueue]:
-            return {name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.tasks.items()}
+            return {
+                name: DirectQueue(spec, t, stop=schedule.batches_at_most(name)) for name, t in spec.data.tasks.items()
+            }
 
         # Standard output is the benchmark's.
         with contextlib.redirect_stdout(io.StringIO()):

@@ -12,7 +12,7 @@ from pipeline.data.spec import Variant
 from pipeline.train.feed import Batch
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.mixture.schedule import Step
-from pipeline.train.step_gate import Gate
+from pipeline.train.step_gate import StepGate
 
 
 class Batches(dict):
@@ -61,10 +61,9 @@ def make_loop(state: dict, batches: list[Batch], steps: dict, *, record=None, sa
         state=state,
         feed=_Feed(batches),
         compiler=_Compiled(steps),
-        gate=Gate(),
+        gate=StepGate(),
         hooks=Hooks(record=record or (lambda values: None), save=save or (lambda step, state: None)),
-        start_step=0,
-        num_steps=len(batches),
+        steps=range(len(batches)),
         learning_rates=np.full(len(batches), 1e-4, np.float32),
         checkpoint_every=checkpoint_every or len(batches) + 1,
     )

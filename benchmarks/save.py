@@ -47,7 +47,7 @@ class Run:
         self.loop = make_loop(
             state,
             [batch] * num_steps,
-            {batch.what.structure: step},
+            {batch.plan.structure: step},
             record=self._record,
             save=self._save if every else None,
             checkpoint_every=every,

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline import recipe as recipes
 from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.files import write_json
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 
 STEP_S = 0.25
 TASKS, CLIPS, ROWS_PER_SHARD = 3, 512, 128
@@ -105,27 +105,25 @@ def waits(spec, recipe) -> dict:
     from pipeline.train.feed import Feed
     from pipeline.train.mixture.schedule import START
     from pipeline.train.quarantine import Quarantine
-    from pipeline.train.step_gate import Gate
+    from pipeline.train.step_gate import StepGate
 
     cluster = cluster_of(recipe)
     start_ray(cluster)
     schedule = spec.schedule(START)
     queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
-    quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data_sets, 1.0))
+    quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data.data_sets, 1.0))
     began = time.perf_counter()
-    # put: what a device copy reads.
-    feed = Feed(
-        schedule, queues, start=0, stop=spec.num_steps, quarantine=quarantine, gate=Gate(), put=lambda arrays: arrays
-    )
+    # The arrays stay on the host.
+    feed = Feed(schedule, queues, to_devices=lambda arrays: arrays, quarantine=quarantine, gate=StepGate())
     waited, bytes_a_step, first_s = [], 0, None
-    for _ in range(spec.num_steps):
+    for _ in schedule.steps:
         asked = time.perf_counter()
         batch = feed.next()
         waited.append(time.perf_counter() - asked)
         first_s = first_s or time.perf_counter() - began
         bytes_a_step = batch.arrays["vision"]["tokens"].nbytes
         time.sleep(STEP_S)
-    start = spec.num_steps // 10
+    start = spec.mixture.num_steps // 10
     steady = waited[start:]
     return {
         "steps": len(steady),
@@ -146,7 +144,7 @@ def main() -> None:
         recipe = recipe_of(folder, steps=arguments.steps)
         data_sets = recipe.data_set_specs()
         size = sum(write_shards(d, folder / n, seed=i) for i, (n, d) in enumerate(data_sets.items()))
-        spec = prepare(recipe, folder / "run")
+        spec = plan(recipe, folder / "run")
         result = {
             "cpus": os.cpu_count(),
             "shards_gb": round(size / 1e9, 2),

@@ -19,7 +19,7 @@ import psutil
 
 from pipeline import recipe as recipes
 from pipeline.corpus import build_corpus
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 
 
 def many_tasks(recipe: recipes.Recipe, count: int) -> recipes.Recipe:
@@ -62,7 +62,7 @@ def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.pretrain import cluster_of
     from pipeline.train.mixture.schedule import START
 
-    spec = prepare(recipe, run_dir)
+    spec = plan(recipe, run_dir)
     memory, cluster = Memory(), cluster_of(recipe)
     began = time.perf_counter()
     start_ray(cluster)

@@ -28,7 +28,7 @@ from model.imp import Imp
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
 
-# Bumped when the layout of what is stored changes.
+# Increased when the stored layout changes.
 FORMAT = 1
 PARAMETERS, CONFIG = "model.safetensors", "config.json"
 
@@ -66,7 +66,7 @@ def save_model(
 
 
 def check_new(folder: Path | str) -> Path:
-    """The absolute path of a folder to write. Raises RequestError where something is there."""
+    """The absolute path of a folder to write. Raises RequestError unless it is new or empty."""
     folder = Path(folder).absolute()
     if folder.is_dir():
         found = next(folder.iterdir(), None)
@@ -131,10 +131,11 @@ def read_config(folder: Path | str) -> dict:
 class _Reader:
     """Checks the values of a config.json, and names its path where one is wrong."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def config(self, found: dict) -> dict:
+        """The values with "model" as a ModelConfig. Raises RequestError."""
         keys = {"format", "step", "model", "modalities", "pairs", "offsets", "classifiers"}
         self._check_keys("the file", found, needed=keys, known=keys)
         modalities, classifiers = found["modalities"], found["classifiers"]
@@ -150,13 +151,13 @@ class _Reader:
         return found | {"model": model}
 
     @staticmethod
-    def _strings(found) -> bool:
+    def _strings(found: typing.Any) -> bool:
         return isinstance(found, list) and all(isinstance(v, str) for v in found)
 
-    def _is_pair(self, found, modalities: list[str]) -> bool:
+    def _is_pair(self, found: typing.Any, modalities: list[str]) -> bool:
         return self._strings(found) and len(found) == len(set(found)) == 2 and set(found) <= set(modalities)
 
-    def _require(self, right, key: str, expected: str, found) -> None:
+    def _require(self, right: object, key: str, expected: str, found: typing.Any) -> None:
         if not right:
             raise RequestError(f"{self._path}: {key}: expected {expected}, found {json.dumps(found)[:80]}")
 
@@ -168,7 +169,7 @@ class _Reader:
                 f"{self._path}: expected the keys of format {FORMAT}, found in {where} {'; '.join(parts)}"
             )
 
-    def _dataclass(self, cls, found, where: str):
+    def _dataclass(self, cls: type, found: typing.Any, where: str) -> typing.Any:
         """A ModelConfig or a part of it. A field that a newer version added has its default."""
         self._require(isinstance(found, dict), where, "an object", found)
         hints = typing.get_type_hints(cls)
@@ -176,7 +177,7 @@ class _Reader:
         self._check_keys(where, found, needed=needed, known=set(hints))
         return cls(**{name: self._value(value, hints[name], f"{where}.{name}") for name, value in found.items()})
 
-    def _value(self, found, hint, where: str):
+    def _value(self, found: typing.Any, hint: typing.Any, where: str) -> typing.Any:
         if hint == MoEConfig | None:
             return None if found is None else self._dataclass(MoEConfig, found, where)
         if hint == tuple[PatchEmbedder, ...]:
@@ -236,7 +237,7 @@ def _layout(arrays: dict) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _difference(expected: dict, found: dict) -> str | None:
-    """What is wrong with the names, types and shapes of a model's arrays, in one line."""
+    """One line on the first difference in the names, types and shapes of a model's arrays; None without any."""
     for kind, names in (("no", expected.keys() - found.keys()), ("unknown", found.keys() - expected.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -1,57 +1,25 @@
-"""What of a recipe's data would stop or spoil a run, seen before its first step: ids, labels, media, held-out rows."""
+"""Problems of a recipe's data that would stop or spoil a run, found before its first step."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-import numpy as np
-
-from pipeline.data.ids import Overlap, Repeats, overlap, repeats
-from pipeline.data.labels import LabelCounts, count_labels
-from pipeline.data.manifest import Manifest
-from pipeline.data.media.clip import source_path
-from pipeline.data.media.errors import Reject
-from pipeline.data.media.presence import present
-from pipeline.data.media.storage import check_uri
-from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.labels import LabelCounts
+from pipeline.data.spec import TaskSpec
 from pipeline.errors import some_of
+from pipeline.facts import Facts, classes_of, needs_label
 
-# Rows, spread over a data set, whose media are looked for.
-_ROWS = 64
-# Files in remote storage that are asked for, and seconds to wait for the answers.
-_MOST_REMOTE, _PRESENCE_S = 16, 5.0
-# A task is short of steps below this number, where an even share would be at least twice as many; and below one step in
-# a hundred, where that is less than this part of an even share.
-_FEW_STEPS, _FEW_OF_EVEN = 50, 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class MediaFound:
-    """Of some rows, those whose media are not there. example: (id, where the file should be, or why nowhere)."""
-
-    looked_at: int
-    missing: int
-    example: tuple[str, str] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What was found out about a data set. held_out: name → overlap, None where it is the training manifest itself."""
-
-    data_set: DataSetSpec
-    num_rows: int
-    repeats: Repeats
-    labels: LabelCounts | None
-    media: Mapping[str, MediaFound]
-    held_out: Mapping[str, Overlap | None]
+# Number of steps below which a task is short of them, if an even share would be at least twice as many.
+_FEW_STEPS = 50
+# Part of an even share below which a task is short of steps, if it gets less than one in a hundred.
+_FEW_OF_EVEN = 0.1
 
 
 @dataclasses.dataclass
 class Problems:
-    """Lines, of what would stop or spoil a run for certain, and of what is worth a look."""
+    """Lines: stops, on problems that would certainly stop or spoil a run; looks, on those that are worth a look."""
 
     stops: list[str] = dataclasses.field(default_factory=list)
     looks: list[str] = dataclasses.field(default_factory=list)
@@ -62,69 +30,13 @@ class Problems:
         return self
 
 
-def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
-    """Looks at the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
-    manifest = Manifest(data_set.manifest, media=data_set.media_columns)
-    class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
-    has_labels = "labels" in manifest.columns
-    media = {m: _find_media(manifest, m, data_set) for m in dict.fromkeys(m for t in tasks for m in t.media)}
-    return Facts(
-        data_set=data_set,
-        num_rows=manifest.num_rows,
-        media=media,
-        labels=count_labels(manifest, class_lists) if has_labels else None,
-        repeats=repeats(manifest),
-        held_out={name: _overlap(data_set, manifest, uri, name) for name, uri in data_set.held_out.items()},
-    )
-
-
-def needs_label(task: TaskSpec) -> bool:
-    """Whether a row without a label that counts is a reject."""
-    labelled = task.contrasts and task.positives == "labels"
-    return task.classifies or labelled or ("text" in task.modalities and task.text == "labels")
-
-
-def classes_of(task: TaskSpec, data_set: DataSetSpec) -> tuple[str, ...]:
-    return task.classes or data_set.classes
-
-
-def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> Overlap | None:
-    """None where they are one and the same manifest."""
-    if uri == manifest.uri or ("://" not in uri and Path(uri).resolve() == Path(manifest.uri).resolve()):
-        return None
-    held_out = Manifest(uri, media=data_set.media_columns)
-    held_out.require({"id": f"data_sets.{data_set.name}.held_out ({name})"})
-    return overlap(manifest, held_out)
-
-
-def _find_media(manifest: Manifest, modality: str, data_set: DataSetSpec) -> MediaFound:
-    """Looks whether some rows' files are there; those of storage that does not answer in time do not count."""
-    files, missing = [], []
-    columns = data_set.modality(modality).columns_of(modality)
-    for number in np.unique(np.linspace(0, manifest.num_rows - 1, _ROWS).astype(int)).tolist():
-        row = manifest.row(number)
-        try:
-            path, _ = source_path(row, columns)
-            # What may not be opened is not asked for either.
-            check_uri(path, data_set.allowed_schemes)
-            files.append((row["id"], path))
-        except Reject as e:
-            missing.append((row["id"], e.detail))
-    remote = [file for file in files if "://" in file[1]]
-    files = [file for file in files if "://" not in file[1]] + remote[:: max(1, len(remote) // _MOST_REMOTE)]
-    there = present([path for _, path in files], timeout_s=_PRESENCE_S)
-    looked_at = len(missing) + sum(t is not None for t in there)
-    missing += [file for file, is_there in zip(files, there, strict=True) if is_there is False]
-    return MediaFound(looked_at, len(missing), missing[-1] if missing else None)
-
-
 def draws_of(tasks: Iterable[TaskSpec], shares: Mapping[str, float]) -> dict[str, float]:
-    """Task → samples it takes a step of the run, on average."""
+    """Task → its samples in an average step of the run."""
     return {t.name: shares[t.name] * sum(v.global_batch_size for v in t.variants) / len(t.variants) for t in tasks}
 
 
 def problems_of(facts: Facts, tasks: list[TaskSpec], *, draws: Mapping[str, float]) -> Problems:
-    """draws: task → samples it takes a step, on average over the run."""
+    """All problems of a data set. draws: task → its samples in an average step of the run."""
     out = Problems()
     for part in (_of_media(facts), _of_labels(facts, tasks, draws), _of_ids(facts), _of_held_out(facts)):
         out += part
@@ -136,20 +48,25 @@ def _of_media(facts: Facts) -> Problems:
     for modality, found in facts.media.items():
         if not found.missing:
             continue
-        (row, where), all_missing = found.example, found.missing == found.looked_at
-        count = "none of the" if all_missing else f"{found.missing} are missing of the"
-        line = f"{name}: {modality} files: {count} {found.looked_at} looked for" + " is there" * all_missing
-        line += f", e.g. of row {row!r}: {where}"
+        (row, path), all_missing = found.example, found.missing == found.looked_at
+        example = f"e.g. of row {row!r}: {path}"
         if all_missing:
-            out.stops.append(f"{line}; relative paths start at the folder of {facts.data_set.manifest}")
+            out.stops.append(
+                f"{name}: {modality} files: none of the {found.looked_at} looked for exists, {example}; relative paths "
+                f"start at the folder of {facts.data_set.manifest}"
+            )
         elif found.missing > facts.data_set.max_reject_fraction * found.looked_at:
-            out.looks.append(f"{line}; at most {facts.data_set.max_reject_fraction:.0%} may be bad")
+            out.looks.append(
+                f"{name}: {modality} files: {found.missing} are missing of the {found.looked_at} looked for, "
+                f"{example}; at most {facts.data_set.max_reject_fraction:.0%} may be bad"
+            )
     return out
 
 
 def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) -> Problems:
     """Rows without a class are rejects of the tasks that need one; the limit is on all draws from the data set."""
-    out, labels, data_set = Problems(), facts.labels, facts.data_set
+    out, data_set = Problems(), facts.data_set
+    labels = facts.labels
     if labels is None:
         return out
     shares = {t.name: labels.without[classes_of(t, data_set)] / labels.looked_at for t in tasks if needs_label(t)}
@@ -193,13 +110,15 @@ def _of_ids(facts: Facts) -> Problems:
     found = facts.repeats
     if not found.ids:
         return Problems()
-    (example, rows), part = found.example, f" looked at, of {facts.num_rows:,} in all,"
-    all_of = f"{found.looked_at:,} rows" + part * (found.looked_at < facts.num_rows)
+    example, rows = found.example
+    all_of = f"{found.looked_at:,} rows"
+    if found.looked_at < facts.num_rows:
+        all_of += f" looked at, of {facts.num_rows:,} in all,"
     such = f"{_named_count(found.ids, 'such id')}, e.g. {example!r} of {rows:,} rows"
     return Problems(
         stops=[
             f"{facts.data_set.name}: {found.rows:,} of {all_of} share an id with another one ({such}); one bad row "
-            "would stand for all of its id: give every row its own"
+            "would reject all rows of its id: give every row its own"
         ]
     )
 
@@ -217,7 +136,7 @@ def _of_held_out(facts: Facts) -> Problems:
 
 
 def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Problems:
-    """Contrastive batches that could only be filled by rows that are in them already."""
+    """Contrastive batches larger than their data set, which would hold some rows twice."""
     out = Problems()
     for task in tasks:
         rows = num_rows[task.data_set]
@@ -231,7 +150,7 @@ def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Proble
 
 
 def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
-    """shares: task → part of the steps it is to get."""
+    """Tasks that get few steps. shares: task → its share of the steps."""
     running = {name: share for name, share in shares.items() if share > 0}
     even = 1 / max(1, len(running))
     few = {
@@ -249,7 +168,7 @@ def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
 
 
 def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
-    """Variants whose batch was rounded: their vision tokens a step against the first one's."""
+    """Variants whose batch was rounded: their vision tokens in a step beside those of the first one."""
     lines = []
     for task in tasks:
         budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cluster.capacity import check_accelerator
@@ -12,25 +13,23 @@ from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import end_ray, start_ray
 from pipeline.commands import typed_command
 from pipeline.corpus import build_corpus
-from pipeline.prepare import check_run_dir, lock_run_dir, prepare
+from pipeline.plan import plan
 from pipeline.recipe import Recipe
+from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
-from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.spec import RunSpec
 from pipeline.waiting import waiting_for
 
-# Written once training has ended, the page last.
-_OF_THE_END = ("report.html", "eval.json", "summary.json")
-# Bytes of a checkpoint that take some seconds to read.
-_SLOW_BYTES = 4_000_000_000
+# Files written once training has ended, the page last.
+_RESULTS = ("report.html", "eval.json", "summary.json")
 
 
 def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, stop: Stop | None = None) -> bool:
-    """Runs a recipe to its end in ``run_dir``, from its last checkpoint where there is one.
+    """Runs a recipe to its end in ``run_dir``, from its last checkpoint if it has one.
 
     Returns False when it was interrupted and its state is saved. started: time.time() when the command began. stop:
-    what signals have asked for.
+    takes the signals.
     """
     clock, stop = _Clock(started), stop or Stop("stopped")
     stop.at_once(f"stopped before the first step, nothing to save; run it again with: {typed_command()}")
@@ -40,28 +39,21 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         check_backend(cluster.accelerator)
     changes = check_run_dir(recipe, run_dir)
     with contextlib.closing(lock_run_dir(run_dir)):
-        with clock("corpus_s"), waiting_for("the demo corpus"):
-            build_corpus(recipe)
-        with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
-            set_damaged_aside(run_dir)
-            spec = prepare(recipe, run_dir)
-            done = spec.checkpoints().latest_step or 0
-        if done >= spec.num_steps and (run_dir / "report.html").exists():
-            print(f"{run_dir} is finished: {done} of {spec.num_steps} steps. Report: {run_dir / 'report.html'}")
+        spec = _prepare(recipe, run_dir, clock)
+        num_steps = spec.mixture.num_steps
+        done = spec.open_checkpoints().latest_step or 0
+        if done >= num_steps and (run_dir / "report.html").exists():
+            print(f"{run_dir} is finished: {done} of {num_steps} steps. Report: {run_dir / 'report.html'}")
             return True
-        for line in spec.checkpoints().faults():
-            print(f"warning: {line}", file=sys.stderr, flush=True)
         if done:
             stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {typed_command()}")
-            print(f"resuming {run_dir} after step {done} of {spec.num_steps}", flush=True)
-        for line in changes:
-            print(f"the mixture changes: {line}", flush=True)
-        if done < spec.num_steps:
-            # Those of an earlier end are of fewer steps.
-            for name in _OF_THE_END:
+        _announce(spec, done, changes)
+        if done < num_steps:
+            # These files describe a shorter run.
+            for name in _RESULTS:
                 (run_dir / name).unlink(missing_ok=True)
-        summary = _train(spec, cluster, clock, stop) if done < spec.num_steps else _old_summary(run_dir, done)
-        if summary["steps"] < spec.num_steps:
+        summary = _train(spec, cluster, clock, stop) if done < num_steps else _old_summary(run_dir, done)
+        if summary["steps"] < num_steps:
             with contextlib.suppress(OSError):
                 print(f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}", flush=True)
             return False
@@ -70,15 +62,24 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
     return True
 
 
-def set_damaged_aside(run_dir: Path) -> None:
-    """Reads the newest checkpoint before the run goes on from it; the one before is the way back."""
-    checkpoints = Checkpoints(run_dir)
-    if checkpoints.latest_bytes > _SLOW_BYTES:
-        size = checkpoints.latest_bytes / 1e9
-        print(f"comparing checkpoint {checkpoints.latest_step} ({size:.0f} GB) with its digests", flush=True)
-    _, lines = checkpoints.choose(set_aside=True)
-    for line in lines:
+def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
+    with clock("corpus_s"), waiting_for("the demo corpus"):
+        build_corpus(recipe)
+    with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
+        set_damaged_aside(run_dir)
+        spec = plan(recipe, run_dir)
+        claim(run_dir, spec)
+    return spec
+
+
+def _announce(spec: RunSpec, done: int, changes: list[str]) -> None:
+    """Prints where the run goes on. changes: of the mixture."""
+    for line in spec.open_checkpoints().faults():
         print(f"warning: {line}", file=sys.stderr, flush=True)
+    if done:
+        print(f"resuming {spec.run_dir} after step {done} of {spec.mixture.num_steps}", flush=True)
+    for line in changes:
+        print(f"the mixture changes: {line}", flush=True)
 
 
 def _train(spec: RunSpec, cluster: Cluster, clock: _Clock, stop: Stop) -> dict:
@@ -119,7 +120,7 @@ def cluster_of(recipe: Recipe) -> Cluster:
 
 
 def _old_summary(run_dir: Path, done: int) -> dict:
-    """Training had ended, what comes after it had not."""
+    """The summary of a run whose training was finished, but not its evaluation or report."""
     import json
 
     path = run_dir / "summary.json"
@@ -139,7 +140,7 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None
     write_table(run_dir)
     with clock("evaluation_s"), waiting_for("the evaluation"):
         model = TrainedModel(run_dir)
-        # The stored recipe is without the credentials of its URIs.
+        # The stored recipe lacks the credentials of its URIs.
         model.use_recipe(recipe)
         results = evaluate_run(run_dir, model)
     write_json(run_dir / "eval.json", results)
@@ -175,13 +176,13 @@ def _print_times(summary: dict) -> None:
 
 
 class _Clock:
-    """Seconds of named phases since the command began."""
+    """Measures the seconds of named phases since the command began."""
 
-    def __init__(self, started: float | None):
+    def __init__(self, started: float | None) -> None:
         self.started, self.times = started or time.time(), {}
 
     @contextlib.contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
         try:
             yield

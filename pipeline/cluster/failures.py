@@ -70,8 +70,8 @@ class FailureWatch(UserCallback):
     twice in a row. Ray would start the workers again.
     """
 
-    def __init__(self, keeper: Any, run_dir: str):
-        self._keeper = keeper
+    def __init__(self, coordinator: Any, run_dir: str):
+        self._coordinator = coordinator
         self._run_dir = run_dir
         # The bugs of the last failure, and the group of workers that had them.
         self._bugs: set[tuple] = set()
@@ -83,7 +83,9 @@ class FailureWatch(UserCallback):
             raise error
         self._check_repeats(worker_exceptions)
         ray.get(
-            self._keeper.lost.remote(f"workers {sorted(worker_exceptions)} failed; {_first_of(worker_exceptions)}\n")
+            self._coordinator.lost.remote(
+                f"workers {sorted(worker_exceptions)} failed; {_first_of(worker_exceptions)}\n"
+            )
         )
 
     def _check_repeats(self, failures: dict[int, BaseException]) -> None:
@@ -130,7 +132,7 @@ def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -
         raise own from error
     path = _write(spec.run_dir, "".join(traceback.format_exception(error)))
     last = f"; the last: {_first_of(failures)}" if failures else ""
-    newest = spec.checkpoints().latest_step or "none"
+    newest = spec.open_checkpoints().latest_step or "none"
     raise DataError(
         f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}. All of it: {path}. "
         f"The newest whole checkpoint is {newest}; run the same command again to go on from it"

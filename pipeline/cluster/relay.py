@@ -19,7 +19,7 @@ from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import News
 from pipeline.waiting import say, waiting_for
 
-# Seconds for an answer of the gate keeper, on a machine that may be busy.
+# Seconds for an answer of the gate coordinator, on a machine that may be busy.
 _KEEPER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
@@ -35,8 +35,8 @@ class Relay:
     whatever was saved stays saved.
     """
 
-    def __init__(self, keeper: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
-        self._keeper = keeper
+    def __init__(self, coordinator: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
+        self._coordinator = coordinator
         self._stop = stop
         self._spec = spec
         self._cluster = cluster
@@ -62,9 +62,9 @@ class Relay:
 
     def _pass_on(self) -> None:
         try:
-            news = ray.get(self._keeper.news.remote(), timeout=_KEEPER_S)
+            news = ray.get(self._coordinator.news.remote(), timeout=_KEEPER_S)
         except ray.exceptions.RayError:
-            # The keeper is gone, or its machine busy: ``fit_workers`` hears of all that matters.
+            # The coordinator is gone, or its machine busy: ``fit_workers`` hears of all that matters.
             return
         for error, text in news.lines:
             # The terminal may be gone, and the run goes on.
@@ -93,29 +93,29 @@ class Relay:
     def _ask_for_a_stop(self, news: News) -> None:
         if not self._asked:
             self._asked = True
-            self._keeper.stop.remote()
+            self._coordinator.stop.remote()
             self._wait.enter_context(waiting_for("the workers to end their step and save"))
         if not news.running or news.silence_s > _SILENCE_S:
-            newest = self._spec.checkpoints().latest_step or "none"
+            newest = self._spec.open_checkpoints().latest_step or "none"
             say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
             end_process(EXIT_RUN_AGAIN)
 
 
 @contextlib.contextmanager
-def lines_to(keeper: Any, *, rank: int) -> Iterator[None]:
+def lines_to(coordinator: Any, *, rank: int) -> Iterator[None]:
     """Sends what this process prints to the driver's terminal; of ranks other than 0 only what they print to stderr."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stderr(_Lines(keeper, error=True)))
+        stack.enter_context(contextlib.redirect_stderr(_Lines(coordinator, error=True)))
         if rank == 0:
-            stack.enter_context(contextlib.redirect_stdout(_Lines(keeper, error=False)))
+            stack.enter_context(contextlib.redirect_stdout(_Lines(coordinator, error=False)))
         yield
 
 
 class _Lines(io.TextIOBase):
-    """A stream whose text goes to the keeper, line by line."""
+    """A stream whose text goes to the coordinator, line by line."""
 
-    def __init__(self, keeper: Any, *, error: bool):
-        self._keeper = keeper
+    def __init__(self, coordinator: Any, *, error: bool):
+        self._coordinator = coordinator
         self._error = error
         self._text = ""
         self._sent: ray.ObjectRef | None = None
@@ -129,7 +129,7 @@ class _Lines(io.TextIOBase):
         with self._lock:
             whole, newline, self._text = (self._text + text).rpartition("\n")
             if newline:
-                self._sent = self._keeper.print.remote(self._error, whole + newline)
+                self._sent = self._coordinator.print.remote(self._error, whole + newline)
         return len(text)
 
     def flush(self) -> None:

@@ -27,7 +27,7 @@ _QUEUE_ROWS = 2
 
 def running_tasks(spec: RunSpec) -> list[str]:
     """The tasks that take part, in the order in which all ranks open their streams."""
-    return sorted(spec.sampler.runs(spec.tasks))
+    return sorted(spec.mixture.sampler.runs(spec.data.tasks))
 
 
 def tasks_left(spec: RunSpec, schedule: Schedule) -> dict[str, tuple[int, int]]:
@@ -39,14 +39,14 @@ def tasks_left(spec: RunSpec, schedule: Schedule) -> dict[str, tuple[int, int]]:
 
 def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule, bad: dict) -> StreamSpec:
     """The stream of one task from the schedule's start to the end of the run. bad: of ``quarantine.known_bad``."""
-    data_set = spec.data_sets[spec.tasks[task].data_set]
+    data_set = spec.data.data_sets[spec.data.tasks[task].data_set]
     return StreamSpec(
-        task=spec.tasks[task],
+        task=spec.data.tasks[task],
         data_set=data_set,
-        tokens=spec.tokens,
-        tokenizer=spec.tokenizer,
-        seed=spec.seed,
-        fingerprint=spec.fingerprints[data_set.name],
+        tokens=spec.data.tokens,
+        tokenizer=spec.data.tokenizer,
+        seed=spec.mixture.seed,
+        fingerprint=spec.data.fingerprints[data_set.name],
         start=schedule.batches_before(schedule.start)[task],
         stop=schedule.batches_at_most(task),
         share=schedule.share(task),
@@ -99,11 +99,11 @@ class StreamConfig(DataConfig):
     Ray asks for one data set after another, and for each group of workers asks a copy of its own.
     """
 
-    def __init__(self, spec: RunSpec, cluster: Cluster, keeper: Any):
+    def __init__(self, spec: RunSpec, cluster: Cluster, coordinator: Any):
         super().__init__()
         self._spec = spec
         self._cluster = cluster
-        self._keeper = keeper
+        self._coordinator = coordinator
         self._streams: dict[str, Dataset] | None = None
 
     def configure(
@@ -116,7 +116,7 @@ class StreamConfig(DataConfig):
     ) -> list[dict[str, DataIterator]]:
         if self._streams is None:
             quiet_ray_data()
-            step = ray.get(self._keeper.starts_at.remote())
+            step = ray.get(self._coordinator.starts_at.remote())
             schedule = self._spec.schedule(self._spec.position(step))
             self._streams = build_streams(self._spec, self._cluster, schedule=schedule, world_size=world_size)
         out: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]

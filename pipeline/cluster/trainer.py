@@ -27,13 +27,13 @@ from pipeline.stopping import Stop
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
-from pipeline.train.step_gate import Gate, GateKeeper, Go
+from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
 
 
 def check_world(spec: RunSpec, cluster: Cluster) -> None:
     """Raises RequestError if a number of workers that the run may have cannot share a batch in equal parts."""
     asked = f"{cluster.num_workers[0]} to {cluster.num_workers[1]}" if cluster.elastic else cluster.num_workers
-    variants = [(task.name, variant) for task in spec.tasks.values() for variant in task.variants]
+    variants = [(task.name, variant) for task in spec.data.tasks.values() for variant in task.variants]
     for num_workers in filter(None, cluster.sizes):
         for task, variant in variants:
             if variant.global_batch_size % num_workers:
@@ -67,11 +67,11 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
         sys.setswitchinterval(0.001)
         return open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule, end=end_streams)
 
-    spec.checkpoints().remove_leftovers()
+    spec.open_checkpoints().remove_leftovers()
     return train(spec, make_queues, gate=_LocalGate(stop))
 
 
-class _LocalGate(Gate):
+class _LocalGate(StepGate):
     """Defers a stop from the first step on: then a state can be saved."""
 
     def __init__(self, stop: Stop):
@@ -79,11 +79,11 @@ class _LocalGate(Gate):
         self._stop = stop
         self._first: int | None = None
 
-    def go(self, step: int, *, wait: bool = True) -> Go | None:
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         self._first = step if self._first is None else self._first
         if step > self._first:
             self._stop.defer()
-        return super().go(step, wait=wait)
+        return super().next_action(step, wait=wait)
 
 
 # --- in workers ---
@@ -96,43 +96,43 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     own errors, of data or request, end the run at once.
     """
     await_room(cluster)
-    keeper = _gate_keeper(cluster)
-    trainer = _workers_trainer(spec, cluster, keeper)
-    with Relay(keeper, stop, spec=spec, cluster=cluster):
+    coordinator = _step_coordinator(cluster)
+    trainer = _workers_trainer(spec, cluster, coordinator)
+    with Relay(coordinator, stop, spec=spec, cluster=cluster):
         try:
             summary = trainer.fit().return_value
         except TrainingFailedError as e:
             raise_failure(e, spec, cluster)
-    if reason := ray.get(keeper.why.remote()):
+    if reason := ray.get(coordinator.why.remote()):
         raise DataError(f"{reason} (stopped after step {summary['steps']}, its state saved)")
     return summary
 
 
-def _gate_keeper(cluster: Cluster) -> Any:
+def _step_coordinator(cluster: Cluster) -> Any:
     """A handle of the actor through which the ranks agree on every step."""
     # Pinned to the driver's node: if that node is lost, so is the run.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # Each worker asks for two steps ahead, and waits.
     concurrency = max(1000, 4 * cluster.sizes[-1])
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": concurrency}
-    return ray.remote(GateKeeper).options(**options).remote()
+    return ray.remote(StepCoordinator).options(**options).remote()
 
 
-def _workers_trainer(spec: RunSpec, cluster: Cluster, keeper: Any) -> JaxTrainer:
+def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTrainer:
     trainer = JaxTrainer(
         train_loop_per_worker=train_worker,
         train_loop_config={
             "spec": spec,
-            "keeper": keeper,
+            "coordinator": coordinator,
             "cluster": cluster,
-            "checked_step": spec.checkpoints().latest_step,
+            "checked_step": spec.open_checkpoints().latest_step,
         },
         scaling_config=scaling_config(cluster),
         # jax.distributed runs on CPUs only if JaxConfig is told "TPU" and the platform is pinned to the CPU.
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
-        dataset_config=StreamConfig(spec, cluster, keeper),
+        dataset_config=StreamConfig(spec, cluster, coordinator),
         datasets=placeholders(spec),
-        run_config=_run_config(spec, cluster, keeper),
+        run_config=_run_config(spec, cluster, coordinator),
     )
     ray_private.leave_signals_alone(trainer)
     if cluster.joins is None:
@@ -140,7 +140,7 @@ def _workers_trainer(spec: RunSpec, cluster: Cluster, keeper: Any) -> JaxTrainer
     return trainer
 
 
-def _run_config(spec: RunSpec, cluster: Cluster, keeper: Any) -> RunConfig:
+def _run_config(spec: RunSpec, cluster: Cluster, coordinator: Any) -> RunConfig:
     env = {"JAX_PLATFORMS": "cpu"} if cluster.accelerator == "cpu" else {}
     return RunConfig(
         name="ray",
@@ -148,7 +148,7 @@ def _run_config(spec: RunSpec, cluster: Cluster, keeper: Any) -> RunConfig:
         storage_path=str(Path(spec.run_dir)),
         worker_runtime_env={"env_vars": env},
         failure_config=FailureConfig(max_failures=cluster.max_failures),
-        callbacks=[FailureWatch(keeper, spec.run_dir)],
+        callbacks=[FailureWatch(coordinator, spec.run_dir)],
         # Silences Ray Train; the failure that ends the run is raised here.
         logging_config=LoggingConfig(log_level="CRITICAL"),
     )

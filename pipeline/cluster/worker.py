@@ -24,7 +24,7 @@ from pipeline.train.devices import check_backend
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
-from pipeline.train.step_gate import Gate, Go
+from pipeline.train.step_gate import NextAction, StepGate
 
 # Errors that speak of machines and peers as much as of the code: they may pass.
 _MAY_PASS = (OSError, MemoryError, ray.exceptions.RayError, jax.errors.JaxRuntimeError)
@@ -33,14 +33,14 @@ _MAY_PASS = (OSError, MemoryError, ray.exceptions.RayError, jax.errors.JaxRuntim
 def train_worker(config: dict[str, Any]) -> dict:
     """What each worker runs: returns the summary of its rank.
 
-    config: "spec", "cluster", "keeper" (a handle of the gate keeper), "checked_step" (of the checkpoint whose files the
+    config: "spec", "cluster", "coordinator" (a handle of the gate coordinator), "checked_step" (of the checkpoint whose files the
     driver has compared with their digests).
     """
     spec: RunSpec = config["spec"]
     cluster: Cluster = config["cluster"]
     quiet_ray_data()
     rank = ray.train.get_context().get_world_rank()
-    with lines_to(config["keeper"], rank=rank):
+    with lines_to(config["coordinator"], rank=rank):
         check_backend(cluster.accelerator)
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
@@ -49,7 +49,7 @@ def train_worker(config: dict[str, Any]) -> dict:
             return open_queues(shards, schedule, rank=rank)
 
         gate = WorkerGate(
-            config["keeper"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
+            config["coordinator"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
         )
         with noting_failures(gate):
             return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)
@@ -67,7 +67,7 @@ def noting_failures(gate: WorkerGate) -> Iterator[None]:
         raise
 
 
-class WorkerGate(Gate):
+class WorkerGate(StepGate):
     """One rank's gate. The answer for a step is asked for while the step before runs.
 
     start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. checked_step: of the
@@ -75,18 +75,18 @@ class WorkerGate(Gate):
     that was begun.
     """
 
-    def __init__(self, keeper: Any, spec: RunSpec, *, rank: int, elastic: bool, checked_step: int | None):
+    def __init__(self, coordinator: Any, spec: RunSpec, *, rank: int, elastic: bool, checked_step: int | None):
         super().__init__()
-        self._keeper = keeper
+        self._coordinator = coordinator
         self._rank = rank
         self._elastic = elastic
         world_size = ray.train.get_context().get_world_size()
         chosen = None
         if rank == 0:
-            checkpoints = spec.checkpoints()
+            checkpoints = spec.open_checkpoints()
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
-            chosen = ray.get(keeper.begin.remote(world_size, start_step)), start_step
+            chosen = ray.get(coordinator.begin.remote(world_size, start_step)), start_step
         self.epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
         if self.epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)
@@ -95,19 +95,19 @@ class WorkerGate(Gate):
         self._warned = False
 
     def ready(self, step: int) -> None:
-        self._keeper.ready.remote(self.epoch, self._rank, step)
+        self._coordinator.ready.remote(self.epoch, self._rank, step)
 
     def failed(self, step: int, error: BaseException) -> None:
-        self._keeper.failed.remote(self.epoch, self._rank, step, self._reason(error))
+        self._coordinator.failed.remote(self.epoch, self._rank, step, self._reason(error))
 
     def end(self, error: BaseException) -> None:
-        self._keeper.end.remote(self.epoch, self._reason(error))
+        self._coordinator.end.remote(self.epoch, self._reason(error))
 
     def _reason(self, error: BaseException) -> str:
         own = isinstance(error, DataError | RequestError)
         return in_words(error) if own else f"rank {self._rank}: {in_words(error)}"
 
-    def go(self, step: int, *, wait: bool = True) -> Go | None:
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         answer = self._ask(step)
         self._ask(step + 1)
         if not wait and not ray.wait([answer], timeout=0)[0]:
@@ -115,25 +115,25 @@ class WorkerGate(Gate):
         run, look = ray.get(answer)
         del self._asked[step]
         if not run:
-            return Go.STOP
+            return NextAction.STOP
         self.step = step
-        return self._preempted() if look else Go.STEP
+        return self._preempted() if look else NextAction.STEP
 
     def _ask(self, step: int) -> ray.ObjectRef:
         if step not in self._asked:
-            self._asked[step] = self._keeper.go.remote(self.epoch, step)
+            self._asked[step] = self._coordinator.grant.remote(self.epoch, step)
         return self._asked[step]
 
-    def _preempted(self) -> Go:
+    def _preempted(self) -> NextAction:
         """What to do if a machine is about to go. All ranks look at the same step, and Ray Train tells all the same."""
         info = ray.train.get_preemption_info()
         if info is None or self._warned:
-            return Go.STEP
+            return NextAction.STEP
         self._warned = True
         if self._rank == 0:
             then = "going on until it goes" if self._elastic else "stopping"
             print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
-        return Go.SAVE if self._elastic else Go.STOP
+        return NextAction.SAVE if self._elastic else NextAction.STOP
 
 
 def _choose_checkpoint(checkpoints: Checkpoints, checked_step: int | None) -> int:

@@ -131,7 +131,7 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise RequestError(f"{_EXPECTED} at {path}, found {found}") from e
 
 
-def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path) -> Tokenizer:
+def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path | None = None) -> Tokenizer:
     """Trains a unigram model on the sentences and writes it to ``into``; short text gives a smaller vocabulary.
 
     Raises RequestError if the text has no characters, or more different ones than the vocabulary holds.
@@ -145,8 +145,9 @@ def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path) ->
         raise RequestError(
             f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
         ) from e
-    into.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(into, model.getvalue())
+    if into is not None:
+        into.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(into, model.getvalue())
     return Tokenizer(model.getvalue())
 
 

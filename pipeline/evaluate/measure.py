@@ -1,15 +1,15 @@
-"""What a run's recipe asks to measure on held-out data: zero-shot, classifier accuracy, retrieval.
+"""The measurements of a recipe on held-out data: zero-shot, classifier accuracy, retrieval.
 
-An entry's ``clips`` is how many windows of a row are looked at, evenly spaced over its canonical clip: over the
-``max_frames`` frames that the data set keeps of a video, however long the file is. Their logits are averaged, and for
-retrieval their embeddings before these are normalised and ranked.
+An entry's ``clips`` is the number of windows of a row, evenly spaced over its canonical clip: over the ``max_frames``
+frames that the data set keeps of a video, however long the file is. Their logits are averaged, and for retrieval their
+embeddings before these are normalised and ranked.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,18 @@ from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.recipe import EvaluationSettings
 
-# Views that wait for the model at once: a multiple of its batch, so that no batch but the last is filled up.
+# Number of views for one call of the model: a multiple of its batch, so that only the last batch is filled up.
 _VIEWS = 64
+
+# (metrics, chance, number of examples).
+Measured = tuple[dict[str, float], dict[str, float], int]
 
 
 @dataclasses.dataclass
 class HeldOut:
-    """One held-out manifest through the model.
+    """The features of one held-out manifest.
 
-    features: (rows, clips, width) float32. rejected: rows whose media were bad, left out of every metric.
+    features: (rows, clips, width) float32. rejected: the number of rows with bad media, left out of every metric.
     """
 
     features: np.ndarray
@@ -54,7 +57,7 @@ def evaluate_run(run_dir: Path, model: TrainedModel | None = None) -> list[dict]
 
 
 def default_list(model: TrainedModel) -> list[EvaluationSettings]:
-    """The recipe's list; without one, what its tasks make possible on the data sets with a held-out part."""
+    """The recipe's list; without one, every measurement that its tasks allow on the data sets with a held-out part."""
     if model.recipe.evaluate:
         return model.recipe.evaluate
     out = {}
@@ -71,14 +74,14 @@ def default_list(model: TrainedModel) -> list[EvaluationSettings]:
 
 
 def _default_kinds(task: TaskSpec) -> list[str]:
-    """What a task of one medium makes possible. With sigmoid a row has several labels, and no accuracy."""
+    """The kinds that a task of one medium allows. With sigmoid a row has several labels, and no accuracy."""
     kinds = ["classify"] if "softmax" in dict(task.objectives) else []
     if task.contrasts:
         kinds.append("zero_shot" if task.text == "labels" else "retrieval")
     return kinds
 
 
-def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: dict) -> dict:
+def _entry(model: TrainedModel, settings: EvaluationSettings, measure: Callable[..., Measured], cache: dict) -> dict:
     manifests = model.data_sets[settings.data_set].held_out
     name = settings.held_out or next(iter(manifests))
     task = _task_for(model, settings)
@@ -137,14 +140,14 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         manifest=manifest,
         limits=model.recipe.cluster.decode_limits(),
     )
-    # Without objectives a sample is its media alone: a row without labels or text is as good.
+    # Without objectives a sample is its media alone, so a row without labels or text is no reject.
     only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
     maker = SampleMaker(only, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []
     modality, tokenizer = task.embedder(settings.modality), model.tokenizer
 
-    def views():
+    def views() -> Iterator[dict]:
         for row in range(source.num_rows):
             try:
                 clip = source.clip(row)
@@ -165,12 +168,14 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
 
 
 def _features(model: TrainedModel, modality: str, views: Iterator[dict]) -> np.ndarray:
-    """(views, width) float32. Only a batch of views is in memory at a time, however many there are; none: (0,)."""
-    parts = [model.features(modality, part) for part in iter(lambda: list(itertools.islice(views, _VIEWS)), [])]
+    """(views, width) float32, (0,) without views. Only one batch of views is in memory at a time."""
+    parts = []
+    while part := list(itertools.islice(views, _VIEWS)):
+        parts.append(model.features(modality, part))
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def _each_clip(function, features: np.ndarray) -> np.ndarray:
+def _each_clip(function: Callable[[np.ndarray], np.ndarray], features: np.ndarray) -> np.ndarray:
     """``function`` of (n, width) over (rows, clips, width): the mean over the clips of a row, (rows, ...)."""
     rows, clips, width = features.shape
     values = function(features.reshape(rows * clips, width))
@@ -191,14 +196,14 @@ def _label_indices(classes: list[str], labels: list[tuple[str, ...]]) -> tuple[n
     return rows, found[rows]
 
 
-def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut) -> Measured:
     classes, order = _classes(model, settings), list(model.data_sets[settings.data_set].classes)
     rows, labels = _label_indices(classes, held_out.labels)
     logits = _each_clip(lambda x: model.logits(x, settings.data_set), held_out.features[rows])
     return classification(logits[:, [order.index(c) for c in classes]], labels), _chance(classes), len(rows)
 
 
-def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut) -> Measured:
     """Mean over the prompts of a class before normalisation, then cosine with each clip, then mean over the clips."""
     classes = _classes(model, settings)
     rows, labels = _label_indices(classes, held_out.labels)
@@ -215,7 +220,7 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     return classification(logits, labels), _chance(classes), len(rows)
 
 
-def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut):
+def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut) -> Measured:
     source = task.embedder(settings.modality)
     owner = np.repeat(np.arange(len(held_out.texts)), [len(t) for t in held_out.texts])
     texts = [t for row in held_out.texts for t in row]
@@ -244,7 +249,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def print_table(results: list[dict]) -> None:
-    """The first metrics of each entry beside chance."""
+    """Prints the first metrics of each entry beside chance."""
     from rich.console import Console
     from rich.table import Table
 

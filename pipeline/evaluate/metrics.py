@@ -6,7 +6,7 @@ import numpy as np
 
 
 def classification(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """scores (n, classes), labels (n,) → acc1, acc5 (where there are more than five classes), mean_per_class_recall."""
+    """scores (n, classes), labels (n,) → acc1, acc5 (of more than five classes), mean_per_class_recall."""
     ranked = np.argsort(-scores, axis=1, kind="stable")
     top = ranked[:, 0]
     out = {"acc1": float((top == labels).mean())}
@@ -24,7 +24,7 @@ def retrieval(images: np.ndarray, texts: np.ndarray, owner: np.ndarray) -> dict[
     """
     similarity = texts @ images.T
     own = owner[:, None] == np.arange(len(images))[None, :]
-    # What is not finite is the worst for its own pair and the best for every other.
+    # A similarity that is not finite counts as the worst for its own pair and the best for every other.
     mine = np.where(np.isfinite(similarity), similarity, -np.inf)
     others = np.where(own, -np.inf, np.where(np.isfinite(similarity), similarity, np.inf))
     own_score = mine[np.arange(len(texts)), owner]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -10,57 +11,41 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from model.config import ModelConfig
 from model.imp import Imp
 from model.step import state_shapes
+from model.structure import Structure
 from pipeline import recipe as recipes
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.devices import use_compute_type
-from pipeline.train.initial_state import host_device
+from pipeline.train.devices import host_device, use_compute_type
 from pipeline.train.mixture.structures import structure_of
 
+# Samples in a batch of the model.
 _BATCH = 64
 
 
 class TrainedModel:
-    """Parameters of the newest checkpoint with what is needed to feed them.
+    """The parameters of the newest checkpoint with all that is needed to feed them.
 
     Everything comes from the checkpoint: the recipe, the class lists, the tokenizer.
     """
 
-    def __init__(self, run_dir: Path):
-        checkpoints = Checkpoints(run_dir)
-        step, lines = checkpoints.choose()
-        for line in lines:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
-        data = checkpoints.data(step)
-        self.step = data["step"]
-        self.recipe = recipes.from_dict(data["config"])
-        self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()
-        tokenizer = base64.b64decode(data["tokenizer"])
-        self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
-        self.tokens = self.recipe.token_spec()
-        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
-        config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
-        # A kernel is the training machine's: this may be another.
-        config = dataclasses.replace(config, attention="auto")
-        running = self.recipe.sampler_spec().runs(self.tasks)
-        structures = [
-            structure_of(t, v, self.data_sets[t.data_set], self.tokens)
-            for t in self.tasks.values()
-            for v in t.variants
-            if t.name in running
-        ]
-        self.imp = Imp.for_structures(config, structures)
-        # The moments, two thirds of it, never reach the accelerator.
-        sharding = jax.sharding.SingleDeviceSharding(host_device())
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(self.imp)
-        )
-        state = checkpoints.state(shapes, step=self.step)
-        self.params = jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])
-        checkpoints.close()
+    def __init__(self, run_dir: Path) -> None:
+        with contextlib.closing(Checkpoints(run_dir)) as checkpoints:
+            step, lines = checkpoints.choose()
+            for line in lines:
+                print(f"warning: {line}", file=sys.stderr, flush=True)
+            data = checkpoints.data(step)
+            self.step = data["step"]
+            self.recipe = recipes.from_dict(data["config"])
+            self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()
+            tokenizer = base64.b64decode(data["tokenizer"])
+            self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
+            self.tokens = self.recipe.token_spec()
+            self.imp = Imp.for_structures(self._config(), self._structures())
+            self.params = _load_parameters(checkpoints, self.imp, self.step)
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
         self._encode = jax.jit(
             lambda params, modality, arrays: self.imp.encode(
@@ -68,6 +53,21 @@ class TrainedModel:
             ),
             static_argnums=1,
         )
+
+    def _config(self) -> ModelConfig:
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
+        config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
+        # This may be another machine than that of training, whose kernel it may not have.
+        return dataclasses.replace(config, attention="auto")
+
+    def _structures(self) -> list[Structure]:
+        running = self.recipe.sampler_spec().runs(self.tasks)
+        return [
+            structure_of(t, v, self.data_sets[t.data_set], self.tokens)
+            for t in self.tasks.values()
+            for v in t.variants
+            if t.name in running
+        ]
 
     def use_recipe(self, recipe: recipes.Recipe) -> None:
         """Evaluates by another recipe's ``evaluate`` list and data sets; the trained tasks and classes stay.
@@ -98,3 +98,11 @@ class TrainedModel:
     def logits(self, features: np.ndarray, data_set: str) -> np.ndarray:
         """(n, classes of the data set)."""
         return np.asarray(self.imp.module(self.params, f"classifier_{data_set}")(features))
+
+
+def _load_parameters(checkpoints: Checkpoints, imp: Imp, step: int) -> dict:
+    """The parameters on the first device; the moments, two thirds of the state, stay on the host."""
+    sharding = jax.sharding.SingleDeviceSharding(host_device())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(imp))
+    state = checkpoints.state(shapes, step=step)
+    return jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])

@@ -1,13 +1,7 @@
-"""Checkpoints: Orbax writes the arrays in the background, ``run.json`` beside them makes a checkpoint whole.
-
-``checkpoints/<step>/`` holds what Orbax wrote and, put there last, ``run.json``: step, position, class lists,
-tokenizer, config, and the size and digest of every file, its own too. What lacks it, or a file that it lists, is never
-chosen; what differs from its digest is found when a checkpoint is chosen to go on from, and set aside.
-"""
+"""Checkpoints: Orbax writes the arrays in the background, ``run.json`` beside them makes a checkpoint whole."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import shutil
 import threading
@@ -20,123 +14,37 @@ from orbax.checkpoint import v1 as ocp
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import write_bytes
 from pipeline.train.agreement import first_of_all_processes
-from pipeline.train.digests import changed_file, cut_file, file_digests, read_sealed, sealed
+from pipeline.train.checkpoint_folder import FORMAT, RUN, CheckpointFolder
+from pipeline.train.digests import file_digests, sealed
 
 # Orbax warns at each save about a merge of files that a single JSON value does not need.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-# Bumped when the layout of what is stored changes.
-FORMAT = 3
-_RUN = "run.json"
-_changed_file = functools.partial(changed_file, besides=_RUN)
-# Of a disk that a save is about to fill: what must stay free beside the arrays.
+# Bytes that must stay free on the disk beside the arrays of a save.
 _SPARE_BYTES = 32 << 20
 
 
-class Checkpoints:
-    """The checkpoints of a run directory.
+class Checkpoints(CheckpointFolder):
+    """The checkpoints of a run directory, to save and to load.
 
-    keep_last: the number of newest ones that are kept; one that was saved while updates were not finite counts only
-    where there is no other. keep_every: those of steps that it divides are kept too, for ever.
+    keep_last: the number of newest ones that are kept; one saved while updates were not finite counts only if there is
+    no other. keep_every: those of steps that it divides are kept for ever.
     """
 
-    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_every: int | None = None):
-        self.folder = Path(run_dir).absolute() / "checkpoints"
-        self._keep_last, self._keep_every = keep_last, keep_every
+    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_every: int | None = None) -> None:
+        super().__init__(run_dir)
+        self._keep_last = keep_last
+        self._keep_every = keep_every
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def _folders(self) -> list[int]:
-        """The steps that have a folder, whole or not, rising."""
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if self.folder.is_dir() else []
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, rising."""
-        return [step for step in self._folders() if self._fault(step) is None]
-
-    @property
-    def latest_step(self) -> int | None:
-        # From the newest on: of a long run's many checkpoints only one need be looked through.
-        return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
-
-    @property
-    def latest_bytes(self) -> int:
-        """The size of the newest whole checkpoint, 0 without one."""
-        step = self.latest_step
-        return sum(file["bytes"] for file in self.data(step)["files"].values()) if step is not None else 0
-
-    def faults(self) -> list[str]:
-        """A line for every folder of a step that is passed over, and why."""
-        faults = {step: self._fault(step) for step in self._folders()}
-        return [f"checkpoint {step} is passed over: {fault}" for step, fault in faults.items() if fault]
-
-    def _read(self, step: int) -> dict:
-        """run.json of this format or another. Raises OSError, or ValueError where it is not what was written."""
-        data, intact = read_sealed(self.folder / str(step) / _RUN)
-        if intact is False or (intact is None and data.get("format") == FORMAT):
-            raise ValueError("it is not what was written")
-        return data
-
-    def _fault(self, step: int, *, look=cut_file) -> str | None:
-        """Why a checkpoint is not whole; None where it is. look: ``cut_file``, or ``changed_file`` to read it all."""
-        try:
-            data = self._read(step)
-        except FileNotFoundError:
-            return f"{_RUN} is missing"
-        except (OSError, ValueError) as e:
-            return f"{_RUN} cannot be read: {one_line(e)}"
-        if data.get("format") != FORMAT:
-            return None  # ``data`` refuses it
-        if data["step"] != step:
-            return f"{_RUN} is that of step {data['step']}"
-        try:
-            return look(self.folder / str(step), data["files"])
-        except OSError as e:
-            return f"a file cannot be read: {one_line(e)}"
-
-    def choose(self, *, set_aside: bool = False) -> tuple[int | None, list[str]]:
-        """(the newest checkpoint whose files are what was written, a line for each newer one that is damaged).
-
-        set_aside: damaged ones get another name and are never looked at again; for one process of the run whose
-        checkpoints they are. Raises DataError where there are checkpoints and all of them are damaged.
-        """
-        damaged, sound = {}, None
-        for step in reversed(self._folders()):
-            if not (self.folder / str(step) / _RUN).exists():
-                continue  # a save that was interrupted
-            if (damage := self._fault(step, look=_changed_file)) is None:
-                sound = step
-                break
-            damaged[step] = damage
-        if damaged and sound is None:
-            step, damage = next(iter(damaged.items()))
-            raise DataError(
-                f"every checkpoint in {self.folder} is damaged, the newest, {step}, because {damage}; put back a copy "
-                "of one, or use another --run-dir to begin anew"
-            )
-        lines = []
-        for step, damage in damaged.items():
-            aside = f", is set aside as {self._set_aside(step)}" if set_aside else ""
-            lines.append(f"checkpoint {step} is damaged ({damage}){aside}; {sound} takes its place")
-        return sound, lines
-
-    def _set_aside(self, step: int) -> Path:
-        target, number = self.folder / f"{step}.damaged", 2
-        while target.exists():
-            target, number = self.folder / f"{step}.damaged-{number}", number + 1
-        try:
-            return (self.folder / str(step)).rename(target)
-        except OSError as e:
-            raise DataError(f"checkpoint {step} is damaged and cannot be set aside: {one_line(e)}; move it away") from e
-
     def remove_leftovers(self) -> None:
-        """Removes what saves that were killed left behind. One process calls it, before any saves."""
+        """Removes the leftovers of saves that were killed. One process calls it, before any saves."""
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def check_space(self, state) -> None:
-        """Raises DataError where the disk cannot hold the arrays of ``state`` (arrays or their shapes) once more."""
+    def check_space(self, state: dict) -> None:
+        """Raises DataError where the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
         needed = _bytes(state) + _SPARE_BYTES
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,17 +73,17 @@ class Checkpoints:
             raise DataError(problem)
         folder = self.folder / str(step)
         if jax.process_index() == 0 and folder.exists():
-            # Not whole, or of a part of the run that was given up.
-            (folder / _RUN).unlink(missing_ok=True)
+            # Not whole, or of steps that the run has since taken back.
+            (folder / RUN).unlink(missing_ok=True)
         params = {name: group["params"] for name, group in state.items()}
         sound = {"finite": bool(_all_finite(params)) and finite}
         response = ocp.save_checkpointables_async(folder, {"state": state}, overwrite=True)
         data = {"format": FORMAT, "step": step, "groups": parameter_shapes(state)} | sound | data
-        # Not a daemon: the interpreter ends after it.
+        # Not a daemon: the interpreter waits for it.
         self._thread = threading.Thread(target=self._finish, args=(response, step, data), name="checkpoint")
         self._thread.start()
 
-    def _finish(self, response, step: int, data: dict) -> None:
+    def _finish(self, response: ocp.AsyncResponse, step: int, data: dict) -> None:
         try:
             response.result()
             if jax.process_index() == 0:
@@ -185,15 +93,17 @@ class Checkpoints:
 
     def _make_whole(self, step: int, data: dict) -> None:
         folder = self.folder / str(step)
-        write_bytes(folder / _RUN, sealed(data | {"files": file_digests(folder)}))
+        write_bytes(folder / RUN, sealed(data | {"files": file_digests(folder)}))
         steps = self._in_question()
         for old in set(steps) - self._kept(steps):
-            (self.folder / str(old) / _RUN).unlink()
+            (self.folder / str(old) / RUN).unlink()
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def _in_question(self) -> list[int]:
-        """The steps of the whole checkpoints, rising, without old ones that stay in any case: of a long run they are
-        many, and looking at one is looking at each of its files."""
+        """The steps of the whole checkpoints that may have to go, ascending.
+
+        Without old ones that are kept in any case: a long run has many, and examining one takes each of its files.
+        """
         found, good = [], 0
         for step in reversed(self._folders()):
             if (good < self._keep_last or not self._is_for_ever(step)) and self._fault(step) is None:
@@ -205,17 +115,13 @@ class Checkpoints:
         return bool(self._keep_every) and step % self._keep_every == 0
 
     def _kept(self, steps: list[int]) -> set[int]:
-        """The newest, which the run goes on from, and ``keep_last`` of which it is known that they are good."""
+        """The newest, which the run goes on from, ``keep_last`` that are known to be good, and those kept for ever."""
         good = {step: bool(self._read(step).get("finite")) for step in steps}
         best = sorted(steps, key=lambda step: (good[step], step))[-self._keep_last :]
         return {*best, *filter(self._is_for_ever, steps), *steps[-1:]}
 
-    def last_finite_step(self) -> int | None:
-        """The newest whole checkpoint that was saved while updates were finite."""
-        return next((step for step in reversed(self.steps) if self._read(step).get("finite")), None)
-
     def wait(self) -> None:
-        """Until the last save is whole. Raises DataError where it failed."""
+        """Waits until the last save is whole. Raises DataError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -228,33 +134,13 @@ class Checkpoints:
 
     @property
     def saving(self) -> bool:
-        """Whether a save is under way."""
+        """Whether a save is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
-    def data(self, step: int | None = None) -> dict:
-        """What is stored beside the arrays. Raises RequestError without a checkpoint, or for another format."""
-        step = self.latest_step if step is None else step
-        if step is None:
-            more = "".join(f" ({line})" for line in self.faults()[-1:])
-            raise RequestError(f"no whole checkpoint in {self.folder}{more}; train first")
-        try:
-            data = self._read(step)
-        except FileNotFoundError as e:
-            raise RequestError(
-                f"checkpoint {step} of {self.folder} is not there; all machines of a run must see its directory"
-            ) from e
-        except (OSError, ValueError) as e:
-            raise RequestError(
-                f"checkpoint {step} of {self.folder} is damaged: {_RUN} cannot be read: {one_line(e)}"
-            ) from e
-        if data.get("format") != FORMAT:
-            raise RequestError(f"checkpoint {step} has format {data.get('format')}, this version reads {FORMAT}")
-        return data
-
     def state(self, abstract: dict, *, step: int | None = None) -> dict:
-        """The arrays that ``abstract`` names, a part of what is stored or all of it.
+        """The stored arrays that ``abstract`` names, some of them or all.
 
-        abstract: jax.ShapeDtypeStruct leaves with the shardings they shall have. Raises RequestError where the arrays
+        abstract: jax.ShapeDtypeStruct leaves with the shardings to load them with. Raises RequestError where the arrays
         cannot be read.
         """
         step = self.latest_step if step is None else step
@@ -265,7 +151,7 @@ class Checkpoints:
             with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
                 state = ocp.load_checkpointables(folder, {"state": abstract})["state"]
             jax.tree.map_with_path(_check_form, abstract, state)
-        # Whatever Orbax makes of bytes that are not what was written; its own message hides the first cause.
+        # Orbax raises anything on corrupt bytes, and its message hides the first cause.
         except Exception as e:
             raise RequestError(
                 f"checkpoint {step} is damaged ({one_line(e.__cause__ or e)[:200]}); move {folder} away to go on from "
@@ -274,14 +160,14 @@ class Checkpoints:
         return state
 
     def close(self) -> None:
-        """Waits for the save under way, without a word on how it ends."""
+        """Waits for the save in progress and ignores its outcome."""
         if self._thread is not None:
             self._thread.join()
 
 
 @jax.jit
-def _all_finite(params) -> jax.Array:
-    """Whether all parameters are finite: a sum of one that is not is not either, and compiles in no time."""
+def _all_finite(params: dict) -> jax.Array:
+    """Whether all parameters are finite: a sum over one that is not, is not either, and it compiles in no time."""
     return jnp.isfinite(jnp.stack([jnp.sum(x) for x in jax.tree.leaves(params)])).all()
 
 
@@ -293,7 +179,7 @@ def _check_form(path, wanted, found) -> None:
         )
 
 
-def _bytes(tree) -> int:
+def _bytes(tree: dict) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 

@@ -1,4 +1,4 @@
-"""Compiled steps, one a structure: compiled in the background in order of first use; a step waits only for its own."""
+"""Compiled steps, one for each structure: compiled in the background in order of first use."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ log = logging.getLogger(__name__)
 
 
 class StepCompiler:
-    """compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use. built:
-    is called after each."""
+    """Compiles in a thread of its own; a step waits only for its own graph.
+
+    compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use.
+    on_compiled: called after each.
+    """
 
     def __init__(
         self,
         compile_fn: Callable[[Structure], Callable],
         budget: list[Structure],
         *,
-        built: Callable[[], None] = lambda: None,
-    ):
-        self._compile, self._budget, self._built = compile_fn, set(budget), built
+        on_compiled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._compile = compile_fn
+        self._budget = set(budget)
+        self._on_compiled = on_compiled
         self._compiled: dict[Structure, Callable] = {}
         self.compile_s: dict[Structure, float] = {}
         self.alarms: list[Structure] = []
-        self._told = 0
-        self._lock, self._next = threading.Lock(), list(budget)
-        self._changed, self._busy, self._failure = threading.Condition(self._lock), None, None
+        # Alarms that ``new_alarms`` has returned.
+        self._reported = 0
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._next = list(budget)
+        self._busy: Structure | None = None
+        self._failure: BaseException | None = None
         self._start()
 
     def _start(self) -> None:
@@ -56,7 +65,9 @@ class StepCompiler:
                 self._build(structure)
             except BaseException as e:
                 with self._changed:
-                    self._failure, self._busy, self._running = e, None, False
+                    self._failure = e
+                    self._busy = None
+                    self._running = False
                     self._changed.notify_all()
                 return
 
@@ -67,10 +78,10 @@ class StepCompiler:
             self._compiled[structure], self._busy = step, None
             self.compile_s[structure] = time.perf_counter() - start
             self._changed.notify_all()
-        self._built()
+        self._on_compiled()
 
     def ready(self, structure: Structure) -> Callable | None:
-        """The compiled step if it is there already."""
+        """The compiled step; None before it is compiled."""
         with self._lock:
             return self._compiled.get(structure)
 
@@ -89,18 +100,22 @@ class StepCompiler:
                 self._next.insert(0, structure)
             self._changed.wait_for(lambda: structure in self._compiled or self._failure)
             if structure not in self._compiled:
+                assert self._failure is not None
                 raise self._failure
             return self._compiled[structure]
 
     def new_alarms(self) -> list[str]:
         """A line for every compile since the last call that was not on the list."""
         with self._lock:
-            new, self._told = self.alarms[self._told :], len(self.alarms)
+            new = self.alarms[self._reported :]
+            self._reported = len(self.alarms)
         return [f"compiled a graph that was not on the list: {_in_words(structure)}" for structure in new]
 
     def memory_bytes(self, structure: Structure) -> int | None:
-        """What the compiler plans for one device: arguments, results that are not donated ones, temporaries. None where
-        it is not compiled or does not say."""
+        """Memory that the compiler plans for one device: arguments, results that are not donated, temporaries.
+
+        None before it is compiled, and where the compiler does not tell.
+        """
         step = self.ready(structure)
         plan = step.executable.memory_analysis() if step is not None else None
         if plan is None:
@@ -110,13 +125,14 @@ class StepCompiler:
         )
 
     def close(self) -> None:
-        """Drops what is still to come and waits for the compile in progress: exiting in the middle of one aborts."""
+        """Drops the remaining structures and waits for the compile in progress: exiting during one aborts."""
         with self._changed:
             self._next.clear()
         self._thread.join()
 
     @property
     def num_compiled(self) -> int:
+        """The number of structures compiled so far."""
         return len(self.compile_s)
 
 

@@ -35,6 +35,14 @@ _PEAK_FLOPS = (
 )
 
 
+def host_device() -> jax.Device:
+    """The CPU; the first accelerator where JAX was told to do without the CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def peak_flops(kind: str) -> float | None:
     """bfloat16 FLOP/s of one device of a kind, None where it is unknown, as for a part of a GPU (MIG)."""
     if "MIG" in kind:

@@ -1,5 +1,4 @@
-"""The feed knows the schedule ahead: it pulls from the queue of the task that the sampler chose, journals what was
-rejected, and puts the next batches on the device while the current step runs."""
+"""The batches of the next steps, put on the devices while the current step runs; rejects are journalled on the way."""
 
 from __future__ import annotations
 
@@ -15,20 +14,22 @@ from pipeline.errors import DataError
 from pipeline.train.chance import chance_of
 from pipeline.train.mixture.schedule import Schedule, Step
 from pipeline.train.quarantine import Quarantine
-from pipeline.train.step_gate import Gate
+from pipeline.train.step_gate import StepGate
 
+# Batches on the devices ahead of the step that runs.
 _DEPTH = 2
-# Seconds for the thread to end, which may be putting a batch on a device, and for those of all queues.
+# Seconds for the thread, which may be putting a batch on a device, and for all queues' threads to end.
 _JOIN_S = 5.0
 
 
 class RowQueue(Protocol):
     """The rows of one task in order."""
 
-    def next(self) -> Row: ...
+    def next(self) -> Row:
+        """Waits for the next row."""
 
     def close(self) -> None:
-        """Wakes whoever waits in ``next``; nothing comes any more."""
+        """Ends the queue and wakes whoever waits in ``next``."""
 
     def join(self, timeout_s: float) -> bool:
         """Waits for what fills the queue, at most ``timeout_s``. Returns whether it has ended."""
@@ -36,20 +37,20 @@ class RowQueue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step's batch on the device. ids: this process's samples. chance: the loss of guessing (``chance_of``)."""
+    """One step's batch on the devices. ids: this process's samples. chance: the loss of guessing (``chance_of``)."""
 
     step: int
-    what: Step
+    plan: Step
     arrays: dict
     ids: list[str]
     chance: float
 
 
 class Feed:
-    """Iterates over the batches of the steps start .. stop - 1, in order.
+    """Iterates over the batches of the steps of a schedule, in order.
 
-    put: local arrays → global arrays on the devices. gate: is told of every batch that is there, and of the one that
-    cannot be made. waits_for: the task whose stream the feed waits for at the moment.
+    to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, and of the one
+    that cannot be. waits_for: the task whose stream the feed waits for at the moment.
     """
 
     def __init__(
@@ -57,24 +58,25 @@ class Feed:
         schedule: Schedule,
         queues: Mapping[str, RowQueue],
         *,
-        start: int,
-        stop: int,
-        put: Callable[[dict], dict],
+        to_devices: Callable[[dict], dict],
         quarantine: Quarantine,
-        gate: Gate,
-    ):
-        self._schedule, self._queues, self._put, self._quarantine = schedule, queues, put, quarantine
+        gate: StepGate,
+    ) -> None:
+        self._schedule = schedule
+        self._queues = queues
+        self._to_devices = to_devices
+        self._quarantine = quarantine
         self._gate = gate
-        self._range, self._closed = range(start, stop), threading.Event()
+        self._closed = threading.Event()
         self.waits_for: str | None = None
         self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        for step in self._range:
+        for step in self._schedule.steps:
             try:
-                # An adaptive sampler decides a step once it has seen losses enough.
+                # An adaptive sampler may need more losses before it can choose this step's task.
                 while not self._schedule.wait(step, timeout_s=0.2):
                     if self._closed.is_set():
                         return
@@ -87,7 +89,7 @@ class Feed:
             if not self._offer(item):
                 return
 
-    def _offer(self, item) -> bool:
+    def _offer(self, item: Batch | BaseException) -> bool:
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=0.2)
@@ -97,22 +99,22 @@ class Feed:
         return False
 
     def _batch(self, step: int) -> Batch:
-        what = self._schedule[step]
-        self.waits_for = what.task
-        row = self._queues[what.task].next()
+        plan = self._schedule[step]
+        self.waits_for = plan.task
+        row = self._queues[plan.task].next()
         self.waits_for = None
-        if (row.task, row.batch, row.variant) != (what.task, what.batch, what.variant.name):
+        if (row.task, row.batch, row.variant) != (plan.task, plan.batch, plan.variant.name):
             raise DataError(
-                f"step {step}: expected batch {what.batch} of {what.task} as {what.variant.name}, "
+                f"step {step}: expected batch {plan.batch} of {plan.task} as {plan.variant.name}, "
                 f"found batch {row.batch} of {row.task} as {row.variant}"
             )
         # Order contract: rejects are on disk before their substitutes are used.
-        self._quarantine.record(row, step=step, data_set=self._schedule.tasks[what.task].data_set)
-        chance = chance_of(what.structure, row.arrays.get("positive_ids"))
-        return Batch(step, what, self._put(group_arrays(row.arrays)), row.ids, chance)
+        self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
+        chance = chance_of(plan.structure, row.arrays.get("positive_ids"))
+        return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance)
 
     def next(self, *, wait: bool = True) -> Batch | None:
-        """The next batch. wait False: None where it is not there yet. Raises what its making raised."""
+        """The next batch. wait False: None where it is not made yet. Raises what making it raised."""
         try:
             item = self._ready.get(block=wait)
         except queue.Empty:
@@ -122,15 +124,18 @@ class Feed:
         return item
 
     def close(self) -> None:
-        """Ends the thread, and those that fill the queues: one that still puts arrays on a device, or asks Ray for a
-        block, when its library has gone would abort the process, or start Ray anew."""
+        """Ends this thread and those that fill the queues.
+
+        One that still puts arrays on a device, or asks Ray for a block, after its library is gone would abort the
+        process, or start Ray anew.
+        """
         self._closed.set()
         close_queues(self._queues)
         self._thread.join(timeout=_JOIN_S)
 
 
 def close_queues(queues: Mapping[str, RowQueue]) -> None:
-    """All are told before any is waited for."""
+    """Closes all queues, and only then waits for their threads."""
     for row_queue in queues.values():
         row_queue.close()
     deadline = time.monotonic() + _JOIN_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -10,33 +11,29 @@ from jax.sharding import Mesh
 from model import sharding
 from model.imp import Imp
 from model.step import init_state, state_shapes
+from pipeline.data.spec import DataSetSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints, parameter_shapes
+from pipeline.train.devices import host_device
+from pipeline.train.spec import RunSpec
 
 
-def host_device() -> jax.Device:
-    """The CPU, or where jax has been told to do without it the first accelerator."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]
+def start_state(imp: Imp, spec: RunSpec, checkpoints: Checkpoints, step: int, *, mesh: Mesh) -> tuple[dict, list[str]]:
+    """(state on the devices, lines on what was and was not loaded). step: that of a checkpoint, or 0.
 
-
-def start_state(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, mesh: Mesh) -> tuple[dict, list[str]]:
-    """(state on the devices, lines on what was and was not loaded). spec: ``run.RunSpec``. step: a checkpoint's, or 0.
-
-    A resume takes everything that the checkpoint has of a group, its moments and count too, and starts groups anew that
-    it lacks: those of tasks that came with a change of the mixture. Raises RequestError where the checkpoint is of
+    A resume takes all that the checkpoint has of a group, its moments and count too, and starts the groups that it
+    lacks anew: those of tasks that came with a change of the mixture. Raises RequestError where the checkpoint is of
     another model.
     """
     shapes = state_shapes(imp)
-    shardings = sharding.state_shardings(shapes, mesh, fsdp=spec.fsdp)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp=spec.placement.fsdp)
     if step:
         return _resumed(imp, spec, checkpoints, step, shapes=shapes, shardings=shardings)
-    params, lines = _fresh(imp, spec.seed), []
-    if spec.init_from:
-        checkpoints = Checkpoints(Path(spec.init_from))
-        params, lines = _taken_over(params, checkpoints, spec.init_step, classes=_classes(spec.data_sets))
+    params, lines = _fresh(imp, spec.mixture.seed), []
+    source = spec.checkpoints
+    if source.init_from:
+        checkpoints = Checkpoints(Path(source.init_from))
+        params, lines = _taken_over(params, checkpoints, source.init_step, classes=_classes(spec.data.data_sets))
     return sharding.put_state(_on_host(init_state, params), shardings), lines
 
 
@@ -45,12 +42,14 @@ def _fresh(imp: Imp, seed: int) -> dict:
     return _on_host(imp.init, seed)
 
 
-def _on_host(function, *args):
+def _on_host(function: Callable[..., dict], *args) -> dict:
     with jax.default_device(host_device()):
         return function(*args)
 
 
-def _resumed(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, shapes: dict, shardings: dict):
+def _resumed(
+    imp: Imp, spec: RunSpec, checkpoints: Checkpoints, step: int, *, shapes: dict, shardings: dict
+) -> tuple[dict, list[str]]:
     stored, wanted = checkpoints.data(step)["groups"], parameter_shapes(shapes)
     for group in wanted.keys() & stored.keys():
         if wanted[group] != stored[group]:
@@ -66,58 +65,64 @@ def _resumed(imp: Imp, spec, checkpoints: Checkpoints, step: int, *, shapes: dic
     )
     state, lines = checkpoints.state(abstract, step=step), []
     if new:
-        params = _fresh(imp, spec.seed)
+        params = _fresh(imp, spec.mixture.seed)
         fresh = _on_host(init_state, {group: params[group] for group in new})
         state |= sharding.put_state(fresh, {group: shardings[group] for group in new})
         lines.append(f"new, with fresh values: {', '.join(new)}")
     gone = sorted(stored.keys() - shapes.keys())
     if gone:
-        lines.append(f"of no task any more, kept as long as checkpoint {step} is: {', '.join(gone)}")
+        lines.append(f"no longer used by any task; kept only in checkpoint {step}: {', '.join(gone)}")
     return {group: state[group] for group in shapes}, lines
 
 
-def _classes(data_sets) -> dict[str, list[str]]:
+def _classes(data_sets: dict[str, DataSetSpec]) -> dict[str, list[str]]:
     return {f"classifier_{name}": list(d.classes) for name, d in data_sets.items()}
 
 
-def _taken_over(params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]):
-    """(parameters of another run where they have the same place and shape, lines on them); moments start anew."""
+def _taken_over(
+    params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]
+) -> tuple[dict, list[str]]:
+    """(parameters of another run where they have the same path and shape, lines on them); moments start anew."""
     data, source = checkpoints.data(step), checkpoints.folder.parent
     stored, wanted = data["groups"], parameter_shapes({g: {"params": p} for g, p in params.items()})
-    lines, take = [f"parameters from {source}, step {data['step']}:"], {}
+    lines: list[str] = []
+    take: dict[str, set[str]] = {}
     for group in params:
-        reason = None
-        if group not in stored:
-            reason = "it has none"
-        elif group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
-            reason = "another list of classes"
+        same, why_fresh = _same_parameters(group, data, wanted[group], classes=classes)
+        if same:
+            take[group] = same
+            fresh = f"; fresh: {why_fresh}" if why_fresh else ""
+            lines.append(f"{group}: {len(same)} of {len(wanted[group])} arrays{fresh}")
         else:
-            same = [path for path, shape in wanted[group].items() if stored[group].get(path) == shape]
-            if same:
-                take[group] = set(same)
-            other = sorted(wanted[group].keys() - set(same))
-            reason = (
-                f"{', '.join(other[:3])}{' and more' if len(other) > 3 else ''} of another shape" if other else None
-            )
-        if group in take:
-            lines.append(
-                f"  {group}: {len(take[group])} of {len(wanted[group])} arrays"
-                + (f"; fresh: {reason}" if reason else "")
-            )
-        else:
-            lines.append(f"  {group}: fresh, {reason}")
-    unused = sorted(stored.keys() - params.keys())
-    lines += [f"  not used: {', '.join(unused)}"] if unused else []
+            lines.append(f"{group}: fresh, {why_fresh}")
+    if unused := sorted(stored.keys() - params.keys()):
+        lines.append(f"not used: {', '.join(unused)}")
     if not take:
-        raise RequestError(
-            f"init.from {source}: none of its parameters fits this model; {'; '.join(x.strip() for x in lines[1:])}"
-        )
-    return _with_loaded(params, checkpoints, data["step"], take), lines
+        raise RequestError(f"init.from {source}: none of its parameters fits this model; {'; '.join(lines)}")
+    head = f"parameters from {source}, step {data['step']}:"
+    return _with_loaded(params, checkpoints, data["step"], take), [head, *(f"  {line}" for line in lines)]
+
+
+def _same_parameters(
+    group: str, data: dict, wanted: dict[str, list[int]], *, classes: dict[str, list[str]]
+) -> tuple[set[str], str]:
+    """(paths of the parameters of a group that a checkpoint has in the same shape, why the others start anew)."""
+    if group not in data["groups"]:
+        return set(), "it has none"
+    if group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
+        return set(), "another list of classes"
+    stored = data["groups"][group]
+    same = {path for path, shape in wanted.items() if stored.get(path) == shape}
+    other = sorted(wanted.keys() - same)
+    more = " and more" if len(other) > 3 else ""
+    return same, f"{', '.join(other[:3])}{more} of another shape" if other else ""
 
 
 def _with_loaded(params: dict, checkpoints: Checkpoints, step: int, take: dict[str, set[str]]) -> dict:
+    """The parameters with the paths in ``take`` replaced by those of a checkpoint. take: group → paths."""
     place = jax.sharding.SingleDeviceSharding(host_device())
-    leaves, abstract = {}, {}
+    leaves: dict[tuple[str, str], jax.Array] = {}
+    abstract: dict = {}
     for group, paths in take.items():
         for path, leaf in jax.tree.leaves_with_path(params[group]):
             if jax.tree_util.keystr(path) in paths:

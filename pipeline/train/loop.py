@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,18 +14,21 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import Batch, Feed
-from pipeline.train.step_gate import Gate, Go
+from pipeline.train.step_gate import NextAction, StepGate
 from pipeline.train.telemetry.step_log import to_json_values
 
-# Maximum number of updates of a task in a row that may be skipped as not finite; more, and it has diverged.
-MOST_NON_FINITE = 20
+T = TypeVar("T")
+# Maximum number of consecutive updates of a task that may be skipped as not finite; after more it has diverged.
+MAX_NON_FINITE = 20
 
 
 @dataclasses.dataclass
 class Hooks:
-    """What the loop calls. record: a step's metrics. save: (updates done, state); the state may change once it returns,
-    and all processes do it alike or raise DataError alike. sync: before a save. observe: (step counted from 0, loss) of
-    every step, in order. beat: in a few words, what was finished just now.
+    """Functions that the loop calls.
+
+    record: takes a step's metrics. save: takes (updates done, state); the state may change once it returns, and all
+    processes do it alike or raise DataError alike. sync: called before a save. observe: takes (step counted from 0,
+    loss) of every step, in order. heartbeat: takes a few words on what was finished just now.
 
     A DataError of one of them ends the run, in all processes after the same step.
     """
@@ -33,7 +37,7 @@ class Hooks:
     save: Callable[[int, dict], None]
     sync: Callable[[], None] = lambda: None
     observe: Callable[[int, float], None] = lambda step, loss: None
-    beat: Callable[[str], None] = lambda what: None
+    heartbeat: Callable[[str], None] = lambda finished: None
 
 
 @dataclasses.dataclass
@@ -48,7 +52,7 @@ class Times:
 
 @dataclasses.dataclass
 class _Pending:
-    """A step that runs on the device; its metrics are read once the next step has been sent off."""
+    """A step that runs on the device; its metrics are read once the next step has been dispatched."""
 
     batch: Batch
     metrics: dict
@@ -59,9 +63,10 @@ class _Pending:
 class Loop:
     """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
 
-    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. learning_rates: of every step of
-    the run, float32. non_finite: task → its last updates in a row that were not finite, kept up to date.
-    skipped_updates: how many were not finite and left the state as it was.
+    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. steps: counted from 0, those
+    still to run. learning_rates: of every step of the run, float32. non_finite: task → its latest consecutive updates
+    that were not finite, kept up to date. skipped_updates: the number of updates that were not finite and left the
+    state as it was.
     """
 
     def __init__(
@@ -71,34 +76,51 @@ class Loop:
         feed: Feed,
         compiler: StepCompiler,
         hooks: Hooks,
-        gate: Gate,
-        start_step: int,
-        num_steps: int,
+        gate: StepGate,
+        steps: range,
         learning_rates: np.ndarray,
         checkpoint_every: int,
         non_finite: collections.Counter | None = None,
-    ):
-        self.state, self._feed, self._compiler, self._hooks, self._gate = state, feed, compiler, hooks, gate
-        self._range, self._checkpoint_every = (start_step, num_steps), checkpoint_every
+    ) -> None:
+        self.state = state
+        self._feed = feed
+        self._compiler = compiler
+        self._hooks = hooks
+        self._gate = gate
+        self._steps = steps
         self._learning_rates = learning_rates
-        self.times, self._ended = Times(), time.perf_counter()
-        self.skipped_updates, self._non_finite = 0, collections.Counter() if non_finite is None else non_finite
+        self._checkpoint_every = checkpoint_every
+        self.times = Times()
+        self._ended = time.perf_counter()
+        self.skipped_updates = 0
+        self._non_finite = collections.Counter() if non_finite is None else non_finite
         self._failure: DataError | None = None
         self._pending: _Pending | None = None
-        self._saved = start_step
+        self._saved = steps.start
 
+    # ORDER CONTRACTS. Each holds across crashes and processes; do not reorder what they name.
+    #
+    # 1. Journal before substitute. The feed fsyncs a batch's rejects before the batch, which holds their substitutes,
+    #    reaches the gate: a resume draws the same substitutes.
+    # 2. Gate before step. Every rank asks the gate before it takes a batch and dispatches a step, and dispatches only
+    #    what was granted: all ranks end after the same step, none of them inside a collective.
+    # 3. Dispatch before read. The metrics of step n are read once step n + 1 is on the device, so the device never
+    #    waits for the host. Where the host must wait for a grant, a batch or a compile, it reads them first.
+    # 4. Observe, then sync, then save. A save first ends the step that runs: its loss has been observed, so the
+    #    position stored is that of the sampler, and its record is on disk before a checkpoint covers it. The state
+    #    changes again only after ``save`` has returned.
     def run(self) -> int:
         """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
 
         Raises DataError where data or storage end the run, its state saved too where it can be.
         """
-        step = self._range[0]
+        step = self._steps.start
         self._ended = time.perf_counter()
-        while step < self._range[1]:
-            go, others_wait_s = self._ask(step)
-            if go is Go.STOP:
+        while step < self._steps.stop:
+            action, others_wait_s = self._next_action(step)
+            if action is NextAction.STOP:
                 break
-            if go is Go.SAVE:
+            if action is NextAction.SAVE:
                 self._save(step)
             try:
                 batch, data_wait_s = self._next_batch()
@@ -106,8 +128,7 @@ class Loop:
                 # With several processes the gate has stopped all of them before this step.
                 self._end(e)
                 break
-            data_wait_s += others_wait_s
-            self._update(step, batch, data_wait_s)
+            self._update(step, batch, data_wait_s + others_wait_s)
             step += 1
             if step % self._checkpoint_every == 0:
                 self._save(step)
@@ -125,7 +146,7 @@ class Loop:
         self._gate.end(error)
 
     def _call(self, hook: Callable, *args) -> bool:
-        """Whether the hook returned; what it raises ends the run."""
+        """Whether the hook returned; a DataError that it raises ends the run."""
         try:
             hook(*args)
         except DataError as e:
@@ -133,10 +154,10 @@ class Loop:
             return False
         return True
 
-    def _ask(self, step: int) -> tuple[Go, float]:
-        """(what to do, seconds waited for other processes to have their batch)."""
-        go = self._gate.go(step, wait=False)
-        return (go, 0.0) if go is not None else self._wait(lambda: self._gate.go(step))
+    def _next_action(self, step: int) -> tuple[NextAction, float]:
+        """(the next action, seconds waited for other processes to have their batch)."""
+        action = self._gate.next_action(step, wait=False)
+        return (action, 0.0) if action is not None else self._wait(lambda: self._gate.next_action(step))
 
     def _next_batch(self) -> tuple[Batch, float]:
         """(the next batch, seconds waited for it)."""
@@ -144,17 +165,19 @@ class Loop:
         return (batch, 0.0) if batch is not None else self._wait(self._feed.next)
 
     def _update(self, step: int, batch: Batch, data_wait_s: float) -> None:
-        compiled, compile_wait_s = self._compiler.ready(batch.what.structure), 0.0
+        compiled, compile_wait_s = self._compiler.ready(batch.plan.structure), 0.0
         if compiled is None:
-            compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.what.structure))
-            self._hooks.beat(f"compiling {batch.what.task}")
-        metrics = compiled(self.state, batch.arrays, self._learning_rates[step])
+            compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.plan.structure))
+            self._hooks.heartbeat(f"compiling {batch.plan.task}")
+        # The profiler's step boundaries.
+        with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+            metrics = compiled(self.state, batch.arrays, self._learning_rates[step])
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish()
         self._pending = _Pending(batch, metrics, data_wait_s, compile_wait_s)
 
-    def _wait(self, get: Callable):
-        """(what ``get`` returns, seconds it took). The step before ends first: the device then waits too."""
+    def _wait(self, get: Callable[[], T]) -> tuple[T, float]:
+        """(the result of ``get``, seconds it took). The step before ends first: the device then waits too."""
         self._finish()
         started = time.perf_counter()
         value = get()
@@ -174,25 +197,25 @@ class Loop:
         self.times.data_wait_s += pending.data_wait_s
         self.times.compile_wait_s += pending.compile_wait_s
         self.times.steps_s += step_s
-        self._hooks.beat(f"step {pending.batch.step + 1}")
+        self._hooks.heartbeat(f"step {pending.batch.step + 1}")
         self._check_finite(values, pending.batch)
         self._hooks.observe(pending.batch.step, values["loss"])
         self._call(self._hooks.record, self._record(pending, values, step_s))
 
     def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
-        what = pending.batch.what
-        structure = what.structure
+        plan = pending.batch.plan
+        structure = plan.structure
         if not values.get("losses"):
             values.pop("losses", None)
         return {
             "step": pending.batch.step + 1,
-            "task": what.task,
-            "variant": what.variant.name,
+            "task": plan.task,
+            "variant": plan.variant.name,
             "loss": values.pop("loss"),
             "chance": float(f"{pending.batch.chance:.7g}"),
             "examples": structure.global_batch_size,
             "tokens": structure.num_tokens,
-            "task_steps": what.batch + 1,
+            "task_steps": plan.batch + 1,
             "step_s": round(step_s, 6),
             "data_wait_s": round(pending.data_wait_s, 6),
             "compile_wait_s": round(pending.compile_wait_s, 6),
@@ -202,10 +225,10 @@ class Loop:
 
     def _check_finite(self, values: dict, batch: Batch) -> None:
         self.skipped_updates += not values["finite"]
-        # By task: one whose updates never are must end the run, however well the others go.
-        task = batch.what.task
+        # Counted by task: one whose updates never are finite must end the run, however well the others go.
+        task = batch.plan.task
         self._non_finite[task] = 0 if values["finite"] else self._non_finite[task] + 1
-        if self._non_finite[task] > MOST_NON_FINITE and self._failure is None:
+        if self._non_finite[task] > MAX_NON_FINITE and self._failure is None:
             reason = (
                 f"step {batch.step + 1} ({task}): {self._non_finite[task]} updates of this task in a row were not "
                 "finite; lower train.learning_rate or look at the task's data"
@@ -213,15 +236,15 @@ class Loop:
             self._end(DataError(reason))
 
     def _save(self, step: int) -> None:
-        """Ends the step that runs and saves, where there is anything new. The arrays are written in the background."""
+        """Ends the step that runs and, unless nothing is new, saves. The arrays are written in the background."""
         self._finish()
         if step == self._saved:
             return
         started = time.perf_counter()
         self._call(self._hooks.sync)
-        # One that was refused is tried once more where the run ends.
+        # A save that failed is tried once more when the run ends.
         if self._call(self._hooks.save, step, self.state):
             self._saved = step
-        self._hooks.beat(f"saving after step {step}")
+        self._hooks.heartbeat(f"saving after step {step}")
         self._ended = time.perf_counter()
         self.times.save_s += self._ended - started

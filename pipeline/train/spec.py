@@ -7,61 +7,77 @@ from pathlib import Path
 
 from model.config import ModelConfig
 from model.step import OptimizerConfig
-from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
+from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.mixture.schedule import START, Position, Schedule
-from pipeline.train.mixture.spec import SamplerSpec
+from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.telemetry.spec import LoggingSpec
 
 
 @dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """A whole run as plain data; ``prepare.prepare`` makes it from a recipe. Travels to workers.
+class CheckpointSpec:
+    """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
 
-    fingerprints: data set → what its training rows are (``data.columns.Fingerprint.digests``). config: the resolved
-    recipe, stored in checkpoints.
-    expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``). init_step: of the checkpoint of
-    ``init_from`` that a new run begins with.
+    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. init_from: the directory of
+    another run; init_step: the step of its checkpoint, None where the run goes on from one of its own.
     """
 
-    run_dir: str
-    config: dict
-    tasks: dict[str, TaskSpec]
-    data_sets: dict[str, DataSetSpec]
-    tokens: TokenSpec
-    fingerprints: dict[str, dict]
-    tokenizer: bytes | None
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    seed: int
-    num_steps: int
-    checkpoint_every: int
+    every: int
     keep_last: int
     keep_every: int | None
-    logging: LoggingSpec
-    compile_cache: str | None
-    expert_parallel: int
-    fsdp: bool
-    sampler: SamplerSpec
-    stall_timeout_s: float
     init_from: str | None
     init_step: int | None
 
-    def checkpoints(self) -> Checkpoints:
-        return Checkpoints(Path(self.run_dir), keep_last=self.keep_last, keep_every=self.keep_every)
+
+@dataclasses.dataclass(frozen=True)
+class PlacementSpec:
+    """How a run uses its devices. expert_parallel, fsdp: the layout of parameters (``model.sharding``).
+
+    compile_cache: the folder of compiled steps. stall_timeout_s: seconds without progress before the run ends.
+    """
+
+    expert_parallel: int
+    fsdp: bool
+    compile_cache: str | None
+    stall_timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """A whole run as plain data; ``plan.plan`` makes it from a recipe. Travels to workers.
+
+    run_dir: empty in the plan of a recipe that is only checked. recipe: resolved, without the credentials of its URIs,
+    stored in the run directory and in checkpoints.
+    """
+
+    run_dir: str
+    recipe: dict
+    data: DataSpec
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    mixture: MixtureSpec
+    checkpoints: CheckpointSpec
+    placement: PlacementSpec
+    logging: LoggingSpec
+
+    def open_checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run directory."""
+        if not self.run_dir:
+            raise ValueError("this plan has no run directory")
+        keep = self.checkpoints
+        return Checkpoints(Path(self.run_dir), keep_last=keep.keep_last, keep_every=keep.keep_every)
 
     def position(self, step: int | None = None) -> Position:
-        """Where the checkpoint of a step stands, or the newest; the start of the run where there is none.
+        """The position stored in the checkpoint of a step, by default the newest; ``START`` without a checkpoint.
 
         Raises RequestError where a data set has other rows than then.
         """
-        checkpoints = self.checkpoints()
+        checkpoints = self.open_checkpoints()
         step = checkpoints.latest_step if step is None else step
         if not step:
             return START
         data = checkpoints.data(step)
-        for name, now in self.fingerprints.items():
+        for name, now in self.data.fingerprints.items():
             if fault := _other_rows(data["fingerprints"].get(name, now), now):
                 raise RequestError(
                     f"data_sets.{name}: {fault}, and the order of samples and what they teach depend on it; put the "
@@ -69,23 +85,9 @@ class RunSpec:
                 )
         return Position(**data["position"])
 
-    @property
-    def num_rows(self) -> dict[str, int]:
-        """Data set → rows of its training manifest."""
-        return {name: fingerprint["num_rows"] for name, fingerprint in self.fingerprints.items()}
-
     def schedule(self, position: Position) -> Schedule:
         """The run from a position to its end."""
-        return Schedule(
-            self.tasks,
-            self.data_sets,
-            num_rows=self.num_rows,
-            tokens=self.tokens,
-            seed=self.seed,
-            num_steps=self.num_steps,
-            sampler=self.sampler,
-            position=position,
-        )
+        return Schedule(self.data, self.mixture, position)
 
 
 def _other_rows(then: dict, now: dict) -> str | None:

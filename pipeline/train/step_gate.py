@@ -1,5 +1,6 @@
-"""Before each step every rank asks its gate whether to go on: all ranks of a run take the same steps, and end after the
-same one. Knows nothing of Ray: ``GateKeeper`` becomes an actor in ``cluster.trainer``.
+"""Before each step every rank asks its gate whether to go on: all ranks take the same steps and end after the same one.
+
+Knows nothing of Ray: ``StepCoordinator`` becomes an actor in ``pipeline/cluster/``.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import time
 from collections.abc import Callable
 
 
-class Go(enum.Enum):
-    """What to do next: the step; the step after a save, because a machine is about to go; nothing more."""
+class NextAction(enum.Enum):
+    """The step; the step after a save, because a machine is about to be taken away; the end of the run."""
 
     STEP = "step"
     SAVE = "save"
     STOP = "stop"
 
 
-class Gate:
+class StepGate:
     """The gate of a run of one process. should_stop: asked before each step."""
 
-    def __init__(self, should_stop: Callable[[], bool] = lambda: False):
-        self._should_stop, self._ended = should_stop, False
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._should_stop = should_stop
+        self._ended = False
 
     def ready(self, step: int) -> None:
         """This process has the batch of a step. Called by the feed's thread."""
@@ -35,14 +37,14 @@ class Gate:
         """This process cannot go on: the run ends after the last step that was granted."""
         self._ended = True
 
-    def go(self, step: int, *, wait: bool = True) -> Go | None:
-        """What to do, asked before each step by every process. wait False: None where it is not known yet."""
-        return Go.STOP if self._ended or self._should_stop() else Go.STEP
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
+        """Asked before each step by every process. wait False: None where the answer has not arrived yet."""
+        return NextAction.STOP if self._ended or self._should_stop() else NextAction.STEP
 
 
 @dataclasses.dataclass(frozen=True)
 class News:
-    """What the driver hears of its workers.
+    """The state of the workers, for the driver.
 
     epoch: groups of workers that have started. running: whether one runs, or is being asked to. steps: whether a step
     of the present group was granted. silence_s: seconds since a rank of it was heard of. lines: (whether it goes to
@@ -56,29 +58,40 @@ class News:
     lines: list[tuple[bool, str]]
 
 
-class GateKeeper:
-    """What the gates of several ranks agree through.
+class StepCoordinator:
+    """Grants steps to all ranks of a run together.
 
     A step is granted once every rank has its batch. So a rank that cannot make a batch stops all of them before that
     step, none of them inside it; and a stop that someone asks for comes after the last step that was granted.
     """
 
-    # Between two looks for machines that are about to be taken away; each look is a barrier of all ranks.
-    look_every_s = 2.0
+    # Seconds between preemption checks; each check is a barrier across all ranks.
+    check_every_s = 2.0
 
-    def __init__(self):
-        self.epoch, self.start_step, self._changed = 0, 0, asyncio.Condition()
-        self._heard_at, self._running, self._lines = time.monotonic(), False, []
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.start_step = 0
+        self._changed = asyncio.Condition()
+        self._heard_at = time.monotonic()
+        self._running = False
+        self._lines: list[tuple[bool, str]] = []
         self._begin(1)
 
     def _begin(self, world_size: int) -> None:
+        # Rank → the last step whose batch it has; -1 before the first.
         self._ready = dict.fromkeys(range(world_size), -1)
-        self._granted, self._last, self._looks, self._looked_at = -1, None, set(), 0.0
+        self._granted = -1
+        # The last step of the run, once something has ended it.
+        self._last: int | None = None
+        self._check_steps: set[int] = set()
+        self._checked_at = 0.0
         self.reason: str | None = None
 
     async def begin(self, world_size: int, start_step: int = 0) -> int:
-        """A new group of workers that starts at a step. Returns its epoch; calls of older ones end with a stop. A stop
-        that was asked for holds for the new group too."""
+        """Takes a new group of workers that starts at a step. Returns its epoch; calls of older ones end with a stop.
+
+        A stop that was asked for holds for the new group too.
+        """
         async with self._changed:
             self.start_step, self._heard_at = start_step, time.monotonic()
             stopped = self._last is not None and self.reason is None
@@ -90,24 +103,29 @@ class GateKeeper:
         return self.epoch
 
     async def ready(self, epoch: int, rank: int, step: int) -> None:
+        """A rank has the batch of a step."""
         # An actor's calls may run in another order than they were made in.
         await self._change(epoch, lambda: self._ready.update({rank: max(self._ready[rank], step)}))
 
     async def failed(self, epoch: int, rank: int, step: int, reason: str) -> None:
-        def note():
+        """A rank cannot make the batch of a step: the run ends before it."""
+
+        def note() -> None:
             if self._last is None or step <= self._last:
                 self._last, self.reason = step - 1, reason
 
         await self._change(epoch, note)
 
     async def end(self, epoch: int, reason: str) -> None:
-        def note():
+        """A rank cannot go on: the run ends after the last step that was granted."""
+
+        def note() -> None:
             self._last = self._granted if self._last is None else min(self._last, self._granted)
             self.reason = self.reason or reason
 
         await self._change(epoch, note)
 
-    async def _change(self, epoch: int, change) -> None:
+    async def _change(self, epoch: int, change: Callable[[], None]) -> None:
         if epoch == self.epoch:
             self._heard_at = time.monotonic()
             async with self._changed:
@@ -118,12 +136,12 @@ class GateKeeper:
         """Asks for a stop after the last step that was granted."""
         async with self._changed:
             if self._last is None:
-                # No step yet: the first one that is asked for is not granted.
+                # Before the first step this refuses the first one that is asked for.
                 self._last = self._granted
             self._changed.notify_all()
 
     async def print(self, error: bool, text: str) -> None:
-        """What a rank prints, for the driver's terminal. error: to stderr."""
+        """Takes what a rank prints, for the driver's terminal. error: to stderr."""
         self._lines.append((error, text))
 
     async def lost(self, text: str) -> None:
@@ -132,7 +150,7 @@ class GateKeeper:
         self._lines.append((False, text))
 
     async def news(self) -> News:
-        """What has happened; the lines since the last call."""
+        """The state of the workers, and the lines since the last call."""
         lines, self._lines = self._lines, []
         return News(self.epoch, self._running, self._granted >= 0, time.monotonic() - self._heard_at, lines)
 
@@ -141,11 +159,11 @@ class GateKeeper:
         return self.start_step
 
     async def why(self) -> str | None:
-        """What a rank that could not go on has said."""
+        """The reason that a rank gave for ending the run; None without one."""
         return self.reason
 
-    async def go(self, epoch: int, step: int) -> tuple[bool, bool]:
-        """(whether to run the step, whether to look for preemption first: the same answer for every rank)."""
+    async def grant(self, epoch: int, step: int) -> tuple[bool, bool]:
+        """(whether to run the step, whether to check for preemption first: the same answer for every rank)."""
         if epoch != self.epoch:
             return False, False
         self._heard_at = time.monotonic()
@@ -157,11 +175,14 @@ class GateKeeper:
                 return False, False
             if step > self._granted:
                 self._granted = step
-                if time.monotonic() - self._looked_at > self.look_every_s:
-                    # Ranks are a step or two apart: slower ones have yet to ask for the steps before.
-                    self._looks = {s for s in self._looks if s > step - 100} | {step}
-                    self._looked_at = time.monotonic()
-            return True, step in self._looks
+                self._decide_on_check(step)
+            return True, step in self._check_steps
+
+    def _decide_on_check(self, step: int) -> None:
+        if time.monotonic() - self._checked_at > self.check_every_s:
+            # Ranks are a step or two apart: slower ones have yet to ask for the steps before.
+            self._check_steps = {s for s in self._check_steps if s > step - 100} | {step}
+            self._checked_at = time.monotonic()
 
     def _ended(self, step: int) -> bool:
         return self._last is not None and step > self._last

@@ -1,4 +1,4 @@
-"""A run that makes no progress ends, and says where every thread of the process stood."""
+"""Ends a run that makes no progress, with the stacks of all threads of the process."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ from pathlib import Path
 from pipeline.errors import EXIT_FAILED
 from pipeline.stopping import end_process
 
-# A thread that holds the interpreter lock stops the watchdog too: so much later the fault handler, which needs no lock,
-# does its work.
+# Seconds after which ``faulthandler``, which needs no GIL, takes over from a watchdog that a thread blocks by never
+# releasing it.
 _BACKSTOP_S = 30.0
-# Factor on the usual limit for a compile, a save, or a process that computes.
+# Factor on the usual limit during a compile or a save, or while the process computes.
 _PATIENCE = 4
-# Share of one CPU's time that a process takes which computes; one that hangs waits.
+# Minimum share of one CPU's time of a process that computes; one that hangs waits.
 _COMPUTES = 0.5
 
 
 def computes(silent_s: float, cpu_s: float) -> bool:
-    """Whether a process that has finished nothing for ``silent_s`` has taken CPU time like one that works."""
+    """Whether a process without a heartbeat for ``silent_s`` used CPU time like one that works."""
     return cpu_s > _COMPUTES * silent_s
 
 
 class Watchdog:
-    """Ends the process when ``beat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
+    """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
     A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
-    patient: whether something else is under way that may take that long. What another process has left at
-    ``path`` is kept, and a number added to the name.
+    is_patient: whether something else may take that long now. A file that another process left at ``path`` is kept,
+    and a number added to the name.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float, rank: int = 0):
-        self._timeout_s, self._rank, self._path, number = timeout_s, rank, path, 2
-        self.patient: Callable[[], bool] = lambda: False
+    def __init__(self, path: Path, *, timeout_s: float, rank: int = 0) -> None:
+        self._timeout_s = timeout_s
+        self._rank = rank
+        self._path = path
+        number = 2
+        self.is_patient: Callable[[], bool] = lambda: False
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
         self._closed, self._said = threading.Event(), False
-        self.beat("the start")
+        self.heartbeat("the start")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def beat(self, what: str) -> None:
-        """Something was finished: ``what``, in a few words."""
-        self._what, self._last, self._cpu_s = what, time.monotonic(), time.process_time()
+    def heartbeat(self, finished: str) -> None:
+        """Notes progress. finished: in a few words."""
+        self._finished = finished
+        self._last = time.monotonic()
+        self._cpu_s = time.process_time()
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
@@ -58,7 +63,7 @@ class Watchdog:
                 slow = computes(silent_s, time.process_time() - self._cpu_s)
                 if slow:
                     self._say_slow()
-                limit_s *= _PATIENCE if slow or self.patient() else 1
+                limit_s *= _PATIENCE if slow or self.is_patient() else 1
             if silent_s > limit_s:
                 self._end(limit_s)
             self._arm()
@@ -68,8 +73,9 @@ class Watchdog:
             return
         self._said = True
         print(
-            f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s since {self._what}, but the process "
-            f"computes: slow, not hung; it has {_PATIENCE * self._timeout_s:g} s in all (cluster.stall_timeout_s)",
+            f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s since {self._finished}, but the "
+            f"process computes: slow, not hung; it has {_PATIENCE * self._timeout_s:g} s in all "
+            "(cluster.stall_timeout_s)",
             file=sys.stderr,
             flush=True,
         )
@@ -80,15 +86,14 @@ class Watchdog:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, "w", encoding="utf-8")
             except OSError:
-                # A full disk has an end of its own; a hang must have one too.
+                # A full disk ends the run elsewhere; a hang must end even then.
                 self._file = sys.__stderr__
         faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
     def _end(self, limit_s: float) -> None:
         line = (
-            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._what}. Where "
-            f"every thread stood: {self._path}. The newest checkpoint stands; cluster.stall_timeout_s is how long to "
-            "wait"
+            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}. Where "
+            f"every thread stood: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the limit"
         )
         print(f"failed: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:
@@ -96,10 +101,11 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        # Threads that hang cannot be ended otherwise.
+        # Nothing else ends threads that hang.
         end_process(EXIT_FAILED)
 
     def close(self) -> None:
+        """Ends the watch, and removes its file if it is empty."""
         self._closed.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -107,6 +113,6 @@ class Watchdog:
             self._file.close()
         if self._path.exists() and not self._path.stat().st_size:
             self._path.unlink()
-            # Another rank's file may be there.
+            # The folder may hold the file of another rank.
             with contextlib.suppress(OSError):
                 self._path.parent.rmdir()

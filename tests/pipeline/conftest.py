@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from pipeline import recipe as recipes
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, Variant, VideoSpec
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -198,3 +199,44 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     sentences = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog", "blue cat"]
     into = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train_tokenizer(sentences, vocab_size=64, into=into)
+
+
+@pytest.fixture(scope="session")
+def pet_rows() -> list[dict]:
+    """Thirty rows of a manifest of pets."""
+    return [
+        {"id": f"id-{i}", "image": f"{i}.png", "text": [f"a cat number {i}", "one dog"], "labels": ["cat"]}
+        for i in range(30)
+    ]
+
+
+@pytest.fixture(scope="session")
+def pet_task() -> dict:
+    """A recipe's task over the pets."""
+    return {
+        "data_set": "pets",
+        "objective": "nce",
+        "modalities": ["image", "text"],
+        "batch_size": 8,
+        "variants": [{"size": 64}],
+        "text_length": 16,
+    }
+
+
+@pytest.fixture
+def make_pet_recipe(tmp_path, write_manifest, pet_rows, pet_task):
+    """A recipe over a manifest of thirty rows; nothing is decoded, so an image is an empty file."""
+    manifest = write_manifest(tmp_path / "data" / "m.parquet", pet_rows)
+    for row in pet_rows:
+        (tmp_path / "data" / row["image"]).touch()
+
+    def make(*, rows: str = manifest, task: dict = pet_task, **parts) -> recipes.Recipe:
+        raw = {
+            "data_sets": {"pets": {"manifest": rows, "classes": ["cat", "dog"]}},
+            "tasks": {"pet_text": task},
+            "train": {"num_steps": 10},
+            "text": {"vocab_size": 60},
+        }
+        return recipes.from_dict(raw | parts)
+
+    return make

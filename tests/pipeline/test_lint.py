@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import facts as facts_module
 from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.data.ids import Overlap, Repeats
 from pipeline.data.labels import LabelCounts
 from pipeline.errors import RequestError
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 
 TASK = {"data_set": "pets", "objective": "nce", "modalities": ["image", "text"], "batch_size": 8, "text_length": 16}
 TASK["variants"] = [{"size": 64}]
@@ -22,7 +23,7 @@ CLASSES = TASK | {"objective": "softmax", "modalities": ["image"], "variants": [
 
 @pytest.fixture
 def told(tmp_path, write_manifest, capsys):
-    """What ``prepare`` says of rows: the error or "", and the warnings. Images are empty files, but for "gone"."""
+    """What ``plan`` says of rows: the error or "", and the warnings. Images are empty files, but for "gone"."""
     (tmp_path / "a.png").touch()
     number = itertools.count()
 
@@ -39,10 +40,10 @@ def told(tmp_path, write_manifest, capsys):
         raw |= {"train": {"num_steps": num_steps}, "text": {"vocab_size": 32}}
         error = ""
         try:
-            prepare(recipes.from_dict(raw), folder / "run")
+            plan(recipes.from_dict(raw), folder / "run")
         except RequestError as e:
             error = str(e)
-        assert bool(error) is not (folder / "run" / "config.yaml").exists() and "\n" not in error
+        assert "\n" not in error and not (folder / "run").exists()
         return error, capsys.readouterr().err.splitlines()
 
     return tell
@@ -60,7 +61,7 @@ def test_good_rows_are_passed_over_in_silence(told):
 def test_an_id_of_several_rows_refuses_the_run(told):
     found, _ = told([*rows(30), {"id": "r3"}, {"id": "r3"}, {"id": "r9"}])
     assert found.startswith("pets: 5 of 33 rows share an id with another one (2 such ids, e.g. 'r")
-    assert found.endswith("one bad row would stand for all of its id: give every row its own")
+    assert found.endswith("one bad row would reject all rows of its id: give every row its own")
 
 
 def test_a_label_that_is_no_class_refuses_the_run_where_too_many_rows_have_it(told):
@@ -94,11 +95,11 @@ def test_the_limit_on_rejects_is_on_all_draws_from_a_data_set(told):
 def test_media_of_which_none_is_there_refuse_the_run(told, tmp_path):
     found, _ = told(rows(30, image="gone/1.png"))
     assert found == (
-        f"pets: image files: none of the 30 looked for is there, e.g. of row 'r29': {tmp_path}/0/gone/1.png; relative "
+        f"pets: image files: none of the 30 looked for exists, e.g. of row 'r29': {tmp_path}/0/gone/1.png; relative "
         f"paths start at the folder of {tmp_path}/0/m.parquet"
     )
     found, _ = told(rows(30, image=None))
-    assert "none of the 30 looked for is there, e.g. of row 'r29': column 'image' is empty" in found
+    assert "none of the 30 looked for exists, e.g. of row 'r29': column 'image' is empty" in found
     assert "none of the 30" in told(rows(30, image="a cat on a mat " * 30))[0]
     found, warned = told([*rows(20), *rows(10, image="gone.png")])
     assert not found and warned[0].startswith("warning: pets: image files: 10 are missing of the 30 looked for, e.g.")
@@ -108,9 +109,9 @@ def test_media_of_which_none_is_there_refuse_the_run(told, tmp_path):
 
 def test_media_that_may_not_be_opened_are_not_asked_for(told, monkeypatch):
     asked = []
-    monkeypatch.setattr(lint, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
+    monkeypatch.setattr(facts_module, "present", lambda paths, *, timeout_s: asked.extend(paths) or [True] * len(paths))
     found, _ = told(rows(30, image="zip://a.png::file:///b.zip"))
-    assert "none of the 30 looked for is there, e.g. of row 'r29': 'zip', allowed are " in found
+    assert "none of the 30 looked for exists, e.g. of row 'r29': 'zip', allowed are " in found
     assert not asked
 
 
@@ -120,7 +121,7 @@ def test_columns_of_other_types_that_no_task_reads_are_passed_over(tmp_path, mak
     for path in paths:
         rows = {"id": ["a"], "text": [["x"]], "labels": [3], "image": [{"bytes": b"?"}], "audio": ["a.wav"]}
         pq.write_table(pa.table(rows), path)
-    facts = lint.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
+    facts = facts_module.facts_of(make_data_set(paths[0], held_out={"h": paths[1]}), [])
     assert facts.labels is None and facts.held_out["h"] == Overlap(1, 1, 1)
 
 
@@ -129,7 +130,7 @@ def test_a_class_that_a_look_at_some_rows_has_not_met_is_not_said_to_have_none(m
     task = types.SimpleNamespace(name="t", classes=(), classifies=True, contrasts=False, modalities=("image",), text="")
     labels = LabelCounts(10, collections.Counter(cat=10), {("cat", "dog"): 0})
     for num_rows, none in ((10, "no row has"), (11, "none of the 10 rows looked at has")):
-        facts = lint.Facts(data_set, num_rows, Repeats(), labels, {}, {})
+        facts = facts_module.Facts(data_set, num_rows, Repeats(), labels, {}, {})
         assert lint.problems_of(facts, [task], draws={"t": 1.0}).looks == [f"toy: {none} the class 'dog'"]
 
 
@@ -160,7 +161,7 @@ def test_a_held_out_manifest_that_is_the_training_manifest(tmp_path, make_data_s
     path = write_manifest(tmp_path / "m.parquet", [{"id": "a", "text": ["x"]}])
     data_set = make_data_set(path, held_out={"again": f"{tmp_path}/x/../m.parquet"})
     (tmp_path / "x").mkdir()
-    facts = lint.facts_of(data_set, [])
+    facts = facts_module.facts_of(data_set, [])
     assert lint.problems_of(facts, [], draws={}).looks == [
         "toy: again is the training manifest itself, so results will say nothing of new data"
     ]

@@ -10,10 +10,20 @@ import numpy as np
 
 from model.structure import Structure
 from pipeline.data.plan import TaskPlan
-from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.data.run_data import DataSpec
+from pipeline.data.spec import Variant
 from pipeline.train.mixture.samplers import make_sampler
 from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.mixture.structures import structure_of
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+    """Which task each step runs. seed: of the order of samples and of the initial parameters too."""
+
+    seed: int
+    num_steps: int
+    sampler: SamplerSpec = dataclasses.field(default_factory=SamplerSpec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +50,23 @@ class Position:
     sampler: dict = dataclasses.field(default_factory=dict)
 
 
-START, _PAPERS_RULE = Position(), SamplerSpec()
+START = Position()
 
 
 class Schedule:
     """Task, batch and variant of every step of a run from ``position`` on, and the structures it will compile.
 
-    num_rows: data set → rows, for the weights and the order. With an adaptive sampler only the steps below
-    ``decided_until`` are decided; ``observe`` decides more. Safe to read in one thread while another observes.
+    With an adaptive sampler only the steps below ``decided_until`` are decided; ``observe`` decides more. Safe to read
+    in one thread while another observes.
     """
 
-    def __init__(
-        self,
-        tasks: dict[str, TaskSpec],
-        data_sets: dict[str, DataSetSpec],
-        *,
-        num_rows: dict[str, int],
-        tokens: TokenSpec,
-        seed: int,
-        num_steps: int,
-        sampler: SamplerSpec = _PAPERS_RULE,
-        position: Position = START,
-    ):
-        self.tasks, self.num_steps, self.num_rows, self.position = tasks, num_steps, num_rows, position
+    def __init__(self, data: DataSpec, mixture: MixtureSpec, position: Position = START):
+        tasks, num_rows, sampler = data.tasks, data.num_rows, mixture.sampler
+        seed, num_steps = mixture.seed, mixture.num_steps
+        self.tasks = tasks
+        self.num_rows = num_rows
+        self.num_steps = num_steps
+        self.position = position
         self.start = position.step
         self.weights = sampler.weights(tasks, num_rows)
         self.sampler = make_sampler(
@@ -82,11 +86,18 @@ class Schedule:
         # A task that never runs gets no structure to compile; what it has learned before stays in the model.
         running = sampler.runs(tasks)
         every = {
-            (n, v.name): structure_of(t, v, data_sets[t.data_set], tokens) for n, t in tasks.items() for v in t.variants
+            (n, v.name): structure_of(t, v, data.data_sets[t.data_set], data.tokens)
+            for n, t in tasks.items()
+            for v in t.variants
         }
         self._structures = {key: s for key, s in every.items() if key[0] in running}
         self.model_structures = [s for (n, _), s in every.items() if n in running or self._done[n]]
         self._expected = (self.start, np.array([position.expected.get(n, 0.0) for n in tasks]))
+
+    @property
+    def steps(self) -> range:
+        """The steps of this run from its position to its end."""
+        return range(self.start, self.num_steps)
 
     @property
     def decided_until(self) -> int:

@@ -44,12 +44,10 @@ class Progress:
     between two lines. forecast: time of the steps to come.
     """
 
-    def __init__(
-        self, *, mode: str, num_steps: int, every_s: float, start_step: int = 0, forecast: Forecast | None = None
-    ):
+    def __init__(self, *, mode: str, steps: range, every_s: float, forecast: Forecast | None = None):
         if mode == "auto":
             mode = "rich" if sys.stderr.isatty() else "plain"
-        self._num_steps = num_steps
+        self._num_steps = steps.stop
         self._every_s = every_s
         self._last_shown = 0.0
         self._plain = mode == "plain"
@@ -58,7 +56,7 @@ class Progress:
         # (examples, tokens, seconds waiting for data, seconds in all, model FLOPs in seconds at peak).
         self._recent: collections.deque = collections.deque(maxlen=_RECENT_STEPS)
         if mode == "rich":
-            self._panel = Panel(num_steps=num_steps, start_step=start_step)
+            self._panel = Panel(steps)
             self._every_s = _PANEL_EVERY_S
 
     def update(self, record: dict) -> None:
@@ -114,7 +112,7 @@ class Progress:
 class Panel:
     """The live panel: a bar, the speed, one row per task, the last alarms. Fits into the terminal."""
 
-    def __init__(self, *, num_steps: int, start_step: int, console: Console | None = None):
+    def __init__(self, steps: range, *, console: Console | None = None):
         from rich.console import Console
         from rich.live import Live
 
@@ -123,7 +121,7 @@ class Panel:
         # Drawn on demand: a thread that redraws would cost CPU time on a small machine.
         self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
         self._live.start()
-        self._live.update(f"step {start_step:,} of {num_steps:,}: waiting for the first batch", refresh=True)
+        self._live.update(f"step {steps.start:,} of {steps.stop:,}: waiting for the first batch", refresh=True)
 
     def add(self, record: dict) -> None:
         """Takes a record of metrics.jsonl."""

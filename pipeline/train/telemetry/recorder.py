@@ -27,8 +27,8 @@ class Recorder:
     """Passes the record of each step to files, writers, alarms, progress and profiler.
 
     Rank 0 writes all of it, other ranks only their samples. flops: (task, variant) → training FLOPs of a step on all
-    devices. shared_encoder: all modalities use the same experts. forecast: time of the steps to come. first_step_at:
-    time.time() when the first step was recorded, None before.
+    devices. steps: those still to run. shared_encoder: all modalities use the same experts. forecast: time of these
+    steps. first_step_at: time.time() when the first step was recorded, None before.
     """
 
     def __init__(
@@ -37,8 +37,7 @@ class Recorder:
         *,
         run_dir: Path,
         rank: int,
-        start_step: int,
-        num_steps: int,
+        steps: range,
         flops: Mapping[tuple[str, str], int],
         shared_encoder: bool,
         forecast: Forecast | None = None,
@@ -49,15 +48,14 @@ class Recorder:
         with self._writing():
             if spec.log_samples:
                 name = "samples.jsonl" if rank == 0 else f"samples-rank-{rank}.jsonl"
-                self._samples = StepLog(run_dir / name, keep_steps=start_step)
+                self._samples = StepLog(run_dir / name, keep_steps=steps.start)
                 if rank == 0:
-                    _cut_back_departed_ranks(run_dir, keep_steps=start_step)
+                    _cut_back_departed_ranks(run_dir, keep_steps=steps.start)
             if rank == 0:
                 self._rank_0 = _Rank0(
                     spec,
                     run_dir=run_dir,
-                    start_step=start_step,
-                    num_steps=num_steps,
+                    steps=steps,
                     throughput=Throughput(flops, peak_flops=spec.peak_flops),
                     alarms=Alarms(shared_encoder=shared_encoder, feed_advice=spec.feed_advice),
                     forecast=forecast,
@@ -125,31 +123,29 @@ class _Rank0:
         spec: LoggingSpec,
         *,
         run_dir: Path,
-        start_step: int,
-        num_steps: int,
+        steps: range,
         throughput: Throughput,
         alarms: Alarms,
         forecast: Forecast | None,
     ):
         self._began = time.perf_counter()
         self._log_every = spec.log_every
-        self._num_steps = num_steps
+        self._last_step = steps.stop
         self._throughput = throughput
         self._alarms = alarms
         self._unlogged_alarms: list[str] = []
         self._experts_file = run_dir / "experts.json"
-        self._loads = ExpertLoads.read(self._experts_file) if start_step else ExpertLoads()
-        self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=start_step)
-        run = RunIdentity(run_dir, spec.project, start_step, logged_step=self._metrics.last_step)
+        self._loads = ExpertLoads.read(self._experts_file) if steps.start else ExpertLoads()
+        self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=steps.start)
+        run = RunIdentity(run_dir, spec.project, steps.start, logged_step=self._metrics.last_step)
         self._writers = open_writers(spec.writers, run)
         self._profiler = None
         if spec.profile_steps:
-            self._profiler = ProfilerWindow(spec.profile_steps, folder=run_dir / "profile", start_step=start_step)
+            self._profiler = ProfilerWindow(spec.profile_steps, folder=run_dir / "profile", start_step=steps.start)
         self._progress = Progress(
             mode=spec.progress,
-            num_steps=num_steps,
+            steps=steps,
             every_s=spec.progress_every_s,
-            start_step=start_step,
             forecast=forecast,
         )
 
@@ -158,7 +154,7 @@ class _Rank0:
         self._raise_alarms(record)
         if self._profiler:
             self._profiler.reached(record["step"])
-        if record["step"] % self._log_every == 0 or record["step"] == self._num_steps:
+        if record["step"] % self._log_every == 0 or record["step"] == self._last_step:
             self._log(record)
 
     def _raise_alarms(self, record: dict) -> None:

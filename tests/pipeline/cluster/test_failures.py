@@ -14,7 +14,7 @@ from pipeline.cluster.failures import FailureWatch, in_words, own_error, raise_f
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.worker import noting_failures
 from pipeline.errors import DataError, RequestError
-from pipeline.train.step_gate import GateKeeper
+from pipeline.train.step_gate import StepCoordinator
 
 
 def failure(error: Exception, *, epoch: int = 1, step: int = 12):
@@ -37,10 +37,10 @@ DIED = reported(WorkerHealthCheckFailedError("A worker health check failed.", ra
 @pytest.fixture
 def watch(monkeypatch, tmp_path):
     monkeypatch.setattr(failures.ray, "get", lambda value: value)
-    keeper = GateKeeper()
+    coordinator = StepCoordinator()
     actor = types.SimpleNamespace(
-        lost=types.SimpleNamespace(remote=lambda text: asyncio.run(keeper.lost(text))),
-        lines=keeper._lines,
+        lost=types.SimpleNamespace(remote=lambda text: asyncio.run(coordinator.lost(text))),
+        lines=coordinator._lines,
     )
     return FailureWatch(actor, str(tmp_path)), actor.lines
 

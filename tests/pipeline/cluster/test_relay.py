@@ -1,4 +1,4 @@
-"""What goes between the driver and its workers, with a gate keeper that is no actor."""
+"""What goes between the driver and its workers, with a step coordinator that is no actor."""
 
 import asyncio
 import types
@@ -9,18 +9,18 @@ from pipeline.cluster import relay as relay_module
 from pipeline.cluster.relay import Relay, lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.stopping import Stop
-from pipeline.train.step_gate import GateKeeper
+from pipeline.train.step_gate import StepCoordinator
 
 
 class Ended(Exception):
     pass
 
 
-def actor(keeper: GateKeeper):
+def actor(coordinator: StepCoordinator):
     """Calls as of an actor, done at once."""
 
     def method(name):
-        return types.SimpleNamespace(remote=lambda *a: asyncio.run(getattr(keeper, name)(*a)))
+        return types.SimpleNamespace(remote=lambda *a: asyncio.run(getattr(coordinator, name)(*a)))
 
     return types.SimpleNamespace(**{name: method(name) for name in ("news", "stop", "print", "lost")})
 
@@ -34,21 +34,21 @@ def relay(monkeypatch, tmp_path):
         raise Ended(code)
 
     monkeypatch.setattr(relay_module, "end_process", end)
-    keeper, stop = GateKeeper(), Stop("stopped")
-    spec = types.SimpleNamespace(checkpoints=lambda: types.SimpleNamespace(latest_step=40))
-    relay = Relay(actor(keeper), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
+    coordinator, stop = StepCoordinator(), Stop("stopped")
+    spec = types.SimpleNamespace(open_checkpoints=lambda: types.SimpleNamespace(latest_step=40))
+    relay = Relay(actor(coordinator), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
     monkeypatch.setattr(relay._thread, "start", lambda: None)
     relay.__enter__()
-    yield relay, keeper, stop
+    yield relay, coordinator, stop
     relay._wait.close()
 
 
 def test_lines_of_rank_0_come_whole_and_others_only_to_stderr(relay, capsys):
     import sys
 
-    relay, keeper, _ = relay
+    relay, coordinator, _ = relay
     for rank in (0, 1):
-        with lines_to(actor(keeper), rank=rank):
+        with lines_to(actor(coordinator), rank=rank):
             print(f"rank {rank} a", end="", flush=True)
             print(f"\nrank {rank} b")
             print(f"rank {rank} failed", file=sys.stderr, flush=True)
@@ -62,18 +62,18 @@ def test_lines_of_rank_0_come_whole_and_others_only_to_stderr(relay, capsys):
 
 
 def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
-    relay, keeper, stop = relay
-    asyncio.run(keeper.begin(1))
-    asyncio.run(keeper.ready(1, 0, 0))
-    assert asyncio.run(keeper.go(1, 0))[0]
+    relay, coordinator, stop = relay
+    asyncio.run(coordinator.begin(1))
+    asyncio.run(coordinator.ready(1, 0, 0))
+    assert asyncio.run(coordinator.grant(1, 0))[0]
     relay._pass_on()
     # A step was granted: from here on a signal asks for a save.
     assert stop._deferred
     stop._asked.set()
     relay._pass_on()
-    assert asyncio.run(keeper.go(1, 1)) == (False, False)
+    assert asyncio.run(coordinator.grant(1, 1)) == (False, False)
     # The workers fail before they have saved, and Ray waits for machines.
-    asyncio.run(keeper.lost("workers [0] failed\n"))
+    asyncio.run(coordinator.lost("workers [0] failed\n"))
     with pytest.raises(Ended, match="75"):
         relay._pass_on()
     out, err = capsys.readouterr()
@@ -90,7 +90,7 @@ def test_workers_that_never_start_end_the_run(relay, capsys):
     assert "no worker has started within cluster.start_timeout_s = 60 s" in capsys.readouterr().err
 
 
-def test_a_keeper_that_is_gone_is_no_failure_of_the_relay(relay, monkeypatch):
+def test_a_coordinator_that_is_gone_is_no_failure_of_the_relay(relay, monkeypatch):
     relay, _, _ = relay
 
     def gone(value, timeout=None):

@@ -12,25 +12,25 @@ from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.prepare import check_run_dir, prepare
-from pipeline.pretrain import set_damaged_aside
+from pipeline.plan import plan
+from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
-from pipeline.train.step_gate import Gate
+from pipeline.train.step_gate import StepGate
 
 
 class DirectQueue:
     """Makes each row when it is asked for, through the same code as a stream's process."""
 
     def __init__(self, spec, task, *, start, stop):
-        data_set = spec.data_sets[task.data_set]
+        data_set = spec.data.data_sets[task.data_set]
         samples = SampleMaker(
             task,
             data_set,
-            tokenizer=Tokenizer(spec.tokenizer) if spec.tokenizer else None,
-            tokens=spec.tokens,
+            tokenizer=Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None,
+            tokens=spec.data.tokens,
         )
-        plan = TaskPlan(task, seed=spec.seed, num_rows=spec.num_rows[task.data_set], num_batches=stop)
+        plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
         bad = known_bad(Path(spec.run_dir)).get(task.name, {})
         source = open_source(data_set, modalities=task.media)
         self._maker, self._next = BatchMaker(plan, samples, source, known_bad=bad), start
@@ -50,16 +50,18 @@ class DirectQueue:
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     check_run_dir(recipe, run_dir)
     set_damaged_aside(run_dir)
-    spec = prepare(recipe, run_dir)
+    spec = plan(recipe, run_dir)
+    claim(run_dir, spec)
 
     def make_queues(schedule):
         begins = schedule.batches_before(schedule.start)
         return {
-            n: DirectQueue(spec, t, start=begins[n], stop=schedule.batches_at_most(n)) for n, t in spec.tasks.items()
+            n: DirectQueue(spec, t, start=begins[n], stop=schedule.batches_at_most(n))
+            for n, t in spec.data.tasks.items()
         }
 
-    spec.checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=Gate(should_stop))
+    spec.open_checkpoints().remove_leftovers()
+    return train(spec, make_queues, gate=StepGate(should_stop))
 
 
 if __name__ == "__main__":

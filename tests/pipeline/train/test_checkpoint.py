@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_not_whole_is_never_chosen(tmp_path, damage):
     again = Checkpoints(tmp_path)
     assert again.latest_step == 3 and value_of(again) == 3.0
     (line,) = again.faults()
-    assert line.startswith("checkpoint 6 is passed over: ")
+    assert line.startswith("checkpoint 6 is skipped: ")
     # The run comes to that step again, and saves over it.
     save(again, 6)
     assert again.latest_step == 6 and value_of(again) == 6.0 and not again.faults()
@@ -358,14 +358,14 @@ def test_a_link_out_of_the_run_is_refused(tmp_path):
     outside = tmp_path / "outside"
     shutil.move(target, outside)
     target.symlink_to(outside)
-    with pytest.raises(RequestError, match=r"symbolic link|passed over"):
+    with pytest.raises(RequestError, match=r"symbolic link|skipped"):
         value_of(checkpoints, step=3)
 
 
 def test_another_format_is_refused(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 3)
-    monkeypatch.setattr("pipeline.train.checkpoint.FORMAT", 99)
+    monkeypatch.setattr("pipeline.train.checkpoint_folder.FORMAT", 99)
     with pytest.raises(RequestError, match="checkpoint 3 has format 3, this version reads 99"):
         checkpoints.data()
 

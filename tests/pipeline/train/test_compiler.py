@@ -25,7 +25,7 @@ def test_graphs_are_compiled_in_order_unless_a_step_waits_for_one():
         return what.global_batch_size
 
     built = []
-    compiler = StepCompiler(compile_one, [A, B, C], built=lambda: built.append(1))
+    compiler = StepCompiler(compile_one, [A, B, C], on_compiled=lambda: built.append(1))
     begun.wait(10)
     assert compiler.ready(A) is None and compiler.busy
     waiting = threading.Thread(target=compiler.get, args=(C,))

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
-from pipeline.prepare import check_run_dir
-from pipeline.train import run as run_module
+from pipeline.run_dir import check_run_dir
+from pipeline.train import saver
 from pipeline.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -92,7 +92,7 @@ def test_the_mixture_changes_where_that_is_asked_for(two_tasks, small, bare_run,
     bare_run.run(recipes.from_dict(new), run_dir)
     out = capsys.readouterr().out
     assert "new, with fresh values: embed_text, pair_text_vision" in out
-    assert "of no task any more, kept as long as checkpoint 8 is: embed_audio, pair_audio_vision" in out
+    assert "no longer used by any task; kept only in checkpoint 8: embed_audio, pair_audio_vision" in out
     samples = read_jsonl(run_dir / "samples.jsonl")
     assert [s["step"] for s in samples] == list(range(1, 17))
     assert {s["task"] for s in samples[:8]} == {"classes", "video_audio"}
@@ -156,8 +156,8 @@ def test_a_machine_of_another_kind_is_said(two_tasks, bare_run, tmp_path, capsys
     recipe, run_dir = two_tasks
     run_dir, recipe = copy_run(run_dir, tmp_path / "run"), copy.deepcopy(recipe)
     recipe["train"]["num_steps"] += 1
-    here = run_module.cpu_kind()
-    monkeypatch.setattr(run_module, "cpu_kind", lambda: "arm64 of another kind")
+    here = saver.cpu_kind()
+    monkeypatch.setattr(saver, "cpu_kind", lambda: "arm64 of another kind")
     bare_run.run(recipes.from_dict(recipe), run_dir)
     out = capsys.readouterr().out
     assert "a machine of another kind, on which some media decode to other bits" in out

@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import types
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.train.loop import Hooks, Loop
-from pipeline.train.step_gate import Gate, Go
+from pipeline.train.step_gate import NextAction, StepGate
 
 STEP_S, WAIT_S = 0.05, 0.3
 
@@ -52,8 +53,8 @@ class FakeFeed:
         structure = types.SimpleNamespace(global_batch_size=4, num_tokens=12, name=f"s{step % 2}")
         variant = types.SimpleNamespace(name="all")
         task = self.tasks[step % len(self.tasks)]
-        what = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
-        return types.SimpleNamespace(step=step, what=what, arrays={}, ids=[str(step)], chance=1.5)
+        plan = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
+        return types.SimpleNamespace(step=step, plan=plan, arrays={}, ids=[str(step)], chance=1.5)
 
     def next(self, *, wait=True):
         if self.batches[0].step in self.late:
@@ -103,10 +104,9 @@ def run(monkeypatch, *, num_steps, late=(), tasks=("t",), **metrics):
         state={"a": 0, "b": 0, "c": 0},
         feed=FakeFeed(num_steps, late, tasks),
         compiler=FakeCompiler(events, **metrics),
-        gate=Gate(),
+        gate=StepGate(),
         hooks=Hooks(record=record, save=lambda step, state: saved.append((step, dict(state)))),
-        start_step=0,
-        num_steps=num_steps,
+        steps=range(num_steps),
         learning_rates=np.arange(num_steps, dtype=np.float32),
         checkpoint_every=100,
     )
@@ -135,7 +135,7 @@ def test_updates_that_are_not_finite_are_counted(monkeypatch):
 
 
 def test_too_many_updates_in_a_row_that_are_not_finite_end_the_run(monkeypatch):
-    monkeypatch.setattr("pipeline.train.loop.MOST_NON_FINITE", 2)
+    monkeypatch.setattr("pipeline.train.loop.MAX_NON_FINITE", 2)
     run(monkeypatch, num_steps=5, bad=(0.0, 1.0, 3.0, 4.0))
     with pytest.raises(DataError, match=r"step 4 \(t\): 3 updates of this task in a row were not finite"):
         run(monkeypatch, num_steps=5, bad=(1.0, 2.0, 3.0))
@@ -157,6 +157,42 @@ def test_only_the_groups_of_a_structure_change_and_the_last_state_is_saved(monke
     assert saved == [(3, loop.state)]
 
 
+def test_a_save_comes_after_all_its_steps_are_observed_recorded_and_synced(monkeypatch):
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    events = []
+    hooks = Hooks(
+        record=lambda r: events.append(f"record {r['step']}"),
+        observe=lambda step, loss: events.append(f"observe {step + 1}"),
+        sync=lambda: events.append("sync"),
+        save=lambda step, state: events.append(f"save {step}"),
+    )
+    loop = Loop(
+        state={"a": 0, "b": 0},
+        feed=FakeFeed(3),
+        compiler=FakeCompiler([]),
+        gate=StepGate(),
+        hooks=hooks,
+        steps=range(3),
+        learning_rates=np.arange(3, dtype=np.float32),
+        checkpoint_every=2,
+    )
+    loop.run()
+    one, two, three = (["observe " + n, "record " + n] for n in "123")
+    assert events == [*one, *two, "sync", "save 2", *three, "sync", "save 3"]
+
+
+def test_the_profiler_sees_where_steps_begin(monkeypatch):
+    seen = []
+
+    def annotation(name, *, step_num):
+        seen.append((name, step_num))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("jax.profiler.StepTraceAnnotation", annotation)
+    run(monkeypatch, num_steps=3)
+    assert seen == [("train", 1), ("train", 2), ("train", 3)]
+
+
 def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
     monkeypatch.setattr("jax.device_get", read_metrics)
     records, saved, feed = [], [], FakeFeed(5)
@@ -172,10 +208,9 @@ def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
         state={"a": 0, "b": 0, "c": 0},
         feed=feed,
         compiler=FakeCompiler([]),
-        gate=Gate(),
+        gate=StepGate(),
         hooks=Hooks(record=records.append, save=lambda step, state: saved.append((step, dict(state)))),
-        start_step=0,
-        num_steps=5,
+        steps=range(5),
         learning_rates=np.arange(5, dtype=np.float32),
         checkpoint_every=2,
     )
@@ -203,7 +238,7 @@ class Disk:
         self.saved.append(step)
 
 
-class ToldGate(Gate):
+class ToldGate(StepGate):
     """Grants two steps more once it is told to end, as the gate of several processes may."""
 
     def __init__(self):
@@ -213,9 +248,9 @@ class ToldGate(Gate):
     def end(self, error):
         self.told.append(str(error))
 
-    def go(self, step, *, wait=True):
+    def next_action(self, step, *, wait=True):
         self.more -= bool(self.told)
-        return Go.STOP if self.more < 0 else Go.STEP
+        return NextAction.STOP if self.more < 0 else NextAction.STEP
 
 
 def failing_loop(monkeypatch, disk, *, gate=None, bad=(), non_finite=None):
@@ -224,10 +259,9 @@ def failing_loop(monkeypatch, disk, *, gate=None, bad=(), non_finite=None):
         state={"a": 0, "b": 0},
         feed=FakeFeed(8),
         compiler=FakeCompiler([], bad=bad),
-        gate=gate or Gate(),
+        gate=gate or StepGate(),
         hooks=Hooks(record=disk.record, save=disk.save),
-        start_step=0,
-        num_steps=8,
+        steps=range(8),
         learning_rates=np.arange(8, dtype=np.float32),
         checkpoint_every=3,
         non_finite=non_finite,
@@ -264,7 +298,7 @@ def test_a_save_that_is_refused_ends_the_run_and_is_tried_once_more(monkeypatch,
 
 
 def test_updates_that_were_not_finite_before_a_resume_count(monkeypatch, no_waits):
-    monkeypatch.setattr("pipeline.train.loop.MOST_NON_FINITE", 3)
+    monkeypatch.setattr("pipeline.train.loop.MAX_NON_FINITE", 3)
     counts = collections.Counter({"t": 2})
     with pytest.raises(DataError, match=r"step 2 \(t\): 4 updates of this task in a row"):
         failing_loop(monkeypatch, Disk(), bad=(0.0, 1.0), non_finite=counts).run()

@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh
 
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
-from pipeline.prepare import prepare
+from pipeline.plan import plan
 from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
@@ -134,7 +134,7 @@ def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
         raise AssertionError("decoding would have started")
 
     with pytest.raises(RequestError) as caught:
-        train(prepare(recipes.from_dict(recipe), run_dir), make_queues)
+        train(plan(recipes.from_dict(recipe), run_dir), make_queues)
     return str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_devices_that_cannot_be_grouped_are_a_wrong_request(toy_recipe, tmp_path
 def test_devices_that_cannot_share_a_batch_are_a_wrong_request(toy_recipe, tmp_path, monkeypatch):
     """With three devices: 8 samples of 16 pixels, the first variant of the first task."""
     mesh = AbstractMesh((3, 1), ("data", "expert"))
-    monkeypatch.setattr("pipeline.train.run.sharding.make_mesh", lambda *, expert: mesh)
+    monkeypatch.setattr("model.sharding.make_mesh", lambda *, expert: mesh)
     found = refused_before_any_queue(toy_recipe, tmp_path)
     assert found == ("task classes, variant 16x16: a batch of 8 samples cannot be shared by 3 devices in equal parts")
 
@@ -156,7 +156,7 @@ def test_devices_that_cannot_share_a_batch_are_a_wrong_request(toy_recipe, tmp_p
 def test_routing_groups_that_devices_would_cut_are_a_wrong_request(toy_recipe, tmp_path, monkeypatch):
     """One patch a sample: the eight of a batch fit into one group; four devices have two samples each."""
     mesh = AbstractMesh((4, 1), ("data", "expert"))
-    monkeypatch.setattr("pipeline.train.run.sharding.make_mesh", lambda *, expert: mesh)
+    monkeypatch.setattr("model.sharding.make_mesh", lambda *, expert: mesh)
     toy_recipe["model"]["moe"] = {"group": "tokens", "group_size": 8}
     found = refused_before_any_queue(toy_recipe, tmp_path)
     assert found.startswith(

@@ -25,7 +25,7 @@ def stuck_in_the_loop():
 threading.Thread(target=busy_in_a_thread, daemon=True).start()
 for step in range(5):
     time.sleep(0.4)
-    dog.beat(f"step {{step}}")
+    dog.heartbeat(f"step {{step}}")
 stuck_in_the_loop()
 """
 
@@ -73,7 +73,7 @@ def test_a_compile_or_a_save_may_take_longer(tmp_path):
     from pipeline.train.watchdog import Watchdog
 
     dog = Watchdog(tmp_path / "rank-0.txt", timeout_s=0.4)
-    dog.patient = lambda: True
+    dog.is_patient = lambda: True
     time.sleep(1.0)
     dog.close()
 
@@ -103,7 +103,7 @@ def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
     dog = Watchdog(tmp_path / "stalls/rank-0.txt", timeout_s=0.5)
     for _ in range(10):
         time.sleep(0.1)
-        dog.beat("a step")
+        dog.heartbeat("a step")
     dog.close()
     assert not (tmp_path / "stalls").exists()
     time.sleep(1.0)

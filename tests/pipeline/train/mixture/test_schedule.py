@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.structure import Inputs
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.schedule import Position, Schedule
+from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.mixture.spec import KINDS, SamplerSpec
 from pipeline.train.mixture.structures import structure_of
 
@@ -19,7 +20,8 @@ LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)
 SMALL = Variant("64x64", 32, size=64, grid=(1, 4, 4), num_vision_tokens=16)
 VIDEO = Variant("16x64x64-drop0.75", 8, num_frames=16, size=64, drop_rate=0.75, grid=(4, 4, 4), num_vision_tokens=16)
 DATA_SETS = {name: DataSetSpec(name, "unused", {}, classes=CLASSES) for name in ("photos", "films")}
-NUM_ROWS = {"photos": 300, "films": 100}
+FINGERPRINTS = {"photos": {"num_rows": 300}, "films": {"num_rows": 100}}
+PAPERS_RULE = SamplerSpec()
 
 
 def task(
@@ -39,8 +41,11 @@ TASKS = {
 }
 
 
-def schedule(num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS, **fields) -> Schedule:
-    return Schedule(tasks, DATA_SETS, num_rows=NUM_ROWS, tokens=TokenSpec(), seed=seed, num_steps=num_steps, **fields)
+def schedule(
+    num_steps: int, *, seed: int = 0, tasks: dict[str, TaskSpec] = TASKS, sampler=PAPERS_RULE, position=START
+) -> Schedule:
+    data = DataSpec(tasks, DATA_SETS, TokenSpec(), fingerprints=FINGERPRINTS)
+    return Schedule(data, MixtureSpec(seed, num_steps, sampler), position)
 
 
 def weighted(**weights: float | None) -> dict[str, TaskSpec]:

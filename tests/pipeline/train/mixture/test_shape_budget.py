@@ -2,8 +2,9 @@
 
 from model.config import from_variant
 from model.sizes import structure_flops, structure_memory
+from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.mixture.schedule import MixtureSpec, Schedule
 from pipeline.train.mixture.shape_budget import shape_budget, table
 
 LARGE = Variant("128x128", 8, size=128, grid=(1, 8, 8), num_vision_tokens=64)
@@ -17,7 +18,8 @@ def test_every_input_is_listed_with_its_size():
         "twin": TaskSpec("twin", "photos", (("nce", 1.0),), ("image", "text"), (SMALL,), weight=0.0),
     }
     data_sets = {"photos": DataSetSpec("photos", "unused", {}, classes=("a", "b"))}
-    schedule = Schedule(tasks, data_sets, num_rows={"photos": 50}, tokens=TokenSpec(), seed=0, num_steps=10)
+    data = DataSpec(tasks, data_sets, TokenSpec(), fingerprints={"photos": {"num_rows": 50}})
+    schedule = Schedule(data, MixtureSpec(seed=0, num_steps=10))
     config = from_variant("imp-tiny", dtype="float32")
     budget = shape_budget(schedule, config)
     assert [(b.task, b.variant, b.batch_size) for b in budget] == [

@@ -27,7 +27,7 @@ def record(step: int, **fields) -> dict:
 
 
 def test_plain_lines(capsys):
-    progress = Progress(mode="plain", num_steps=3, every_s=0.0)
+    progress = Progress(mode="plain", steps=range(3), every_s=0.0)
     progress.update(record(1))
     progress.update(record(3, data_wait_s=3.0, step_s=1.0))
     progress.close()
@@ -41,14 +41,14 @@ def test_plain_lines(capsys):
 
 def test_utilisation_where_it_is_known(capsys):
     """Half of 4 s and a tenth of 4 s at peak are 2.4 of 8 s."""
-    progress = Progress(mode="plain", num_steps=9, every_s=0.0)
+    progress = Progress(mode="plain", steps=range(9), every_s=0.0)
     progress.update(record(1, mfu=0.5))
     progress.update(record(2, mfu=0.1))
     assert "| MFU 50% |" in (lines := capsys.readouterr().out.splitlines())[0] and "| MFU 30% |" in lines[1]
 
 
 def test_progress_forgets_a_slow_start_and_counts_no_compile_time(capsys):
-    progress = Progress(mode="plain", num_steps=200, every_s=0.0)
+    progress = Progress(mode="plain", steps=range(200), every_s=0.0)
     progress.update(record(1, data_wait_s=500.0, compile_wait_s=900.0))
     for step in range(2, 101):
         progress.update(record(step, data_wait_s=0.0, step_s=2.0))
@@ -58,7 +58,7 @@ def test_progress_forgets_a_slow_start_and_counts_no_compile_time(capsys):
 
 
 def test_plain_lines_come_seldom_but_the_last_comes(capsys):
-    progress = Progress(mode="plain", num_steps=100, every_s=3600.0)
+    progress = Progress(mode="plain", steps=range(100), every_s=3600.0)
     for step in range(1, 101):
         progress.update(record(step))
     shown = capsys.readouterr().out.splitlines()
@@ -66,7 +66,7 @@ def test_plain_lines_come_seldom_but_the_last_comes(capsys):
 
 
 def test_no_progress(capsys):
-    progress = Progress(mode="none", num_steps=1, every_s=0.0)
+    progress = Progress(mode="none", steps=range(1), every_s=0.0)
     progress.update(record(1))
     progress.close()
     assert capsys.readouterr() == ("", "")
@@ -92,8 +92,8 @@ def test_short_numbers(value, text):
 def shown(num_tasks: int, *, width: int, height: int) -> list[str]:
     """The last picture of a panel after two steps of each task, the first of which have had the most."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
-    panel = Panel(num_steps=10_000, start_step=0, console=console)
-    progress = Progress(mode="none", num_steps=10_000, every_s=0.0)
+    panel = Panel(range(10_000), console=console)
+    progress = Progress(mode="none", steps=range(10_000), every_s=0.0)
     for step in range(1, 2 * num_tasks + 1):
         task = (step - 1) % num_tasks
         line = record(
@@ -144,8 +144,8 @@ def test_the_panel_fits_its_terminal(num_tasks, width, height):
 
 def test_a_name_is_no_markup():
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system=None)
-    panel = Panel(num_steps=9, start_step=0, console=console)
-    progress = Progress(mode="none", num_steps=9, every_s=0.0)
+    panel = Panel(range(9), console=console)
+    progress = Progress(mode="none", steps=range(9), every_s=0.0)
     line = record(1, task="[bold]x[/bold]", alarms=["[/] torn"])
     progress.update(line)
     panel.add(line)

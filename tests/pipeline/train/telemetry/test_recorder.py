@@ -40,8 +40,7 @@ def make(run_dir, spec=QUIET, *, rank=0, start_step=0, num_steps=100, shared_enc
         spec,
         run_dir=run_dir,
         rank=rank,
-        start_step=start_step,
-        num_steps=num_steps,
+        steps=range(start_step, num_steps),
         flops={("pets", "32x32"): 10**9},
         shared_encoder=shared_encoder,
     )

@@ -1,0 +1,85 @@
+"""The run directory: held by one process, made for one recipe, its newest checkpoint sound."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from pathlib import Path
+from typing import TextIO
+
+import yaml
+
+from pipeline import recipe as recipes
+from pipeline.errors import RequestError, one_line
+from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
+from pipeline.recipe import Recipe
+from pipeline.train.checkpoint_folder import CheckpointFolder
+from pipeline.train.spec import RunSpec
+
+CONFIG = "config.yaml"
+# Whatever its format, which its first byte tells.
+TOKENIZER = "tokenizer.model"
+# Files that a run directory may hold before its recipe is written: a kill in between leaves it usable.
+_BEFORE_CONFIG = (".lock", TOKENIZER)
+# Bytes of a checkpoint that takes seconds to read.
+_SLOW_BYTES = 4_000_000_000
+
+
+def lock_run_dir(run_dir: Path) -> TextIO:
+    """Holds the run directory for this process; the lock goes with the process, however it ends."""
+    make_folder(run_dir, "--run-dir")
+    lock = open(run_dir / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise RequestError(f"--run-dir {run_dir}: another process is training there; wait for it or stop it") from e
+    return lock
+
+
+def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
+    """Lines on how the mixture changes from that of the run directory. Writes nothing.
+
+    Raises RequestError when the run directory belongs to another recipe.
+    """
+    path = run_dir / CONFIG
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RequestError(f"--run-dir {run_dir}: expected a folder, found a file; use another")
+    if path.exists():
+        return recipes.check_resume(_stored_recipe(path), recipe.to_dict())
+    if run_dir.exists() and not all(_may_precede_config(p.name) for p in run_dir.iterdir()):
+        raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
+    return []
+
+
+def _stored_recipe(path: Path) -> dict:
+    try:
+        stored = recipes.read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RequestError(f"{path}: expected the run's recipe, found {one_line(e)[:120]}") from e
+    if not isinstance(stored, dict):
+        raise RequestError(f"{path}: expected the run's recipe, found {type(stored).__name__}; use another --run-dir")
+    return stored
+
+
+def _may_precede_config(name: str) -> bool:
+    return name in _BEFORE_CONFIG or name.endswith(TEMPORARY_SUFFIX)
+
+
+def claim(run_dir: Path, spec: RunSpec) -> None:
+    """Writes the tokenizer and then the recipe, from when on the directory accepts no other recipe."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path, tokenizer = run_dir / TOKENIZER, spec.data.tokenizer
+    if tokenizer and not (path.exists() and path.read_bytes() == tokenizer):
+        write_bytes(path, tokenizer)
+    write_bytes(run_dir / CONFIG, recipes.dump(spec.recipe).encode())
+
+
+def set_damaged_aside(run_dir: Path) -> None:
+    """Reads the newest checkpoint before the run goes on from it, and sets it aside for the one before if damaged."""
+    checkpoints = CheckpointFolder(run_dir)
+    if checkpoints.latest_bytes > _SLOW_BYTES:
+        size = checkpoints.latest_bytes / 1e9
+        print(f"comparing checkpoint {checkpoints.latest_step} ({size:.0f} GB) with its digests", flush=True)
+    _, lines = checkpoints.choose(set_aside=True)
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,220 @@
+"""The parts of one rank of a run, and the order in which they open and close."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from model import sharding
+from model.config import ModelConfig
+from model.imp import Imp
+from model.step import compile_step, state_shapes
+from pipeline.errors import DataError, RequestError
+from pipeline.host_memory import keep_freed_memory
+from pipeline.train.compiler import StepCompiler
+from pipeline.train.devices import use_compile_cache, use_compute_type
+from pipeline.train.feed import Feed, RowQueue, close_queues
+from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
+from pipeline.train.forecast import lines as forecast_lines
+from pipeline.train.initial_state import start_state
+from pipeline.train.loop import MAX_NON_FINITE, Hooks, Loop
+from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.mixture.shape_budget import GraphCost, shape_budget, table
+from pipeline.train.quarantine import Quarantine
+from pipeline.train.saver import Saver, other_machine
+from pipeline.train.spec import RunSpec
+from pipeline.train.step_gate import StepGate
+from pipeline.train.telemetry.recorder import Recorder
+from pipeline.train.watchdog import Watchdog
+from pipeline.waiting import Wait, waiting_for
+
+# The schedule from the newest checkpoint on → the queue of each task that still runs.
+QueueMaker = Callable[[Schedule], dict[str, RowQueue]]
+
+
+class Rank:
+    """One rank of a run; its parts are fields.
+
+    The constructor refuses what the devices or the disk cannot serve, before anything is decoded or compiled. ``open``
+    starts the threads and makes the state, ``run`` trains, ``close`` ends the parts in reverse order.
+    began: time.perf_counter() of the start.
+    """
+
+    compiler: StepCompiler
+    quarantine: Quarantine
+    feed: Feed
+    budget: list[GraphCost]
+    forecast: Forecast
+    recorder: Recorder
+    saver: Saver
+    loop: Loop
+    _wait: Wait
+
+    def __init__(self, spec: RunSpec, *, rank: int, gate: StepGate, start_step: int | None) -> None:
+        self.began = time.perf_counter()
+        self.spec = spec
+        self.rank = rank
+        self.gate = gate
+        with contextlib.ExitStack() as parts:
+            stacks = Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt"
+            self.watchdog = Watchdog(stacks, timeout_s=spec.placement.stall_timeout_s, rank=rank)
+            parts.callback(self.watchdog.close)
+            self.schedule = spec.schedule(spec.position(start_step))
+            self.checkpoints = spec.open_checkpoints()
+            parts.callback(self.checkpoints.close)
+            self.config = use_compute_type(spec.model)
+            self.mesh = _mesh(self.config, self.schedule, expert_parallel=spec.placement.expert_parallel)
+            self.imp = Imp.for_structures(self.config, self.schedule.model_structures)
+            self.checkpoints.check_space(state_shapes(self.imp))
+            self._parts = parts.pop_all()
+
+    def open(self, make_queues: QueueMaker) -> None:
+        """Opens the queues, starts to decode and to compile, and makes the state that the first step takes."""
+        self._wait = self._parts.enter_context(waiting_for("this machine's rate", quiet=self.rank != 0))
+        rate = measured_flops_per_s(self.config) if self.rank == 0 else None
+        self._wait.what = "the streams of all tasks"
+        queues = make_queues(self.schedule)
+        self._parts.callback(close_queues, queues)
+        self._open_compiler()
+        self._open_feed(queues)
+        self._wait.what = self._awaited
+        self.budget = shape_budget(self.schedule, self.config)
+        self.forecast = Forecast(self.budget, flops_per_s=rate)
+        self._open_recorder()
+        start = self.schedule.start
+        stored = self.checkpoints.data(start) if start else {}
+        self.saver = Saver(self.spec, self.schedule, self.checkpoints, stored=stored)
+        state, lines = start_state(self.imp, self.spec, self.checkpoints, start, mesh=self.mesh)
+        if self.rank == 0:
+            print("\n".join([table(self.budget), *lines, *other_machine(stored), *self._estimate()]), flush=True)
+        self.watchdog.heartbeat("the state")
+        self._make_loop(state)
+
+    def run(self) -> int:
+        """Trains. Returns the number of updates since the start of the run, all of them saved."""
+        try:
+            done = self.loop.run()
+        except DataError as e:
+            raise DataError(self._how_it_ended(e)) from e
+        self.checkpoints.wait()
+        return done
+
+    def close(self) -> None:
+        """Closes all parts, the last one opened first, whatever one of them raises."""
+        self._parts.close()
+
+    def _open_compiler(self) -> None:
+        spec, placement = self.spec, self.spec.placement
+        use_compile_cache(placement.compile_cache)
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
+        self.compiler = StepCompiler(
+            lambda structure: compile_step(self.imp, structure, spec.optimizer, mesh=self.mesh, fsdp=placement.fsdp),
+            self.schedule.in_order_of_first_use(),
+            on_compiled=lambda: self.watchdog.heartbeat("compiling"),
+        )
+        self._parts.callback(self.compiler.close)
+        # Neither a long compile nor a slow disk is a hang.
+        self.watchdog.is_patient = lambda: self.compiler.busy or self.checkpoints.saving
+
+    def _open_feed(self, queues: Mapping[str, RowQueue]) -> None:
+        limits = {name: d.max_reject_fraction for name, d in self.spec.data.data_sets.items()}
+        self.quarantine = Quarantine(Path(self.spec.run_dir), rank=self.rank, limits=limits)
+        self.feed = Feed(
+            self.schedule,
+            queues,
+            to_devices=lambda arrays: sharding.put_batch(arrays, self.mesh),
+            quarantine=self.quarantine,
+            gate=self.gate,
+        )
+        self._parts.callback(self.feed.close)
+
+    def _open_recorder(self) -> None:
+        self.recorder = Recorder(
+            self.spec.logging,
+            run_dir=Path(self.spec.run_dir),
+            rank=self.rank,
+            steps=self.schedule.steps,
+            flops={(b.task, b.variant): b.flops for b in self.budget},
+            shared_encoder=self.config.towers == "shared",
+            forecast=self.forecast,
+        )
+        self._parts.callback(self.recorder.close)
+
+    def _make_loop(self, state: dict) -> None:
+        hooks = Hooks(
+            record=self._record,
+            sync=self.recorder.sync,
+            save=self.saver.save,
+            observe=self.schedule.observe,
+            heartbeat=self.watchdog.heartbeat,
+        )
+        self.loop = Loop(
+            state=state,
+            feed=self.feed,
+            compiler=self.compiler,
+            gate=self.gate,
+            steps=self.schedule.steps,
+            learning_rates=self.spec.optimizer.learning_rates(),
+            checkpoint_every=self.spec.checkpoints.every,
+            hooks=hooks,
+            non_finite=self.saver.non_finite,
+        )
+
+    def _record(self, values: dict) -> None:
+        self._wait.done()
+        expected = self.schedule.expected_before(values["step"])[values["task"]]
+        alarms = self.compiler.new_alarms()
+        self.recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
+
+    def _awaited(self) -> str:
+        """The parts that the first step still waits for, in words."""
+        task = self.feed.waits_for
+        batch = f"a batch of {task}, " if task else ""
+        num_graphs = len(set(self.schedule.structures.values()))
+        return f"the first step: {batch}{self.compiler.num_compiled} of {num_graphs} graphs compiled"
+
+    def _estimate(self) -> list[str]:
+        needed = needed_bytes(self.budget, state_bytes=_state_bytes(self.imp), fsdp=self.spec.placement.fsdp)
+        return forecast_lines(self.forecast, num_steps=len(self.schedule.steps), needed=needed)
+
+    def _how_it_ended(self, error: DataError) -> str:
+        """The reason for the end, with the outcome of the last save and, after updates that were not finite, the way
+        back."""
+        said = str(error)
+        try:
+            self.checkpoints.wait()
+        except DataError as failure:
+            said += f"; and {failure}"
+        if max(self.saver.non_finite.values(), default=0) <= MAX_NON_FINITE:
+            return said
+        good = self.checkpoints.last_finite_step()
+        way_back = "; to go back to it, move those of later steps out of checkpoints/" if good else ""
+        return f"{said}. The newest checkpoint of before that is {good or 'none'}{way_back}"
+
+
+def _state_bytes(imp: Imp) -> int:
+    """Size of the whole state: parameters, moments, counts."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+
+
+def _mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
+    """The mesh of all devices. Raises RequestError where they cannot run what the schedule holds."""
+    backend = jax.default_backend()
+    if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):
+        raise RequestError(f"model.attention: cudnn needs a gpu and bfloat16; found {backend} and {config.dtype}")
+    try:
+        mesh = sharding.make_mesh(expert=expert_parallel)
+    except ValueError as e:
+        raise RequestError(f"cluster.expert_parallel: {e}") from e
+    for (task, variant), structure in schedule.structures.items():
+        try:
+            sharding.check_batch(structure, structure.group_samples(config), mesh)
+        except ValueError as e:
+            raise RequestError(f"task {task}, variant {variant}: {e}") from e
+    return mesh

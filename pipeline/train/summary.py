@@ -1,0 +1,83 @@
+"""The summary of a rank for summary.json: times, steps of each task, compiled graphs, rejects."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+
+from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.rank import Rank
+
+
+def summarize(rank: Rank, done: int) -> dict:
+    """Plain values. done: updates since the start of the run."""
+    schedule, compiler = rank.schedule, rank.compiler
+    return {
+        "steps": done,
+        "start_step": schedule.start,
+        "num_steps": schedule.num_steps,
+        "skipped_updates": rank.loop.skipped_updates,
+        "world_size": jax.process_count(),
+        "num_devices": jax.device_count(),
+        "num_parameters": sum(x.size for x in jax.tree.leaves(rank.imp.shapes())),
+        "compile_count": compiler.num_compiled,
+        "num_structures": len(set(schedule.structures.values())),
+        "compile_alarms": len(compiler.alarms),
+        "tasks": _tasks(schedule, done),
+        "structures": _structures(rank),
+        "rejects": rank.quarantine.counts,
+        "time": _times(rank),
+        "first_step_at": rank.recorder.first_step_at,
+    }
+
+
+def _tasks(schedule: Schedule, done: int) -> dict[str, dict]:
+    counts = schedule.batches_before(done)
+    positions = schedule.positions_before(done)
+    expected = schedule.expected_before(done)
+    return {
+        name: {
+            "weight": expected[name] / max(1, sum(expected.values())),
+            "expected_steps": expected[name],
+            "steps": counts[name],
+            "examples": positions[name],
+            "data_set": task.data_set,
+            "rows": schedule.num_rows[task.data_set],
+            "variants": _variant_counts(schedule, name, counts[name]),
+        }
+        for name, task in schedule.tasks.items()
+    }
+
+
+def _variant_counts(schedule: Schedule, task: str, num_batches: int) -> dict[str, int]:
+    plan = schedule.plans[task]
+    drawn = plan.variants[:num_batches]
+    return {v.name: int((drawn == i).sum()) for i, v in enumerate(plan.task.variants)}
+
+
+def _structures(rank: Rank) -> list[dict]:
+    return [
+        {
+            "task": b.task,
+            "variant": b.variant,
+            "compile_s": round(rank.compiler.compile_s.get(b.structure, 0.0), 3),
+            "tokens": b.tokens,
+            "vision_tokens": b.vision_tokens,
+            "flops": b.flops,
+            "memory_estimate_bytes": b.memory_bytes,
+            "memory_bytes": rank.compiler.memory_bytes(b.structure),
+        }
+        for b in rank.budget
+    ]
+
+
+def _times(rank: Rank) -> dict[str, float]:
+    times, train_s = rank.loop.times, time.perf_counter() - rank.began
+    return {
+        **{name: round(value, 3) for name, value in dataclasses.asdict(times).items()},
+        "compile_s": round(sum(rank.compiler.compile_s.values()), 3),
+        "compile_share": round(times.compile_wait_s / train_s, 4),
+        "train_s": round(train_s, 3),
+    }
