@@ -82,11 +82,8 @@ class FailureWatch(UserCallback):
         for error in filter(None, map(own_error, worker_exceptions.values())):
             raise error
         self._check_repeats(worker_exceptions)
-        ray.get(
-            self._coordinator.lost.remote(
-                f"workers {sorted(worker_exceptions)} failed; {_first_of(worker_exceptions)}\n"
-            )
-        )
+        line = f"workers {sorted(worker_exceptions)} failed; {_first_of(worker_exceptions)}\n"
+        ray.get(self._coordinator.lost.remote(line))
 
     def _check_repeats(self, failures: dict[int, BaseException]) -> None:
         marks = {rank: _failed_at(failure) for rank, failure in failures.items()}

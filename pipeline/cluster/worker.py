@@ -33,8 +33,8 @@ _MAY_PASS = (OSError, MemoryError, ray.exceptions.RayError, jax.errors.JaxRuntim
 def train_worker(config: dict[str, Any]) -> dict:
     """What each worker runs: returns the summary of its rank.
 
-    config: "spec", "cluster", "coordinator" (a handle of the gate coordinator), "checked_step" (of the checkpoint whose files the
-    driver has compared with their digests).
+    config: "spec", "cluster", "coordinator" (a handle of the step coordinator's actor), "checked_step" (of the
+    checkpoint whose files the driver has compared with their digests).
     """
     spec: RunSpec = config["spec"]
     cluster: Cluster = config["cluster"]

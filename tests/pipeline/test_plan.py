@@ -90,8 +90,8 @@ def test_a_row_without_an_id_is_a_wrong_request(tmp_path, make_pet_recipe, write
         ({"modalities": ("audio",), "objective": "sigmoid"}, set(), {"id", "audio", "labels"}),
     ],
 )
-def test_columns_a_task_reads(make_task, fields, has, columns):
-    found = needed_columns(make_task(**fields), has=has)
+def test_columns_a_task_reads(make_data_set, make_task, fields, has, columns):
+    found = needed_columns(make_task(**fields), make_data_set(), has=has)
     assert set(found) == columns and set(found.values()) == {"task toy_task"}
 
 

@@ -128,7 +128,7 @@ def test_own_errors_are_found_in_what_ray_wraps_around_them():
 
 
 def test_workers_that_fail_too_often_are_one_line(tmp_path):
-    spec = types.SimpleNamespace(run_dir=str(tmp_path), checkpoints=lambda: types.SimpleNamespace(latest_step=40))
+    spec = types.SimpleNamespace(run_dir=str(tmp_path), open_checkpoints=lambda: types.SimpleNamespace(latest_step=40))
     error = ray.train.WorkerGroupError("all of it", {0: failure(KeyError("abc"))})
     with pytest.raises(
         DataError, match=r"max_failures = 3 times; the last: rank 0: KeyError: 'abc'.* whole checkpoint is 40"
