@@ -25,6 +25,7 @@ from pipeline import recipe as recipes
 from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.files import write_json
 from pipeline.prepare import prepare
+from pipeline.recipe import specs
 
 STEP_S = 0.25
 TASKS, CLIPS, ROWS_PER_SHARD = 3, 512, 128
@@ -104,13 +105,12 @@ def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, once each task's first batch is there."""
     from pipeline.cluster import start as ray_cluster
     from pipeline.cluster import trainer as ray_trainer
-    from pipeline.pretrain import cluster_of
     from pipeline.train.feed import Feed
     from pipeline.train.mixture.schedule import START
     from pipeline.train.quarantine import Quarantine
     from pipeline.train.step_gate import Gate
 
-    cluster = cluster_of(recipe)
+    cluster = specs.cluster_spec(recipe)
     ray_cluster.start_ray(cluster)
     schedule = spec.schedule(START)
     streams = ray_trainer.build_streams(spec, cluster, schedule=schedule, world_size=1)
@@ -148,7 +148,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         recipe = recipe_of(folder, steps=arguments.steps)
-        data_sets = recipe.data_set_specs()
+        data_sets = specs.data_set_specs(recipe)
         size = sum(write_shards(d, folder / n, seed=i) for i, (n, d) in enumerate(data_sets.items()))
         spec = prepare(recipe, folder / "run")
         result = {

@@ -61,11 +61,11 @@ def _pss(process: psutil.Process) -> int:
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.cluster import start as ray_cluster
     from pipeline.cluster import trainer as ray_trainer
-    from pipeline.pretrain import cluster_of
+    from pipeline.recipe import specs
     from pipeline.train.mixture.schedule import START
 
     spec = prepare(recipe, run_dir)
-    memory, cluster = Memory(), cluster_of(recipe)
+    memory, cluster = Memory(), specs.cluster_spec(recipe)
     began = time.perf_counter()
     ray_cluster.start_ray(cluster)
     ray_s = time.perf_counter() - began

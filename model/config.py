@@ -212,3 +212,33 @@ def from_variant(name: str, *, moe: dict | None = None, **overrides) -> ModelCon
     if unknown:
         raise ValueError(f"unknown model settings {sorted(unknown)}")
     return ModelConfig(**(fields | overrides))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
+
+    initial_learning_rate: where the warmup starts. pre_warmup_steps: steps before it, in which the rate goes in a line
+      from ``pre_warmup_learning_rate`` to the initial one (the release's way to start without diverging).
+    weight_decay: of the matrices of layers and experts, in proportion to the learning rate (AdamW); none in the paper.
+    patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
+      far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
+      common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
+    dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
+      authors' release does; to compare. Every graph then depends on all tasks.
+    """
+
+    peak_learning_rate: float
+    warmup_steps: int
+    num_steps: int
+    end_learning_rate: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-7
+    weight_decay: float = 0.0
+    initial_learning_rate: float = 0.0
+    pre_warmup_steps: int = 0
+    pre_warmup_learning_rate: float = 0.0
+    clip_norm: float = 1.0
+    patch_scale: float = 1.0
+    dense_update: bool = False

@@ -16,15 +16,14 @@ from pipeline.data.columns import MEDIA_COLUMNS
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.data.tokenizer import CaptionCount, Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import machine_cpus
 from pipeline.prepare import build_corpus, prepare, problems_of_recipe
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
 from pipeline.train.mixture.schedule import START, Schedule
@@ -59,7 +58,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
             continue
         media = dataclasses.replace(data_set, shards=None)
         facts = lint.facts_of(media, tasks)
-        one = _data_set(facts, tasks, tokenizer, sample=sample, limits=recipe.cluster.decode_limits())
+        one = _data_set(facts, tasks, tokenizer, sample=sample, limits=specs.decode_limits(recipe))
         one["damaged_shards"] = damaged_shards(data_set.shards) if data_set.shards else []
         found[name] = one
         for problems in (

@@ -21,12 +21,10 @@ from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer, text_fault, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.spec import RunSpec
 from pipeline.train.telemetry import writers
-from pipeline.train.telemetry.alarms import feed_advice
-from pipeline.train.telemetry.recorder import LoggingSpec
 
 # What a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", "tokenizer.model")
@@ -72,7 +70,7 @@ def _may_precede_config(name: str) -> bool:
 
 def build_corpus(recipe: Recipe) -> None:
     """The demo corpus, where the recipe uses it and it is not there yet."""
-    if recipes.uses_demo(recipe):
+    if specs.uses_demo(recipe):
         from pipeline.data import demo
 
         try:
@@ -87,7 +85,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     look: for what would stop or spoil the run, in the data too (``lint``); what is worth a look is printed.
     """
     _check_writers(recipe)
-    data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
+    data_sets, tasks = specs.data_set_specs(recipe), specs.task_specs(recipe)
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
     num_rows = {name: fingerprint["num_rows"] for name, fingerprint in fingerprints.items()}
@@ -97,7 +95,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     own_step = Checkpoints(run_dir).latest_step
     init_step = _init_step(recipe) if own_step is None else None
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets, own_step=own_step, init_step=init_step)
-    model = recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16)
+    model = specs.model_config(recipe, vocab_size=tokenizer.vocab_size if tokenizer else 16)
     # Kept in the run directory and in checkpoints; the specs have the URIs as they were given.
     config = redacted_values(recipe.to_dict())
     train = recipe.train
@@ -106,21 +104,21 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
         config=config,
         tasks=tasks,
         data_sets=data_sets,
-        tokens=recipe.token_spec(),
+        tokens=specs.token_spec(recipe),
         fingerprints=fingerprints,
         tokenizer=tokenizer.model if tokenizer else None,
         model=model,
-        optimizer=recipe.optimizer(),
+        optimizer=specs.optimizer_config(recipe),
         seed=recipe.seed,
         num_steps=train.num_steps,
         checkpoint_every=train.checkpoint_every,
         keep_last=recipe.checkpoint.keep_last,
         keep_every=recipe.checkpoint.keep_every,
-        sampler=recipe.sampler_spec(),
+        sampler=specs.sampler_spec(recipe),
         stall_timeout_s=recipe.cluster.stall_timeout_s,
-        init_from=recipe.init.from_ and recipes.locate(recipe.init.from_),
+        init_from=recipe.init.from_ and specs.locate(recipe.init.from_),
         init_step=init_step,
-        logging=_logging(recipe),
+        logging=specs.logging_spec(recipe),
         expert_parallel=recipe.cluster.expert_parallel,
         fsdp=recipe.cluster.fsdp,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
@@ -154,7 +152,7 @@ def problems_of_recipe(
 
 def _shares(recipe: Recipe, tasks: dict[str, TaskSpec], num_rows: dict[str, int]) -> dict[str, float]:
     """Task → the part of the run's steps it is to get."""
-    spec, num_steps = recipe.sampler_spec(), recipe.train.num_steps
+    spec, num_steps = specs.sampler_spec(recipe), recipe.train.num_steps
     sampler = spec.sampler(spec.weights(tasks, num_rows), seed=recipe.seed, position={}, step=0, num_steps=num_steps)
     return dict(zip(sampler.names, (sampler.expected(0, num_steps) / num_steps).tolist(), strict=True))
 
@@ -171,7 +169,7 @@ def _init_step(recipe: Recipe) -> int | None:
     """The step of ``init.from``'s newest checkpoint that is not damaged: the same for all processes of the run."""
     if recipe.init.from_ is None:
         return None
-    source = Checkpoints(Path(recipes.locate(recipe.init.from_)))
+    source = Checkpoints(Path(specs.locate(recipe.init.from_)))
     step, lines = source.choose()
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
@@ -181,31 +179,6 @@ def _init_step(recipe: Recipe) -> int | None:
 def _check_writers(recipe: Recipe) -> None:
     for name, command in writers.missing(tuple(recipe.logging.writers or ())).items():
         raise RequestError(f"logging.writers: {name} is not installed; run {command}, or leave it out")
-
-
-def _logging(recipe: Recipe) -> LoggingSpec:
-    settings, cluster = recipe.logging, recipe.cluster
-    named = writers.default_writers() if settings.writers is None else tuple(dict.fromkeys(settings.writers))
-    advice = {
-        name: feed_advice(
-            task.data_set,
-            from_shards=recipe.data_sets[task.data_set].shards is not None,
-            on_cluster=cluster.num_workers != 0 or cluster.address is not None,
-            clip_cache_mb=cluster.clip_cache_mb,
-        )
-        for name, task in recipe.tasks.items()
-    }
-    return LoggingSpec(
-        progress=settings.progress,
-        progress_every_s=settings.progress_every_s,
-        log_every=recipe.train.log_every,
-        log_samples=recipe.train.log_samples,
-        writers=named,
-        project=settings.project,
-        profile_steps=settings.profile_steps,
-        peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
-        feed_advice=advice,
-    )
 
 
 def needed_columns(task: TaskSpec, *, has: set[str]) -> dict[str, str]:
@@ -264,10 +237,10 @@ def _tokenizer(
     if path.exists() and (run_dir / "config.yaml").exists():
         return load_tokenizer(str(path))
     if recipe.text.tokenizer:
-        tokenizer = load_tokenizer(recipes.locate(recipe.text.tokenizer))
+        tokenizer = load_tokenizer(specs.locate(recipe.text.tokenizer))
         write_bytes(path, tokenizer.model)
         return tokenizer
-    if init_step is not None and (old := _tokenizer_of(Path(recipes.locate(recipe.init.from_)), init_step)):
+    if init_step is not None and (old := _tokenizer_of(Path(specs.locate(recipe.init.from_)), init_step)):
         write_bytes(path, old)
         return load_tokenizer(str(path))
     sentences = itertools.chain.from_iterable(

@@ -18,14 +18,14 @@ from pipeline.check import allowed_line, counts_line, no_caption_line
 from pipeline.cluster.start import Cluster, start_ray
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
-from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import FORMAT, MEDIA, decode_settings, encode_rows, has_size, write_shard
 from pipeline.data.sources import MediaSource
-from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.data.tokenizer import CaptionCount
 from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json
 from pipeline.prepare import build_corpus, needed_columns
+from pipeline.recipe import specs
 from pipeline.stopping import Stop
 
 # Of clips of 1 MB, a quarter of a gigabyte: large enough for any disk, little to do again after a kill.
@@ -49,8 +49,8 @@ def preprocess(
     if unknown:
         raise RequestError(f"--only {', '.join(sorted(unknown))}: the recipe has {', '.join(recipe.data_sets)}")
     build_corpus(recipe)
-    tasks, data_sets = recipe.task_specs(), recipe.data_set_specs()
-    jobs, limits = {}, recipe.cluster.decode_limits()
+    tasks, data_sets = specs.task_specs(recipe), specs.data_set_specs(recipe)
+    jobs, limits = {}, specs.decode_limits(recipe)
     for name in only or tuple(data_sets):
         mine = [t for t in tasks.values() if t.data_set == name]
         if mine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import secrets
@@ -20,8 +19,8 @@ from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup
 from ray.experimental import internal_kv
 
-from pipeline.cluster.streams import DecodeOptions, quiet_ray_data, uses_actors
-from pipeline.data.media.process import DecodeLimits
+from pipeline.cluster.spec import Cluster
+from pipeline.cluster.streams import quiet_ray_data, uses_actors
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
 from pipeline.host_memory import machine_cpus
 from pipeline.waiting import at_most, waiting_for
@@ -30,52 +29,6 @@ from pipeline.waiting import at_most, waiting_for
 _CONNECT_S, _ANSWER_S, _JOIN_S = 5.0, 25.0, 25.0
 # Seconds for machines that are about to join a cluster without an autoscaler.
 _JOINING_S = 30.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """Where a run runs: ``cluster.*`` of the recipe as plain data."""
-
-    num_workers: int | tuple[int, int] = 0
-    max_failures: int = 10
-    accelerator: str = "cpu"
-    accelerators_per_worker: int = 1
-    cpus_per_worker: float = 1.0
-    topology: str | None = None
-    accelerator_type: str | None = None
-    address: str | None = None
-    start_timeout_s: float = 1800.0
-    decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
-    cache_bytes: int = 0
-    limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
-
-    @property
-    def elastic(self) -> bool:
-        return isinstance(self.num_workers, tuple)
-
-    @property
-    def sizes(self) -> range:
-        """The numbers of workers that the run may have."""
-        low, high = self.num_workers if self.elastic else (self.num_workers, self.num_workers)
-        return range(low, high + 1)
-
-    @property
-    def worker_resources(self) -> dict[str, float]:
-        """What one worker takes of its machine."""
-        resources = {"CPU": self.cpus_per_worker}
-        if self.accelerator != "cpu":
-            resources[self.accelerator.upper()] = self.accelerators_per_worker
-        return resources
-
-    def trainer_cpus(self, num_workers: int | None = None) -> float:
-        """CPUs that ``num_workers`` workers take; None: the most that there may be."""
-        return (self.sizes[-1] if num_workers is None else num_workers) * self.cpus_per_worker
-
-    @property
-    def joins(self) -> str | None:
-        """The address of the cluster that the run joins; None where it starts a Ray of its own."""
-        address = self.address or os.environ.get("RAY_ADDRESS")
-        return None if address == "local" else address or None
 
 
 def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:

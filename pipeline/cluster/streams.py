@@ -22,6 +22,7 @@ from ray.data import DataContext, ExecutionOptions, ExecutionResources
 from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from pipeline.cluster.spec import DecodeOptions
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.plan import Row, TaskPlan
@@ -77,15 +78,6 @@ class StreamSpec:
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
         samples = SampleMaker(self.task, self.data_set, source=source, tokenizer=tokenizer, tokens=self.tokens)
         return BatchMaker(plan, samples, known_bad=self.known_bad)
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeOptions:
-    """How decode runs: "tasks", "actors" or "auto"; steps of the run a block is for; blocks a stream may be ahead."""
-
-    mode: str = "auto"
-    block_steps: int = 16
-    queue_blocks: int = 1
 
 
 # Pooled tasks keep their decoders here: one maker a stream and process, built at its first block.

@@ -294,3 +294,12 @@ class TokenSpec:
     vision_patch: tuple[int, int, int] = (4, 16, 16)
     vision_positions: tuple[int, int, int] = (16, 32, 32)
     audio_positions: tuple[int, int] = (64, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeLimits:
+    """What decoding one sample may take. recycle_bytes: growth after which a process makes place for a fresh one."""
+
+    timeout_s: float = 60.0
+    memory_bytes: int = 4 << 30
+    recycle_bytes: int = 1 << 30

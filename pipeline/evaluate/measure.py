@@ -23,7 +23,7 @@ from pipeline.data.spec import MODEL_MODALITY, TaskSpec, Variant
 from pipeline.errors import RequestError
 from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.recipe import EvaluationSettings
+from pipeline.recipe import EvaluationSettings, specs
 
 # Views that wait for the model at once: a multiple of its batch, so that no batch but the last is filled up.
 _VIEWS = 64
@@ -63,7 +63,7 @@ def default_list(model: TrainedModel) -> list[EvaluationSettings]:
             entry = EvaluationSettings(
                 data_set=task.data_set, kind=kind, modality=task.media[0], classes=list(task.classes)
             )
-            if entry.served_by(task):
+            if specs.serves(task, entry):
                 out[repr(entry)] = entry
     return list(out.values())
 
@@ -104,7 +104,7 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure, cache: di
 def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
     """A trained task with the heads that this measurement needs."""
     for task in model.tasks.values():
-        if settings.served_by(task):
+        if specs.serves(task, settings):
             return task
     raise RequestError(
         f"evaluate: {settings.kind} of {settings.modality} on {settings.data_set} needs a task there with "
@@ -133,7 +133,7 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         data_set,
         modalities=(settings.modality,),
         manifest=manifest,
-        limits=model.recipe.cluster.decode_limits(),
+        limits=specs.decode_limits(model.recipe),
     )
     # Without objectives a sample is its media alone: a row without labels or text is as good.
     only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())

@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest known one; every value is checked 
 
 from pipeline.recipe.reading import from_dict, load
 from pipeline.recipe.resume import check_resume, differences
-from pipeline.recipe.settings import EvaluationSettings, Recipe, locate, uses_demo
+from pipeline.recipe.settings import EvaluationSettings, Recipe
 from pipeline.recipe.yaml_text import dump, read_yaml
 
 __all__ = [
@@ -16,7 +16,5 @@ __all__ = [
     "dump",
     "from_dict",
     "load",
-    "locate",
     "read_yaml",
-    "uses_demo",
 ]

@@ -14,6 +14,7 @@ from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
 from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 
 
@@ -28,8 +29,8 @@ def check_references(recipe: Recipe) -> None:
         where = f"tasks.{name}"
         _known(task.data_set, recipe.data_sets, f"{where}.data_set")
         _check_task(where, task, recipe.data_sets[task.data_set])
-    specs = recipe.task_specs()
-    for task in specs.values():
+    tasks = specs.task_specs(recipe)
+    for task in tasks.values():
         _check_loss(f"tasks.{task.name}", task)
     for number, e in enumerate(recipe.evaluate):
         where = f"evaluate.{number}"
@@ -42,7 +43,7 @@ def check_references(recipe: Recipe) -> None:
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
-        _check_evaluation(where, e, specs)
+        _check_evaluation(where, e, tasks)
     _check_sampler(recipe)
 
 
@@ -51,7 +52,7 @@ _OF_KIND = {"intervals": "round_robin", "period": "exact", "stages": "multinomia
 
 
 def _check_sampler(recipe: Recipe) -> None:
-    settings, spec = recipe.sampler, recipe.sampler_spec()
+    settings, spec = recipe.sampler, specs.sampler_spec(recipe)
     for key, kind in _OF_KIND.items():
         if getattr(settings, key) != type(settings).model_fields[key].default and settings.kind != kind:
             raise RequestError(f"sampler.{key}: is for the kind {kind}; found {settings.kind}")
@@ -92,7 +93,7 @@ def _check_decoders(name: str, data_set: DataSetSettings) -> None:
 
 def check_model(recipe: Recipe) -> None:
     """What the model's tables can hold."""
-    model = recipe.model_config_for(vocab_size=16)
+    model = specs.model_config(recipe, vocab_size=16)
     _check_experts(recipe, model.moe)
     _check_router(model.moe)
     for name, task in recipe.tasks.items():
@@ -101,7 +102,7 @@ def check_model(recipe: Recipe) -> None:
                 f"tasks.{name}.text_length: {task.text_length} tokens, but {recipe.model.variant} has "
                 f"{model.text_positions[0]} text positions"
             )
-    for name, data_set in recipe.data_set_specs().items():
+    for name, data_set in specs.data_set_specs(recipe).items():
         heard = any("audio" in t.modalities for t in recipe.tasks.values() if t.data_set == name)
         if heard and any(n > most for n, most in zip(data_set.audio.grid, model.audio_positions, strict=True)):
             raise RequestError(
@@ -128,7 +129,7 @@ def _check_router(moe: MoEConfig | None) -> None:
 
 def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSpec]) -> None:
     """There must be a trained task with the heads that the measurement needs."""
-    if any(e.served_by(task) for task in tasks.values()):
+    if any(specs.serves(task, e) for task in tasks.values()):
         return
     heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(CONTRASTIVE)} and text"
     raise RequestError(
@@ -159,7 +160,7 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings) ->
     for key, on, words, wrong in (
         ("flip", augment.flip, _SIDES, "in the mirror"),
         ("colour", augment.colour.probability > 0, COLOUR_WORDS, "in other colours"),
-        ("sound", augment.spec().sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
+        ("sound", specs.augment(augment).sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
     ):
         wrong_class = next((c for c in told if on and words.search(c)), None)
         if wrong_class is not None:
@@ -194,7 +195,7 @@ def _check_task(where: str, task: TaskSettings, data_set: DataSetSettings) -> No
     _check_augment(f"{where}.augment", task, data_set)
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
-        most = max((v.num_frames for v in task.variants), default=0)
+        most = max((specs.num_frames(v.frames) for v in task.variants), default=0)
         if most > data_set.video.max_frames:
             raise RequestError(
                 f"{where}.variants: {most} frames, but data_sets.{task.data_set}.video.max_frames is "

@@ -10,6 +10,7 @@ import math
 
 from model.config import VARIANTS, ModelConfig
 from pipeline.data.spec import CONTRASTIVE
+from pipeline.recipe import specs
 from pipeline.recipe.settings import MoESettings, Recipe, TaskSettings
 
 _SMALL_BATCH, _LARGE_BATCH = 64, 65_536
@@ -62,7 +63,7 @@ def _temperature(recipe: Recipe, batch: int) -> float:
 
 def with_model_values(recipe: Recipe) -> Recipe:
     """The recipe with the variant's value for every null of ``model``; a dense model has none of ``moe``."""
-    config = recipe.model_config_for(vocab_size=16)
+    config = specs.model_config(recipe, vocab_size=16)
     moe = MoESettings()
     if config.moe:
         moe = MoESettings(**{name: getattr(config.moe, name) for name in MoESettings.model_fields})

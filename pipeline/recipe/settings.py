@@ -1,25 +1,16 @@
-"""Every setting of a recipe with its default, and the plain dataclasses that come of them."""
+"""Every setting of a recipe with its default. ``specs`` turns a recipe into plain dataclasses of the other rooms."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 import pydantic_core
 
-from model.config import ModelConfig, from_variant
-from model.step import OptimizerConfig
 from pipeline.data import spec
-from pipeline.data.media.process import DecodeLimits
-from pipeline.data.variants import make_variant
-from pipeline.errors import RequestError
-from pipeline.train.mixture.samplers import KINDS, SamplerSpec, Stage
-
-# Frames of a video variant that names none.
-_FRAMES = 16
+from pipeline.train.mixture.samplers import KINDS
 
 
 class _Strict(pydantic.BaseModel):
@@ -186,10 +177,6 @@ class VariantSettings(_Strict):
     frames: int | None = pydantic.Field(None, ge=1)
     drop_rate: float = pydantic.Field(0.0, ge=0, lt=1)
 
-    @property
-    def num_frames(self) -> int:
-        return self.frames or _FRAMES
-
 
 class ColourSettings(_Strict):
     """Colour jitter, off unless it has a probability (the release's is 0.8): see ``data.spec.ColourJitter``."""
@@ -225,11 +212,6 @@ class AugmentSettings(_Strict):
     flip: bool = False
     colour: ColourSettings = ColourSettings()
     sound: SoundSettings = SoundSettings()
-
-    def spec(self) -> spec.Augment:
-        kept = self.model_dump(exclude={"colour", "sound"})
-        colour, sound = self.colour.model_dump(), self.sound.model_dump()
-        return spec.Augment(**kept, colour=spec.ColourJitter(**colour), sound=spec.SoundAugment(**sound))
 
 
 class TaskSettings(_Strict):
@@ -318,10 +300,6 @@ class TrainSettings(_Strict):
         if fraction + info.data.get("warmup_fraction", 0.0) >= 1:
             raise pydantic_core.PydanticCustomError("warmup", "expected less than 1 together with warmup_fraction")
         return fraction
-
-
-# Keys of TrainSettings that OptimizerConfig has under the same name.
-_OPTIMIZER_KEYS = {"b1", "b2", "eps", "weight_decay", "initial_learning_rate", "pre_warmup_learning_rate"}
 
 
 class StageSettings(_Strict):
@@ -443,9 +421,6 @@ class ClusterSettings(_Strict):
             )
         return given
 
-    def decode_limits(self) -> DecodeLimits:
-        return DecodeLimits(timeout_s=self.decode_timeout_s, memory_bytes=self.decode_memory_mb << 20)
-
 
 _Step = Annotated[int, pydantic.Field(ge=1, strict=True)]
 
@@ -510,15 +485,6 @@ class EvaluationSettings(_Strict):
                 raise pydantic_core.PydanticCustomError("prompts", "expected {} where the class goes in every prompt")
         return prompts
 
-    def served_by(self, task: spec.TaskSpec) -> bool:
-        """Whether a task trains the heads that this measurement needs."""
-        if task.data_set != self.data_set or task.weight == 0:
-            return False
-        if self.kind == "classify":
-            return task.classified == self.modality
-        pair = "_".join(sorted((spec.MODEL_MODALITY[self.modality], "text")))
-        return self.modality in task.modalities and pair in task.pairs and dict(task.pair_weights).get(pair) != 0
-
 
 class Recipe(_Strict):
     seed: int = 0
@@ -540,97 +506,6 @@ class Recipe(_Strict):
         """Plain YAML types, every default filled in."""
         return self.model_dump(mode="json")
 
-    def optimizer(self) -> OptimizerConfig:
-        t = self.train
-        return OptimizerConfig(
-            peak_learning_rate=t.learning_rate,
-            warmup_steps=max(1, round(t.warmup_fraction * t.num_steps)),
-            num_steps=t.num_steps,
-            end_learning_rate=t.end_learning_rate,
-            clip_norm=t.clip_norm,
-            patch_scale=t.patch_learning_rate_scale,
-            dense_update=t.dense_update,
-            pre_warmup_steps=round(t.pre_warmup_fraction * t.num_steps),
-            **t.model_dump(include=_OPTIMIZER_KEYS),
-        )
-
-    def sampler_spec(self) -> SamplerSpec:
-        s = self.sampler
-        stages = tuple(Stage(stage.from_step, tuple(stage.weights.items())) for stage in s.stages)
-        kept = s.model_dump(exclude={"stages", "intervals", "bandit"})
-        return SamplerSpec(stages=stages, intervals=tuple(s.intervals.items()), **kept, **s.bandit.model_dump())
-
-    def model_config_for(self, *, vocab_size: int) -> ModelConfig:
-        settings = self.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
-        moe = self.model.moe.model_dump(exclude_none=True)
-        return _request(from_variant, self.model.variant, moe=moe, vocab_size=vocab_size, where="model", **settings)
-
-    def data_set_specs(self) -> dict[str, spec.DataSetSpec]:
-        return {name: self._data_set(name, s) for name, s in self.data_sets.items()}
-
-    def _data_set(self, name: str, s: DataSetSettings) -> spec.DataSetSpec:
-        held_out = {"held_out": s.held_out} if isinstance(s.held_out, str) else s.held_out
-        return spec.DataSetSpec(
-            name=name,
-            manifest=locate(s.manifest),
-            held_out={k: locate(v) for k, v in held_out.items()},
-            shards=s.shards and locate(s.shards),
-            classes=tuple(s.classes),
-            image=spec.ImageSpec(**s.image.model_dump()),
-            video=spec.VideoSpec(**s.video.model_dump()),
-            audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
-            max_reject_fraction=s.max_reject_fraction,
-            schemes=tuple(s.schemes),
-        )
-
-    def task_specs(self) -> dict[str, spec.TaskSpec]:
-        return {name: self._task(name, t) for name, t in self.tasks.items()}
-
-    def token_spec(self) -> spec.TokenSpec:
-        return spec.TokenSpec()
-
-    def _task(self, name: str, t: TaskSettings) -> spec.TaskSpec:
-        kept = {"data_set", "weight", "text", "text_length", "positives", "microbatches"}
-        return spec.TaskSpec(
-            name=name,
-            objectives=t.objectives,
-            modalities=tuple(t.modalities),
-            classes=tuple(t.classes),
-            max_characters=self.text.max_characters,
-            augment=t.augment.spec(),
-            pair_weights=tuple(sorted(t.pair_weights.items())),
-            variants=self._variants(name, t),
-            **t.model_dump(include=kept),
-        )
-
-    def _variants(self, name: str, t: TaskSettings) -> tuple[spec.Variant, ...]:
-        if not {"image", "video"} & set(t.modalities):
-            return (spec.Variant(name="all", global_batch_size=t.batch_size),)
-        if not t.variants:
-            raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
-        out = []
-        for v in t.variants:
-            variant = _request(
-                make_variant,
-                where=f"tasks.{name}.variants",
-                num_frames=v.num_frames if "video" in t.modalities else 0,
-                size=v.size,
-                drop_rate=v.drop_rate,
-                base=out[0] if out else None,
-                batch_size=None if out else t.batch_size,
-                spec=self.token_spec(),
-            )
-            out.append(variant)
-        return tuple(out)
-
-
-def _request(function, *args, where: str, **kwargs):
-    """Calls a function whose ValueError is the recipe's fault."""
-    try:
-        return function(*args, **kwargs)
-    except ValueError as e:
-        raise RequestError(f"{where}: {e}") from e
-
 
 def section_docs() -> dict[str, str]:
     """Part of a recipe → the line that says what it is: the first of its settings' docstring."""
@@ -638,16 +513,3 @@ def section_docs() -> dict[str, str]:
     # Of a mapping or a list of settings, what it holds.
     types = {name: getattr(kind, "__args__", (kind,))[-1] for name, kind in types.items()}
     return {name: kind.__doc__.partition("\n")[0] for name, kind in types.items() if issubclass(kind, _Strict)}
-
-
-def locate(uri: str) -> str:
-    """An absolute path or URI; "demo:" paths lie in the demo corpus' cache folder."""
-    if uri.startswith("demo:"):
-        from pipeline.data import demo
-
-        return str(demo.cache_dir() / uri.removeprefix("demo:"))
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
-
-
-def uses_demo(recipe: Recipe) -> bool:
-    return any(s.manifest.startswith("demo:") for s in recipe.data_sets.values())

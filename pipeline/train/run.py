@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
-from model.step import compile_step, state_shapes
+from model.step import compile_step, learning_rates, state_shapes
 from pipeline.data.media.machine import cpu_kind
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
@@ -140,7 +140,7 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
         gate=gate,
         start_step=start,
         num_steps=spec.num_steps,
-        learning_rates=spec.optimizer.learning_rates(),
+        learning_rates=learning_rates(spec.optimizer),
         checkpoint_every=spec.checkpoint_every,
         hooks=Hooks(record=record, sync=recorder.sync, save=saver.save, observe=schedule.observe, beat=watchdog.beat),
         non_finite=non_finite,

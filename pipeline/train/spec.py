@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from model.config import ModelConfig
-from model.step import OptimizerConfig
+from model.config import ModelConfig, OptimizerConfig
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.schedule import START, Position, Schedule
-from pipeline.train.telemetry.recorder import LoggingSpec
+from pipeline.train.telemetry.spec import LoggingSpec
 
 
 @dataclasses.dataclass(frozen=True)

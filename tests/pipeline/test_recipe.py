@@ -16,6 +16,7 @@ from pipeline import recipe as recipes
 from pipeline.data import spec
 from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, Augment
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.recipe.settings import EvaluationSettings, ModelSettings, MoESettings
 from pipeline.train.mixture.structures import structure_of
 
@@ -229,8 +230,8 @@ def test_a_wrong_entry_of_logging_is_named(key, value, found):
 
 
 def test_schemes_reach_the_data_set_and_are_names():
-    specs = recipes.from_dict(changed(("data_sets.photos.schemes", ["ftp", "zip"]))).data_set_specs()
-    assert specs["photos"].schemes == ("ftp", "zip") and specs["films"].schemes == ()
+    found = specs.data_set_specs(recipes.from_dict(changed(("data_sets.photos.schemes", ["ftp", "zip"]))))
+    assert found["photos"].schemes == ("ftp", "zip") and found["films"].schemes == ()
     assert refused(("data_sets.photos.schemes", ["ftp://"])).startswith("data_sets.photos.schemes.0: ")
 
 
@@ -406,10 +407,10 @@ def test_a_weighted_sum_stays_what_the_user_wrote():
     recipe = recipes.from_dict(changed(*task(**CAPTIONED)))
     assert recipe.to_dict()["tasks"]["photo_classes"]["objective"] == {"softmax": 0.5, "nce": 2.0}
     assert recipe.to_dict()["tasks"]["film_text"]["objective"] == "nce"
-    specs = recipe.task_specs()
-    assert specs["photo_classes"].objectives == (("nce", 2.0), ("softmax", 0.5))
-    assert specs["film_text"].objectives == (("nce", 1.0),)
-    photo, film = specs["photo_classes"], specs["film_text"]
+    found = specs.task_specs(recipe)
+    assert found["photo_classes"].objectives == (("nce", 2.0), ("softmax", 0.5))
+    assert found["film_text"].objectives == (("nce", 1.0),)
+    photo, film = found["photo_classes"], found["film_text"]
     assert (photo.contrasts, photo.classifies, photo.classified) == (True, True, "image")
     assert (film.contrasts, film.classifies, film.classified) == (True, False, None)
     assert recipes.from_dict(recipe.to_dict()) == recipe
@@ -422,7 +423,7 @@ def test_a_weighted_sum_stays_what_the_user_wrote():
 def test_a_classifier_looks_at_the_first_modality_that_is_not_text(modalities, classified):
     fields = {"modalities": modalities, "objective": {"sigmoid_pairs": 1.0, "sigmoid": 1.0}}
     changes = [("data_sets.films.classes", ["cat", "dog"]), *task("film_text", **fields)]
-    assert recipes.from_dict(changed(*changes)).task_specs()["film_text"].classified == classified
+    assert specs.task_specs(recipes.from_dict(changed(*changes)))["film_text"].classified == classified
 
 
 @pytest.mark.parametrize(
@@ -485,11 +486,11 @@ def test_losses_that_cannot_be(changes, message):
 def test_pair_weights_and_microbatches_come_out_resolved():
     weights = {"text_vision": 2, "audio_text": 0.0}
     recipe = recipes.from_dict(changed(*task("film_text", **TRIPLET, pair_weights=weights), *task(microbatches=16)))
-    specs = recipe.task_specs()
-    assert specs["film_text"].pair_weights == (("audio_text", 0.0), ("text_vision", 2.0))
-    assert specs["film_text"].pairs == ("audio_text", "audio_vision", "text_vision")
-    assert (specs["photo_classes"].microbatches, specs["film_text"].microbatches) == (16, 1)
-    assert specs["photo_classes"].pair_weights == specs["photo_classes"].pairs == ()
+    found = specs.task_specs(recipe)
+    assert found["film_text"].pair_weights == (("audio_text", 0.0), ("text_vision", 2.0))
+    assert found["film_text"].pairs == ("audio_text", "audio_vision", "text_vision")
+    assert (found["photo_classes"].microbatches, found["film_text"].microbatches) == (16, 1)
+    assert found["photo_classes"].pair_weights == found["photo_classes"].pairs == ()
 
 
 @pytest.mark.parametrize(
@@ -512,8 +513,8 @@ def test_pair_weights_and_microbatches_come_out_resolved():
     ],
 )
 def test_which_task_serves_a_measurement(name, fields, kind, modality, served):
-    found = recipes.from_dict(changed(*task(name, **fields))).task_specs()[name]
-    assert EvaluationSettings(data_set=found.data_set, kind=kind, modality=modality).served_by(found) == served
+    found = specs.task_specs(recipes.from_dict(changed(*task(name, **fields))))[name]
+    assert specs.serves(found, EvaluationSettings(data_set=found.data_set, kind=kind, modality=modality)) == served
 
 
 def test_a_classifier_serves_its_own_modality_alone():
@@ -573,11 +574,11 @@ def test_every_setting_of_the_model_reaches_it():
             "dispatch": "einsum",
         },
     }
-    found = recipes.from_dict(changed(("model", model))).model_config_for(vocab_size=16)
+    found = specs.model_config(recipes.from_dict(changed(("model", model))), vocab_size=16)
     tiny = from_variant("imp-tiny-moe", vocab_size=16, dtype="auto", temperature_init=0.1)
     fields = {name: value for name, value in model.items() if name != "moe"}
     assert found == dataclasses.replace(tiny, **fields, moe=MoEConfig(**model["moe"]))
-    assert recipes.from_dict(BASE).model_config_for(vocab_size=16) == tiny
+    assert specs.model_config(recipes.from_dict(BASE), vocab_size=16) == tiny
 
 
 @pytest.mark.parametrize(
@@ -614,22 +615,22 @@ def test_the_releases_optimizer_can_be_asked_for():
     values = {"b1": 0.8, "b2": 0.99, "eps": 1e-6, "weight_decay": 1e-4, "initial_learning_rate": 5e-6}
     values |= {"pre_warmup_learning_rate": 2e-5}
     changes = [(f"train.{name}", value) for name, value in values.items()]
-    optimizer = recipes.from_dict(changed(*changes, ("train.pre_warmup_fraction", 0.1))).optimizer()
+    optimizer = specs.optimizer_config(recipes.from_dict(changed(*changes, ("train.pre_warmup_fraction", 0.1))))
     assert {name: getattr(optimizer, name) for name in values} == values
     assert (optimizer.pre_warmup_steps, optimizer.warmup_steps) == (10, 5)
-    model = recipes.from_dict(changed(("model.text_embedding_std", 0.1))).model_config_for(vocab_size=77)
+    model = specs.model_config(recipes.from_dict(changed(("model.text_embedding_std", 0.1))), vocab_size=77)
     assert model.text_embedding_std == 0.1
 
 
 def test_a_recipes_own_optimizer_is_the_papers():
-    optimizer = recipes.from_dict(BASE).optimizer()
+    optimizer = specs.optimizer_config(recipes.from_dict(BASE))
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-7)
     assert (optimizer.weight_decay, optimizer.initial_learning_rate, optimizer.pre_warmup_steps) == (0.0, 0.0, 0)
 
 
 def test_dense_updates_reach_the_optimizer():
-    assert recipes.from_dict(changed(("train.dense_update", True))).optimizer().dense_update
-    assert not recipes.from_dict(BASE).optimizer().dense_update
+    assert specs.optimizer_config(recipes.from_dict(changed(("train.dense_update", True)))).dense_update
+    assert not specs.optimizer_config(recipes.from_dict(BASE)).dense_update
 
 
 # --- files and overrides ---
@@ -752,8 +753,8 @@ def test_a_class_file_that_cannot_be_read(tmp_path, kind):
 def test_data_sets_come_out_resolved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = [("data_sets.photos.manifest", "sub/m.parquet"), ("data_sets.photos.max_reject_fraction", 0.5)]
-    specs = recipes.from_dict(changed(*changes, ("data_sets.films.audio", {"hop_length": 512}))).data_set_specs()
-    photos, films = specs["photos"], specs["films"]
+    found = specs.data_set_specs(recipes.from_dict(changed(*changes, ("data_sets.films.audio", {"hop_length": 512}))))
+    photos, films = found["photos"], found["films"]
     assert photos.manifest == f"{tmp_path}/sub/m.parquet" and photos.held_out == {
         "held_out": "/data/photos_test.parquet"
     }
@@ -763,7 +764,7 @@ def test_data_sets_come_out_resolved(tmp_path, monkeypatch):
 
 
 def audio_of(**settings) -> AudioSpec:
-    return recipes.from_dict(changed(("data_sets.films.audio", settings))).data_set_specs()["films"].audio
+    return specs.data_set_specs(recipes.from_dict(changed(("data_sets.films.audio", settings))))["films"].audio
 
 
 def test_the_audio_preset_of_audiomae():
@@ -771,8 +772,8 @@ def test_the_audio_preset_of_audiomae():
     audio = audio_of(preset="audiomae")
     assert audio == AUDIO_PRESETS["audiomae"] and audio.grid == (64, 8)
     recipe = recipes.from_dict(changed(("data_sets.films.audio", {"preset": "audiomae"})))
-    task, data_set = recipe.task_specs()["film_sound"], recipe.data_set_specs()["films"]
-    sound = structure_of(task, task.variants[0], data_set, recipe.token_spec()).inputs[1]
+    task, data_set = specs.task_specs(recipe)["film_sound"], specs.data_set_specs(recipe)["films"]
+    sound = structure_of(task, task.variants[0], data_set, specs.token_spec(recipe)).inputs[1]
     assert (sound.modality, sound.num_tokens, sound.num_values) == ("audio", 512, 256)
 
 
@@ -788,7 +789,7 @@ def test_a_resolved_preset_loads_again(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(recipes.dump(recipe.to_dict()), encoding="utf-8")
     again = recipes.load(path)
-    assert again == recipe and again.data_set_specs() == recipe.data_set_specs()
+    assert again == recipe and specs.data_set_specs(again) == specs.data_set_specs(recipe)
     stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert stored["data_sets"]["films"]["audio"]["std"] == 2 * 4.5689974
     recipes.check_resume(stored, recipe.to_dict())
@@ -858,16 +859,16 @@ def test_colours_and_sounds_come_out_resolved():
     changes = task("film_text", **COLOUR) + task(
         "film_sound", augment={"sound": {"random_start": True, "time_masks": 1}}
     )
-    specs = recipes.from_dict(changed(*changes)).task_specs()
-    assert specs["film_text"].augment.colour == spec.ColourJitter(0.8, 0.125, 0.4, 0.4, 0.2)
-    assert specs["film_sound"].augment.sound == spec.SoundAugment(random_start=True, time_masks=1)
-    assert specs["photo_classes"].augment == Augment()
+    found = specs.task_specs(recipes.from_dict(changed(*changes)))
+    assert found["film_text"].augment.colour == spec.ColourJitter(0.8, 0.125, 0.4, 0.4, 0.2)
+    assert found["film_sound"].augment.sound == spec.SoundAugment(random_start=True, time_masks=1)
+    assert found["photo_classes"].augment == Augment()
 
 
 def test_tasks_come_out_resolved():
     changes = task(augment={"area": [0.5, 1], "flip": True}, classes=["dog"])
-    specs = recipes.from_dict(changed(*changes)).task_specs()
-    photo = specs["photo_classes"]
+    found = specs.task_specs(recipes.from_dict(changed(*changes)))
+    photo = found["photo_classes"]
     assert [(v.name, v.global_batch_size) for v in photo.variants] == [
         ("256x256", 64),
         ("512x512", 16),
@@ -875,11 +876,11 @@ def test_tasks_come_out_resolved():
     ]
     assert photo.augment == Augment(area=(0.5, 1.0), flip=True) and photo.classes == ("dog",) and photo.weight is None
     # Half resolution first: 256 tokens a clip, then 1024.
-    assert [(v.name, v.global_batch_size) for v in specs["film_text"].variants] == [
+    assert [(v.name, v.global_batch_size) for v in found["film_text"].variants] == [
         ("16x128x128", 64),
         ("16x256x256", 16),
     ]
-    assert specs["film_sound"].variants[0].num_vision_tokens == 256
+    assert found["film_sound"].variants[0].num_vision_tokens == 256
 
 
 @pytest.mark.parametrize(
@@ -893,18 +894,18 @@ def test_tasks_come_out_resolved():
     ],
 )
 def test_positives_follow_from_the_text(name, fields, positives):
-    assert recipes.from_dict(changed(*task(name, **fields))).task_specs()[name].positives == positives
+    assert specs.task_specs(recipes.from_dict(changed(*task(name, **fields))))[name].positives == positives
 
 
 def test_the_longest_text_reaches_every_task():
     for changes, wanted in (((), 100_000), ((("text.max_characters", 300),), 300)):
-        specs = recipes.from_dict(changed(*changes)).task_specs()
-        assert {task.max_characters for task in specs.values()} == {wanted}
+        found = specs.task_specs(recipes.from_dict(changed(*changes)))
+        assert {task.max_characters for task in found.values()} == {wanted}
 
 
 def test_audio_has_one_variant():
     changes = task("sound", data_set="photos", objective="softmax", modalities=["audio"], batch_size=24)
-    (variant,) = recipes.from_dict(changed(*changes)).task_specs()["sound"].variants
+    (variant,) = specs.task_specs(recipes.from_dict(changed(*changes)))["sound"].variants
     assert (variant.name, variant.global_batch_size, variant.num_vision_tokens) == ("all", 24, 0)
 
 
@@ -918,10 +919,10 @@ def test_optimizer_and_model():
             ("model.temperature_init", 1.0),
         )
     )
-    optimizer = recipe.optimizer()
+    optimizer = specs.optimizer_config(recipe)
     assert (optimizer.warmup_steps, optimizer.num_steps, optimizer.peak_learning_rate) == (10, 100, 1e-3)
-    assert recipes.from_dict(changed(("train.num_steps", 1))).optimizer().warmup_steps == 1
-    model = recipe.model_config_for(vocab_size=77)
+    assert specs.optimizer_config(recipes.from_dict(changed(("train.num_steps", 1)))).warmup_steps == 1
+    model = specs.model_config(recipe, vocab_size=77)
     tiny = from_variant("imp-tiny-moe")
     experts = dataclasses.replace(tiny.moe, num_experts=8)
     assert model == dataclasses.replace(tiny, vocab_size=77, moe=experts, remat="none", dtype="auto")
@@ -933,7 +934,7 @@ def test_optimizer_and_model():
 def in_use(*changes) -> tuple[float, ...]:
     """Learning rate, clipping, scale of the patches' rate, initial temperature."""
     recipe = recipes.from_dict(changed(*changes))
-    optimizer, model = recipe.optimizer(), recipe.model_config_for(vocab_size=16)
+    optimizer, model = specs.optimizer_config(recipe), specs.model_config(recipe, vocab_size=16)
     assert recipe.model.temperature_init == model.temperature_init
     return (optimizer.peak_learning_rate, optimizer.clip_norm, optimizer.patch_scale, model.temperature_init)
 
@@ -1009,18 +1010,18 @@ def test_a_run_that_goes_on_keeps_what_its_recipe_leaves_open(tmp_path):
 def test_demo_paths_lie_in_the_cache(monkeypatch, tmp_path):
     from pipeline.data import demo
 
-    assert recipes.locate("demo:digits/train.parquet") == str(demo.cache_dir() / "digits/train.parquet")
-    assert recipes.locate("s3://bucket/x") == "s3://bucket/x" and recipes.locate("/abs") == "/abs"
+    assert specs.locate("demo:digits/train.parquet") == str(demo.cache_dir() / "digits/train.parquet")
+    assert specs.locate("s3://bucket/x") == "s3://bucket/x" and specs.locate("/abs") == "/abs"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert recipes.locate("~/x.parquet") == f"{tmp_path}/x.parquet"
-    assert recipes.uses_demo(recipes.load(DEMO)) and not recipes.uses_demo(recipes.from_dict(BASE))
+    assert specs.locate("~/x.parquet") == f"{tmp_path}/x.parquet"
+    assert specs.uses_demo(recipes.load(DEMO)) and not specs.uses_demo(recipes.from_dict(BASE))
 
 
 def test_the_demo_recipe_resolves():
     recipe = recipes.load(DEMO)
-    tasks, data_sets = recipe.task_specs(), recipe.data_set_specs()
+    tasks, data_sets = specs.task_specs(recipe), specs.data_set_specs(recipe)
     assert set(data_sets) == {"digits", "emoji", "moving"} and len(tasks) == 8
-    assert recipe.model_config_for(vocab_size=1000).moe is not None
+    assert specs.model_config(recipe, vocab_size=1000).moe is not None
     for one in tasks.values():
         budgets = {v.global_batch_size * v.num_vision_tokens for v in one.variants}
         assert len(budgets) == 1, one.name

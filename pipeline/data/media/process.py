@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.data.media.clip import source_path
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import confirm_readable
-from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, VideoSpec
+from pipeline.data.spec import AudioSpec, DataSetSpec, DecodeLimits, ImageSpec, VideoSpec
 from pipeline.errors import DataError, RequestError
 
 # Pieces of shared memory in which arrays come back in turn: a clip holds up to three at once.
@@ -36,15 +36,6 @@ _MOST_DEATHS_IN_A_ROW = 32
 _START_TIMEOUT_S = 120.0
 # The process ends itself at the deadline (a timer of the kernel's); the parent steps in only where that did not work.
 _GRACE_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeLimits:
-    """What decoding one sample may take. recycle_bytes: growth after which a process makes place for a fresh one."""
-
-    timeout_s: float = 60.0
-    memory_bytes: int = 4 << 30
-    recycle_bytes: int = 1 << 30
 
 
 @functools.lru_cache(maxsize=4)

@@ -40,7 +40,7 @@ class Alarms:
     """All alarms of a run.
 
     shared_encoder: all modalities go through one encoder, else each has experts of its own. feed_advice: task → what to
-    raise where the run waits for its data (``feed_advice``).
+    raise where the run waits for its data.
     """
 
     def __init__(self, *, shared_encoder: bool, feed_advice: Mapping[str, str]):
@@ -189,13 +189,3 @@ class DataWait:
         return [
             f"{share:.0%} of the last {len(self._recent)} steps' time went to waiting for data, most for {task}{advice}"
         ]
-
-
-def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:
-    """What helps a task whose stream does not keep up, in the order of what it brings."""
-    options = [] if from_shards else [f"decode {data_set} once (python jobs/preprocess.py) and set its shards"]
-    options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
-    if not from_shards:
-        options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
-    options.append("where CPUs are idle, raise cluster.queue_blocks")
-    return ", or ".join(options)

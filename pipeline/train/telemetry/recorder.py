@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections.abc import Mapping
@@ -18,28 +17,9 @@ from pipeline.train.telemetry.alarms import Alarms
 from pipeline.train.telemetry.expert_loads import ExpertLoads, layer_means
 from pipeline.train.telemetry.profiler import ProfilerWindow
 from pipeline.train.telemetry.progress import Progress
+from pipeline.train.telemetry.spec import LoggingSpec
 from pipeline.train.telemetry.step_log import StepLog, cut_back
 from pipeline.train.telemetry.writers import Place, open_writers, scalars
-
-
-@dataclasses.dataclass(frozen=True)
-class LoggingSpec:
-    """``logging.*`` of a recipe as plain data.
-
-    progress: "auto", "rich", "plain" or "none". log_every: steps a line of metrics.jsonl stands for. writers: names of
-    ``writers.WRITERS``; project: the name they put the run under. profile_steps: (first, last) to trace. peak_flops: of
-    one device; None: by its kind. feed_advice: task → what to raise where the run waits for its data.
-    """
-
-    progress: str = "auto"
-    progress_every_s: float = 10.0
-    log_every: int = 1
-    log_samples: bool = False
-    writers: tuple[str, ...] = ()
-    project: str = "imp"
-    profile_steps: tuple[int, int] | None = None
-    peak_flops: float | None = None
-    feed_advice: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Recorder:

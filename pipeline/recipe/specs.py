@@ -1,0 +1,230 @@
+"""From a checked recipe to the plain dataclasses that the other rooms work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from model.config import ModelConfig, OptimizerConfig, from_variant
+from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.data import spec
+from pipeline.data.variants import make_variant
+from pipeline.errors import RequestError
+from pipeline.recipe.settings import AugmentSettings, DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.train.mixture.samplers import SamplerSpec, Stage
+from pipeline.train.telemetry import writers
+from pipeline.train.telemetry.spec import LoggingSpec
+
+# Frames of a video variant that names none.
+_FRAMES = 16
+# Keys of ``train`` that OptimizerConfig has under the same name.
+_OPTIMIZER_KEYS = {"end_learning_rate", "clip_norm", "dense_update", "b1", "b2", "eps", "weight_decay"} | {
+    "initial_learning_rate",
+    "pre_warmup_learning_rate",
+}
+
+_T = TypeVar("_T")
+
+
+# --- the model ---
+
+
+def model_config(recipe: Recipe, *, vocab_size: int) -> ModelConfig:
+    """Raises RequestError for a variant or a setting that cannot be."""
+    settings = recipe.model.model_dump(exclude={"variant", "moe"}, exclude_none=True)
+    moe = recipe.model.moe.model_dump(exclude_none=True)
+    return _request(from_variant, recipe.model.variant, moe=moe, vocab_size=vocab_size, where="model", **settings)
+
+
+def optimizer_config(recipe: Recipe) -> OptimizerConfig:
+    train = recipe.train
+    return OptimizerConfig(
+        peak_learning_rate=train.learning_rate,
+        warmup_steps=max(1, round(train.warmup_fraction * train.num_steps)),
+        num_steps=train.num_steps,
+        pre_warmup_steps=round(train.pre_warmup_fraction * train.num_steps),
+        patch_scale=train.patch_learning_rate_scale,
+        **train.model_dump(include=_OPTIMIZER_KEYS),
+    )
+
+
+# --- data ---
+
+
+def token_spec(recipe: Recipe) -> spec.TokenSpec:
+    return spec.TokenSpec()
+
+
+def data_set_specs(recipe: Recipe) -> dict[str, spec.DataSetSpec]:
+    return {name: _data_set(name, settings) for name, settings in recipe.data_sets.items()}
+
+
+def _data_set(name: str, s: DataSetSettings) -> spec.DataSetSpec:
+    held_out = {"held_out": s.held_out} if isinstance(s.held_out, str) else s.held_out
+    return spec.DataSetSpec(
+        name=name,
+        manifest=locate(s.manifest),
+        held_out={k: locate(v) for k, v in held_out.items()},
+        shards=s.shards and locate(s.shards),
+        classes=tuple(s.classes),
+        image=spec.ImageSpec(**s.image.model_dump()),
+        video=spec.VideoSpec(**s.video.model_dump()),
+        audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
+        max_reject_fraction=s.max_reject_fraction,
+        schemes=tuple(s.schemes),
+    )
+
+
+def task_specs(recipe: Recipe) -> dict[str, spec.TaskSpec]:
+    return {name: _task(recipe, name) for name in recipe.tasks}
+
+
+def _task(recipe: Recipe, name: str) -> spec.TaskSpec:
+    task = recipe.tasks[name]
+    kept = {"data_set", "weight", "text", "text_length", "positives", "microbatches"}
+    return spec.TaskSpec(
+        name=name,
+        objectives=task.objectives,
+        modalities=tuple(task.modalities),
+        classes=tuple(task.classes),
+        max_characters=recipe.text.max_characters,
+        augment=augment(task.augment),
+        pair_weights=tuple(sorted(task.pair_weights.items())),
+        variants=_variants(name, task, token_spec(recipe)),
+        **task.model_dump(include=kept),
+    )
+
+
+def augment(settings: AugmentSettings) -> spec.Augment:
+    kept = settings.model_dump(exclude={"colour", "sound"})
+    colour, sound = settings.colour.model_dump(), settings.sound.model_dump()
+    return spec.Augment(**kept, colour=spec.ColourJitter(**colour), sound=spec.SoundAugment(**sound))
+
+
+def _variants(name: str, task: TaskSettings, tokens: spec.TokenSpec) -> tuple[spec.Variant, ...]:
+    if not {"image", "video"} & set(task.modalities):
+        return (spec.Variant(name="all", global_batch_size=task.batch_size),)
+    if not task.variants:
+        raise RequestError(f"tasks.{name}.variants: expected at least one {{size: ...}} for images or video")
+    out: list[spec.Variant] = []
+    for v in task.variants:
+        variant = _request(
+            make_variant,
+            where=f"tasks.{name}.variants",
+            num_frames=num_frames(v.frames) if "video" in task.modalities else 0,
+            size=v.size,
+            drop_rate=v.drop_rate,
+            base=out[0] if out else None,
+            batch_size=None if out else task.batch_size,
+            spec=tokens,
+        )
+        out.append(variant)
+    return tuple(out)
+
+
+def num_frames(frames: int | None) -> int:
+    """Frames of a video variant that may name none."""
+    return frames or _FRAMES
+
+
+# --- the run ---
+
+
+def sampler_spec(recipe: Recipe) -> SamplerSpec:
+    sampler = recipe.sampler
+    stages = tuple(Stage(stage.from_step, tuple(stage.weights.items())) for stage in sampler.stages)
+    kept = sampler.model_dump(exclude={"stages", "intervals", "bandit"})
+    return SamplerSpec(stages=stages, intervals=tuple(sampler.intervals.items()), **kept, **sampler.bandit.model_dump())
+
+
+def decode_limits(recipe: Recipe) -> spec.DecodeLimits:
+    cluster = recipe.cluster
+    return spec.DecodeLimits(timeout_s=cluster.decode_timeout_s, memory_bytes=cluster.decode_memory_mb << 20)
+
+
+def cluster_spec(recipe: Recipe) -> Cluster:
+    settings = recipe.cluster
+    return Cluster(
+        num_workers=tuple(settings.num_workers) if isinstance(settings.num_workers, list) else settings.num_workers,
+        max_failures=settings.max_failures,
+        accelerator=settings.accelerator,
+        accelerators_per_worker=settings.accelerators_per_worker,
+        cpus_per_worker=settings.cpus_per_worker,
+        topology=settings.topology,
+        accelerator_type=settings.accelerator_type,
+        address=settings.address,
+        start_timeout_s=settings.start_timeout_s,
+        decode=DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
+        cache_bytes=settings.clip_cache_mb << 20,
+        limits=decode_limits(recipe),
+    )
+
+
+def logging_spec(recipe: Recipe) -> LoggingSpec:
+    settings, cluster = recipe.logging, recipe.cluster
+    named = writers.default_writers() if settings.writers is None else tuple(dict.fromkeys(settings.writers))
+    advice = {
+        name: feed_advice(
+            task.data_set,
+            from_shards=recipe.data_sets[task.data_set].shards is not None,
+            on_cluster=cluster.num_workers != 0 or cluster.address is not None,
+            clip_cache_mb=cluster.clip_cache_mb,
+        )
+        for name, task in recipe.tasks.items()
+    }
+    return LoggingSpec(
+        progress=settings.progress,
+        progress_every_s=settings.progress_every_s,
+        log_every=recipe.train.log_every,
+        log_samples=recipe.train.log_samples,
+        writers=named,
+        project=settings.project,
+        profile_steps=settings.profile_steps,
+        peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
+        feed_advice=advice,
+    )
+
+
+def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:
+    """What helps a task whose stream does not keep up, in the order of what it brings."""
+    options = [] if from_shards else [f"decode {data_set} once (python jobs/preprocess.py) and set its shards"]
+    options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
+    if not from_shards:
+        options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
+    options.append("where CPUs are idle, raise cluster.queue_blocks")
+    return ", or ".join(options)
+
+
+# --- evaluation and places ---
+
+
+def serves(task: spec.TaskSpec, evaluation: EvaluationSettings) -> bool:
+    """Whether a task trains the heads that a measurement needs."""
+    if task.data_set != evaluation.data_set or task.weight == 0:
+        return False
+    if evaluation.kind == "classify":
+        return task.classified == evaluation.modality
+    pair = "_".join(sorted((spec.MODEL_MODALITY[evaluation.modality], "text")))
+    return evaluation.modality in task.modalities and pair in task.pairs and dict(task.pair_weights).get(pair) != 0
+
+
+def locate(uri: str) -> str:
+    """An absolute path or URI; "demo:" paths lie in the demo corpus' cache folder."""
+    if uri.startswith("demo:"):
+        from pipeline.data import demo
+
+        return str(demo.cache_dir() / uri.removeprefix("demo:"))
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def uses_demo(recipe: Recipe) -> bool:
+    return any(s.manifest.startswith("demo:") for s in recipe.data_sets.values())
+
+
+def _request(function: Callable[..., _T], *args: object, where: str, **kwargs: object) -> _T:
+    """Calls a function whose ValueError is the recipe's fault."""
+    try:
+        return function(*args, **kwargs)
+    except ValueError as e:
+        raise RequestError(f"{where}: {e}") from e
