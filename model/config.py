@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 
 MODALITIES = ("vision", "audio", "text")
+# Size of the vocabulary of a model without text, whose table of tokens no step uses.
+NO_VOCABULARY = 16
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from model.config import NO_VOCABULARY
 from pipeline import lint
 from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
@@ -95,7 +96,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
     own_step = Checkpoints(run_dir).latest_step
     init_step = _init_step(recipe) if own_step is None else None
     tokenizer = _tokenizer(recipe, run_dir, tasks, data_sets, own_step=own_step, init_step=init_step)
-    model = specs.model_config(recipe, vocab_size=tokenizer.vocab_size if tokenizer else 16)
+    model = specs.model_config(recipe, vocab_size=tokenizer.vocab_size if tokenizer else NO_VOCABULARY)
     # Kept in the run directory and in checkpoints; the specs have the URIs as they were given.
     config = redacted_values(recipe.to_dict())
     train = recipe.train

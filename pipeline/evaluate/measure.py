@@ -136,7 +136,7 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         limits=specs.decode_limits(model.recipe),
     )
     # Without objectives a sample is its media alone: a row without labels or text is as good.
-    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
+    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=(), pairs=(), classified=None)
     maker = SampleMaker(only, data_set, source=source, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []

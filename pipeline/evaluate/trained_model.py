@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from model.config import NO_VOCABULARY
 from model.imp import Imp
 from model.step import state_shapes
 from pipeline import recipe as recipes
@@ -42,7 +43,7 @@ class TrainedModel:
         tokenizer = base64.b64decode(data["tokenizer"])
         self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
         self.tokens = specs.token_spec(self.recipe)
-        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else NO_VOCABULARY
         config = use_compute_type(specs.model_config(self.recipe, vocab_size=vocab_size))
         # A kernel is the training machine's: this may be another.
         config = dataclasses.replace(config, attention="auto")

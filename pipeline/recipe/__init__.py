@@ -3,6 +3,7 @@
 Unknown keys are errors that name the nearest known one; every value is checked before anything starts.
 """
 
+from pipeline.recipe.explain import explain_key
 from pipeline.recipe.reading import from_dict, load
 from pipeline.recipe.resume import check_resume, differences
 from pipeline.recipe.settings import EvaluationSettings, Recipe
@@ -14,6 +15,7 @@ __all__ = [
     "check_resume",
     "differences",
     "dump",
+    "explain_key",
     "from_dict",
     "load",
     "read_yaml",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from model.config import VARIANTS, ModelConfig
-from pipeline.data.spec import CONTRASTIVE
+from model import terms
+from model.config import NO_VOCABULARY, VARIANTS, ModelConfig
 from pipeline.recipe import specs
 from pipeline.recipe.settings import MoESettings, Recipe, TaskSettings
 
@@ -26,6 +26,13 @@ def at_batch(batch: int, *, small: float, large: float) -> float:
     return float(f"{small ** (1 - share) * large**share:.2g}")
 
 
+def batch_rules() -> dict[str, str]:
+    """Key whose null follows the largest batch → how."""
+    ends = f"up to batches of {_SMALL_BATCH}", f"from {_LARGE_BATCH:,} on"
+    rules = {f"train.{key}": f"{small:g} {ends[0]}, {large:g} {ends[1]}" for key, (small, large) in _BY_BATCH.items()}
+    return rules | {"model.temperature_init": f"{_SMALL_TEMPERATURE:g} {ends[0]}, the variant's own {ends[1]}"}
+
+
 def with_batch_defaults(recipe: Recipe, *, stored: dict) -> Recipe:
     """The recipe with a number for every null of ``train``, by its largest batch, and for the initial temperature, by
     the largest batch of a task that compares modalities.
@@ -34,7 +41,7 @@ def with_batch_defaults(recipe: Recipe, *, stored: dict) -> Recipe:
     """
     batches = [task.batch_size for task in recipe.tasks.values()]
     contrasted = [
-        task.batch_size for task in recipe.tasks.values() if any(name in CONTRASTIVE for name, _ in task.objectives)
+        task.batch_size for task in recipe.tasks.values() if terms.contrastive(name for name, _ in task.objectives)
     ]
     train = {
         key: _number(stored, "train", key) or at_batch(max(batches), small=small, large=large)
@@ -63,7 +70,7 @@ def _temperature(recipe: Recipe, batch: int) -> float:
 
 def with_model_values(recipe: Recipe) -> Recipe:
     """The recipe with the variant's value for every null of ``model``; a dense model has none of ``moe``."""
-    config = specs.model_config(recipe, vocab_size=16)
+    config = specs.model_config(recipe, vocab_size=NO_VOCABULARY)
     moe = MoESettings()
     if config.moe:
         moe = MoESettings(**{name: getattr(config.moe, name) for name in MoESettings.model_fields})

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from model.config import ModelConfig, OptimizerConfig, from_variant
+from model import terms
+from model.config import NO_VOCABULARY, ModelConfig, OptimizerConfig, from_variant
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.data import spec
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
-from pipeline.recipe.settings import AugmentSettings, DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 from pipeline.train.mixture.samplers import SamplerSpec, Stage
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.spec import LoggingSpec
@@ -53,14 +54,19 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
 
 
 def token_spec(recipe: Recipe) -> spec.TokenSpec:
-    return spec.TokenSpec()
+    """The patches and position tables of the recipe's model."""
+    model = model_config(recipe, vocab_size=NO_VOCABULARY)
+    return spec.TokenSpec(
+        vision_patch=model.vision_patch, vision_positions=model.vision_positions, audio_positions=model.audio_positions
+    )
 
 
 def data_set_specs(recipe: Recipe) -> dict[str, spec.DataSetSpec]:
-    return {name: _data_set(name, settings) for name, settings in recipe.data_sets.items()}
+    patch = model_config(recipe, vocab_size=NO_VOCABULARY).audio_patch
+    return {name: _data_set(name, settings, audio_patch=patch) for name, settings in recipe.data_sets.items()}
 
 
-def _data_set(name: str, s: DataSetSettings) -> spec.DataSetSpec:
+def _data_set(name: str, s: DataSetSettings, *, audio_patch: tuple[int, int]) -> spec.DataSetSpec:
     held_out = {"held_out": s.held_out} if isinstance(s.held_out, str) else s.held_out
     return spec.DataSetSpec(
         name=name,
@@ -68,38 +74,44 @@ def _data_set(name: str, s: DataSetSettings) -> spec.DataSetSpec:
         held_out={k: locate(v) for k, v in held_out.items()},
         shards=s.shards and locate(s.shards),
         classes=tuple(s.classes),
-        image=spec.ImageSpec(**s.image.model_dump()),
-        video=spec.VideoSpec(**s.video.model_dump()),
-        audio=_request(spec.AudioSpec, where=f"data_sets.{name}.audio", **s.audio.model_dump(exclude={"preset"})),
+        image=s.image,
+        video=s.video,
+        audio=spec.AudioSpec(**vars(s.audio), patch=audio_patch),
         max_reject_fraction=s.max_reject_fraction,
         schemes=tuple(s.schemes),
     )
 
 
 def task_specs(recipe: Recipe) -> dict[str, spec.TaskSpec]:
-    return {name: _task(recipe, name) for name in recipe.tasks}
+    tokens = token_spec(recipe)
+    return {name: _task(recipe, name, tokens) for name in recipe.tasks}
 
 
-def _task(recipe: Recipe, name: str) -> spec.TaskSpec:
+def _task(recipe: Recipe, name: str, tokens: spec.TokenSpec) -> spec.TaskSpec:
     task = recipe.tasks[name]
     kept = {"data_set", "weight", "text", "text_length", "positives", "microbatches"}
     return spec.TaskSpec(
         name=name,
-        objectives=task.objectives,
-        modalities=tuple(task.modalities),
+        **loss_fields(task.objectives, task.modalities),
         classes=tuple(task.classes),
         max_characters=recipe.text.max_characters,
-        augment=augment(task.augment),
+        augment=task.augment,
         pair_weights=tuple(sorted(task.pair_weights.items())),
-        variants=_variants(name, task, token_spec(recipe)),
+        variants=_variants(name, task, tokens),
         **task.model_dump(include=kept),
     )
 
 
-def augment(settings: AugmentSettings) -> spec.Augment:
-    kept = settings.model_dump(exclude={"colour", "sound"})
-    colour, sound = settings.colour.model_dump(), settings.sound.model_dump()
-    return spec.Augment(**kept, colour=spec.ColourJitter(**colour), sound=spec.SoundAugment(**sound))
+def loss_fields(objectives: tuple[tuple[str, float], ...], modalities: Sequence[str]) -> dict[str, Any]:
+    """The fields of a TaskSpec that follow from the terms of its loss and its modalities."""
+    names = [name for name, _ in objectives]
+    pairs = terms.pairs(spec.MODEL_MODALITY[m] for m in modalities) if terms.contrastive(names) else ()
+    return {
+        "objectives": objectives,
+        "modalities": tuple(modalities),
+        "pairs": tuple(terms.pair_name(pair) for pair in pairs),
+        "classified": terms.classified(modalities) if terms.classification(names) else None,
+    }
 
 
 def _variants(name: str, task: TaskSettings, tokens: spec.TokenSpec) -> tuple[spec.Variant, ...]:
@@ -205,7 +217,7 @@ def serves(task: spec.TaskSpec, evaluation: EvaluationSettings) -> bool:
         return False
     if evaluation.kind == "classify":
         return task.classified == evaluation.modality
-    pair = "_".join(sorted((spec.MODEL_MODALITY[evaluation.modality], "text")))
+    pair = terms.pair_name((spec.MODEL_MODALITY[evaluation.modality], "text"))
     return evaluation.modality in task.modalities and pair in task.pairs and dict(task.pair_weights).get(pair) != 0
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import yaml
 
-from pipeline.recipe.settings import section_docs
+from pipeline.recipe.schema import section_docs
 
 _WIDTH = 118
-_HEADER = "# A resolved recipe: every setting with its value. What each one means: pipeline/recipe/settings.py\n"
+_HEADER = "# A resolved recipe: every setting with its value. What each one means: docs/settings.md\n"
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,9 +72,9 @@ def dump(recipe: dict) -> str:
 def _entry(name: str, value) -> Iterator[str]:
     """A section, or a task or data set in one: a line a setting."""
     if not value or not isinstance(value, dict | list):
-        yield from _setting(f"{_one_line(name)}: ", value)
+        yield from _setting(f"{one_line_yaml(name)}: ", value)
         return
-    yield f"{_one_line(name)}:"
+    yield f"{one_line_yaml(name)}:"
     if isinstance(value, list):
         for item in value:
             yield from _setting("  - ", item)
@@ -83,13 +83,13 @@ def _entry(name: str, value) -> Iterator[str]:
             yield from ("  " + line for line in _entry(key, inner))
     else:
         for key, inner in value.items():
-            yield from _setting(f"  {_one_line(key)}: ", inner)
+            yield from _setting(f"  {one_line_yaml(key)}: ", inner)
 
 
 def _setting(head: str, value) -> Iterator[str]:
     """One line, or where that would be too long several, broken between the entries of collections."""
     if not isinstance(value, dict | list):
-        yield head + _one_line(value, inside=False)
+        yield head + one_line_yaml(value, inside=False)
         return
     line, indent = head, " " * (len(head) - len(head.lstrip()) + 2)
     for number, piece in enumerate(_pieces(value)):
@@ -105,8 +105,8 @@ def _pieces(value: dict | list) -> list[str]:
     """The text of a collection, cut where a line may end: after its entries, and inside those that fill a line."""
     named, parts = isinstance(value, dict), []
     for name, inner in value.items() if named else (("", each) for each in value):
-        name = f"{_one_line(name)}: " if named else ""
-        text = name + _one_line(inner)
+        name = f"{one_line_yaml(name)}: " if named else ""
+        text = name + one_line_yaml(inner)
         if isinstance(inner, dict | list) and len(text) > _WIDTH * 0.9:
             first, *rest = _pieces(inner)
             parts.append([name + first, *rest])
@@ -120,7 +120,7 @@ def _pieces(value: dict | list) -> list[str]:
     return pieces
 
 
-def _one_line(value, *, inside: bool = True) -> str:
+def one_line_yaml(value, *, inside: bool = True) -> str:
     """inside: as it may stand in a list on one line, where more is quoted than behind a key of its own."""
     text = yaml.dump(
         [value] if inside else {"a": value},

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from model import objectives
 from model.config import MoEConfig, from_variant
 from pipeline import recipe as recipes
 from pipeline.data import spec
@@ -18,11 +17,6 @@ def test_schemes_reach_the_data_set_and_are_names():
     found = specs.data_set_specs(recipes.from_dict(changed(("data_sets.photos.schemes", ["ftp", "zip"]))))
     assert found["photos"].schemes == ("ftp", "zip") and found["films"].schemes == ()
     assert refused(("data_sets.photos.schemes", ["ftp://"])).startswith("data_sets.photos.schemes.0: ")
-
-
-def test_names_of_objectives_are_those_of_the_model():
-    assert tuple(objectives.CONTRASTIVE) == spec.CONTRASTIVE
-    assert tuple(objectives.CLASSIFICATION) == spec.CLASSIFICATION
 
 
 def test_a_weighted_sum_stays_what_the_user_wrote():

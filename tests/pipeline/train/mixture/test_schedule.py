@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model.structure import Inputs
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.recipe.specs import loss_fields
 from pipeline.train.mixture.samplers import SamplerSpec
 from pipeline.train.mixture.schedule import Position, Schedule
 from pipeline.train.mixture.structures import structure_of
@@ -25,7 +26,8 @@ NUM_ROWS = {"photos": 300, "films": 100}
 def task(
     name: str, data_set: str, objective: str, modalities: tuple[str, ...], *variants: Variant, **fields
 ) -> TaskSpec:
-    return TaskSpec(name, data_set, ((objective, 1.0),), modalities, variants, **fields)
+    loss = loss_fields(((objective, 1.0),), modalities)
+    return TaskSpec(name, data_set, variants=variants, **loss, **fields)
 
 
 TASKS = {
@@ -126,7 +128,7 @@ def test_structures_of_every_task_and_variant():
 
 def test_the_structure_of_a_weighted_sum():
     terms = (("nce", 1.0), ("softmax", 0.5))
-    both = dataclasses.replace(TASKS["captions"], objectives=terms, classes=("c",))
+    both = dataclasses.replace(TASKS["captions"], **loss_fields(terms, ("image", "text")), classes=("c",))
     found = structure_of(both, SMALL, DATA_SETS["photos"], TokenSpec())
     assert found.objectives == terms and [i.modality for i in found.inputs] == ["vision", "text"]
     assert (found.classifier, found.num_classes, found.classes) == ("photos", 4, (2,))
