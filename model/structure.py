@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,22 @@ class Structure:
         heads = [pair_group(*pair) for pair in self.pairs] + [offset_group(*pair) for pair in self.offsets]
         classifier = [f"classifier_{self.classifier}"] if self.classification else []
         return (*encoders, *(f"embed_{name}" for name in names), *heads, *classifier)
+
+    def check_patches(self, config: ModelConfig) -> None:
+        """Raises ValueError if tokens are not patches of the model's: another number of values that divides the kernel
+        would pass for a patch of one frame."""
+        time, *sides = config.vision_patch
+        whole = {
+            "vision": {3 * math.prod(sides), 3 * time * math.prod(sides)},
+            "audio": {math.prod(config.audio_patch)},
+        }
+        for i in self.inputs:
+            known = whole.get(i.modality)
+            if known and i.num_values not in known:
+                raise ValueError(
+                    f"{i.modality}: the model takes tokens of {' or '.join(map(str, sorted(known)))} values, "
+                    f"found {i.num_values}"
+                )
 
     def group_samples(self, config: ModelConfig) -> dict[str, int]:
         """Modality → neighbouring samples whose tokens compete for the experts (empty for a dense model)."""
