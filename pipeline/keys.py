@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+FromOne = Annotated[int, Ge(1)]
 
 
 def key(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -12,4 +16,7 @@ def key(default: Any, meaning: str, **bounds: Any) -> Any:
     bounds: ge, gt, le, lt, min_length, ... as ``pydantic.Field`` has them: pydantic reads both from the field's
     metadata, so that only ``pipeline/recipe`` has to know it.
     """
-    return dataclasses.field(default=default, metadata={"description": meaning, **bounds})
+    about = {"description": meaning, **bounds}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=about)
+    return dataclasses.field(default=default, metadata=about)

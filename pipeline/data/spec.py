@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Interval
 
 from pipeline.keys import key
 
@@ -194,6 +196,9 @@ class ColourJitter:
     hue: float = key(0.2, "Maximum part of the circle by which hues turn, either way.", ge=0, le=0.5)
 
 
+_Decibels = Annotated[float, Interval(ge=-120, le=120)]
+
+
 @dataclasses.dataclass(frozen=True)
 class SoundAugment:
     """What training changes of sounds, nothing by default."""
@@ -201,9 +206,11 @@ class SoundAugment:
     random_start: bool = key(
         False, "A sound longer than the spectrogram starts anywhere, unless frames beside it fix its start."
     )
-    gain_db: tuple[float, float] = key((0.0, 0.0), "Range of the decibels by which a sound is made louder.")
+    gain_db: tuple[_Decibels, _Decibels] = key((0.0, 0.0), "Range of the decibels by which a sound is made louder.")
     noise_probability: float = key(0.0, "Share of sounds that white noise is mixed into.", ge=0, le=1)
-    noise_snr_db: tuple[float, float] = key((10.0, 30.0), "Range of the decibels by which noise is below the sound.")
+    noise_snr_db: tuple[_Decibels, _Decibels] = key(
+        (10.0, 30.0), "Range of the decibels by which noise is below the sound."
+    )
     time_masks: int = key(0, "Bands of spectrogram frames that are replaced by the mean (SpecAugment).", ge=0)
     time_mask_share: float = key(0.2, "Maximum width of a band of frames, as a share of all frames.", ge=0, le=1)
     mel_masks: int = key(0, "Bands of mel bins that are replaced by the mean (SpecAugment).", ge=0)

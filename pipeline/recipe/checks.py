@@ -17,7 +17,7 @@ from pipeline.data.media.decoders import find
 from pipeline.data.spec import MEDIA, AudioSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.recipe import specs
-from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, SamplerSettings, TaskSettings
 
 
 def check_references(recipe: Recipe) -> None:
@@ -47,16 +47,22 @@ def check_references(recipe: Recipe) -> None:
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
         _check_evaluation(where, e, tasks)
     _check_sampler(recipe)
+    steps = recipe.logging.profile_steps
+    if steps and steps[0] > steps[1]:
+        raise RequestError(f"logging.profile_steps: expected [first, last], rising; found {list(steps)}")
 
 
 # What each kind of sampler reads of its settings, beside what all do.
 _OF_KIND = {"intervals": "round_robin", "period": "exact", "stages": "multinomial", "bandit": "bandit"}
 
 
+_DEFAULT_SAMPLER = SamplerSettings()
+
+
 def _check_sampler(recipe: Recipe) -> None:
     settings, spec = recipe.sampler, specs.sampler_spec(recipe)
     for key, kind in _OF_KIND.items():
-        if getattr(settings, key) != type(settings).model_fields[key].default and settings.kind != kind:
+        if getattr(settings, key) != getattr(_DEFAULT_SAMPLER, key) and settings.kind != kind:
             raise RequestError(f"sampler.{key}: is for the kind {kind}; found {settings.kind}")
     for name in settings.intervals:
         _known(name, recipe.tasks, "sampler.intervals")

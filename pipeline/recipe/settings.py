@@ -5,14 +5,18 @@ Keys that another room owns are declared there (``pipeline.keys``), once for the
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
 
+from pipeline import keys
+from pipeline.cluster.settings import WorkerSettings
 from pipeline.recipe.section import Section, Share, Weight, key
 from pipeline.recipe.task_settings import DataSetSettings, EvaluationSettings, TaskSettings, TextSettings
-from pipeline.train.mixture.samplers import KINDS
+from pipeline.train.mixture.settings import BanditSettings, ShareSettings
+from pipeline.train.telemetry.settings import LoggingSettings
 
 
 class MoESettings(Section):
@@ -121,43 +125,19 @@ class StageSettings(Section):
     weights: dict[str, Weight] = key(..., "Task to weight, in place of the tasks' own.", min_length=1)
 
 
-class BanditSettings(Section):
-    """The adaptive sampler: it draws more of the tasks whose loss is still large against their first one."""
-
-    floor: float = key(0.02, "Minimum share of the steps of every task.", ge=0, lt=1)
-    lag: int = key(32, "Steps between a loss and the first draw that it may sway.", ge=8)
-    gain: float = key(
-        2.0,
-        "Strength of the losses: a task at its first loss is drawn e^gain times as often as one at 0.",
-        ge=0,
-        le=20,
-    )
-
-
-class SamplerSettings(Section):
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings(ShareSettings):
     """Which task each step runs; the paper's rule unless something else is asked for."""
 
-    kind: Literal[KINDS] = key(
-        "multinomial",
-        '"multinomial" draws tasks in proportion to their weights; "uniform" all alike; "round_robin" runs a task when '
-        'a counter is a multiple of its interval; "exact" gives each task its share of every period of steps; '
-        '"bandit" draws more of what is not learned yet.',
-    )
-    temperature: float = key(1.0, "Weights are raised to 1 / temperature: above 1 evens them out.", gt=0)
-    max_weight: float | None = key(None, "Larger weights (numbers of examples) count as this.", gt=0)
-    max_share: float | None = key(None, "Maximum share of the steps of a task.", gt=0, le=1)
-    variant_weight: Literal["split", "full"] = key(
-        "split", "A task's weight is split over its variants, or each of them has it in full."
-    )
-    intervals: dict[str, Annotated[int, pydantic.Field(ge=1)]] = key(
+    intervals: dict[str, Annotated[int, pydantic.Field(ge=1)]] = keys.key(
         {}, "Task to interval of round_robin, 1 for those not named."
     )
-    period: int | None = key(None, "Steps of a period of exact; null: those of the run.", ge=1)
-    stages: list[StageSettings] = key(
-        [], "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
+    period: int | None = keys.key(None, "Steps of a period of exact; null: those of the run.", ge=1)
+    stages: tuple[StageSettings, ...] = keys.key(
+        (), "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
     )
-    ramp: bool = key(False, "Weights change linearly from one stage to the next.")
-    bandit: BanditSettings = BanditSettings()
+    ramp: bool = keys.key(False, "Weights change linearly from one stage to the next.")
+    bandit: BanditSettings = keys.key(BanditSettings(), "The adaptive sampler: what sways it and how much.")
 
 
 class CheckpointSettings(Section):
@@ -188,39 +168,25 @@ class ResumeSettings(Section):
     )
 
 
-_FromOne = Annotated[int, pydantic.Field(ge=1)]
-
-
-class ClusterSettings(Section):
+@dataclasses.dataclass(frozen=True)
+class ClusterSettings(WorkerSettings):
     """Where the run runs and how its data are decoded; a resume may change it."""
 
-    num_workers: Annotated[int, pydantic.Field(ge=0)] | tuple[_FromOne, _FromOne] = key(
-        0,
-        "0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices; [min, max] "
-        "as many as there is room for, fewer or more when machines go or come.",
-    )
-    max_failures: int = key(
-        10, "Times a run goes on by itself after workers were lost; preempted machines do not count.", ge=0
-    )
-    stall_timeout_s: float = key(900.0, "A worker that finishes nothing for this long ends, with its stacks.", gt=0)
-    accelerator: Literal["cpu", "gpu", "tpu"] = key("cpu", "Kind of device that a worker trains on.")
-    accelerators_per_worker: int = key(1, "Devices of each worker, all those of its host.", ge=0)
-    cpus_per_worker: float = key(1.0, "CPUs that each worker takes beside those that decode.", ge=0)
-    topology: str | None = key(None, "Slice of TPUs that the workers make up, such as 4x4.")
-    accelerator_type: str | None = key(None, "Ray's name of the kind of TPU, such as TPU-V5P.")
-    address: str | None = key(None, "Address of a running Ray to join; null starts one on this machine.")
-    start_timeout_s: float = key(1800.0, "Seconds to wait for the first workers' machines.", gt=0)
-    expert_parallel: int = key(1, "Devices that share a layer's experts; divides both numbers.", ge=1)
-    fsdp: bool = key(False, "Parameters and moments are spread over the devices, in place of a copy on each.")
-    decode: Literal["auto", "tasks", "actors"] = key(
+    expert_parallel: int = keys.key(1, "Devices that share a layer's experts; divides both numbers.", ge=1)
+    fsdp: bool = keys.key(False, "Parameters and moments are spread over the devices, in place of a copy on each.")
+    decode: Literal["auto", "tasks", "actors"] = keys.key(
         "auto", 'Streams decode in pooled Ray "tasks", or in "actors" of each task; "auto": actors from 8 CPUs on.'
     )
-    block_steps: int = key(16, "Steps of the run that a block of a stream lasts for, about.", ge=1)
-    queue_blocks: int = key(2, "Blocks that a stream may be ahead of training.", ge=1)
-    clip_cache_mb: int = key(0, "Megabytes of decoded clips that each decode process keeps.", ge=0)
-    decode_timeout_s: float = key(60.0, "Seconds for decoding one sample; one that takes longer is a reject.", gt=0)
-    decode_memory_mb: int = key(4096, "Megabytes for decoding one sample; one that takes more is a reject.", ge=256)
-    compile_cache: str | None = key(None, "Folder of compiled steps; null: below the user's cache folder.")
+    block_steps: int = keys.key(16, "Steps of the run that a block of a stream lasts for, about.", ge=1)
+    queue_blocks: int = keys.key(2, "Blocks that a stream may be ahead of training.", ge=1)
+    clip_cache_mb: int = keys.key(0, "Megabytes of decoded clips that each decode process keeps.", ge=0)
+    decode_timeout_s: float = keys.key(
+        60.0, "Seconds for decoding one sample; one that takes longer is a reject.", gt=0
+    )
+    decode_memory_mb: int = keys.key(
+        4096, "Megabytes for decoding one sample; one that takes more is a reject.", ge=256
+    )
+    compile_cache: str | None = keys.key(None, "Folder of compiled steps; null: below the user's cache folder.")
 
     @pydantic.field_validator("num_workers", mode="before")
     @classmethod
@@ -232,32 +198,6 @@ class ClusterSettings(Section):
                 "num_workers", "expected a number from 0 on, or [min, max] from 1 on"
             )
         return given
-
-
-class LoggingSettings(Section):
-    """What a run shows and records meanwhile, beside its metrics.jsonl; a resume may change it."""
-
-    progress: Literal["auto", "rich", "plain", "none"] = key(
-        "auto", 'Display: a live panel ("rich"), lines ("plain") or nothing; "auto" is the panel on a terminal.'
-    )
-    progress_every_s: float = key(10.0, "Seconds from one plain line to the next.", gt=0)
-    writers: list[Literal["tensorboard", "wandb", "mlflow"]] | None = key(
-        None, "Services that the numbers go to as well; null: TensorBoard if it is installed."
-    )
-    project: str = key("imp", "Name under which wandb and mlflow file the run.", min_length=1)
-    profile_steps: tuple[_FromOne, _FromOne] | None = key(
-        None, "[first, last] of the steps to trace with jax.profiler."
-    )
-    peak_tflops: float | None = key(
-        None, "TFLOP/s that one device can reach, for its utilisation (mfu); null: by its kind.", gt=0
-    )
-
-    @pydantic.field_validator("profile_steps")
-    @classmethod
-    def _first_before_last(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
-        if steps and steps[0] > steps[1]:
-            raise pydantic_core.PydanticCustomError("profile_steps", "expected [first, last], rising")
-        return steps
 
 
 class Recipe(Section):

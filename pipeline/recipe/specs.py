@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from model import terms
 from model.config import NO_VOCABULARY, ModelConfig, OptimizerConfig, from_variant
+from pipeline.cluster.settings import WorkerSettings
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.data import spec
 from pipeline.data.variants import make_variant
@@ -146,8 +148,9 @@ def num_frames(frames: int | None) -> int:
 def sampler_spec(recipe: Recipe) -> SamplerSpec:
     sampler = recipe.sampler
     stages = tuple(Stage(stage.from_step, tuple(stage.weights.items())) for stage in sampler.stages)
-    kept = sampler.model_dump(exclude={"stages", "intervals", "bandit"})
-    return SamplerSpec(stages=stages, intervals=tuple(sampler.intervals.items()), **kept, **sampler.bandit.model_dump())
+    kept = {name: value for name, value in vars(sampler).items() if name != "bandit"}
+    changed = {"stages": stages, "intervals": tuple(sampler.intervals.items()), **vars(sampler.bandit)}
+    return SamplerSpec(**kept | changed)
 
 
 def decode_limits(recipe: Recipe) -> spec.DecodeLimits:
@@ -157,16 +160,9 @@ def decode_limits(recipe: Recipe) -> spec.DecodeLimits:
 
 def cluster_spec(recipe: Recipe) -> Cluster:
     settings = recipe.cluster
+    workers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorkerSettings)}
     return Cluster(
-        num_workers=tuple(settings.num_workers) if isinstance(settings.num_workers, list) else settings.num_workers,
-        max_failures=settings.max_failures,
-        accelerator=settings.accelerator,
-        accelerators_per_worker=settings.accelerators_per_worker,
-        cpus_per_worker=settings.cpus_per_worker,
-        topology=settings.topology,
-        accelerator_type=settings.accelerator_type,
-        address=settings.address,
-        start_timeout_s=settings.start_timeout_s,
+        **workers,
         decode=DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
         cache_bytes=settings.clip_cache_mb << 20,
         limits=decode_limits(recipe),
@@ -185,17 +181,9 @@ def logging_spec(recipe: Recipe) -> LoggingSpec:
         )
         for name, task in recipe.tasks.items()
     }
-    return LoggingSpec(
-        progress=settings.progress,
-        progress_every_s=settings.progress_every_s,
-        log_every=recipe.train.log_every,
-        log_samples=recipe.train.log_samples,
-        writers=named,
-        project=settings.project,
-        profile_steps=settings.profile_steps,
-        peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
-        feed_advice=advice,
-    )
+    train = recipe.train
+    changed = {"writers": named, "log_every": train.log_every, "log_samples": train.log_samples, "feed_advice": advice}
+    return LoggingSpec(**vars(settings) | changed)
 
 
 def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.data import order
 from pipeline.data.spec import TaskSpec
+from pipeline.train.mixture.settings import BanditSettings, ShareSettings
 
-KINDS = ("multinomial", "uniform", "round_robin", "exact", "bandit")
 # Steps whose probabilities are looked at together.
 _CHUNK = 4096
 
@@ -28,37 +28,20 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerSpec:
+class SamplerSpec(BanditSettings, ShareSettings):
     """How tasks are drawn.
 
-    kind: "multinomial" draws each step in proportion to the weights (the paper's rule); "uniform" all tasks alike;
-      "round_robin" runs a task whenever a counter is a multiple of its interval (the authors' release); "exact" gives
-      every task its share of each ``period`` of steps, permuted (PolyViT's weighted task sampling); "bandit" draws by
-      weight times what the losses say.
-    temperature: weights are raised to 1 / temperature: above 1 evens them out.
-    max_weight: no weight counts as more than this (T5's limit on the number of examples).
-    max_share: no task gets a larger share of the steps; what is over goes to the others in proportion.
-    variant_weight: "split", a task's weight is that of all its variants together; "full", of each of them.
-    intervals: (task, interval) of round_robin, 1 where not named.
+    The paper's rule is the kind "multinomial", the authors' release has "round_robin", PolyViT's weighted task sampling
+    is "exact"; max_weight is T5's limit on the number of examples.
+    intervals: (task, interval) of round_robin, 1 for tasks that are not named.
     period: steps of "exact"; None: those of the run when it starts.
     stages: weights over time, for "multinomial"; ramp: they change linearly from one stage to the next.
-    floor: smallest share of a task of the bandit. lag: steps between a loss and the first draw it may sway, and the
-      length of a round. gain: how strongly losses sway: a task at its first loss is drawn e^gain times as often as one
-      whose loss is gone.
     """
 
-    kind: str = "multinomial"
-    temperature: float = 1.0
-    max_weight: float | None = None
-    max_share: float | None = None
-    variant_weight: str = "split"
     intervals: tuple[tuple[str, int], ...] = ()
     period: int | None = None
     stages: tuple[Stage, ...] = ()
     ramp: bool = False
-    floor: float = 0.02
-    lag: int = 32
-    gain: float = 2.0
 
     def weights(self, tasks: Mapping[str, TaskSpec], num_rows: Mapping[str, int]) -> dict[str, float]:
         """Task → weight before any sharing out: its own, or its data set's number of examples."""
