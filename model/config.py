@@ -28,7 +28,7 @@ MOE_CHOICES = {
 }
 
 
-def _check_choices(config, choices: dict[str, tuple[str, ...]], prefix: str = "") -> None:
+def _check_choices(config: ModelConfig | MoEConfig, choices: dict[str, tuple[str, ...]], prefix: str = "") -> None:
     for name, known in choices.items():
         found = getattr(config, name)
         if found not in known:
@@ -66,7 +66,7 @@ class MoEConfig:
     route_padding: bool = False
     dispatch: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choices(self, MOE_CHOICES, "moe.")
         if self.num_experts < 1 or self.capacity_factor <= 0 or self.group_size < 1:
             raise ValueError(
@@ -119,7 +119,7 @@ class ModelConfig:
     contrastive_chunk: int = 1024
     dtype: str = "float32"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choices(self, CHOICES)
         if self.num_heads * self.head_dim != self.width:
             raise ValueError(

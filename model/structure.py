@@ -44,7 +44,7 @@ class Structure:
     pair_weights: tuple[tuple[str, float], ...] = ()
     microbatches: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.objectives, str):
             object.__setattr__(self, "objectives", ((self.objectives, 1.0),))
         self._check_objectives()
@@ -62,7 +62,7 @@ class Structure:
         if wrong or (known and not self.pairs):
             raise ValueError(f"pair_weights: expected weights of {known}, not all 0, found {dict(self.pair_weights)}")
 
-    def _check_objectives(self):
+    def _check_objectives(self) -> None:
         names = [name for name, _ in self.objectives]
         unknown = [n for n in names if n not in terms.NAMES]
         if unknown or not names:
@@ -71,7 +71,7 @@ class Structure:
         if len(set(names)) != len(names) or any(not weight > 0 for _, weight in self.objectives):
             raise ValueError(f"expected different objectives with weights above 0, found {dict(self.objectives)}")
 
-    def _check_inputs(self):
+    def _check_inputs(self) -> None:
         names = [i.modality for i in self.inputs]
         unknown = set(names) - set(MODALITIES)
         if unknown:

@@ -85,7 +85,7 @@ class AudioSettings:
     max_duration_s: float = key(4 * 3600.0, "Sounds that last longer, in seconds, are rejects.", gt=0)
     decoder: str = key("soundfile", 'Decoder of sound: "soundfile", "pyav", or your own as package.module:function.')
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("window", ("periodic", "symmetric")), ("power", (1, 2)), ("mel_scale", ("slaney", "htk"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}, found {getattr(self, name)!r}")

@@ -49,7 +49,7 @@ def default(path: list[str]) -> str:
 
 
 def _known_path(parts: list[str]) -> list[str]:
-    """The path with a name or a number filled in where it was left out. Raises RequestError, naming the nearest key."""
+    """The path with names and numbers that were left out filled in. Raises RequestError, naming the nearest key."""
     path: list[str] = []
     for part in parts:
         node = schema.at(path)

@@ -23,7 +23,7 @@ from pipeline.recipe.yaml_text import read_yaml
 def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:
     """Reads a recipe and applies KEY=VALUE overrides (VALUE is YAML). Raises RequestError with one clear line.
 
-    run_dir: of the run that may go on: what the recipe leaves open is what it is there, whatever tasks come or go.
+    run_dir: of a run to resume: its values fill in what the recipe leaves open, even if tasks come or go.
     """
     try:
         raw = read_yaml(Path(path).read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) 
 
 
 def _stored(run_dir: Path) -> dict:
-    """The resolved recipe of a run; empty where there is none, or none that can be read, which its check will say."""
+    """The resolved recipe of a run; empty if it cannot be read, which the check of the run directory reports."""
     try:
         stored = read_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
@@ -68,9 +68,12 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
     """A checked recipe in which nothing is left open that follows from the rest. Raises RequestError for the first
     thing that is wrong.
 
-    stored: the resolved recipe of a run that goes on (``defaults.with_batch_defaults``).
+    stored: the resolved recipe of a run to resume (``defaults.with_batch_defaults``).
     """
-    _check_plain(raw)
+    try:
+        _check_plain(raw)
+    except RecursionError as e:
+        raise RequestError("the recipe: a YAML alias refers to what it is part of; write it out") from e
     filled = _with_each_data_set(raw)
     try:
         # As JSON, strict settings take lists for tuples and mappings for dataclasses, and nothing else.
@@ -124,14 +127,14 @@ def _class_list(data_set: str, classes: Any) -> dict:
 
 
 def _preset(audio: Any) -> dict:
-    """The values of an audio preset where none are given; what is no preset is left for the key's own check."""
+    """The values of an audio preset for the keys that are not given; the key's own check refuses an unknown one."""
     if not isinstance(audio, dict) or audio.get("preset") not in list(AUDIO_PRESETS):
         return {}
     values = AUDIO_PRESETS[audio["preset"]]
     return {"audio": {f.name: getattr(values, f.name) for f in dataclasses.fields(AudioSettings)} | audio}
 
 
-# Errors of pydantic for an unknown key, and for something else where a section or a mapping belongs.
+# Errors of pydantic: an unknown key; a value in place of a section or a mapping.
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
 # Names that pydantic adds to the path of a value that may be of several types.
@@ -171,7 +174,7 @@ def _unknown_key(path: list[str]) -> tuple[str, list[str]]:
 
 
 def _expected_mapping(path: list[str]) -> str:
-    """The settings that belong where something else than a mapping was found."""
+    """What belongs in place of a value that is no mapping."""
     node = schema.at(path)
     inner = path if schema.keys_of(node) else [*path, schema.one_of(node)]
     node = schema.at(inner)

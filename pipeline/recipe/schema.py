@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.recipe.settings import Recipe
 
-# The part of a path that stands for a name of the user's own.
+# The part of a path in place of a name of the user's own.
 NAME = "NAME"
 
 
@@ -43,7 +43,7 @@ def keys_of(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def at(path: Iterable[str]) -> dict[str, Any]:
-    """The node at a path, in which names and numbers of the user's own may stand; empty if there is none."""
+    """The node at a path, in which names and numbers are the user's own; empty if there is none."""
     node = resolved(recipe_schema())
     for part in path:
         node = keys_of(node).get(part) or held_by(node)
@@ -77,7 +77,7 @@ def holds_section(node: dict[str, Any]) -> bool:
 
 
 def one_of(node: dict[str, Any]) -> str:
-    """The part of a path that stands for one entry of a mapping or a list."""
+    """The part of a path in place of one entry of a mapping or a list."""
     return "0" if node.get("type") == "array" else NAME
 
 

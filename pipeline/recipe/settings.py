@@ -94,7 +94,7 @@ class TrainSettings(Section):
         False, "Every step updates every parameter, those that the task does not use with a gradient of zero."
     )
     checkpoint_every: int = key(1000, "Steps from one checkpoint to the next.", ge=1)
-    log_every: int = key(1, "Steps that a line of metrics.jsonl stands for.", ge=1)
+    log_every: int = key(1, "Steps from one line of metrics.jsonl to the next.", ge=1)
     log_samples: bool = key(False, "The ids of every batch are written to samples.jsonl.")
     b1: float = key(0.9, "Adam's decay of the mean of gradients.", ge=0, lt=1)
     b2: float = key(0.999, "Adam's decay of the mean of squared gradients.", ge=0, lt=1)

@@ -1,10 +1,11 @@
-"""YAML as recipes are written in: numbers read alike by people, by us and by what we write."""
+"""YAML as recipes use it: numbers such as 5e-4 are numbers, and what is written reads back the same."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -17,14 +18,14 @@ _HEADER = "# A resolved recipe: every setting with its value. What each one mean
 class _Loader(yaml.SafeLoader):
     """Reads 5e-4, text to YAML 1.1, as the number it is to people, and refuses a mapping with one key twice."""
 
-    def flatten_mapping(self, node):
-        # Looked at before merge keys ("<<") are filled in: what they bring may be replaced.
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Checked before merge keys ("<<") are filled in: a key may replace a merged one.
         _check_keys(node)
         super().flatten_mapping(node)
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Raises YAMLError for a key that is there already: YAML would let the last one win without a word."""
+    """Raises YAMLError for a duplicate key, of which YAML would silently take the last."""
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         line, name = key.start_mark.line + 1, (key.tag, str(key.value))
@@ -34,7 +35,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that ``_Loader`` would read as a number; what occurs twice is written twice."""
+    """Quotes text that ``_Loader`` would read as a number, and writes no aliases."""
 
     def ignore_aliases(self, data) -> bool:
         return True
@@ -55,7 +56,7 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_yaml(text: str):
+def read_yaml(text: str) -> Any:
     """The value of a YAML document. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
@@ -121,7 +122,7 @@ def _pieces(value: dict | list) -> list[str]:
 
 
 def one_line_yaml(value, *, inside: bool = True) -> str:
-    """inside: as it may stand in a list on one line, where more is quoted than behind a key of its own."""
+    """A value as YAML. inside: quoted as an entry of a list on one line needs it."""
     text = yaml.dump(
         [value] if inside else {"a": value},
         Dumper=_Dumper,

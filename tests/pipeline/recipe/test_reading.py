@@ -58,6 +58,27 @@ def test_a_value_where_settings_belong(path, value, message):
     assert refused((path, value)).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: {1: {}}", "tasks: expected keys that are text, found 1; quote it"),
+        ("true: 1", "the recipe: expected keys that are text, found True; quote it"),
+        ("seed: 2026-01-02", "seed: expected text, a number, a list or a mapping, found datetime.date(2026, 1, 2)"),
+        (
+            "text: {tokenizer: !!binary aGk=}",
+            "text.tokenizer: expected text, a number, a list or a",
+        ),
+        ("evaluate: [{prompts: [a, !!set {b}]}]", "evaluate.0.prompts.1: expected text, a number"),
+        ('seed: "\\ud800"', "seed: expected text, found half a character in '\\ud800'"),
+        ("text: &text {tokenizer: *text}", "the recipe: a YAML alias refers to what it is part of"),
+    ],
+)
+def test_what_yaml_can_say_and_a_recipe_cannot(text, message):
+    with pytest.raises(RequestError) as caught:
+        recipes.from_dict(recipes.read_yaml(text))
+    assert str(caught.value).startswith(message)
+
+
 def test_further_errors_are_counted():
     assert refused(("seeed", 1), ("train.num_steps", 0)).endswith("(and 1 more)")
 

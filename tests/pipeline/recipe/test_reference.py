@@ -86,7 +86,7 @@ def test_a_key_is_explained():
     assert explain("train.clip_norm", recipe=recipes.from_dict(BASE).to_dict()).splitlines() == [
         "train.clip_norm: number above 0 or null",
         "  Maximum global norm of the gradient, larger ones are scaled; null follows the largest batch.",
-        "  default: null, which follows the batch: 0.1 up to batches of 64, 1 from 65,536 on",
+        "  default: null, which follows the batch: 0.1 up to 64 samples, rising to 1 at 65,536",
         "  in this recipe: 0.1",
     ]
 
