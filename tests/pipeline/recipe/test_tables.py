@@ -8,7 +8,7 @@ from model.imp import Imp
 from pipeline import recipe as recipes
 from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
-from pipeline.data.spec import TokenSpec
+from pipeline.data.spec import AudioSpec, TokenSpec
 from pipeline.recipe import specs
 from pipeline.train.mixture.structures import structure_of
 from tests.pipeline.recipe.base import changed, refused, task
@@ -44,6 +44,12 @@ def test_another_patch_or_table_of_the_model_changes_the_tokens(other):
     Imp.for_structures(config, [structure])
     with pytest.raises(ValueError, match="vision: the model takes tokens of 768 or 6144 values, found 3072"):
         Imp.for_structures(config, [structure_of(sound, sound.variants[0], films, TokenSpec())])
+
+
+def test_the_defaults_of_the_data_layer_are_those_of_the_model():
+    recipe = recipes.from_dict(changed(("model.variant", "imp-b")))
+    assert specs.token_spec(recipe) == TokenSpec()
+    assert specs.data_set_specs(recipe)["films"].audio == AudioSpec()
 
 
 def test_samples_are_cut_into_the_models_patches(other):
