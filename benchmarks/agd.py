@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.memory_feed import Batches, make_loop
-from model.config import from_variant
+from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
-from model.step import OptimizerConfig, compile_step, init_state
+from model.step import compile_step, init_state
 from model.structure import Inputs, Structure
 
 SIZES = {

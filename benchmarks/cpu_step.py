@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.config import from_variant
+from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
-from model.step import OptimizerConfig, init_state, make_step, state_shapes, step_groups
+from model.step import init_state, make_step, state_shapes, step_groups
 from model.structure import Inputs, Structure
 from pipeline.host_memory import keep_freed_memory
 

@@ -23,11 +23,11 @@ import numpy as np
 from benchmarks import timing
 from benchmarks.plain_vit import PlainViT, plain_step
 from benchmarks.trace_parts import time_by_part
-from model.config import ModelConfig, from_variant
+from model.config import ModelConfig, OptimizerConfig, from_variant
 from model.encoder import REMAT_POLICIES
 from model.imp import Imp
 from model.sizes import structure_flops
-from model.step import CompiledStep, OptimizerConfig, compile_step, init_state
+from model.step import CompiledStep, compile_step, init_state
 from model.structure import Inputs, Structure
 
 NUM_TOKENS, PATCH_VALUES, NUM_CLASSES = 256, 768, 1000

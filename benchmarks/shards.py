@@ -22,6 +22,7 @@ from pipeline import recipe as recipes
 from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.files import write_json
 from pipeline.plan import plan
+from pipeline.recipe import specs
 
 STEP_S = 0.25
 TASKS, CLIPS, ROWS_PER_SHARD = 3, 512, 128
@@ -101,13 +102,12 @@ def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, after each task's first batch."""
     from pipeline.cluster.start import start_ray
     from pipeline.cluster.task_streams import build_streams, open_queues
-    from pipeline.pretrain import cluster_of
     from pipeline.train.feed import Feed
     from pipeline.train.mixture.schedule import START
     from pipeline.train.quarantine import Quarantine
     from pipeline.train.step_gate import StepGate
 
-    cluster = cluster_of(recipe)
+    cluster = specs.cluster_spec(recipe)
     start_ray(cluster)
     schedule = spec.schedule(START)
     queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
@@ -142,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         recipe = recipe_of(folder, steps=arguments.steps)
-        data_sets = recipe.data_set_specs()
+        data_sets = specs.data_set_specs(recipe)
         size = sum(write_shards(d, folder / n, seed=i) for i, (n, d) in enumerate(data_sets.items()))
         spec = plan(recipe, folder / "run")
         result = {

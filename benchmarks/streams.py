@@ -59,11 +59,11 @@ def _pss(process: psutil.Process) -> int:
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.cluster.start import start_ray
     from pipeline.cluster.task_streams import build_streams, open_queues
-    from pipeline.pretrain import cluster_of
+    from pipeline.recipe import specs
     from pipeline.train.mixture.schedule import START
 
     spec = plan(recipe, run_dir)
-    memory, cluster = Memory(), cluster_of(recipe)
+    memory, cluster = Memory(), specs.cluster_spec(recipe)
     began = time.perf_counter()
     start_ray(cluster)
     ray_s = time.perf_counter() - began

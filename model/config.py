@@ -11,6 +11,8 @@ import difflib
 import math
 
 MODALITIES = ("vision", "audio", "text")
+# Size of the vocabulary of a model without text, whose table of tokens no step uses.
+NO_VOCABULARY = 16
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
@@ -27,7 +29,7 @@ MOE_CHOICES = {
 }
 
 
-def _check_choices(config, choices: dict[str, tuple[str, ...]], prefix: str = "") -> None:
+def _check_choices(config: ModelConfig | MoEConfig, choices: dict[str, tuple[str, ...]], prefix: str = "") -> None:
     for name, known in choices.items():
         found = getattr(config, name)
         if found not in known:
@@ -65,7 +67,7 @@ class MoEConfig:
     route_padding: bool = False
     dispatch: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choices(self, MOE_CHOICES, "moe.")
         if self.num_experts < 1 or self.capacity_factor <= 0 or self.group_size < 1:
             raise ValueError(
@@ -132,7 +134,7 @@ class ModelConfig:
     dtype: str = "float32"
     embedders: tuple[PatchEmbedder, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_choices(self, CHOICES)
         if self.num_heads * self.head_dim != self.width:
             raise ValueError(
@@ -238,3 +240,33 @@ def from_variant(name: str, *, moe: dict | None = None, **overrides) -> ModelCon
     if unknown:
         raise ValueError(f"unknown model settings {sorted(unknown)}")
     return ModelConfig(**(fields | overrides))
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
+
+    initial_learning_rate: where the warmup starts. pre_warmup_steps: steps before it, in which the rate goes in a line
+      from ``pre_warmup_learning_rate`` to the initial one (the release's way to start without diverging).
+    weight_decay: of the matrices of layers and experts, in proportion to the learning rate (AdamW); none in the paper.
+    patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
+      far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
+      common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
+    dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
+      authors' release does; to compare. Every graph then depends on all tasks.
+    """
+
+    peak_learning_rate: float
+    warmup_steps: int
+    num_steps: int
+    end_learning_rate: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-7
+    weight_decay: float = 0.0
+    initial_learning_rate: float = 0.0
+    pre_warmup_steps: int = 0
+    pre_warmup_learning_rate: float = 0.0
+    clip_norm: float = 1.0
+    patch_scale: float = 1.0
+    dense_update: bool = False

@@ -64,7 +64,12 @@ class Imp:
 
     @classmethod
     def for_structures(cls, config: ModelConfig, structures: list[Structure]) -> Imp:
-        """The groups that a list of structures needs, in a fixed order."""
+        """The groups that a list of structures needs, in a fixed order.
+
+        Raises ValueError for tokens that are not the model's patches.
+        """
+        for structure in structures:
+            structure.check_patches(config)
         modalities = {i.modality for s in structures for i in s.inputs}
         classifiers = {s.classifier: s.num_classes for s in structures if s.classification}
         return cls(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from model import sharding
+from model import sharding, terms
 from model.shapes import Array, Bool, Float, Int
 
 
@@ -144,6 +144,6 @@ def sigmoid_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K
     return loss.mean()
 
 
-CLASSIFICATION = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
-CONTRASTIVE = {"nce": nce, "sigmoid_pairs": sigmoid_pairs}
-OBJECTIVES = (*CONTRASTIVE, *CLASSIFICATION)
+# Name of a term → its function.
+CLASSIFICATION = dict(zip(terms.CLASSIFICATION, (softmax_cross_entropy, sigmoid_cross_entropy), strict=True))
+CONTRASTIVE = dict(zip(terms.CONTRASTIVE, (nce, sigmoid_pairs), strict=True))

@@ -18,57 +18,33 @@ import numpy as np
 import optax
 
 from model import sharding
+from model.config import OptimizerConfig
 from model.imp import Imp
 from model.structure import Structure
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam, warmup then cosine (paper section 4.1; b2, eps and clipping as in the release).
+def rate_schedule(optimizer: OptimizerConfig) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    main = optax.warmup_cosine_decay_schedule(
+        init_value=optimizer.initial_learning_rate,
+        peak_value=optimizer.peak_learning_rate,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=max(optimizer.num_steps - optimizer.pre_warmup_steps, optimizer.warmup_steps + 1),
+        end_value=optimizer.end_learning_rate,
+    )
+    if not optimizer.pre_warmup_steps:
+        return main
+    before = optax.linear_schedule(
+        optimizer.pre_warmup_learning_rate,
+        optimizer.initial_learning_rate,
+        transition_steps=optimizer.pre_warmup_steps,
+    )
+    return optax.join_schedules([before, main], boundaries=[optimizer.pre_warmup_steps])
 
-    initial_learning_rate: where the warmup starts. pre_warmup_steps: steps before it, in which the rate goes in a line
-      from ``pre_warmup_learning_rate`` to the initial one (the release's way to start without diverging).
-    weight_decay: of the matrices of layers and experts, in proportion to the learning rate (AdamW); none in the paper.
-    patch_scale: factor on the learning rate of the patch projections. Their inputs are thousands of correlated values
-      far from zero, so that Adam's equal steps on every weight add up; at high rates that drowns all samples in one
-      common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
-    dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
-      authors' release does; to compare. Every graph then depends on all tasks.
-    """
 
-    peak_learning_rate: float
-    warmup_steps: int
-    num_steps: int
-    end_learning_rate: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-7
-    weight_decay: float = 0.0
-    initial_learning_rate: float = 0.0
-    pre_warmup_steps: int = 0
-    pre_warmup_learning_rate: float = 0.0
-    clip_norm: float = 1.0
-    patch_scale: float = 1.0
-    dense_update: bool = False
-
-    def schedule(self) -> optax.Schedule:
-        main = optax.warmup_cosine_decay_schedule(
-            init_value=self.initial_learning_rate,
-            peak_value=self.peak_learning_rate,
-            warmup_steps=self.warmup_steps,
-            decay_steps=max(self.num_steps - self.pre_warmup_steps, self.warmup_steps + 1),
-            end_value=self.end_learning_rate,
-        )
-        if not self.pre_warmup_steps:
-            return main
-        before = optax.linear_schedule(
-            self.pre_warmup_learning_rate, self.initial_learning_rate, transition_steps=self.pre_warmup_steps
-        )
-        return optax.join_schedules([before, main], boundaries=[self.pre_warmup_steps])
-
-    def learning_rates(self) -> np.ndarray:
-        """The schedule at every step of the run, (num_steps,) float32."""
-        return np.asarray(self.schedule()(jnp.arange(self.num_steps)), np.float32)
+def learning_rates(optimizer: OptimizerConfig) -> np.ndarray:
+    """The schedule at every step of the run, (num_steps,) float32."""
+    return np.asarray(rate_schedule(optimizer)(jnp.arange(optimizer.num_steps)), np.float32)
 
 
 def init_state(params: dict) -> dict:

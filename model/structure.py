@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 
-from model import objectives
+from model import terms
 from model.config import ModelConfig
 from model.moe import group_samples
 
@@ -44,7 +44,7 @@ class Structure:
     pair_weights: tuple[tuple[str, float], ...] = ()
     microbatches: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.objectives, str):
             object.__setattr__(self, "objectives", ((self.objectives, 1.0),))
         self._check_objectives()
@@ -57,21 +57,21 @@ class Structure:
             raise ValueError(
                 f"{self.contrastive[0]} compares the whole batch: expected 1 microbatch, found {self.microbatches}"
             )
-        known = ["_".join(p) for p in self._all_pairs]
+        known = [terms.pair_name(p) for p in self._all_pairs]
         wrong = [name for name, weight in self.pair_weights if name not in known or weight < 0]
         if wrong or (known and not self.pairs):
             raise ValueError(f"pair_weights: expected weights of {known}, not all 0, found {dict(self.pair_weights)}")
 
-    def _check_objectives(self):
+    def _check_objectives(self) -> None:
         names = [name for name, _ in self.objectives]
-        unknown = [n for n in names if n not in objectives.OBJECTIVES]
+        unknown = [n for n in names if n not in terms.NAMES]
         if unknown or not names:
             found = repr(unknown[0]) if unknown else "none"
-            raise ValueError(f"unknown objective {found}; known: {', '.join(objectives.OBJECTIVES)}")
+            raise ValueError(f"unknown objective {found}; known: {', '.join(terms.NAMES)}")
         if len(set(names)) != len(names) or any(not weight > 0 for _, weight in self.objectives):
             raise ValueError(f"expected different objectives with weights above 0, found {dict(self.objectives)}")
 
-    def _check_inputs(self):
+    def _check_inputs(self) -> None:
         names = [i.modality for i in self.inputs]
         if len(set(names)) != len(names):
             raise ValueError(f"expected each modality once, found {names}")
@@ -93,29 +93,27 @@ class Structure:
     @property
     def contrastive(self) -> tuple[str, ...]:
         """The objectives that compare modalities."""
-        return tuple(name for name, _ in self.objectives if name in objectives.CONTRASTIVE)
+        return terms.contrastive(name for name, _ in self.objectives)
 
     @property
     def classification(self) -> tuple[str, ...]:
         """The objectives that need a classifier."""
-        return tuple(name for name, _ in self.objectives if name in objectives.CLASSIFICATION)
+        return terms.classification(name for name, _ in self.objectives)
 
     @property
     def classified(self) -> str:
-        """The modality that the classifier looks at: the first that is not text, if there is one."""
-        names = [i.modality for i in self.inputs]
-        return next((name for name in names if name != "text"), names[0])
+        """The modality that the classifier looks at."""
+        return terms.classified(i.modality for i in self.inputs)
 
     @property
     def _all_pairs(self) -> tuple[tuple[str, str], ...]:
-        names = sorted(i.modality for i in self.inputs)
-        return tuple(itertools.combinations(names, 2)) if self.contrastive else ()
+        return terms.pairs(i.modality for i in self.inputs) if self.contrastive else ()
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The modality pairs that are compared."""
         weights = dict(self.pair_weights)
-        return tuple(p for p in self._all_pairs if weights.get("_".join(p), 1.0) > 0)
+        return tuple(p for p in self._all_pairs if weights.get(terms.pair_name(p), 1.0) > 0)
 
     @property
     def offsets(self) -> tuple[tuple[str, str], ...]:
@@ -129,6 +127,22 @@ class Structure:
         heads = [pair_group(*pair) for pair in self.pairs] + [offset_group(*pair) for pair in self.offsets]
         classifier = [f"classifier_{self.classifier}"] if self.classification else []
         return (*encoders, *(f"embed_{name}" for name in names), *heads, *classifier)
+
+    def check_patches(self, config: ModelConfig) -> None:
+        """Raises ValueError if tokens are not patches of the model's: another number of values that divides the kernel
+        would pass for a patch of one frame."""
+        time, *sides = config.vision_patch
+        whole = {
+            "vision": {3 * math.prod(sides), 3 * time * math.prod(sides)},
+            "audio": {math.prod(config.audio_patch)},
+        }
+        for i in self.inputs:
+            known = whole.get(i.modality)
+            if known and i.num_values not in known:
+                raise ValueError(
+                    f"{i.modality}: the model takes tokens of {' or '.join(map(str, sorted(known)))} values, "
+                    f"found {i.num_values}"
+                )
 
     def group_samples(self, config: ModelConfig) -> dict[str, int]:
         """Modality → neighbouring samples whose tokens compete for the experts (empty for a dense model)."""
@@ -159,12 +173,12 @@ class Structure:
 
 def pair_group(first: str, second: str) -> str:
     """Name of the group of an unordered modality pair."""
-    return "pair_" + "_".join(sorted((first, second)))
+    return f"pair_{terms.pair_name((first, second))}"
 
 
 def offset_group(first: str, second: str) -> str:
     """Name of the group that holds a pair's offset for the sigmoid pair loss."""
-    return "offset_" + "_".join(sorted((first, second)))
+    return f"offset_{terms.pair_name((first, second))}"
 
 
 def encoder_group(config: ModelConfig, modality: str) -> str:

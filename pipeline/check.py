@@ -11,15 +11,14 @@ from pipeline import lint
 from pipeline.check_data_set import look_at
 from pipeline.commands import command
 from pipeline.corpus import build_corpus
-from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shards import damaged_shards
-from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.facts import facts_of
 from pipeline.host_memory import machine_cpus
 from pipeline.plan import plan, problems_of_recipe
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
@@ -55,7 +54,7 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
             shares=shares,
             tokenizer=tokenizer,
             sample=sample,
-            limits=recipe.cluster.decode_limits(),
+            limits=specs.decode_limits(recipe),
         )
         problems += its_problems
         cost = found[name]["decode_s_per_sample"]

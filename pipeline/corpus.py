@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.errors import RequestError
-from pipeline.recipe import Recipe, uses_demo
+from pipeline.recipe import Recipe
+from pipeline.recipe.specs import uses_demo
 
 
 def build_corpus(recipe: Recipe) -> None:

@@ -6,8 +6,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from model.config import NO_VOCABULARY
 from pipeline import lint
-from pipeline import recipe as recipes
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
@@ -16,15 +16,13 @@ from pipeline.data.shards import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.facts import facts_of
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.run_tokenizer import choose_tokenizer
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.mixture.samplers import make_sampler
 from pipeline.train.mixture.schedule import MixtureSpec
 from pipeline.train.spec import CheckpointSpec, PlacementSpec, RunSpec
 from pipeline.train.telemetry import writers
-from pipeline.train.telemetry.alarms import feed_advice
-from pipeline.train.telemetry.spec import LoggingSpec
 
 
 def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> RunSpec:
@@ -45,12 +43,12 @@ def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> R
         # Stored in the run directory and in checkpoints; the specs have the URIs as they were given.
         recipe=redacted_values(recipe.to_dict()),
         data=dataclasses.replace(data, tokenizer=tokenizer.model) if tokenizer else data,
-        model=recipe.model_config_for(vocab_size=tokenizer.vocab_size if tokenizer else 16),
-        optimizer=recipe.optimizer(),
-        mixture=MixtureSpec(recipe.seed, recipe.train.num_steps, recipe.sampler_spec()),
+        model=specs.model_config(recipe, vocab_size=tokenizer.vocab_size if tokenizer else NO_VOCABULARY),
+        optimizer=specs.optimizer_config(recipe),
+        mixture=MixtureSpec(recipe.seed, recipe.train.num_steps, specs.sampler_spec(recipe)),
         checkpoints=checkpoints,
         placement=_placement_spec(recipe),
-        logging=_logging(recipe),
+        logging=specs.logging_spec(recipe),
     )
     if run_dir is not None:
         # Refuses rows that changed since the newest checkpoint.
@@ -60,15 +58,15 @@ def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> R
 
 def _data_spec(recipe: Recipe) -> DataSpec:
     """All of a run's data but the tokenizer. Raises RequestError where a data set does not fit its tasks."""
-    data_sets, tasks = recipe.data_set_specs(), recipe.task_specs()
+    data_sets, tasks = specs.data_set_specs(recipe), specs.task_specs(recipe)
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
-    return DataSpec(tasks, data_sets, recipe.token_spec(), fingerprints)
+    return DataSpec(tasks, data_sets, specs.token_spec(recipe), fingerprints)
 
 
 def _checkpoint_spec(recipe: Recipe, run_dir: Path | None) -> CheckpointSpec:
     resumes = run_dir is not None and CheckpointFolder(run_dir).latest_step is not None
-    source = recipe.init.from_ and recipes.locate(recipe.init.from_)
+    source = recipe.init.from_ and specs.locate(recipe.init.from_)
     return CheckpointSpec(
         every=recipe.train.checkpoint_every,
         keep_last=recipe.checkpoint.keep_last,
@@ -108,7 +106,7 @@ def problems_of_recipe(recipe: Recipe, data: DataSpec, *, shares: dict[str, floa
 
 def _shares(recipe: Recipe, data: DataSpec) -> dict[str, float]:
     """Task → its share of the run's steps."""
-    spec, num_steps = recipe.sampler_spec(), recipe.train.num_steps
+    spec, num_steps = specs.sampler_spec(recipe), recipe.train.num_steps
     weights = spec.weights(data.tasks, data.num_rows)
     sampler = make_sampler(spec, weights, seed=recipe.seed, position={}, step=0, num_steps=num_steps)
     return dict(zip(sampler.names, (sampler.expected(0, num_steps) / num_steps).tolist(), strict=True))
@@ -134,31 +132,6 @@ def _init_step(source: Path) -> int:
 def _check_writers(recipe: Recipe) -> None:
     for name, command in writers.missing(tuple(recipe.logging.writers or ())).items():
         raise RequestError(f"logging.writers: {name} is not installed; run {command}, or leave it out")
-
-
-def _logging(recipe: Recipe) -> LoggingSpec:
-    settings, cluster = recipe.logging, recipe.cluster
-    named = writers.default_writers() if settings.writers is None else tuple(dict.fromkeys(settings.writers))
-    advice = {
-        name: feed_advice(
-            task.data_set,
-            from_shards=recipe.data_sets[task.data_set].shards is not None,
-            on_cluster=cluster.num_workers != 0 or cluster.address is not None,
-            clip_cache_mb=cluster.clip_cache_mb,
-        )
-        for name, task in recipe.tasks.items()
-    }
-    return LoggingSpec(
-        progress=settings.progress,
-        progress_every_s=settings.progress_every_s,
-        log_every=recipe.train.log_every,
-        log_samples=recipe.train.log_samples,
-        writers=named,
-        project=settings.project,
-        profile_steps=settings.profile_steps,
-        peak_flops=settings.peak_tflops and settings.peak_tflops * 1e12,
-        feed_advice=advice,
-    )
 
 
 def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:

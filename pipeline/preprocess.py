@@ -17,13 +17,12 @@ from pipeline.cluster.tasks import run_tasks
 from pipeline.corpus import build_corpus
 from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
-from pipeline.data.media.process import DecodeLimits
 from pipeline.data.shard_job import ShardJob
 from pipeline.data.shards import encode_rows
-from pipeline.data.spec import DataSetSpec, TaskSpec
+from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.files import make_folder, write_json
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.stopping import Stop
 
@@ -60,8 +59,8 @@ def preprocess(
 
 def _jobs(recipe: Recipe, out: Path, *, only: tuple[str, ...], rows_per_shard: int) -> dict[str, ShardJob]:
     """Data set → its job, checked; data sets that no task uses are left out."""
-    tasks, data_sets = recipe.task_specs(), recipe.data_set_specs()
-    jobs, limits = {}, recipe.cluster.decode_limits()
+    tasks, data_sets = specs.task_specs(recipe), specs.data_set_specs(recipe)
+    jobs, limits = {}, specs.decode_limits(recipe)
     for name in only or tuple(data_sets):
         mine = [t for t in tasks.values() if t.data_set == name]
         if mine:

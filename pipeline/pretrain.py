@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cluster.capacity import check_accelerator
-from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import end_ray, start_ray
 from pipeline.commands import typed_command
 from pipeline.corpus import build_corpus
 from pipeline.plan import plan
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
 from pipeline.train.devices import check_backend
@@ -33,7 +33,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
     """
     clock, stop = _Clock(started), stop or Stop("stopped")
     stop.at_once(f"stopped before the first step, nothing to save; run it again with: {typed_command()}")
-    cluster = cluster_of(recipe)
+    cluster = specs.cluster_spec(recipe)
     check_accelerator(cluster)
     if cluster.num_workers == 0:
         check_backend(cluster.accelerator)
@@ -98,25 +98,6 @@ def _train(spec: RunSpec, cluster: Cluster, clock: _Clock, stop: Stop) -> dict:
     if summary["first_step_at"]:
         clock.times["first_step_s"] = summary["first_step_at"] - clock.started
     return summary
-
-
-def cluster_of(recipe: Recipe) -> Cluster:
-    """``cluster.*`` of a recipe as plain data."""
-    settings = recipe.cluster
-    return Cluster(
-        num_workers=tuple(settings.num_workers) if isinstance(settings.num_workers, list) else settings.num_workers,
-        max_failures=settings.max_failures,
-        accelerator=settings.accelerator,
-        accelerators_per_worker=settings.accelerators_per_worker,
-        cpus_per_worker=settings.cpus_per_worker,
-        topology=settings.topology,
-        accelerator_type=settings.accelerator_type,
-        address=settings.address,
-        start_timeout_s=settings.start_timeout_s,
-        decode=DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
-        cache_bytes=settings.clip_cache_mb << 20,
-        limits=settings.decode_limits(),
-    )
 
 
 def _old_summary(run_dir: Path, done: int) -> dict:

@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import recipe as recipes
 from pipeline.data import prompts
 from pipeline.data.captions import text_fault
 from pipeline.data.columns import values
@@ -15,7 +14,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, specs
 from pipeline.run_dir import CONFIG, TOKENIZER
 from pipeline.train.checkpoint_folder import CheckpointFolder
 
@@ -36,8 +35,8 @@ def choose_tokenizer(
     if run_dir is not None and (own := _own_tokenizer(run_dir)):
         return own
     if recipe.text.tokenizer:
-        return load_tokenizer(recipes.locate(recipe.text.tokenizer))
-    if init_step is not None and (stored := _stored_tokenizer(Path(recipes.locate(recipe.init.from_)), init_step)):
+        return load_tokenizer(specs.locate(recipe.text.tokenizer))
+    if init_step is not None and (stored := _stored_tokenizer(Path(specs.locate(recipe.init.from_)), init_step)):
         return Tokenizer(stored)
     sentences = itertools.chain.from_iterable(_sentences(task, data.data_sets[task.data_set]) for task in readers)
     return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size)

@@ -1,6 +1,5 @@
 """cluster.yaml and deploy/ hold together. Starts no Ray and imports none: only its wheel's schema is read."""
 
-import ast
 import json
 import math
 import re
@@ -33,10 +32,9 @@ def rayjob():
 
 
 def cluster_settings():
-    """The keys that a recipe takes below `cluster`, without importing the recipe."""
-    tree = ast.parse(read("pipeline/recipe/settings.py"))
-    settings = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "ClusterSettings")
-    return {n.target.id for n in settings.body if isinstance(n, ast.AnnAssign)}
+    """The keys that a recipe takes below `cluster`."""
+    schema = json.loads(read("configs/recipe.schema.json"))
+    return set(schema["$defs"]["ClusterSettings"]["properties"])
 
 
 def overrides(text):

@@ -26,10 +26,11 @@ examples:
   {pretrain} --config pets.yaml --print-config    every key of a recipe with its value
   {pretrain} --config pets.yaml --set train.num_steps=20000 --set train.learning_rate=3e-4
   {pretrain} --config pets.yaml --set cluster.num_workers=2
+  {pretrain} --explain train.clip_norm            what a key means; --explain train: those of a section
 
 The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
 checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
-What each key means: pipeline/recipe/settings.py. What a run leaves behind: README.md.
+What each key means: --explain KEY, docs/settings.md. What a run leaves behind: docs/training-and-resume.md.
 A second Ctrl-C or SIGTERM ends it at once, without saving (130, 143).
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",
@@ -41,6 +42,13 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved recipe with every default, and stop"
     )
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help="print what a key or a section of the recipe means, e.g. train.clip_norm, and stop",
+    )
     parser.set_defaults(job=_pretrain, started=time.time())
     return parser
 
@@ -48,6 +56,9 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
 def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline import recipe as recipes
 
+    if arguments.explain is not None:
+        print(recipes.explain_key(arguments.explain, arguments.config, arguments.overrides))
+        return EXIT_DONE
     run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
     recipe = recipes.load(arguments.config, arguments.overrides, run_dir=run_dir)
     if arguments.print_config:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from pipeline.data.media.process import DecodeLimits
+from pipeline.cluster.settings import WorkerSettings
+from pipeline.data.spec import DecodeLimits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +23,9 @@ class DecodeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The machines of a run and what its workers take of them."""
+class Cluster(WorkerSettings):
+    """Where a run runs: its workers, and how their data are decoded."""
 
-    num_workers: int | tuple[int, int] = 0
-    max_failures: int = 10
-    accelerator: str = "cpu"
-    accelerators_per_worker: int = 1
-    cpus_per_worker: float = 1.0
-    topology: str | None = None
-    accelerator_type: str | None = None
-    address: str | None = None
-    start_timeout_s: float = 1800.0
     decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
     cache_bytes: int = 0
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)

@@ -3,89 +3,82 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Embedder, Modality, load
+from pipeline.keys import key
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
 # file, memory, a repository), so the recipe must name them.
 STORAGE_SCHEMES = ("file", "gcs", "gs", "hf", "http", "https", "s3")
 
-# What a task's loss may be made of: terms that compare modalities, and terms that need a classifier.
-CONTRASTIVE = ("nce", "sigmoid_pairs")
-CLASSIFICATION = ("softmax", "sigmoid")
-OBJECTIVES = (*CONTRASTIVE, *CLASSIFICATION)
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """Canonical image: RGB, short side resized to ``short_side`` pixels. decoder: see ``media.decoders``."""
+    """How images are decoded: RGB, at one size of the shorter side."""
 
-    short_side: int = 256
-    max_pixels: int = 100_000_000
-    max_bytes: int = 256 << 20
-    decoder: str = "pillow"
+    short_side: int = key(256, "Pixels of an image's shorter side after decoding; variants are cut out of it.", ge=16)
+    max_pixels: int = key(100_000_000, "Images with more pixels are rejects.", ge=1)
+    max_bytes: int = key(256 << 20, "Image files with more bytes are rejects; they are not read.", ge=1)
+    decoder: str = key("pillow", 'Decoder of images: "pillow", or one of your own as package.module:function.')
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSpec:
-    """Canonical clip: RGB frames at ``fps``, short side resized, at most ``max_frames`` of them.
+    """How videos are decoded: RGB frames at one rate and one size of the shorter side."""
 
-    The other caps are on the file: pixels of a frame, bytes, seconds, frames.
-    """
-
-    fps: float = 12.5
-    short_side: int = 256
-    max_frames: int = 16
-    max_pixels: int = 4096 * 4096
-    max_bytes: int = 8 << 30
-    max_duration_s: float = 4 * 3600.0
-    max_source_frames: int = 1_000_000
-    decoder: str = "pyav"
+    fps: float = key(12.5, "Frames per second of a decoded clip, whatever the file's rate.", gt=0)
+    short_side: int = key(256, "Pixels of a frame's shorter side after decoding; variants are cut out of it.", ge=16)
+    max_frames: int = key(16, "Maximum frames of a decoded clip; variants and evaluation see no others.", ge=1)
+    max_pixels: int = key(4096 * 4096, "Videos with more pixels a frame are rejects.", ge=1)
+    max_bytes: int = key(8 << 30, "Video files with more bytes are rejects; they are not read.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Videos that last longer, in seconds, are rejects.", gt=0)
+    max_source_frames: int = key(1_000_000, "Video files with more frames are rejects.", ge=1)
+    decoder: str = key("pyav", 'Decoder of videos: "pyav", "decord", or your own as package.module:function.')
 
 
 @dataclasses.dataclass(frozen=True)
-class AudioSpec:
-    """Canonical waveform (mono, ``sample_rate_hz``) and its log-mel spectrogram of ``num_frames`` x ``num_mels``.
+class AudioSettings:
+    """How sound is decoded, and the log-mel spectrogram that the model sees of it.
 
-    The defaults are the release's: 128 frames of 128 mels, 16x16 patches, 64 tokens from 8.2 s. ``AUDIO_PRESETS`` has
-    them by name, with AudioMAE's beside them.
-
-    frame_length: samples under the window. fft_length: the frame is padded to it with zeros; None: frame_length.
-    window: Hann, "periodic" (over N) or "symmetric" (over N - 1). remove_dc: each frame's mean is taken off.
-    preemphasis: so much of the sample before is taken off each sample. power: 1 magnitudes, 2 their squares.
-    mel_scale: "slaney", filters of equal area; "htk", filters of equal height (``tokens.mel_filters``).
-    log_offset, log_floor: a value is log(max(mel + log_offset, log_floor)).
-    pad_value: of frames that the sound does not fill whole; None: the sound goes on in silence.
-    mean, std: of the log-mel values; tokens are (x - mean) / std.
-    max_bytes, max_duration_s: caps on the file. decoder: see ``media.decoders``.
-
-    Raises ValueError with the values where one is unknown or two contradict each other.
+    The defaults are the release's: 128 frames of 128 mels from 8.2 s. ``AUDIO_PRESETS`` has them by name, with
+    AudioMAE's beside them. Raises ValueError with the values if one is unknown or two contradict each other.
     """
 
-    sample_rate_hz: int = 16_000
-    frame_length: int = 2048
-    hop_length: int = 1024
-    num_frames: int = 128
-    num_mels: int = 128
-    min_hz: float = 80.0
-    max_hz: float = 7600.0
-    fft_length: int | None = None
-    window: str = "periodic"
-    remove_dc: bool = False
-    preemphasis: float = 0.0
-    power: int = 1
-    mel_scale: str = "htk"
-    log_offset: float = 1e-6
-    log_floor: float = 0.0
-    pad_value: float | None = None
-    mean: float = 0.0
-    std: float = 1.0
-    patch: tuple[int, int] = (16, 16)
-    max_bytes: int = 8 << 30
-    max_duration_s: float = 4 * 3600.0
-    decoder: str = "soundfile"
+    preset: Literal["imp", "audiomae"] = key(
+        "imp",
+        'Front end whose values hold where a key is not given: "imp" is the release\'s (64 tokens from 8.2 s), '
+        '"audiomae" AudioMAE\'s (512 tokens from 10.24 s).',
+    )
+    sample_rate_hz: int = key(16_000, "Samples per second of the decoded waveform, which is mono.", ge=1000)
+    frame_length: int = key(2048, "Samples under the window of a spectrogram frame.", ge=16)
+    hop_length: int = key(1024, "Samples from the start of a spectrogram frame to the next.", ge=1)
+    num_frames: int = key(128, "Frames of a spectrogram; a multiple of the model's patch.", ge=16)
+    num_mels: int = key(128, "Mel bands of a spectrogram; a multiple of the model's patch.", ge=16)
+    min_hz: float = key(80.0, "Frequency at which the lowest mel band starts.", ge=0)
+    max_hz: float = key(7600.0, "Frequency at which the highest mel band ends, at most half the sample rate.", gt=0)
+    fft_length: int | None = key(
+        None, "Samples of the Fourier transform, the frame padded with zeros; null: frame_length.", ge=16
+    )
+    window: Literal["periodic", "symmetric"] = key(
+        "periodic", "Form of the Hann window: over frame_length samples, or over one fewer."
+    )
+    remove_dc: bool = key(False, "Each spectrogram frame's mean is subtracted from it.")
+    preemphasis: float = key(0.0, "Share of the sample before that is subtracted from each sample.", ge=0, le=1)
+    power: Literal[1, 2] = key(1, "1: magnitudes of the transform; 2: their squares.")
+    mel_scale: Literal["slaney", "htk"] = key("htk", "Mel filters of equal area (slaney) or of equal height (htk).")
+    log_offset: float = key(1e-6, "Added to a mel value before its logarithm.", ge=0)
+    log_floor: float = key(0.0, "Smallest value of which the logarithm is taken.", ge=0)
+    pad_value: float | None = key(
+        None, "Log-mel value of frames that the sound does not fill; null: the sound goes on in silence."
+    )
+    mean: float = key(0.0, "Mean of the data's log-mel values; subtracted before the model sees them.")
+    std: float = key(1.0, "Standard deviation of the data's log-mel values; the model sees values divided by it.", gt=0)
+    max_bytes: int = key(8 << 30, "Audio files with more bytes are rejects; they are not read.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Sounds that last longer, in seconds, are rejects.", gt=0)
+    decoder: str = key("soundfile", 'Decoder of sound: "soundfile", "pyav", or your own as package.module:function.')
 
     def __post_init__(self) -> None:
         for name, known in (("window", ("periodic", "symmetric")), ("power", (1, 2)), ("mel_scale", ("slaney", "htk"))):
@@ -108,6 +101,13 @@ class AudioSpec:
         last = self.hop_length if self.pad_value is None else self.frame_length
         return (self.num_frames - 1) * self.hop_length + last
 
+
+@dataclasses.dataclass(frozen=True)
+class AudioSpec(AudioSettings):
+    """Sound as the model sees it. patch: frames and mel bands of a token, the model's."""
+
+    patch: tuple[int, int] = (16, 16)
+
     @property
     def grid(self) -> tuple[int, int]:
         return self.num_frames // self.patch[0], self.num_mels // self.patch[1]
@@ -121,6 +121,7 @@ class AudioSpec:
 AUDIO_PRESETS = {
     "imp": AudioSpec(),
     "audiomae": AudioSpec(
+        preset="audiomae",
         frame_length=400,
         hop_length=160,
         num_frames=1024,
@@ -225,36 +226,34 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class ColourJitter:
-    """Other colours with this probability, the same for all frames of a clip; the amounts are the release's.
+    """Colour jitter of images and frames, off unless it has a probability (the release's is 0.8)."""
 
-    brightness: share of full white that is added or taken off. contrast, saturation: their factors differ from 1 by at
-    most this. hue: turned by at most this part of the circle, either way.
-    """
+    probability: float = key(0.0, "Share of samples whose colours change, all frames of a clip alike.", ge=0, le=1)
+    brightness: float = key(0.125, "Maximum share of full white that is added or subtracted.", ge=0, le=1)
+    contrast: float = key(0.4, "Maximum by which the factor on contrast differs from 1.", ge=0, le=1)
+    saturation: float = key(0.4, "Maximum by which the factor on saturation differs from 1.", ge=0, le=1)
+    hue: float = key(0.2, "Maximum part of the circle by which hues turn, either way.", ge=0, le=0.5)
 
-    probability: float = 0.0
-    brightness: float = 0.125
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.2
+
+_Decibels = Annotated[float, Interval(ge=-120, le=120)]
 
 
 @dataclasses.dataclass(frozen=True)
 class SoundAugment:
-    """random_start: a sound that is longer than the spectrogram starts anywhere, unless frames beside it fix its start.
+    """What training changes of sounds, nothing by default."""
 
-    gain_db: louder by a number of decibels in this range. noise_probability, noise_snr_db: white noise is mixed in, so
-    many decibels below the sound. time_masks, mel_masks: bands of frames and of mel bins that are filled with the mean,
-    each at most time_mask_share or mel_mask_share of the spectrogram wide.
-    """
-
-    random_start: bool = False
-    gain_db: tuple[float, float] = (0.0, 0.0)
-    noise_probability: float = 0.0
-    noise_snr_db: tuple[float, float] = (10.0, 30.0)
-    time_masks: int = 0
-    time_mask_share: float = 0.2
-    mel_masks: int = 0
-    mel_mask_share: float = 0.3
+    random_start: bool = key(
+        False, "A sound longer than the spectrogram starts anywhere, unless frames beside it fix its start."
+    )
+    gain_db: tuple[_Decibels, _Decibels] = key((0.0, 0.0), "Range of the decibels by which a sound is made louder.")
+    noise_probability: float = key(0.0, "Share of sounds that white noise is mixed into.", ge=0, le=1)
+    noise_snr_db: tuple[_Decibels, _Decibels] = key(
+        (10.0, 30.0), "Range of the decibels by which noise is below the sound."
+    )
+    time_masks: int = key(0, "Bands of spectrogram frames that are replaced by the mean (SpecAugment).", ge=0)
+    time_mask_share: float = key(0.2, "Maximum width of a band of frames, as a share of all frames.", ge=0, le=1)
+    mel_masks: int = key(0, "Bands of mel bins that are replaced by the mean (SpecAugment).", ge=0)
+    mel_mask_share: float = key(0.3, "Maximum width of a band of mel bins, as a share of all bins.", ge=0, le=1)
 
     @property
     def changes_loudness(self) -> bool:
@@ -265,13 +264,12 @@ class SoundAugment:
 class Augment:
     """What training changes of a sample, evaluation never.
 
-    area, aspect: of the crop, uniform in these ranges. flip: mirrored half the time. colour and sound leave a sample
-    alone whose words tell what they would change (``augment.for_words``).
+    Colours and sounds stay as they are if the sample's words tell what would change (``augment.for_words``).
     """
 
-    area: tuple[float, float] = (1.0, 1.0)
-    aspect: tuple[float, float] = (1.0, 1.0)
-    flip: bool = False
+    area: tuple[float, float] = key((1.0, 1.0), "Range of a random crop's share of the area; [1, 1] crops nothing.")
+    aspect: tuple[float, float] = key((1.0, 1.0), "Range of a random crop's width over its height.")
+    flip: bool = key(False, "Half of all images and clips are mirrored, left to right.")
     colour: ColourJitter = ColourJitter()
     sound: SoundAugment = SoundAugment()
 
@@ -280,12 +278,14 @@ class Augment:
 class TaskSpec:
     """One (data set, objective) pair.
 
-    objectives: (name, weight) of each term of the loss. A classifier looks at the first modality that is not text.
+    objectives: (name, weight) of each term of the loss.
     text: "captions" draws one of the row's texts, "labels" fills a prompt with the row's label.
     positives: rows with equal "labels" or "text" are positives of each other; "instance": no two rows are.
     text_length: tokens; longer texts are cut. max_characters: longer texts are left out, as are those that are no text.
     classes: the part of the data set's classes that counts, all by default.
-    pair_weights: (pair of model modalities such as "audio_text", weight) where it is not 1; 0 leaves the pair out.
+    pairs: pairs of model modalities such as "audio_text" that a term of the loss compares; () if none compares any.
+    pair_weights: (pair, weight) where it is not 1; 0 leaves the pair out.
+    classified: the modality that a classifier looks at; None if no term of the loss needs one.
     microbatches: the number of parts that a batch is worked through in for one update.
     embedders: (modality, the model's name for its layers) of modalities that the recipe adds.
     """
@@ -302,7 +302,9 @@ class TaskSpec:
     max_characters: int = 100_000
     positives: str = "text"
     augment: Augment = Augment()
+    pairs: tuple[str, ...] = ()
     pair_weights: tuple[tuple[str, float], ...] = ()
+    classified: str | None = None
     microbatches: int = 1
     embedders: tuple[tuple[str, str], ...] = ()
 
@@ -313,23 +315,12 @@ class TaskSpec:
     @property
     def contrasts(self) -> bool:
         """Whether a term of the loss compares modalities."""
-        return any(name in CONTRASTIVE for name, _ in self.objectives)
+        return bool(self.pairs)
 
     @property
     def classifies(self) -> bool:
         """Whether a term of the loss needs a classifier."""
-        return any(name in CLASSIFICATION for name, _ in self.objectives)
-
-    @property
-    def classified(self) -> str | None:
-        """The modality that the classifier looks at."""
-        return self.media[0] if self.classifies else None
-
-    @property
-    def pairs(self) -> tuple[str, ...]:
-        """The pairs that a contrastive term compares, named as in ``pair_weights`` whatever their weight."""
-        names = sorted(self.embedder(m) for m in self.modalities)
-        return tuple("_".join(pair) for pair in itertools.combinations(names, 2)) if self.contrasts else ()
+        return self.classified is not None
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -339,7 +330,7 @@ class TaskSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpec:
-    """What turns a clip into tokens, the same for all tasks: patch and position tables of the model."""
+    """What turns a clip into tokens, the same for all tasks: the model's patches and position tables."""
 
     vision_patch: tuple[int, int, int] = (4, 16, 16)
     vision_positions: tuple[int, int, int] = (16, 32, 32)

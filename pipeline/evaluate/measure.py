@@ -25,7 +25,7 @@ from pipeline.data.spec import TaskSpec, Variant
 from pipeline.errors import RequestError
 from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.recipe import EvaluationSettings
+from pipeline.recipe import EvaluationSettings, specs
 
 # Number of views for one call of the model: a multiple of its batch, so that only the last batch is filled up.
 _VIEWS = 64
@@ -68,7 +68,7 @@ def default_list(model: TrainedModel) -> list[EvaluationSettings]:
             entry = EvaluationSettings(
                 data_set=task.data_set, kind=kind, modality=task.media[0], classes=list(task.classes)
             )
-            if entry.served_by(task):
+            if specs.serves(task, entry):
                 out[repr(entry)] = entry
     return list(out.values())
 
@@ -109,7 +109,7 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure: Callable[
 def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
     """A trained task with the heads that this measurement needs."""
     for task in model.tasks.values():
-        if settings.served_by(task):
+        if specs.serves(task, settings):
             return task
     raise RequestError(
         f"evaluate: {settings.kind} of {settings.modality} on {settings.data_set} needs a task there with "
@@ -138,10 +138,10 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         data_set,
         modalities=(settings.modality,),
         manifest=manifest,
-        limits=model.recipe.cluster.decode_limits(),
+        limits=specs.decode_limits(model.recipe),
     )
     # Without objectives a sample is its media alone, so a row without labels or text is no reject.
-    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=())
+    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=(), pairs=(), classified=None)
     maker = SampleMaker(only, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from model.config import ModelConfig
+from model.config import NO_VOCABULARY, ModelConfig
 from model.imp import Imp
 from model.step import state_shapes
 from model.structure import Structure
 from pipeline import recipe as recipes
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import host_device, use_compute_type
 from pipeline.train.mixture.structures import structure_of
@@ -40,10 +41,10 @@ class TrainedModel:
             data = checkpoints.data(step)
             self.step = data["step"]
             self.recipe = recipes.from_dict(data["config"])
-            self.data_sets, self.tasks = self.recipe.data_set_specs(), self.recipe.task_specs()
+            self.data_sets, self.tasks = specs.data_set_specs(self.recipe), specs.task_specs(self.recipe)
             tokenizer = base64.b64decode(data["tokenizer"])
             self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
-            self.tokens = self.recipe.token_spec()
+            self.tokens = specs.token_spec(self.recipe)
             self.imp = Imp.for_structures(self._config(), self._structures())
             self.params = _load_parameters(checkpoints, self.imp, self.step)
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
@@ -55,13 +56,13 @@ class TrainedModel:
         )
 
     def _config(self) -> ModelConfig:
-        vocab_size = self.tokenizer.vocab_size if self.tokenizer else 16
-        config = use_compute_type(self.recipe.model_config_for(vocab_size=vocab_size))
+        vocab_size = self.tokenizer.vocab_size if self.tokenizer else NO_VOCABULARY
+        config = use_compute_type(specs.model_config(self.recipe, vocab_size=vocab_size))
         # This may be another machine than that of training, whose kernel it may not have.
         return dataclasses.replace(config, attention="auto")
 
     def _structures(self) -> list[Structure]:
-        running = self.recipe.sampler_spec().runs(self.tasks)
+        running = specs.sampler_spec(self.recipe).runs(self.tasks)
         return [
             structure_of(t, v, self.data_sets[t.data_set], self.tokens)
             for t in self.tasks.values()
@@ -74,7 +75,7 @@ class TrainedModel:
 
         Raises RequestError where a data set's classes differ from those the model was trained on.
         """
-        for name, data_set in recipe.data_set_specs().items():
+        for name, data_set in specs.data_set_specs(recipe).items():
             if name in self.data_sets and data_set.classes != self.data_sets[name].classes:
                 raise RequestError(f"data_sets.{name}.classes: the model was trained on another list of classes")
             self.data_sets[name] = data_set

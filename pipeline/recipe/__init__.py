@@ -3,9 +3,10 @@
 Unknown keys are errors that name the nearest known one; every value is checked before anything starts.
 """
 
+from pipeline.recipe.explain import explain_key
 from pipeline.recipe.reading import from_dict, load
 from pipeline.recipe.resume import check_resume, differences
-from pipeline.recipe.settings import EvaluationSettings, Recipe, locate, uses_demo
+from pipeline.recipe.settings import EvaluationSettings, Recipe
 from pipeline.recipe.yaml_text import dump, read_yaml
 
 __all__ = [
@@ -14,9 +15,8 @@ __all__ = [
     "check_resume",
     "differences",
     "dump",
+    "explain_key",
     "from_dict",
     "load",
-    "locate",
     "read_yaml",
-    "uses_demo",
 ]

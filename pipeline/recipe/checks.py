@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import difflib
 import re
 
 import numpy as np
 
-from model.config import MoEConfig
+from model import terms
+from model.config import NO_VOCABULARY, ModelConfig, MoEConfig
 from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
 from pipeline.data.modalities import MODALITIES
-from pipeline.data.spec import CLASSIFICATION, CONTRASTIVE, TaskSpec
+from pipeline.data.spec import MEDIA, AudioSpec, TaskSpec
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.recipe.added import embedders, has_frames
-from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, SamplerSettings, TaskSettings
 
 
 def check_references(recipe: Recipe) -> None:
@@ -34,8 +37,8 @@ def check_references(recipe: Recipe) -> None:
         for number, modality in enumerate(task.modalities):
             _known(modality, embedders(recipe.modalities), f"{where}.modalities.{number}")
         _check_task(where, task, recipe)
-    specs = recipe.task_specs()
-    for task in specs.values():
+    tasks = specs.task_specs(recipe)
+    for task in tasks.values():
         _check_loss(f"tasks.{task.name}", task)
     for number, e in enumerate(recipe.evaluate):
         where = f"evaluate.{number}"
@@ -49,18 +52,24 @@ def check_references(recipe: Recipe) -> None:
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
             raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
-        _check_evaluation(where, e, specs)
+        _check_evaluation(where, e, tasks)
     _check_sampler(recipe)
+    steps = recipe.logging.profile_steps
+    if steps and steps[0] > steps[1]:
+        raise RequestError(f"logging.profile_steps: expected [first, last], rising; found {list(steps)}")
 
 
 # What each kind of sampler reads of its settings, beside what all do.
 _OF_KIND = {"intervals": "round_robin", "period": "exact", "stages": "multinomial", "bandit": "bandit"}
 
 
+_DEFAULT_SAMPLER = SamplerSettings()
+
+
 def _check_sampler(recipe: Recipe) -> None:
-    settings, spec = recipe.sampler, recipe.sampler_spec()
+    settings, spec = recipe.sampler, specs.sampler_spec(recipe)
     for key, kind in _OF_KIND.items():
-        if getattr(settings, key) != type(settings).model_fields[key].default and settings.kind != kind:
+        if getattr(settings, key) != getattr(_DEFAULT_SAMPLER, key) and settings.kind != kind:
             raise RequestError(f"sampler.{key}: is for the kind {kind}; found {settings.kind}")
     for name in settings.intervals:
         _known(name, recipe.tasks, "sampler.intervals")
@@ -99,7 +108,7 @@ def _check_decoders(name: str, data_set: DataSetSettings) -> None:
 
 def check_model(recipe: Recipe) -> None:
     """What the model's tables can hold."""
-    model = recipe.model_config_for(vocab_size=16)
+    model = specs.model_config(recipe, vocab_size=NO_VOCABULARY)
     _check_experts(recipe, model.moe)
     _check_router(model.moe)
     for name, task in recipe.tasks.items():
@@ -108,13 +117,21 @@ def check_model(recipe: Recipe) -> None:
                 f"tasks.{name}.text_length: {task.text_length} tokens, but {recipe.model.variant} has "
                 f"{model.text_positions[0]} text positions"
             )
-    for name, data_set in recipe.data_set_specs().items():
-        heard = any("audio" in t.modalities for t in recipe.tasks.values() if t.data_set == name)
-        if heard and any(n > most for n, most in zip(data_set.audio.grid, model.audio_positions, strict=True)):
-            raise RequestError(
-                f"data_sets.{name}.audio: a grid of {data_set.audio.grid} patches is larger than the position tables "
-                f"{model.audio_positions}; lower num_frames or num_mels"
-            )
+    heard = {task.data_set for task in recipe.tasks.values() if "audio" in task.modalities}
+    for name, data_set in specs.data_set_specs(recipe).items():
+        if name in heard:
+            _check_spectrogram(f"data_sets.{name}.audio", data_set.audio, model)
+
+
+def _check_spectrogram(where: str, audio: AudioSpec, model: ModelConfig) -> None:
+    for key, patch in zip(("num_frames", "num_mels"), model.audio_patch, strict=True):
+        if getattr(audio, key) % patch:
+            raise RequestError(f"{where}.{key}: must divide by the patch of {patch}")
+    if any(n > rows for n, rows in zip(audio.grid, model.audio_positions, strict=True)):
+        raise RequestError(
+            f"{where}: a grid of {audio.grid} patches is larger than the position tables {model.audio_positions}; "
+            "lower num_frames or num_mels"
+        )
 
 
 def _check_experts(recipe: Recipe, moe: MoEConfig | None) -> None:
@@ -135,9 +152,9 @@ def _check_router(moe: MoEConfig | None) -> None:
 
 def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSpec]) -> None:
     """There must be a trained task with the heads that the measurement needs."""
-    if any(e.served_by(task) for task in tasks.values()):
+    if any(specs.serves(task, e) for task in tasks.values()):
         return
-    heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(CONTRASTIVE)} and text"
+    heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(terms.CONTRASTIVE)} and text"
     raise RequestError(
         f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with {heads}; the recipe has none"
     )
@@ -152,8 +169,7 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *,
         ("sound.noise_snr_db", augment.sound.noise_snr_db, None, None),
     ):
         _check_range(f"{where}.{key}", pair, above=low, most=high)
-    fields = type(augment).model_fields
-    changed = [key for key in fields if getattr(augment, key) != fields[key].default]
+    changed = [field.name for field in dataclasses.fields(augment) if getattr(augment, field.name) != field.default]
     heard = "audio" in task.modalities
     for key in changed:
         if not (heard if key == "sound" else seen):
@@ -166,7 +182,7 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *,
     for key, on, words, wrong in (
         ("flip", augment.flip, _SIDES, "in the mirror"),
         ("colour", augment.colour.probability > 0, COLOUR_WORDS, "in other colours"),
-        ("sound", augment.spec().sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
+        ("sound", augment.sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
     ):
         wrong_class = next((c for c in told if on and words.search(c)), None)
         if wrong_class is not None:
@@ -202,25 +218,22 @@ def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
     _check_augment(f"{where}.augment", task, data_set, seen=has_frames(recipe.modalities, modalities))
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
-        most = max((v.num_frames for v in task.variants), default=0)
+        most = max((specs.num_frames(v.frames) for v in task.variants), default=0)
         if most > data_set.video.max_frames:
             raise RequestError(
                 f"{where}.variants: {most} frames, but data_sets.{task.data_set}.video.max_frames is "
                 f"{data_set.video.max_frames}; raise it"
             )
-    for side in ("num_frames", "num_mels"):
-        if "audio" in modalities and getattr(data_set.audio, side) % 16:
-            raise RequestError(f"data_sets.{task.data_set}.audio.{side}: must divide by the patch of 16")
 
 
 def _check_objective(where: str, task: TaskSettings, data_set: DataSetSettings) -> None:
     modalities, names = task.modalities, [name for name, _ in task.objectives]
-    contrast = next((n for n in names if n in CONTRASTIVE), None)
-    classify = next((n for n in names if n in CLASSIFICATION), None)
+    contrast = next(iter(terms.contrastive(names)), None)
+    classify = next(iter(terms.classification(names)), None)
     if contrast and len(modalities) < 2:
         raise RequestError(f"{where}.modalities: {contrast} needs two or three, found {modalities}")
     if classify and not contrast and (len(modalities) != 1 or modalities == ["text"]):
-        raise RequestError(f"{where}.modalities: {classify} needs one of image, video, audio; found {modalities}")
+        raise RequestError(f"{where}.modalities: {classify} needs one of {', '.join(MEDIA)}; found {modalities}")
     if classify and not data_set.classes:
         raise RequestError(f"{where}: {classify} needs data_sets.{task.data_set}.classes, found none")
 

@@ -1,4 +1,4 @@
-"""Values that a recipe leaves open: the optimiser's and the temperature follow the batch, the model's its variant.
+"""Values for what a recipe leaves open: optimiser and temperature follow the batch, the model its variant.
 
 The paper trains with batches of 65,536, where its values hold; other values were measured to learn at 64. In between a
 value grows by the same factor with every doubling of the batch. Why so: docs/decisions/small-runs-that-learn.md.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from model.config import VARIANTS, ModelConfig
-from pipeline.data.spec import CONTRASTIVE
+from model import terms
+from model.config import NO_VOCABULARY, VARIANTS, ModelConfig
+from pipeline.recipe import specs
 from pipeline.recipe.settings import MoESettings, Recipe, TaskSettings
 
 _SMALL_BATCH, _LARGE_BATCH = 64, 65_536
@@ -19,21 +20,29 @@ _SMALL_TEMPERATURE = 0.1
 
 
 def at_batch(batch: int, *, small: float, large: float) -> float:
-    """Between the values at batches of 64 and of 65,536, and these outside of them; two digits."""
+    """A value between those at batches of 64 and of 65,536, which hold outside of them too; two digits."""
     doublings = math.log2(_LARGE_BATCH / _SMALL_BATCH)
     share = min(1.0, max(0.0, math.log2(batch / _SMALL_BATCH) / doublings))
     return float(f"{small ** (1 - share) * large**share:.2g}")
+
+
+def batch_rules() -> dict[str, str]:
+    """Key whose null follows the largest batch → how."""
+    ends = {f"train.{key}": (f"{small:g}", f"{large:g}") for key, (small, large) in _BY_BATCH.items()}
+    ends["model.temperature_init"] = (f"{_SMALL_TEMPERATURE:g}", "the variant's own")
+    text = f"{{}} up to {_SMALL_BATCH} samples, rising to {{}} at {_LARGE_BATCH:,}"
+    return {key: text.format(small, large) for key, (small, large) in ends.items()}
 
 
 def with_batch_defaults(recipe: Recipe, *, stored: dict) -> Recipe:
     """The recipe with a number for every null of ``train``, by its largest batch, and for the initial temperature, by
     the largest batch of a task that compares modalities.
 
-    stored: the resolved recipe of a run that goes on, whose numbers stay.
+    stored: the resolved recipe of a run to resume, whose numbers are kept.
     """
     batches = [task.batch_size for task in recipe.tasks.values()]
     contrasted = [
-        task.batch_size for task in recipe.tasks.values() if any(name in CONTRASTIVE for name, _ in task.objectives)
+        task.batch_size for task in recipe.tasks.values() if terms.contrastive(name for name, _ in task.objectives)
     ]
     train = {
         key: _number(stored, "train", key) or at_batch(max(batches), small=small, large=large)
@@ -62,7 +71,7 @@ def _temperature(recipe: Recipe, batch: int) -> float:
 
 def with_model_values(recipe: Recipe) -> Recipe:
     """The recipe with the variant's value for every null of ``model``; a dense model has none of ``moe``."""
-    config = recipe.model_config_for(vocab_size=16)
+    config = specs.model_config(recipe, vocab_size=NO_VOCABULARY)
     moe = MoESettings()
     if config.moe:
         moe = MoESettings(**{name: getattr(config.moe, name) for name in MoESettings.model_fields})

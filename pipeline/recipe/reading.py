@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import yaml
 
-from pipeline.errors import RequestError
+from pipeline.data.spec import AUDIO_PRESETS, AudioSettings
+from pipeline.errors import RequestError, one_line
+from pipeline.recipe import schema
 from pipeline.recipe.checks import check_model, check_references
 from pipeline.recipe.defaults import with_batch_defaults, with_data_values, with_model_values
 from pipeline.recipe.settings import Recipe
@@ -19,14 +23,14 @@ from pipeline.recipe.yaml_text import read_yaml
 def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:
     """Reads a recipe and applies KEY=VALUE overrides (VALUE is YAML). Raises RequestError with one clear line.
 
-    run_dir: of the run that may go on: what the recipe leaves open is what it is there, whatever tasks come or go.
+    run_dir: of a run to resume: its values fill in what the recipe leaves open, even if tasks come or go.
     """
     try:
         raw = read_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise RequestError(f"--config {path}: no such file") from e
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
-        raise RequestError(f"--config {path}: expected YAML: {' '.join(str(e).split())}") from e
+        raise RequestError(f"--config {path}: expected YAML: {one_line(e)}") from e
     if not isinstance(raw, dict):
         raise RequestError(f"--config {path}: expected a mapping of settings, found {type(raw).__name__}")
     for text in overrides:
@@ -35,7 +39,7 @@ def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) 
 
 
 def _stored(run_dir: Path) -> dict:
-    """The resolved recipe of a run; empty where there is none, or none that can be read, which its check will say."""
+    """The resolved recipe of a run; empty if it cannot be read, which the check of the run directory reports."""
     try:
         stored = read_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
@@ -50,7 +54,7 @@ def _override(raw: dict, text: str) -> None:
     try:
         parsed = read_yaml(value)
     except yaml.YAMLError as e:
-        raise RequestError(f"--set {text}: the value is not YAML: {' '.join(str(e).split())}") from e
+        raise RequestError(f"--set {text}: the value is not YAML: {one_line(e)}") from e
     *outer, last = key.split(".")
     node = raw
     for part in outer:
@@ -64,10 +68,16 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
     """A checked recipe in which nothing is left open that follows from the rest. Raises RequestError for the first
     thing that is wrong.
 
-    stored: the resolved recipe of a run that goes on (``defaults.with_batch_defaults``).
+    stored: the resolved recipe of a run to resume (``defaults.with_batch_defaults``).
     """
     try:
-        recipe = with_batch_defaults(Recipe.model_validate(_with_class_files(raw)), stored=stored or {})
+        _check_plain(raw)
+    except RecursionError as e:
+        raise RequestError("the recipe: a YAML alias refers to what it is part of; write it out") from e
+    filled = _with_each_data_set(raw)
+    try:
+        # As JSON, strict settings take lists for tuples and mappings for dataclasses, and nothing else.
+        recipe = with_batch_defaults(Recipe.model_validate_json(json.dumps(filled)), stored=stored or {})
     except pydantic.ValidationError as e:
         raise RequestError(_message(e)) from e
     check_references(recipe)
@@ -75,47 +85,87 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
     return with_model_values(with_data_values(recipe))
 
 
-def _with_class_files(raw: dict) -> dict:
-    """Class lists that name a file are read into the recipe, so that the resolved config holds them."""
+def _check_plain(value: Any, path: str = "") -> None:
+    """Raises RequestError for what YAML can say and a recipe cannot: dates, bytes, sets, keys that are no text."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise RequestError(f"{path or 'the recipe'}: expected keys that are text, found {name!r}; quote it")
+            _check_plain(inner, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_plain(inner, f"{path}.{number}")
+    elif not isinstance(value, str | int | float | None):
+        raise RequestError(f"{path}: expected text, a number, a list or a mapping, found {_shown(value)}; quote text")
+    elif isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+        raise RequestError(f"{path}: expected text, found half a character in {_shown(value)}")
+
+
+def _with_each_data_set(raw: dict) -> dict:
+    """The recipe with class lists and audio presets filled in, so that the resolved config holds their values."""
     sets = raw.get("data_sets")
     if not isinstance(sets, dict):
         return raw
-    out = {}
+    out = dict(sets)
     for name, settings in sets.items():
-        if isinstance(settings, dict) and isinstance(settings.get("classes"), str):
-            path = Path(settings["classes"]).expanduser()
-            try:
-                lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            except (OSError, UnicodeDecodeError) as e:
-                reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
-                raise RequestError(f"data_sets.{name}.classes: {path} cannot be read: {reason}") from e
-            settings = settings | {"classes": [line for line in lines if line]}
-        out[name] = settings
+        if isinstance(settings, dict):
+            out[name] = settings | _class_list(name, settings.get("classes")) | _preset(settings.get("audio"))
     return raw | {"data_sets": out}
+
+
+def _class_list(data_set: str, classes: Any) -> dict:
+    """The classes of a file with one on each line."""
+    if not isinstance(classes, str):
+        return {}
+    path = Path(classes).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
+        raise RequestError(f"data_sets.{data_set}.classes: {path} cannot be read: {reason}") from e
+    return {"classes": [line for line in lines if line]}
+
+
+def _preset(audio: Any) -> dict:
+    """The values of an audio preset for the keys that are not given; the key's own check refuses an unknown one."""
+    if not isinstance(audio, dict) or audio.get("preset") not in list(AUDIO_PRESETS):
+        return {}
+    values = AUDIO_PRESETS[audio["preset"]]
+    return {"audio": {f.name: getattr(values, f.name) for f in dataclasses.fields(AudioSettings)} | audio}
+
+
+# Errors of pydantic: an unknown key; a value in place of a section or a mapping.
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
+# Names that pydantic adds to the path of a value that may be of several types.
+_TYPES = ("str", "dict", "list", "int", "tuple", "literal")
 
 
 def _message(error: pydantic.ValidationError) -> str:
     """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt."""
     errors = error.errors()
-    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    unknown = [e for e in errors if e["type"] in _UNKNOWN]
     first = (unknown or errors)[0]
-    # Of a setting that may be of several types, pydantic adds the name of the type to the path.
-    path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in ("str", "dict", "list")]
-    if first["type"] == "extra_forbidden":
+    path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES]
+    where = ".".join(path)
+    if first["type"] in _UNKNOWN:
         text, meant = _unknown_key(path)
         errors = [e for e in errors if e["type"] != "missing" or [str(part) for part in e["loc"]] != meant]
     elif first["type"] == "missing":
-        text = f"missing key {'.'.join(path)!r}"
-    elif first["type"] in ("model_type", "dict_type"):
-        text = f"{'.'.join(path)}: expected {_expected_mapping(path)}, found {_shown(first['input'])}"
+        text = f"missing key {where!r}"
+    elif first["type"] in _NO_MAPPING:
+        text = f"{where}: expected {_expected_mapping(path)}, found {_shown(first['input'])}"
+    elif first["type"] == "value_error":
+        # Of a dataclass that checks its values together, and names them.
+        text = f"{where}: {first['ctx']['error']}"
     else:
-        text = f"{'.'.join(path)}: {first['msg']}; found {_shown(first['input'])}"
+        text = f"{where}: {first['msg']}; found {_shown(first['input'])}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
 def _unknown_key(path: list[str]) -> tuple[str, list[str]]:
-    """(the line, the path of the key that was meant where one is near)."""
-    known, key = _known_keys(path[:-1]), ".".join(path)
+    """(the line, the path of the key that was meant if one is near)."""
+    known, key = list(schema.keys_of(schema.at(path[:-1]))), ".".join(path)
     nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     if nearest:
         meant = [*path[:-1], nearest[0]]
@@ -124,35 +174,13 @@ def _unknown_key(path: list[str]) -> tuple[str, list[str]]:
 
 
 def _expected_mapping(path: list[str]) -> str:
-    """The settings that belong where something else than a mapping was found."""
-    fields = _schema(path)
-    inner = path if fields else [*path, "NAME"]
-    fields = fields or _schema(inner)
-    required = [name for name, field in fields.items() if field.is_required()]
-    names = (required or list(fields))[:1]
+    """What belongs in place of a value that is no mapping."""
+    node = schema.at(path)
+    inner = path if schema.keys_of(node) else [*path, schema.one_of(node)]
+    node = schema.at(inner)
+    names = (node.get("required") or list(schema.keys_of(node)))[:1]
     return f"settings such as {'.'.join([*inner, *names])}=..." if names else "a mapping"
 
 
 def _shown(value: Any) -> str:
     return repr(value)[:80]
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    """The keys of the mapping at ``path`` in the recipe's schema."""
-    return list(_schema(path))
-
-
-def _schema(path: list[str]) -> dict[str, Any]:
-    """Key → field of the settings at ``path``; empty where there are none, as in a mapping of names."""
-    node: Any = Recipe
-    for part in path:
-        if _is_settings(node):
-            node = next(f for name, f in node.model_fields.items() if part in (name, f.alias)).annotation
-            continue
-        # A dict or list of models: the part is a name or a number; its last argument is what it holds.
-        node = next((a for a in reversed(getattr(node, "__args__", ())) if a is not type(None)), None)
-    return {field.alias or name: field for name, field in node.model_fields.items()} if _is_settings(node) else {}
-
-
-def _is_settings(node: Any) -> bool:
-    return isinstance(node, type) and issubclass(node, pydantic.BaseModel)

@@ -55,12 +55,14 @@ def check_resume(old: dict, new: dict) -> list[str]:
 
 
 def _mixture_change(key: str, a: Any, b: Any) -> str | None:
-    """A difference in words where it is one of the mixture."""
+    """A difference in words; None if it is not one of the mixture."""
     part, *rest = key.split(".")
     if part == "modalities" and (a is None or b is None):
         return f"{key} " + ("is new" if a is None else "is gone")
     if part in ("tasks", "data_sets") and len(rest) == 1:
-        return f"{part}.{rest[0]} " + ("is new" if a is None else "is gone" if b is None else "changed")
+        if a is None:
+            return f"{key} is new"
+        return f"{key} is gone" if b is None else f"{key} changed"
     if part in ("sampler", "evaluate") or (part == "tasks" and rest[1:] == ["weight"]):
         return f"{key}: {_short(a)} is now {_short(b)}"
     return None

@@ -1,30 +1,31 @@
-"""YAML as recipes are written in: numbers read alike by people, by us and by what we write."""
+"""YAML as recipes use it: numbers such as 5e-4 are numbers, and what is written reads back the same."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
-from pipeline.recipe.settings import section_docs
+from pipeline.recipe.schema import section_docs
 
 _WIDTH = 118
-_HEADER = "# A resolved recipe: every setting with its value. What each one means: pipeline/recipe/settings.py\n"
+_HEADER = "# A resolved recipe: every setting with its value. What each one means: docs/settings.md\n"
 
 
 class _Loader(yaml.SafeLoader):
     """Reads 5e-4, text to YAML 1.1, as the number it is to people, and refuses a mapping with one key twice."""
 
-    def flatten_mapping(self, node):
-        # Looked at before merge keys ("<<") are filled in: what they bring may be replaced.
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Checked before merge keys ("<<") are filled in: a key may replace a merged one.
         _check_keys(node)
         super().flatten_mapping(node)
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Raises YAMLError for a key that is there already: YAML would let the last one win without a word."""
+    """Raises YAMLError for a duplicate key, of which YAML would silently take the last."""
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         line, name = key.start_mark.line + 1, (key.tag, str(key.value))
@@ -34,7 +35,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that ``_Loader`` would read as a number; what occurs twice is written twice."""
+    """Quotes text that ``_Loader`` would read as a number, and writes no aliases."""
 
     def ignore_aliases(self, data) -> bool:
         return True
@@ -55,7 +56,7 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_yaml(text: str):
+def read_yaml(text: str) -> Any:
     """The value of a YAML document. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
 
@@ -72,9 +73,9 @@ def dump(recipe: dict) -> str:
 def _entry(name: str, value) -> Iterator[str]:
     """A section, or a task or data set in one: a line a setting."""
     if not value or not isinstance(value, dict | list):
-        yield from _setting(f"{_one_line(name)}: ", value)
+        yield from _setting(f"{one_line_yaml(name)}: ", value)
         return
-    yield f"{_one_line(name)}:"
+    yield f"{one_line_yaml(name)}:"
     if isinstance(value, list):
         for item in value:
             yield from _setting("  - ", item)
@@ -83,13 +84,13 @@ def _entry(name: str, value) -> Iterator[str]:
             yield from ("  " + line for line in _entry(key, inner))
     else:
         for key, inner in value.items():
-            yield from _setting(f"  {_one_line(key)}: ", inner)
+            yield from _setting(f"  {one_line_yaml(key)}: ", inner)
 
 
 def _setting(head: str, value) -> Iterator[str]:
     """One line, or where that would be too long several, broken between the entries of collections."""
     if not isinstance(value, dict | list):
-        yield head + _one_line(value, inside=False)
+        yield head + one_line_yaml(value, inside=False)
         return
     line, indent = head, " " * (len(head) - len(head.lstrip()) + 2)
     for number, piece in enumerate(_pieces(value)):
@@ -105,8 +106,8 @@ def _pieces(value: dict | list) -> list[str]:
     """The text of a collection, cut where a line may end: after its entries, and inside those that fill a line."""
     named, parts = isinstance(value, dict), []
     for name, inner in value.items() if named else (("", each) for each in value):
-        name = f"{_one_line(name)}: " if named else ""
-        text = name + _one_line(inner)
+        name = f"{one_line_yaml(name)}: " if named else ""
+        text = name + one_line_yaml(inner)
         if isinstance(inner, dict | list) and len(text) > _WIDTH * 0.9:
             first, *rest = _pieces(inner)
             parts.append([name + first, *rest])
@@ -120,8 +121,8 @@ def _pieces(value: dict | list) -> list[str]:
     return pieces
 
 
-def _one_line(value, *, inside: bool = True) -> str:
-    """inside: as it may stand in a list on one line, where more is quoted than behind a key of its own."""
+def one_line_yaml(value, *, inside: bool = True) -> str:
+    """A value as YAML. inside: quoted as an entry of a list on one line needs it."""
     text = yaml.dump(
         [value] if inside else {"a": value},
         Dumper=_Dumper,

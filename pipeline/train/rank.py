@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
-from model.step import compile_step, state_shapes
+from model.step import compile_step, learning_rates, state_shapes
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
 from pipeline.train.compiler import StepCompiler
@@ -160,7 +160,7 @@ class Rank:
             compiler=self.compiler,
             gate=self.gate,
             steps=self.schedule.steps,
-            learning_rates=self.spec.optimizer.learning_rates(),
+            learning_rates=learning_rates(self.spec.optimizer),
             checkpoint_every=self.spec.checkpoints.every,
             hooks=hooks,
             non_finite=self.saver.non_finite,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from model.config import ModelConfig
-from model.step import OptimizerConfig
+from model.config import ModelConfig, OptimizerConfig
 from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints

@@ -14,10 +14,10 @@ for name in ("jaxtyping", "beartype", "ray", "pyarrow", "pydantic", "safetensors
 import jax
 import numpy as np
 
-from model.config import ModelConfig, MoEConfig
+from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
 from model.structure import Inputs, Structure
-from model.step import OptimizerConfig, compile_step, init_state
+from model.step import compile_step, init_state
 import model.sizes
 
 config = ModelConfig(width=8, num_heads=1, head_dim=8, depth=1, mlp_dim=8, moe=MoEConfig(2, 1), audio_patch=(2, 2))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model import objectives
 from model.objectives import nce, sigmoid_cross_entropy, sigmoid_pairs, softmax_cross_entropy, unit
 
 
@@ -224,3 +225,9 @@ def test_cross_entropy_is_finite_at_large_logits(loss, expected, expected_gradie
     value, gradient = value_and_gradient(loss, [[1e4, -1e4]], [[0, 1]])
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_every_term_has_its_function():
+    assert {"nce": objectives.nce, "sigmoid_pairs": objectives.sigmoid_pairs} == objectives.CONTRASTIVE
+    softmax, sigmoid = objectives.softmax_cross_entropy, objectives.sigmoid_cross_entropy
+    assert {"softmax": softmax, "sigmoid": sigmoid} == objectives.CLASSIFICATION

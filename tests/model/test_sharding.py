@@ -25,11 +25,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from model.config import ModelConfig, MoEConfig
+from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
 from model.structure import Inputs, Structure
 from model.sharding import make_mesh, names_of, over_batch, put_batch, put_state, replicated, state_shardings
-from model.step import OptimizerConfig, compile_step, init_state
+from model.step import compile_step, init_state, learning_rates
 
 BATCH, VISION, TEXT = 16, Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)
 SIZES = dict(
@@ -93,7 +93,7 @@ def train(settings, structure, mesh, fsdp):
     step = compile_step(imp, structure, optimizer, mesh=mesh, fsdp=fsdp)
     state = init_state(imp.init(0))
     state = put_state(state, state_shardings(state, mesh, fsdp=fsdp))
-    arrays, losses, rates = put_batch(batch_of(structure), mesh), [], optimizer.learning_rates()
+    arrays, losses, rates = put_batch(batch_of(structure), mesh), [], learning_rates(optimizer)
     for at in range(2):
         metrics = step(state, arrays, put_state(rates[at], replicated(mesh)))
         losses.append(float(metrics["loss"]))

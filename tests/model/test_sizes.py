@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from model import sizes
-from model.config import ModelConfig, MoEConfig, from_variant
+from model.config import ModelConfig, MoEConfig, OptimizerConfig, from_variant
 from model.imp import Imp
-from model.step import OptimizerConfig, compile_step
+from model.step import compile_step
 from model.structure import Inputs, Structure
 
 ROOT = Path(__file__).resolve().parents[2]

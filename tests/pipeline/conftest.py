@@ -14,6 +14,7 @@ import soundfile
 from pipeline import recipe as recipes
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, Variant, VideoSpec
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
+from pipeline.recipe.specs import loss_fields
 
 SOUND_RATE_HZ = 48_000
 AAC_FRAME = 1024
@@ -181,14 +182,8 @@ def make_task():
     def make(*, objective: str | dict[str, float] = "softmax", **fields) -> TaskSpec:
         terms = objective if isinstance(objective, dict) else {objective: 1.0}
         variant = Variant(name="32x32", global_batch_size=4, size=32, grid=(1, 2, 2), num_vision_tokens=4)
-        defaults = {
-            "name": "toy_task",
-            "data_set": "toy",
-            "objectives": tuple(terms.items()),
-            "modalities": ("image",),
-            "variants": (variant,),
-        }
-        return TaskSpec(**defaults | fields)
+        loss = loss_fields(tuple(terms.items()), fields.get("modalities", ("image",)))
+        return TaskSpec(**{"name": "toy_task", "data_set": "toy", "variants": (variant,)} | loss | fields)
 
     return make
 

@@ -331,16 +331,17 @@ def run_dir(tmp_path, tokenizer):
     """A run's newest checkpoint, with all it has to say of itself."""
     from model.step import init_state
     from pipeline import recipe as recipes
+    from pipeline.recipe import specs
     from pipeline.train.checkpoint import Checkpoints
     from pipeline.train.devices import use_compute_type
     from pipeline.train.mixture.structures import structure_of
 
     recipe = recipes.from_dict(RECIPE)
-    data_sets, tokens = recipe.data_set_specs(), recipe.token_spec()
+    data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
     structures = [
-        structure_of(t, v, data_sets[t.data_set], tokens) for t in recipe.task_specs().values() for v in t.variants
+        structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
     ]
-    config = use_compute_type(recipe.model_config_for(vocab_size=tokenizer.vocab_size))
+    config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
     state = init_state(Imp.for_structures(config, structures).init(5))
     checkpoints = Checkpoints(tmp_path / "run")
     data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.data.spec import TaskSpec
-
-KINDS = ("multinomial", "uniform", "round_robin", "exact", "bandit")
+from pipeline.train.mixture.settings import BanditSettings, ShareSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,37 +21,20 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerSpec:
+class SamplerSpec(BanditSettings, ShareSettings):
     """How tasks are drawn.
 
-    kind: "multinomial" draws each step in proportion to the weights (the paper's rule); "uniform" all tasks alike;
-      "round_robin" runs a task whenever a counter is a multiple of its interval (the authors' release); "exact" gives
-      every task its share of each ``period`` of steps, permuted (PolyViT's weighted task sampling); "bandit" draws by
-      weight and recent losses.
-    temperature: weights are raised to 1 / temperature: above 1 evens them out.
-    max_weight: larger weights count as this (T5's limit on the number of examples).
-    max_share: maximum share of the steps of any task; the excess goes to the others in proportion.
-    variant_weight: "split", a task's weight is that of all its variants together; "full", of each of them.
+    The paper's rule is the kind "multinomial", the authors' release has "round_robin", PolyViT's weighted task sampling
+    is "exact"; max_weight is T5's limit on the number of examples.
     intervals: (task, interval) of round_robin, 1 for tasks that are not named.
     period: steps of "exact"; None: the number of steps left when the run starts.
     stages: weights over time, for "multinomial"; ramp: they change linearly from one stage to the next.
-    floor: minimum share of a task of the bandit. lag: steps between a loss and the first draw that it may affect, and
-      the length of a round. gain: strength of the losses: a task at its first loss is drawn e^gain times as often as
-      one whose loss is zero.
     """
 
-    kind: str = "multinomial"
-    temperature: float = 1.0
-    max_weight: float | None = None
-    max_share: float | None = None
-    variant_weight: str = "split"
     intervals: tuple[tuple[str, int], ...] = ()
     period: int | None = None
     stages: tuple[Stage, ...] = ()
     ramp: bool = False
-    floor: float = 0.02
-    lag: int = 32
-    gain: float = 2.0
 
     def weights(self, tasks: Mapping[str, TaskSpec], num_rows: Mapping[str, int]) -> dict[str, float]:
         """Task → weight as given, else the number of examples of its data set."""

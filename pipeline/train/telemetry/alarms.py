@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipeline.commands import command
 from pipeline.errors import some_of
 from pipeline.train.chance import is_guess
 from pipeline.train.telemetry.expert_loads import ExpertLoads
@@ -223,13 +222,3 @@ class DataWait:
         return (
             f"{share:.0%} of the time of the last {steps} steps was spent waiting for data, mostly for {task}{advice}"
         )
-
-
-def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cache_mb: int) -> str:
-    """What helps a task whose stream does not keep up, in the order of what it brings."""
-    options = [] if from_shards else [f"decode {data_set} once ({command('preprocess')}) and set its shards"]
-    options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
-    if not from_shards:
-        options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
-    options.append("where CPUs are idle, raise cluster.queue_blocks")
-    return ", or ".join(options)

@@ -47,13 +47,14 @@ def ray_session():
 @pytest.fixture
 def wanted(toy_recipe):
     """A stream of 11 batches of the video-audio task, starting at batch 2."""
+    from pipeline.recipe import specs
 
     recipe = recipes.from_dict(toy_recipe)
-    data_set = recipe.data_set_specs()["moving"]
+    data_set = specs.data_set_specs(recipe)["moving"]
     return StreamSpec(
-        task=recipe.task_specs()["video_audio"],
+        task=specs.task_specs(recipe)["video_audio"],
         data_set=data_set,
-        tokens=recipe.token_spec(),
+        tokens=specs.token_spec(recipe),
         tokenizer=None,
         seed=recipe.seed,
         fingerprint=Manifest(data_set.manifest).fingerprint,

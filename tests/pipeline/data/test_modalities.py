@@ -21,6 +21,7 @@ from pipeline.data.sample_tokens import View
 from pipeline.data.shards import ShardSource, decode_settings, encode_rows, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.train.mixture.structures import structure_of
 from tests.depth import DEPTH, DepthSpec
 
@@ -64,12 +65,12 @@ def test_the_table_names_what_is_there():
 
 def test_samples_of_an_added_modality(manifest):
     recipe = make_recipe(manifest, media={"depth": {"max_mm": 2000}})
-    task, data_set = recipe.task_specs()["rooms"], recipe.data_set_specs()["rooms"]
+    task, data_set = specs.task_specs(recipe)["rooms"], specs.data_set_specs(recipe)["rooms"]
     assert pickle.loads(pickle.dumps((task, data_set))) == (task, data_set)
     assert data_set.settings("depth") == DepthSpec(max_mm=2000) and task.pairs == ("depth_vision",)
     source = MediaSource(data_set, modalities=task.media)
     plan = TaskPlan(task, seed=0, num_rows=NUM_ROWS, num_batches=4)
-    samples = SampleMaker(task, data_set, tokenizer=None, tokens=recipe.token_spec())
+    samples = SampleMaker(task, data_set, tokenizer=None, tokens=specs.token_spec(recipe))
     maker, rows = BatchMaker(plan, samples, source), []
     for index in range(4):
         rows.append(maker.row(index, rank=0, world_size=1))
@@ -82,12 +83,14 @@ def test_samples_of_an_added_modality(manifest):
     reject = next(r for row in rows for r in row.rejects)
     assert (reject["id"], reject["reason"]) == (f"id-{BAD}", "not_decodable")
     assert "expected a 16-bit PNG" in reject["detail"] and f"{BAD}-depth.png" in reject["source"]
-    structure = structure_of(task, task.variants[0], data_set, recipe.token_spec())
+    structure = structure_of(task, task.variants[0], data_set, specs.token_spec(recipe))
     shapes, found = structure.batch_shapes(), group_arrays(rows[0].arrays)
     for part in ("vision", "depth"):
         for name, array in found[part].items():
             assert (array.shape, array.dtype) == (shapes[part][name].shape, shapes[part][name].dtype)
-    imp = Imp.for_structures(dataclasses.replace(recipe.model_config_for(vocab_size=16), dtype="float32"), [structure])
+    imp = Imp.for_structures(
+        dataclasses.replace(specs.model_config(recipe, vocab_size=16), dtype="float32"), [structure]
+    )
     assert {"embed_depth", "embed_vision", "pair_depth_vision"} < set(imp.groups)
     assert imp.shapes()["embed_depth"]["patch"]["linear"]["kernel"].shape[0] == 64
 
@@ -96,16 +99,16 @@ def test_an_added_modality_may_share_the_layers_of_vision(manifest):
     recipe = make_recipe(
         manifest, registration="tests.depth:DEPTH_AS_VISION", modalities=["depth"], objective="softmax"
     )
-    task, data_set = recipe.task_specs()["rooms"], recipe.data_set_specs()["rooms"]
+    task, data_set = specs.task_specs(recipe)["rooms"], specs.data_set_specs(recipe)["rooms"]
     clip = MediaSource(data_set, modalities=("depth",)).clip(0)
-    maker = SampleMaker(task, data_set, tokenizer=None, tokens=recipe.token_spec())
+    maker = SampleMaker(task, data_set, tokenizer=None, tokens=specs.token_spec(recipe))
     arrays = maker.arrays(clip, View(task.variants[0]))
     assert arrays["vision/tokens"].shape == (4, 768) and arrays["vision/tokens"].dtype == np.uint8
-    assert structure_of(task, task.variants[0], data_set, recipe.token_spec()).inputs[0].modality == "vision"
+    assert structure_of(task, task.variants[0], data_set, specs.token_spec(recipe)).inputs[0].modality == "vision"
 
 
 def test_shards_hold_added_modalities(manifest, tmp_path):
-    data_set = make_recipe(manifest).data_set_specs()["rooms"]
+    data_set = specs.data_set_specs(make_recipe(manifest))["rooms"]
     source = MediaSource(data_set, modalities=("image", "depth"))
     table, rejects = encode_rows(source, range(NUM_ROWS))
     index = {"format": 3, "modalities": ["image", "depth"], "settings": decode_settings(data_set)}
@@ -116,7 +119,7 @@ def test_shards_hold_added_modalities(manifest, tmp_path):
     def shards(**media) -> ShardSource:
         raw = make_recipe(manifest, media=media).to_dict()
         raw["data_sets"]["rooms"]["shards"] = str(tmp_path)
-        return ShardSource(recipes.from_dict(raw).data_set_specs()["rooms"], modalities=("depth",))
+        return ShardSource(specs.data_set_specs(recipes.from_dict(raw))["rooms"], modalities=("depth",))
 
     assert (shards().clip(1).media["depth"] == source.clip(1).media["depth"]).all()
     with pytest.raises(RequestError, match=r"data_sets\.rooms\.depth: the shards .* were made with \[1000, "):
@@ -134,10 +137,10 @@ def test_the_column_of_an_added_modality_is_read_whatever_was_copied_before(mani
 def test_blocks_of_a_stream_count_added_modalities(manifest):
     """16 patches of 64 float32 values a sample, and two samples a batch."""
     recipe = make_recipe(manifest, modalities=["depth"], objective="softmax", variants=[])
-    task, data_set = recipe.task_specs()["rooms"], recipe.data_set_specs()["rooms"]
+    task, data_set = specs.task_specs(recipe)["rooms"], specs.data_set_specs(recipe)["rooms"]
     counts = {"seed": 0, "start": 0, "stop": 1, "share": 1.0, "cache_bytes": 0}
     known = {"tokenizer": None, "fingerprint": {}, "known_bad": {}}
-    spec = StreamSpec(task=task, data_set=data_set, tokens=recipe.token_spec(), **counts, **known)
+    spec = StreamSpec(task=task, data_set=data_set, tokens=specs.token_spec(recipe), **counts, **known)
     assert block_bytes(spec, 3) == 3 * 2 * 16 * 64 * 4
 
 
@@ -160,7 +163,7 @@ def test_blocks_of_a_stream_count_added_modalities(manifest):
 )
 def test_a_wrong_registration_is_one_line(manifest, changes, message):
     with pytest.raises(RequestError) as caught:
-        make_recipe(manifest, **changes).data_set_specs()
+        specs.data_set_specs(make_recipe(manifest, **changes))
     assert str(caught.value).startswith(message)
 
 

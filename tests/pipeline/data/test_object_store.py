@@ -111,8 +111,9 @@ def waits(monkeypatch):
 @pytest.mark.parametrize(("name", "modalities"), [("digits", ["image"]), ("moving", ["video", "audio"])])
 def test_a_manifest_and_its_media_decode_as_on_disk(store, toy_corpus, toy_recipe, name, modalities):
     from pipeline import recipe as recipes
+    from pipeline.recipe import specs
 
-    data_set = recipes.from_dict(toy_recipe).data_set_specs()[name]
+    data_set = specs.data_set_specs(recipes.from_dict(toy_recipe))[name]
     local = Path(data_set.manifest)
     shutil.copytree(local.parent, store.bucket / "set")
     here, there = Manifest(str(local)), Manifest(f"{store.uri}/set/{local.name}")

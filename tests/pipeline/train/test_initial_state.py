@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from model.step import learning_rates
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
+from pipeline.recipe import specs
 from pipeline.run_dir import check_run_dir
 from pipeline.train import saver
 from pipeline.train.checkpoint import Checkpoints
@@ -214,7 +216,7 @@ def test_more_steps_on_a_finished_run(two_tasks, bare_run, tmp_path):
     assert (summary["start_step"], summary["steps"]) == (8, 12)
     after = read_jsonl(run_dir / "metrics.jsonl")
     assert after[:8] == before
-    rates = checked.optimizer().learning_rates()
+    rates = learning_rates(specs.optimizer_config(checked))
     assert [r["learning_rate"] for r in after[8:]] == pytest.approx(rates[8:].tolist())
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from model.structure import Inputs
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.recipe.specs import loss_fields
 from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
-from pipeline.train.mixture.spec import KINDS, SamplerSpec
+from pipeline.train.mixture.settings import KINDS
+from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.mixture.structures import structure_of
 
 CLASSES = ("a", "b", "c", "d")
@@ -27,7 +29,8 @@ PAPERS_RULE = SamplerSpec()
 def task(
     name: str, data_set: str, objective: str, modalities: tuple[str, ...], *variants: Variant, **fields
 ) -> TaskSpec:
-    return TaskSpec(name, data_set, ((objective, 1.0),), modalities, variants, **fields)
+    loss = loss_fields(((objective, 1.0),), modalities)
+    return TaskSpec(name, data_set, variants=variants, **loss, **fields)
 
 
 TASKS = {
@@ -131,7 +134,7 @@ def test_structures_of_every_task_and_variant():
 
 def test_the_structure_of_a_weighted_sum():
     terms = (("nce", 1.0), ("softmax", 0.5))
-    both = dataclasses.replace(TASKS["captions"], objectives=terms, classes=("c",))
+    both = dataclasses.replace(TASKS["captions"], **loss_fields(terms, ("image", "text")), classes=("c",))
     found = structure_of(both, SMALL, DATA_SETS["photos"], TokenSpec())
     assert found.objectives == terms and [i.modality for i in found.inputs] == ["vision", "text"]
     assert (found.classifier, found.num_classes, found.classes) == ("photos", 4, (2,))

@@ -4,6 +4,7 @@ from model.config import from_variant
 from model.sizes import structure_flops, structure_memory
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
+from pipeline.recipe.specs import loss_fields
 from pipeline.train.mixture.schedule import MixtureSpec, Schedule
 from pipeline.train.mixture.shape_budget import shape_budget, table
 
@@ -12,10 +13,12 @@ SMALL = Variant("64x64", 32, size=64, grid=(1, 4, 4), num_vision_tokens=16)
 
 
 def test_every_input_is_listed_with_its_size():
+    classify = {"variants": (LARGE, SMALL), **loss_fields((("softmax", 1.0),), ("image",))}
+    compare = {"variants": (SMALL,), **loss_fields((("nce", 1.0),), ("image", "text"))}
     tasks = {
-        "classes": TaskSpec("classes", "photos", (("softmax", 1.0),), ("image",), (LARGE, SMALL), weight=3.0),
-        "captions": TaskSpec("captions", "photos", (("nce", 1.0),), ("image", "text"), (SMALL,), weight=1.0),
-        "twin": TaskSpec("twin", "photos", (("nce", 1.0),), ("image", "text"), (SMALL,), weight=0.0),
+        "classes": TaskSpec("classes", "photos", weight=3.0, **classify),
+        "captions": TaskSpec("captions", "photos", weight=1.0, **compare),
+        "twin": TaskSpec("twin", "photos", weight=0.0, **compare),
     }
     data_sets = {"photos": DataSetSpec("photos", "unused", {}, classes=("a", "b"))}
     data = DataSpec(tasks, data_sets, TokenSpec(), fingerprints={"photos": {"num_rows": 50}})

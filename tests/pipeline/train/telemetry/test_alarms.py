@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-import pytest
 
-from pipeline.train.telemetry.alarms import Alarms, AtChance, DataWait, DeadExperts, Divergence, feed_advice
+from pipeline.train.telemetry.alarms import Alarms, AtChance, DataWait, DeadExperts, Divergence
 from pipeline.train.telemetry.expert_loads import ExpertLoads
 
 
@@ -182,22 +181,3 @@ def test_the_advice_names_the_task_that_waits_most():
     records = [waits(0.0)] * 32 + [waits(0.25, "films"), waits(0.5, "sounds")] * 16
     (line,) = [text for record in records for text in alarm.check(record)]
     assert line == "38% of the time of the last 32 steps was spent waiting for data, mostly for sounds; do that"
-
-
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (
-            {"from_shards": False, "on_cluster": False, "clip_cache_mb": 0},
-            "decode films once (python jobs/preprocess.py) and set its shards, or use a machine or a cluster with more "
-            "CPUs, or raise cluster.clip_cache_mb (0) if the clips fit into memory, or where CPUs are idle, raise "
-            "cluster.queue_blocks",
-        ),
-        (
-            {"from_shards": True, "on_cluster": True, "clip_cache_mb": 0},
-            "add decode CPUs to the cluster, or where CPUs are idle, raise cluster.queue_blocks",
-        ),
-    ],
-)
-def test_advice_fits_the_run(found, expected):
-    assert feed_advice("films", **found) == expected

@@ -1,0 +1,22 @@
+"""How a room declares the keys of a recipe that it owns: frozen dataclasses whose fields say what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+FromOne = Annotated[int, Ge(1)]
+
+
+def key(default: Any, meaning: str, **bounds: Any) -> Any:
+    """A field of a dataclass that is a key of the recipe.
+
+    bounds: ge, gt, le, lt, min_length, ... as ``pydantic.Field`` has them: pydantic reads both from the field's
+    metadata, so that only ``pipeline/recipe`` has to know it.
+    """
+    about = {"description": meaning, **bounds}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
