@@ -13,7 +13,7 @@ MODALITIES = ("vision", "audio", "text")
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
-    "remat": ("attention", "full", "dots", "none"),
+    "remat": ("attention", "full", "dots", "products", "none"),
     "towers": ("shared", "per_modality"),
     "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16", "auto"),
@@ -89,6 +89,7 @@ class ModelConfig:
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
+    scan_unroll: layers in the compiled body of a scan.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     """
 
@@ -114,6 +115,7 @@ class ModelConfig:
     attention: str = "auto"
     remat: str = "attention"
     scan: bool = True
+    scan_unroll: int = 1
     contrastive_chunk: int = 1024
     dtype: str = "float32"
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from model import sharding
+from model import attention, moe, sharding
 from model.activations import gelu
 from model.attention import SelfAttention
 from model.config import ModelConfig
@@ -19,15 +19,28 @@ from model.layers import LayerNorm, Linear
 from model.moe import MoEFeedForward
 from model.shapes import Array, Bool, Float
 
+_AFTER_ATTENTION = "after_attention"
+_NAMED_PRODUCTS = jax.checkpoint_policies.save_only_these_names(attention.OUTPUT, moe.HIDDEN, moe.OUTPUT)
+
+
+def _products(primitive, *args, **params):
+    """The results of all matrix products, attention among them, and of the experts' choice of tokens: what is computed
+    again are norms, activations and the moving of tokens."""
+    if primitive.name.startswith((attention.FUSED_KERNEL, "top_k")):
+        return True
+    of_weights = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return of_weights or _NAMED_PRODUCTS(primitive, *args, **params)
+
+
 # What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
 # section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
-# weights, "none" everything.
-_AFTER_ATTENTION = "after_attention"
+# weights, "products" also those of attention and of experts, "none" everything.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": _products,
 }
 
 
@@ -90,7 +103,7 @@ class Encoder(nnx.Module):
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.unroll = config.remat, config.scan, config.scan_unroll
         interleaved = config.moe is not None and config.moe.placement == "interleaved"
         # Dense layers before each sparse one, where the two alternate in the depth.
         self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
@@ -136,7 +149,7 @@ class Encoder(nnx.Module):
 
     def _over_layers(self, body, x, params):
         if self.scan:
-            return jax.lax.scan(body, x, params)
+            return jax.lax.scan(body, x, params, unroll=self.unroll)
         statistics = []
         for i in range(jax.tree.leaves(params)[0].shape[0]):
             x, of_layer = body(x, jax.tree.map(lambda p, i=i: p[i], params))

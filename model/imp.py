@@ -313,8 +313,11 @@ class Imp:
 
     def _classify(self, name: str, params: dict, features, labels, structure: Structure):
         logits = self.module(params, f"classifier_{structure.classifier}")(features)
-        columns = jnp.asarray(structure.classes)
-        return objectives.CLASSIFICATION[name](logits[:, columns], labels.astype(jnp.float32)[:, columns])
+        labels = labels.astype(jnp.float32)
+        if structure.classes != tuple(range(structure.num_classes)):
+            columns = jnp.asarray(structure.classes)
+            logits, labels = logits[:, columns], labels[:, columns]
+        return objectives.CLASSIFICATION[name](logits, labels)
 
     def _contrast(self, name: str, params: dict, features: dict, positive_ids, structure: Structure, metrics: dict):
         """The weighted mean over the pairs."""

@@ -84,6 +84,12 @@ def check_batch(structure, group_samples: dict[str, int], mesh: Mesh | AbstractM
             )
 
 
+def platform() -> str:
+    """The kind of the devices in use, "cpu", "gpu" or "tpu": those of the mesh that the compiler knows of."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def _mesh():
     """The mesh that the compiler knows of; None without one, or where it is one device."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -185,13 +185,24 @@ class CompiledStep:
 # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and give no
 # faster steps (benchmarks/cpu_step.py).
 _CPU_OPTIONS = {"xla_backend_optimization_level": 1}
+# Kernels whose results depend on the order in which their threads end, such as adding by index, are left out, and so is
+# choosing kernels by their time, which may go otherwise the next time.
+_DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
-def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, mesh=None, fsdp: bool = False):
+def compile_step(
+    imp: Imp,
+    structure: Structure,
+    optimizer: OptimizerConfig,
+    *,
+    mesh=None,
+    fsdp: bool = False,
+    deterministic: bool = False,
+):
     """The compiled step of a structure, ahead of its first use.
 
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
-    ``sharding.state_shardings``.
+    ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
     Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
     """
     groups = step_groups(imp, structure, optimizer)
@@ -203,7 +214,8 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
         kwargs["in_shardings"] = (of_state, sharding.over_batch(mesh), everywhere)
         kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    options = {"cpu": _CPU_OPTIONS, "gpu": _DETERMINISTIC if deterministic else {}}.get(platform, {})
     # What the user says goes before: options here would replace their XLA_FLAGS.
     options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)

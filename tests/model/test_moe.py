@@ -312,8 +312,8 @@ def test_dispatch_by_index_and_by_einsum_are_equal(tiny, jit, router, padded):
 
 
 def test_dispatch_form():
-    assert dispatch_form(MoEConfig(2, 1)) == "index"  # on a CPU
-    assert dispatch_form(MoEConfig(2, 1, dispatch="einsum")) == "einsum"
+    assert dispatch_form(MoEConfig(2, 1), 256) == "index"  # on a CPU
+    assert dispatch_form(MoEConfig(2, 1, dispatch="einsum"), 4096) == "einsum"
 
 
 def test_padding_changes_no_real_token(forward):
