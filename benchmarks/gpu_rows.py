@@ -156,11 +156,7 @@ def machine() -> dict:
 
 def train(variant: str, structure, batch: int) -> dict:
     """A training step with the settings that a GPU takes by default."""
-    return measure(config_of(variant, **gpu_settings()), structure(batch))
-
-
-def gpu_settings() -> dict:
-    return {"remat": "products"}
+    return measure(config_of(variant), structure(batch))
 
 
 def remat(policy: str) -> dict:
@@ -168,17 +164,17 @@ def remat(policy: str) -> dict:
     return measure(config_of("imp-l", remat=policy), images(128))
 
 
-def unroll(layers: int) -> dict:
-    """``remat/products`` with more layers in the compiled body."""
-    return measure(config_of("imp-l", **(gpu_settings() | {"scan_unroll": layers})), images(128))
+def scanned(variant: str) -> dict:
+    """A step with layers as one compiled body, as everywhere but on GPUs."""
+    return measure(config_of(variant, scan=True), images(128))
 
 
 def moe(variant: str, batch: int, **fields) -> dict:
     """The speed of the sparse model over the dense one of the same FLOPs a token: with the dense variant as it is, and
     with queries and keys normalised as the sparse one's are."""
-    sparse = Side(config_of(f"{variant}-moe", **gpu_settings(), **fields), images(batch))
-    dense = Side(config_of(variant, **gpu_settings()), images(batch))
-    alike = Side(config_of(variant, qk_norm=True, **gpu_settings()), images(batch))
+    sparse = Side(config_of(f"{variant}-moe", **fields), images(batch))
+    dense = Side(config_of(variant), images(batch))
+    alike = Side(config_of(variant, qk_norm=True), images(batch))
     seconds = seconds_of({"sparse": sparse, "dense": dense, "dense, qk_norm": alike})
     return {
         "batch": batch,
@@ -192,7 +188,7 @@ def moe(variant: str, batch: int, **fields) -> dict:
 
 def parts(variant: str, structure) -> dict:
     """Where a step's time goes, and its longest operations."""
-    side = Side(config_of(variant, **gpu_settings()), structure(128))
+    side = Side(config_of(variant), structure(128))
     side(2)
     return time_by_part(side.step.executable, side, calls=2, longest=40)
 
@@ -200,7 +196,7 @@ def parts(variant: str, structure) -> dict:
 def deterministic(variant: str, dispatch: str) -> dict:
     """What the same bits in every run cost, and whether runs differ with and without: two compiles of a step, each run
     five times from the same state."""
-    fields = gpu_settings() | ({"moe": {"dispatch": dispatch}} if variant.endswith("-moe") else {})
+    fields = {"moe": {"dispatch": dispatch}} if variant.endswith("-moe") else {}
     config, structure, found, seconds = config_of(variant, **fields), images(128), {}, {}
     for name, option in (("free", False), ("deterministic", True)):
         losses = []
@@ -242,7 +238,7 @@ def loss(batch: int) -> dict:
 def save(variant: str) -> dict:
     """What a save costs the loop, and the steps beside it."""
     structure = images(128)
-    config = config_of(variant, **gpu_settings())
+    config = config_of(variant)
     side = Side(config, structure)
     return gpu_loop.save(side.state, side.step, structure, steps=4 if timing.on_cpu() else 40)
 
@@ -251,7 +247,7 @@ def loop(deterministic: bool) -> dict:
     """The training loop over alternating tasks, saved in the middle and gone on from there: whether what follows is the
     same bit for bit, and what the run's records say of the device."""
     structures = [images(64), captions(32)]
-    config = config_of("imp-s-moe", **gpu_settings())
+    config = config_of("imp-s-moe")
     return gpu_loop.resumed(config, structures, OPTIMIZER, deterministic=deterministic)
 
 
@@ -260,10 +256,10 @@ ROWS = {
     "machine": machine,
     "train/imp-s": partial(train, "imp-s", images, 512),
     "train/imp-b": partial(train, "imp-b", images, 256),
-    "train/imp-l": partial(train, "imp-l", images, 128),
+    "train/imp-l, 128": partial(train, "imp-l", images, 128),
     "train/imp-l, captions": partial(train, "imp-l", captions, 128),
-    "train/imp-l, 256": partial(train, "imp-l", images, 256),
-    "train/imp-l-moe": partial(train, "imp-l-moe", images, 128),
+    "train/imp-l": partial(train, "imp-l", images, 256),
+    "train/imp-l-moe": partial(train, "imp-l-moe", images, 256),
     "moe/imp-b": partial(moe, "imp-b", 256),
     "moe/imp-l": partial(moe, "imp-l", 128),
     "moe/imp-l, 256": partial(moe, "imp-l", 256),
@@ -273,7 +269,7 @@ ROWS = {
     "parts/imp-l-moe": partial(parts, "imp-l-moe", images),
     "parts/imp-l, captions": partial(parts, "imp-l", captions),
     **{f"remat/{policy}": partial(remat, policy) for policy in REMAT_POLICIES},
-    **{f"unroll/{layers}": partial(unroll, layers) for layers in (2, 4)},
+    "scanned/imp-l": partial(scanned, "imp-l"),
     "deterministic/imp-l": partial(deterministic, "imp-l", "auto"),
     "deterministic/imp-b-moe": partial(deterministic, "imp-b-moe", "auto"),
     "deterministic/imp-b-moe, index": partial(deterministic, "imp-b-moe", "index"),
@@ -283,6 +279,7 @@ ROWS = {
     "attention/1024": partial(attention, 1024, 64, False),
     "attention/1024, masked": partial(attention, 1024, 64, True),
     "attention/16, masked": partial(attention, 16, 1024, True),
+    "attention/64": partial(attention, 64, 512, False),
     **{f"loss/{batch}": partial(loss, batch) for batch in (4096, 16384)},
     "save/imp-l": partial(save, "imp-l"),
     "loop/free": partial(loop, False),

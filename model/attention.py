@@ -10,13 +10,16 @@ from jax.ad_checkpoint import checkpoint_name
 from model import sharding
 from model.config import ModelConfig
 from model.initializers import lecun_normal
-from model.layers import LayerNorm, Linear
+from model.layers import LayerNorm, Linear, affine
 from model.shapes import Array, Bool, Float
 
 # Name, for remat policies, of what the plain form of attention returns. The output of the fused kernel they know by the
 # kernel: its backward pass needs more of it than the output.
 OUTPUT = "attended"
 FUSED_KERNEL = "dot_product_attention_fwd"
+
+# Minimum number of tokens for which the fused kernel is the faster one (benchmarks/gpu.py).
+_FEWEST_FUSED = 64
 
 
 class SelfAttention(nnx.Module):
@@ -37,15 +40,27 @@ class SelfAttention(nnx.Module):
     @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         """token_mask: True = a real token; nobody attends to the others."""
-        batch, num_tokens, width = x.shape
-        # Batch and tokens are one axis for the matrix products: XLA's CPU compiler writes out a transposed copy of a
-        # gradient that is summed over two axes, which cost a quarter of a step (benchmarks/model_step.py).
-        qkv = self.qkv(x.reshape(-1, width)).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        width = x.shape[-1]
+        query, key, value = self.queries_keys_values(x)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         attended = attend(query, key, value, token_mask, implementation=implementation(self.choice, query))
         return self.out(attended.reshape(-1, width)).reshape(x.shape)
+
+    def queries_keys_values(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N H K"]]:
+        """From one product, or on GPUs from three: the fused kernel wants its operands as arrays of their own, so that
+        one product would be cut apart by copying, and its gradient put together by copying.
+        """
+        batch, num_tokens, width = x.shape
+        # Batch and tokens are one axis for the matrix products: XLA's CPU compiler writes out a transposed copy of a
+        # gradient that is summed over two axes, which cost a quarter of a step (benchmarks/model_step.py).
+        x = x.reshape(-1, width)
+        if sharding.platform() != "gpu":
+            qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
+            return [qkv[:, :, i] for i in range(3)]
+        x = x.astype(self.qkv.dtype)
+        parts = [affine(x, kernel, None) for kernel in jnp.split(self.qkv.kernel[...], 3, axis=-1)]
+        return [part.reshape(batch, num_tokens, self.num_heads, self.head_dim) for part in parts]
 
 
 def attend(query, key, value, token_mask: Bool[Array, "B N"] | None, *, implementation: str):
@@ -66,7 +81,7 @@ def implementation(choice: str, query) -> str:
     """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's."""
     if choice != "auto":
         return choice
-    if sharding.platform() != "gpu" or not _is_ampere_or_later():
+    if sharding.platform() != "gpu" or not _is_ampere_or_later() or query.shape[1] < _FEWEST_FUSED:
         return "xla"
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:

@@ -13,7 +13,7 @@ MODALITIES = ("vision", "audio", "text")
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
-    "remat": ("attention", "full", "dots", "products", "none"),
+    "remat": ("auto", "attention", "full", "dots", "products", "none"),
     "towers": ("shared", "per_modality"),
     "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16", "auto"),
@@ -87,9 +87,10 @@ class ModelConfig:
       against position rows of length sqrt(width) after their LayerNorm; with 1 both weigh alike.
     towers: "shared", the paper's one encoder, or "per_modality", one each (its Figure 6 compares them).
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
-    remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
-    scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
-    scan_unroll: layers in the compiled body of a scan.
+    remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
+      allows (``step.compile_step``), elsewhere "attention".
+    scan: a stack of layers is one compiled body that runs depth times; False unrolls it. None: unrolled on GPUs, where
+      writing arrays into stacks and reading them again takes a seventh of a step, and scanned elsewhere.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     """
 
@@ -113,9 +114,8 @@ class ModelConfig:
     text_embedding_std: float = 1.0
     towers: str = "shared"
     attention: str = "auto"
-    remat: str = "attention"
-    scan: bool = True
-    scan_unroll: int = 1
+    remat: str = "auto"
+    scan: bool | None = None
     contrastive_chunk: int = 1024
     dtype: str = "float32"
 

@@ -34,8 +34,10 @@ def _products(primitive, *args, **params):
 
 # What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
 # section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
-# weights, "products" also those of attention and of experts, "none" everything.
+# weights, "products" also those of attention and of experts, "none" everything. "auto" is "attention"
+# where nothing else has been settled.
 REMAT_POLICIES = {
+    "auto": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
@@ -90,6 +92,12 @@ def _stack(config: ModelConfig, *, depth: int, sparse: bool, rngs: nnx.Rngs) -> 
     return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
 
+def _unstacked(params) -> list:
+    """The layers of a stack. All are cut at once, so that their gradients come together in one array at once too."""
+    leaves, tree = jax.tree.flatten(params)
+    return [jax.tree.unflatten(tree, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
+
+
 class Encoder(nnx.Module):
     """The shared encoder; parameter counts as in the paper's sizes (tests/model/test_config.py).
 
@@ -103,7 +111,7 @@ class Encoder(nnx.Module):
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat, self.scan, self.unroll = config.remat, config.scan, config.scan_unroll
+        self.remat, self.scan = config.remat, config.scan
         interleaved = config.moe is not None and config.moe.placement == "interleaved"
         # Dense layers before each sparse one, where the two alternate in the depth.
         self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
@@ -123,7 +131,7 @@ class Encoder(nnx.Module):
                 return block(sharding.by_rows(x), token_mask, group_samples=group_samples)
 
             # In a scan nothing can be merged with the forward pass by mistake; unrolled it could.
-            return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scan)
+            return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scans)
 
         if self.dense_per_sparse:
             x, statistics = self._interleaved(x, stacks, layer)
@@ -133,6 +141,11 @@ class Encoder(nnx.Module):
                 x, statistics = self._over_layers(layer(name), x, params)
         with jax.named_scope("norm"):
             return self.norm(x), statistics
+
+    @property
+    def scans(self) -> bool:
+        """Whether a stack of layers is one compiled body, on the devices in use."""
+        return sharding.platform() != "gpu" if self.scan is None else self.scan
 
     def _interleaved(self, x, stacks: dict, layer):
         """Super-blocks of some dense layers and a sparse one."""
@@ -148,10 +161,10 @@ class Encoder(nnx.Module):
         return self._over_layers(super_block, x, (dense, stacks["sparse"][1]))
 
     def _over_layers(self, body, x, params):
-        if self.scan:
-            return jax.lax.scan(body, x, params, unroll=self.unroll)
+        if self.scans:
+            return jax.lax.scan(body, x, params)
         statistics = []
-        for i in range(jax.tree.leaves(params)[0].shape[0]):
-            x, of_layer = body(x, jax.tree.map(lambda p, i=i: p[i], params))
-            statistics.append(of_layer)
+        for of_layer in _unstacked(params):
+            x, found = body(x, of_layer)
+            statistics.append(found)
         return x, jax.tree.map(lambda *layers: jnp.stack(layers), *statistics)

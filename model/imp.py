@@ -234,6 +234,11 @@ class Imp:
             classifiers=dict(sorted(classifiers.items())),
         )
 
+    def with_config(self, config: ModelConfig) -> Imp:
+        """The same groups by another config."""
+        parts = {"pairs": self.pairs, "offsets": self.offsets, "classifiers": self.classifiers}
+        return Imp(config, modalities=self.modalities, **parts)
+
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(self._build)
@@ -314,7 +319,8 @@ class Imp:
     def _classify(self, name: str, params: dict, features, labels, structure: Structure):
         logits = self.module(params, f"classifier_{structure.classifier}")(features)
         labels = labels.astype(jnp.float32)
-        if structure.classes != tuple(range(structure.num_classes)):
+        # Where a loss takes all columns there is nothing to gather; on CPUs it is done for the sake of the same bits.
+        if sharding.platform() == "cpu" or structure.classes != tuple(range(structure.num_classes)):
             columns = jnp.asarray(structure.classes)
             logits, labels = logits[:, columns], labels[:, columns]
         return objectives.CLASSIFICATION[name](logits, labels)

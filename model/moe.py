@@ -32,6 +32,9 @@ HIDDEN, OUTPUT = "expert_hidden", "expert_output"
 # (benchmarks/gpu.py).
 _MOST_BY_MASK = 512
 
+# Of the router's product. Six products of bfloat16 parts have the accuracy of float32 and use the matrix units.
+_PRECISION = {"gpu": jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6}
+
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
     """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 where experts choose."""
@@ -96,7 +99,8 @@ class Router(nnx.Module):
         """
         # The router is float32 whatever the compute type: near-ties would otherwise be decided by rounding.
         # Accelerators multiply float32 in fewer bits unless they are told not to.
-        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        precision = _PRECISION.get(sharding.platform(), jax.lax.Precision.HIGHEST)
+        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=precision)
         probs = jax.nn.softmax(logits, axis=-1)
         if self.moe.route_padding:
             token_mask = None
@@ -111,10 +115,20 @@ def experts_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] 
     capacity = expert_capacity(probs.shape[1], moe)
     scores = jnp.swapaxes(probs, 1, 2)
     if token_mask is None:
-        return jax.lax.top_k(scores, capacity)
-    gates, index = jax.lax.top_k(jnp.where(token_mask[:, None, :], scores, -jnp.inf), capacity)
+        return _top(scores, capacity)
+    gates, index = _top(jnp.where(token_mask[:, None, :], scores, -jnp.inf), capacity)
     keep = jnp.arange(capacity) < _num_slots(token_mask, moe)[:, None, None]
     return jnp.where(keep & jnp.isfinite(gates), gates, 0.0), index
+
+
+def _top(scores: Float[Array, "G E S"], capacity: int):
+    """The highest scores of each expert and their tokens, (G, E, C)."""
+    gates, index = jax.lax.top_k(scores, capacity)
+    if sharding.platform() == "cpu":
+        return gates, index
+    # Picked out by comparison: the gradient of top_k adds by index, which takes longer and has no fixed order.
+    chosen = index[..., None] == jnp.arange(scores.shape[-1])
+    return jnp.where(chosen, scores[:, :, None], 0.0).sum(-1), index
 
 
 def tokens_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] | None, moe: MoEConfig):

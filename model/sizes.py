@@ -98,16 +98,16 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
 
 # Arrays of the width that the backward pass finds of a layer beside its input, by remat policy; "none" and "dots" also
 # keep arrays of the hidden width (all of them alike in size: (B, N, D) and (B, N, F)).
-_KEPT = {"full": (1, 0), "attention": (2, 0), "dots": (6, 1), "none": (10, 2)}
+_KEPT = {"full": (1, 0), "attention": (2, 0), "auto": (2, 0), "dots": (6, 1), "products": (7, 1), "none": (10, 2)}
 
 
-def structure_memory(config: ModelConfig, structure: Structure) -> dict[str, int]:
+def structure_memory(config: ModelConfig, structure: Structure, *, fused: bool = False) -> dict[str, int]:
     """Bytes of one step of a structure on one device that holds all of it: an estimate, before anything is compiled.
 
     state: parameters and both moments of the groups it takes. gradients: as large as their parameters. activations:
     what all layers keep for the backward pass by the remat policy, and what the widest single layer works with: its
     hidden activations and attention scores, forward and backward. batch: the inputs. Within a half of what XLA plans on
-    a CPU (tests/model/test_sizes.py); fused attention keeps no scores and needs less.
+    a CPU (tests/model/test_sizes.py). fused: attention is, and keeps no scores.
     """
     shapes = Imp.for_structures(config, [structure]).shapes()
     weights = 4 * sum(_count(shapes[group]) for group in structure.groups(config))
@@ -118,7 +118,7 @@ def structure_memory(config: ModelConfig, structure: Structure) -> dict[str, int
         tokens = batch * i.num_tokens
         rows = tokens * max(1, math.ceil(config.moe.capacity_factor)) if config.moe else tokens
         kept += config.depth * size * (of_width * tokens * config.width + of_hidden * rows * config.mlp_dim)
-        scores = 4 * batch * config.num_heads * i.num_tokens**2
+        scores = 0 if fused else 4 * batch * config.num_heads * i.num_tokens**2
         kept += config.depth * scores if config.remat == "none" else 0
         # Each with its gradient and a copy of both, as XLA's plans hold them.
         hidden = size * rows * (config.mlp_dim + config.width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 
 import jax
@@ -19,6 +20,7 @@ import optax
 
 from model import sharding
 from model.imp import Imp, Structure
+from model.sizes import structure_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +106,11 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
     def step_fn(state: dict, batch: dict, learning_rate):
         params = {name: group["params"] for name, group in state.items()}
         (loss, metrics), grads = _over_microbatches(loss_and_gradients, params, batch, imp=imp, structure=structure)
-        # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
-        # already reused: the norm then differs from run to run (tests/model/test_step.py).
-        grads = jax.lax.optimization_barrier(grads)
+        if sharding.platform() != "gpu":
+            # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
+            # already reused: the norm then differs from run to run (tests/model/test_step.py). On GPUs the gradients of
+            # stacked layers then need not be put together before they are used.
+            grads = jax.lax.optimization_barrier(grads)
         with jax.named_scope("optimizer"):
             grad_norm = optax.global_norm(grads)
             scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
@@ -190,6 +194,28 @@ _CPU_OPTIONS = {"xla_backend_optimization_level": 1}
 _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
+# Share of a device's memory that a step may be estimated to need. What is missing from the estimate is small beside it
+# (benchmarks/gpu.py), but batches in advance and what was not freed in one piece need room too.
+_USABLE = 0.8
+
+
+def _with_remat(imp: Imp, structure: Structure, devices: list, *, fsdp: bool) -> Imp:
+    """The model with the policy that recomputes least of those whose step fits into GPUs, where it leaves it open."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform == "gpu" else None
+    if imp.config.remat != "auto" or limit is None:
+        return imp
+    state = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+    state //= len(devices) if fsdp else 1
+    for remat in ("none", "products", "attention", "full"):
+        config = dataclasses.replace(imp.config, remat=remat)
+        fused = config.attention != "xla" and config.dtype == "bfloat16"
+        memory = structure_memory(config, structure, fused=fused)
+        step = memory["gradients"] + (memory["activations"] + memory["batch"]) // len(devices)
+        if state + step < _USABLE * limit:
+            break
+    return imp.with_config(config)
+
+
 def compile_step(
     imp: Imp,
     structure: Structure,
@@ -203,8 +229,11 @@ def compile_step(
 
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
     ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
+    Where the model leaves ``remat`` open, it is settled here, for this structure and the devices' memory.
     Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
     """
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    imp = _with_remat(imp, structure, devices, fsdp=fsdp)
     groups = step_groups(imp, structure, optimizer)
     shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
     kwargs = {}
@@ -214,8 +243,7 @@ def compile_step(
         kwargs["in_shardings"] = (of_state, sharding.over_batch(mesh), everywhere)
         kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    options = {"cpu": _CPU_OPTIONS, "gpu": _DETERMINISTIC if deterministic else {}}.get(platform, {})
+    options = {"cpu": _CPU_OPTIONS, "gpu": _DETERMINISTIC if deterministic else {}}.get(devices[0].platform, {})
     # What the user says goes before: options here would replace their XLA_FLAGS.
     options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)

@@ -123,6 +123,7 @@ def prepare(recipe: Recipe, run_dir: Path, *, look: bool = True) -> RunSpec:
         logging=_logging(recipe),
         expert_parallel=recipe.cluster.expert_parallel,
         fsdp=recipe.cluster.fsdp,
+        deterministic=recipe.train.deterministic,
         compile_cache=recipe.cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
     )
     # Once the recipe is written only it goes on, so what refuses it comes first.

@@ -60,7 +60,8 @@ class ModelSettings(_Strict):
 
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
-    "dots" and "attention" to "none". scan: layers are one compiled body that runs depth times; false unrolls it.
+    "attention", "dots" and "products" to "none"; "auto" is "attention", and on GPUs what their memory allows. scan:
+    layers are one compiled body that runs depth times; false unrolls it; null unrolls it on GPUs, where that is faster.
     contrastive_chunk: columns that a contrastive loss compares at a time. text_embedding_std: standard deviation of
     the table of text tokens at the start.
     """
@@ -73,7 +74,7 @@ class ModelSettings(_Strict):
     position_scale: float | None = pydantic.Field(None, gt=0)
     towers: Literal["shared", "per_modality"] | None = None
     attention: Literal["auto", "xla", "cudnn"] | None = None
-    remat: Literal["full", "none", "dots", "attention"] | None = None
+    remat: Literal["auto", "full", "attention", "dots", "products", "none"] | None = None
     scan: bool | None = None
     contrastive_chunk: int | None = pydantic.Field(None, ge=1)
     text_embedding_std: float = pydantic.Field(1.0, gt=0)
@@ -286,8 +287,9 @@ class TrainSettings(_Strict):
 
     learning_rate, clip_norm, patch_learning_rate_scale: null follows the largest batch (``recipe.defaults``).
     patch_learning_rate_scale: factor on the learning rate of the patch projections. dense_update: every step updates
-    every parameter, those that the task does not use with a gradient of zero; to compare. log_every: steps a line of
-    metrics.jsonl stands for. log_samples: the ids of every batch are written too.
+    every parameter, those that the task does not use with a gradient of zero; to compare. deterministic: on GPUs too,
+    the same losses bit for bit in every run; on CPUs they always are. log_every: steps a line of metrics.jsonl stands
+    for. log_samples: the ids of every batch are written too.
 
     b1, b2, eps, weight_decay: Adam's; the decay is of the matrices of layers and experts alone, in proportion to the
     learning rate. initial_learning_rate: where the warm-up starts. pre_warmup_fraction: share of the steps before it,
@@ -301,6 +303,7 @@ class TrainSettings(_Strict):
     clip_norm: float | None = pydantic.Field(None, gt=0)
     patch_learning_rate_scale: float | None = pydantic.Field(None, ge=0)
     dense_update: bool = False
+    deterministic: bool = False
     checkpoint_every: int = pydantic.Field(1000, ge=1)
     log_every: int = pydantic.Field(1, ge=1)
     log_samples: bool = False

@@ -45,7 +45,7 @@ class RunSpec:
     fingerprints: data set → what its training rows are (``data.columns.Fingerprint.digests``). config: the resolved
     recipe, stored in checkpoints.
     expert_parallel, fsdp: how parameters lie over the devices (``model.sharding``). init_step: of the checkpoint of
-    ``init_from`` that a new run begins with.
+    ``init_from`` that a new run begins with. deterministic: see ``step.compile_step``.
     """
 
     run_dir: str
@@ -66,6 +66,7 @@ class RunSpec:
     compile_cache: str | None
     expert_parallel: int
     fsdp: bool
+    deterministic: bool
     sampler: SamplerSpec
     stall_timeout_s: float
     init_from: str | None
@@ -173,7 +174,9 @@ def _train(spec: RunSpec, make_queues: QueueMaker, position, *, rank, gate, watc
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     compiler = StepCompiler(
-        lambda structure: compile_step(imp, structure, spec.optimizer, mesh=mesh, fsdp=spec.fsdp),
+        lambda structure: compile_step(
+            imp, structure, spec.optimizer, mesh=mesh, fsdp=spec.fsdp, deterministic=spec.deterministic
+        ),
         schedule.in_order_of_first_use(),
         built=lambda: watchdog.beat("compiling"),
     )
