@@ -22,7 +22,10 @@ from pipeline.train.checkpoint import Checkpoints
 
 
 def save(state: dict, step, structure: Structure, *, steps: int) -> dict:
-    """A run with one save in its middle against one without. Seconds of steps are those that the loop records."""
+    """A run with a save in its middle and one at its end against a run without.
+
+    Seconds of steps are those that the loop records. A save waits for the one before it: ``steps`` must be enough.
+    """
     batch, folder = Batches([structure])[structure], Path(tempfile.mkdtemp())
     without = Run(state, batch, step, num_steps=steps, every=None, folder=folder / "none")
     saved = Run(state, batch, step, num_steps=steps, every=steps // 2, folder=folder / "saved")

@@ -166,7 +166,7 @@ def remat(policy: str) -> dict:
 
 def scanned(variant: str) -> dict:
     """A step with layers as one compiled body, as everywhere but on GPUs."""
-    return measure(config_of(variant, scan=True), images(128))
+    return measure(config_of(variant, scan=True, remat="products"), images(128))
 
 
 def moe(variant: str, batch: int, **fields) -> dict:
@@ -240,7 +240,7 @@ def save(variant: str) -> dict:
     structure = images(128)
     config = config_of(variant)
     side = Side(config, structure)
-    return gpu_loop.save(side.state, side.step, structure, steps=4 if timing.on_cpu() else 40)
+    return gpu_loop.save(side.state, side.step, structure, steps=4 if timing.on_cpu() else 160)
 
 
 def loop(deterministic: bool) -> dict:

@@ -20,7 +20,7 @@ import jax
 
 from model.config import MODALITIES, VARIANTS, ModelConfig, from_variant
 from model.imp import Imp, Structure, encoder_group, pair_group
-from model.moe import expert_capacity
+from model.moe import effective_capacity_factor, expert_capacity
 from model.sharding import names_of
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
@@ -195,11 +195,18 @@ def sizes(name: str) -> dict:
     """Everything the table shows of a variant. Raises ValueError for an unknown name."""
     config = from_variant(name)
     forward = {label: sample_flops(config, **given) for label, given in input_sizes(config).items()}
-    return {
+    sparse = {} if config.moe is None else {"capacity": _capacity(config)}
+    return sparse | {
         "parameters": parameters(config),
         "forward_flops": forward,
         "training_flops": {label: TRAINING_PASSES * flops for label, flops in forward.items()},
     }
+
+
+def _capacity(config: ModelConfig) -> dict[str, float]:
+    """Input → its effective capacity factor in routing groups of one sample."""
+    tokens = {label: given["num_tokens"] for label, given in input_sizes(config).items()}
+    return {label: effective_capacity_factor(number, config.moe) for label, number in tokens.items()}
 
 
 def _rows(title: str, values: dict[str, dict], form) -> list[str]:
@@ -215,7 +222,7 @@ def _rows(title: str, values: dict[str, dict], form) -> list[str]:
 
 
 def table(found: dict[str, dict]) -> str:
-    """Three aligned tables of variant → ``sizes``."""
+    """Aligned tables of variant → ``sizes``."""
     counts = {
         name: {"encoder": of["parameters"]["encoder"], "all": of["parameters"]["all"]}
         | {f"{m} token": count for m, count in of["parameters"]["per_token"].items()}
@@ -224,6 +231,9 @@ def table(found: dict[str, dict]) -> str:
     blocks = [_rows("parameters", counts, lambda n: f"{n:,}")]
     for title, key in (("forward GFLOPs", "forward_flops"), ("training GFLOPs", "training_flops")):
         blocks.append(_rows(title, {name: of[key] for name, of in found.items()}, lambda n: f"{n / 1e9:,.3f}"))
+    capacities = {name: of["capacity"] for name, of in found.items() if "capacity" in of}
+    if capacities:
+        blocks.append(_rows("effective capacity factor", capacities, lambda factor: f"{factor:.3g}"))
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
@@ -238,6 +248,7 @@ def main(argv: list[str]) -> int:
         "FLOPs: of one sample, matrix products only, two a multiply-add, from tokens to features (no heads);\n"
         "  training is three times forward. Columns: the input and its number of tokens, drop with\n"
         "  DropToken 0.75.\n"
+        "effective capacity factor: of the experts, once each has a whole number of slots in a group of one sample.\n"
         f"variants: {', '.join(VARIANTS)}",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="variants to show (default: all)")

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from model import sharding
+from model.config import ModelConfig
 from model.imp import Imp, Structure
 from model.sizes import structure_memory
 
@@ -199,21 +200,34 @@ _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 _USABLE = 0.8
 
 
-def _with_remat(imp: Imp, structure: Structure, devices: list, *, fsdp: bool) -> Imp:
-    """The model with the policy that recomputes least of those whose step fits into GPUs, where it leaves it open."""
+def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deterministic: bool) -> Imp:
+    """The model with what it leaves open as GPUs want it: of the remat policies whose step fits into their memory the
+    one that recomputes least, and plain attention where it has to be deterministic.
+    """
     limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform == "gpu" else None
-    if imp.config.remat != "auto" or limit is None:
+    if limit is None:
         return imp
-    state = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
-    state //= len(devices) if fsdp else 1
+    config = imp.config
+    if deterministic and config.attention == "auto":
+        # Steps with cuDNN's kernel do not run that way in jax 0.11.2: they end with "IndexError: raw_hash_map::at".
+        config = dataclasses.replace(config, attention="xla")
+    if config.remat == "auto":
+        fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+        fixed //= len(devices) if fsdp else 1
+        room = _USABLE * limit - fixed
+        config = _least_recomputed(config, structure, room=room, num_devices=len(devices))
+    return imp if config == imp.config else imp.with_config(config)
+
+
+def _least_recomputed(config: ModelConfig, structure: Structure, *, room: float, num_devices: int) -> ModelConfig:
+    """The config with the first policy whose gradients and activations take no more than ``room`` bytes of a device."""
+    fused = config.attention != "xla" and config.dtype == "bfloat16"
     for remat in ("none", "products", "attention", "full"):
-        config = dataclasses.replace(imp.config, remat=remat)
-        fused = config.attention != "xla" and config.dtype == "bfloat16"
+        config = dataclasses.replace(config, remat=remat)
         memory = structure_memory(config, structure, fused=fused)
-        step = memory["gradients"] + (memory["activations"] + memory["batch"]) // len(devices)
-        if state + step < _USABLE * limit:
+        if memory["gradients"] + (memory["activations"] + memory["batch"]) // num_devices < room:
             break
-    return imp.with_config(config)
+    return config
 
 
 def compile_step(
@@ -229,11 +243,11 @@ def compile_step(
 
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
     ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
-    Where the model leaves ``remat`` open, it is settled here, for this structure and the devices' memory.
+    What the model leaves open (``remat``, ``attention``) is settled here, for this structure and these devices.
     Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
     """
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
-    imp = _with_remat(imp, structure, devices, fsdp=fsdp)
+    imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic)
     groups = step_groups(imp, structure, optimizer)
     shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
     kwargs = {}
