@@ -163,8 +163,8 @@ def _met(shapes, config: ModelConfig) -> int:
     def of(path, leaf) -> float:
         names, size = names_of(path), math.prod(leaf.shape)
         if "table" in names or "tables" in names:
-            return leaf.shape[-1]
-        return size * _experts_per_token(config) / config.moe.num_experts if "experts" in names else size
+            return float(leaf.shape[-1])
+        return size * _experts_per_token(config) / config.moe.num_experts if "experts" in names else float(size)
 
     return round(sum(jax.tree.leaves(jax.tree.map_with_path(of, shapes))))
 
@@ -174,7 +174,7 @@ def _experts_per_token(config: ModelConfig) -> float:
     moe = config.moe
     if moe.router == "tokens_choose":
         return moe.num_selected * min(1.0, moe.capacity_factor)
-    return min(moe.capacity_factor, moe.num_experts)
+    return min(moe.capacity_factor, float(moe.num_experts))
 
 
 def input_sizes(config: ModelConfig) -> dict[str, dict]:
