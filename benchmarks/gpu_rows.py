@@ -166,7 +166,7 @@ def remat(policy: str) -> dict:
 
 def scanned(variant: str) -> dict:
     """A step with layers as one compiled body, as everywhere but on GPUs."""
-    return measure(config_of(variant, scan=True, remat="products"), images(128))
+    return measure(config_of(variant, unroll_on_gpu=False, remat="products"), images(128))
 
 
 def moe(variant: str, batch: int, **fields) -> dict:

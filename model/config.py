@@ -89,8 +89,9 @@ class ModelConfig:
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
       allows (``step.compile_step``), elsewhere "attention".
-    scan: a stack of layers is one compiled body that runs depth times; False unrolls it. None: unrolled on GPUs, where
-      writing arrays into stacks and reading them again takes a seventh of a step, and scanned elsewhere.
+    scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
+    unroll_on_gpu: it is unrolled on GPUs all the same, where writing arrays into stacks and reading them again takes a
+      seventh of a step.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     """
 
@@ -115,7 +116,8 @@ class ModelConfig:
     towers: str = "shared"
     attention: str = "auto"
     remat: str = "auto"
-    scan: bool | None = None
+    scan: bool = True
+    unroll_on_gpu: bool = True
     contrastive_chunk: int = 1024
     dtype: str = "float32"
 

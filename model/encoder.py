@@ -111,7 +111,7 @@ class Encoder(nnx.Module):
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.unroll_on_gpu = config.remat, config.scan, config.unroll_on_gpu
         interleaved = config.moe is not None and config.moe.placement == "interleaved"
         # Dense layers before each sparse one, where the two alternate in the depth.
         self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
     @property
     def scans(self) -> bool:
         """Whether a stack of layers is one compiled body, on the devices in use."""
-        return sharding.platform() != "gpu" if self.scan is None else self.scan
+        return self.scan and not (self.unroll_on_gpu and sharding.platform() == "gpu")
 
     def _interleaved(self, x, stacks: dict, layer):
         """Super-blocks of some dense layers and a sparse one."""

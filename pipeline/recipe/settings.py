@@ -61,7 +61,8 @@ class ModelSettings(_Strict):
     towers: one "shared" encoder, or one "per_modality". attention: "xla" or the fused kernel "cudnn"; "auto" takes the
     fused one where it can. remat: what the backward pass computes again to save memory, from "full" (whole layers) over
     "attention", "dots" and "products" to "none"; "auto" is "attention", and on GPUs what their memory allows. scan:
-    layers are one compiled body that runs depth times; false unrolls it; null unrolls it on GPUs, where that is faster.
+    layers are one compiled body that runs depth times; false unrolls it. unroll_on_gpu: on GPUs it is unrolled, the
+    faster way there.
     contrastive_chunk: columns that a contrastive loss compares at a time. text_embedding_std: standard deviation of
     the table of text tokens at the start.
     """
@@ -76,6 +77,7 @@ class ModelSettings(_Strict):
     attention: Literal["auto", "xla", "cudnn"] | None = None
     remat: Literal["auto", "full", "attention", "dots", "products", "none"] | None = None
     scan: bool | None = None
+    unroll_on_gpu: bool | None = None
     contrastive_chunk: int | None = pydantic.Field(None, ge=1)
     text_embedding_std: float = pydantic.Field(1.0, gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
