@@ -75,7 +75,7 @@ def main() -> None:
             "sizes": sizes | {"tokens": sizes["num_samples"] * NUM_TOKENS, "num_experts": config.moe.num_experts},
             "moe over dense": over["experts choose, index"],
             "aim": 1.25 if timing.on_cpu() else 1.15,
-            "dispatch by default": dispatch_form(config.moe),
+            "dispatch by default": dispatch_form(config.moe, sizes["group_size"]),
             "over dense": over,
             "over dense, processor time": times.cpu_over("dense"),
             "index over einsum": times.over("experts choose, einsum")["experts choose, index"],

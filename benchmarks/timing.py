@@ -114,12 +114,12 @@ def in_turns(sides: dict, *, rounds: int, calls: int = 1) -> Times:
 
 def show(result: dict) -> None:
     """The result with floats of four digits, as the one JSON object on standard output."""
-    print(json.dumps(_rounded(result), indent=1))
+    print(json.dumps(rounded(result), indent=1))
 
 
-def _rounded(value):
+def rounded(value):
     if isinstance(value, dict):
-        return {str(key): _rounded(each) for key, each in value.items()}
+        return {str(key): rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
+        return [rounded(each) for each in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value

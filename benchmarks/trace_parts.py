@@ -33,11 +33,11 @@ _METADATA = re.compile(r'op_name="([^"]*)"')
 _CONTROL_FLOW = ("while", "call", "conditional")
 
 
-def time_by_part(executable: jax.stages.Compiled, run, *, calls: int) -> dict:
+def time_by_part(executable: jax.stages.Compiled, run, *, calls: int, longest: int = 0) -> dict:
     """Share of the time of all operations of ``executable`` in ``calls`` calls of ``run``, by part, largest first.
 
-    ms: of one call, on the device. traced: time of all operations over the time from the first to the last; on CPUs
-    operations can overlap.
+    longest: the number of operations to name, those that take the most time. ms: of one call, on the device. traced:
+    time of all operations over the time from the first to the last; on CPUs operations can overlap.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -48,12 +48,15 @@ def time_by_part(executable: jax.stages.Compiled, run, *, calls: int) -> dict:
     events = _operations(events, module=re.match(r"HloModule ([\w.\-]+)", text)[1])
     if not events:
         return {"failed": "the trace names no operations of the step"}
-    names, total = _op_names(text), collections.Counter()
+    names, by_operation, total = _op_names(text), collections.Counter(), collections.Counter()
     for event in events:
-        total[part_of(event["args"]["hlo_op"], names)] += event["dur"]
+        by_operation[event["args"]["hlo_op"]] += event["dur"]
+    for operation, time in by_operation.items():
+        total[part_of(operation, names)] += time
     spent = sum(total.values())
     span = max(e["ts"] + e["dur"] for e in events) - min(e["ts"] for e in events)
-    return {
+    most = {f"{op} {names.get(op, '')[-110:]}": time / spent for op, time in by_operation.most_common(longest)}
+    return ({"longest": most} if longest else {}) | {
         "share": {part: time / spent for part, time in total.most_common()},
         "ms": span / calls / 1000,
         "traced": spent / span,

@@ -5,11 +5,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from model import sharding
 from model.config import ModelConfig
 from model.initializers import lecun_normal
-from model.layers import LayerNorm, Linear
+from model.layers import LayerNorm, Linear, affine
 from model.shapes import Array, Bool, Float
+
+# Name, for remat policies, of what the plain form of attention returns. The output of the fused kernel they know by the
+# kernel: its backward pass needs more of it than the output.
+OUTPUT = "attended"
+FUSED_KERNEL = "dot_product_attention_fwd"
+
+# Minimum number of tokens for which the fused kernel is the faster one (benchmarks/gpu.py).
+_FEWEST_FUSED = 64
 
 
 class SelfAttention(nnx.Module):
@@ -30,29 +40,48 @@ class SelfAttention(nnx.Module):
     @jax.named_scope("attention")
     def __call__(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         """token_mask: True = a real token; nobody attends to the others."""
+        width = x.shape[-1]
+        query, key, value = self.queries_keys_values(x)
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        attended = attend(query, key, value, token_mask, implementation=implementation(self.choice, query))
+        return self.out(attended.reshape(-1, width)).reshape(x.shape)
+
+    def queries_keys_values(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N H K"]]:
+        """From one product, or on GPUs from three: the fused kernel wants its operands as arrays of their own, so that
+        one product would be cut apart by copying, and its gradient put together by copying.
+        """
         batch, num_tokens, width = x.shape
         # Batch and tokens are one axis for the matrix products: XLA's CPU compiler writes out a transposed copy of a
         # gradient that is summed over two axes, which cost a quarter of a step (benchmarks/model_step.py).
-        qkv = self.qkv(x.reshape(-1, width)).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        mask = None if token_mask is None else token_mask[:, None, None, :]
-        kernel = implementation(self.choice, query, masked=mask is not None)
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=kernel)
-        return self.out(attended.reshape(-1, width)).reshape(x.shape)
+        x = x.reshape(-1, width)
+        if sharding.platform() != "gpu":
+            qkv = self.qkv(x).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
+            return [qkv[:, :, i] for i in range(3)]
+        x = x.astype(self.qkv.dtype)
+        parts = [affine(x, kernel, None) for kernel in jnp.split(self.qkv.kernel[...], 3, axis=-1)]
+        return [part.reshape(batch, num_tokens, self.num_heads, self.head_dim) for part in parts]
 
 
-def implementation(choice: str, query, *, masked: bool) -> str:
-    """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's.
+def attend(query, key, value, token_mask: Bool[Array, "B N"] | None, *, implementation: str) -> jax.Array:
+    """Attention (B, N, H, K) to the real tokens by a kernel, "xla" or "cudnn".
 
-    Masked attention always stays with XLA: only texts have masks, and they are short.
+    cuDNN takes the number of a sample's real tokens in place of a mask, so that these must come first, as those of a
+    text do. All queries are computed, those of padding too, whose values are then the same with both kernels.
     """
-    if masked or choice == "xla":
-        return "xla"
-    if choice == "cudnn":
-        return "cudnn"
-    if jax.default_backend() != "gpu" or not _is_ampere_or_later():
+    if implementation == "xla":
+        mask = None if token_mask is None else token_mask[:, None, None, :]
+        return checkpoint_name(jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla"), OUTPUT)
+    # A sample without any token has to attend to something, or it has no finite value.
+    lengths = None if token_mask is None else jnp.maximum(token_mask.sum(1, dtype=jnp.int32), 1)
+    return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
+
+
+def implementation(choice: str, query) -> str:
+    """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's."""
+    if choice != "auto":
+        return choice
+    if sharding.platform() != "gpu" or not _is_ampere_or_later() or query.shape[1] < _FEWEST_FUSED:
         return "xla"
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:

@@ -16,7 +16,7 @@ NO_VOCABULARY = 16
 
 # Settings with a fixed list of values; the first is the default.
 CHOICES = {
-    "remat": ("attention", "full", "dots", "none"),
+    "remat": ("auto", "attention", "full", "dots", "products", "none"),
     "towers": ("shared", "per_modality"),
     "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16", "auto"),
@@ -102,8 +102,11 @@ class ModelConfig:
       against position rows of length sqrt(width) after their LayerNorm; with 1 both weigh alike.
     towers: "shared", the paper's one encoder, or "per_modality", one each (its Figure 6 compares them).
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
-    remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``).
+    remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
+      allows (``step.compile_step``), elsewhere "attention".
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
+    unroll_on_gpu: it is unrolled on GPUs all the same, where writing arrays into stacks and reading them again takes a
+      seventh of a step.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     embedders: modalities beside ``MODALITIES``.
     """
@@ -128,8 +131,9 @@ class ModelConfig:
     text_embedding_std: float = 1.0
     towers: str = "shared"
     attention: str = "auto"
-    remat: str = "attention"
+    remat: str = "auto"
     scan: bool = True
+    unroll_on_gpu: bool = True
     contrastive_chunk: int = 1024
     dtype: str = "float32"
     embedders: tuple[PatchEmbedder, ...] = ()

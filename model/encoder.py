@@ -5,12 +5,15 @@ Shape letters: B batch, N tokens, D width. The encoder never learns which modali
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from model import sharding
+from model import attention, moe, sharding
 from model.activations import gelu
 from model.attention import SelfAttention
 from model.config import ModelConfig
@@ -19,15 +22,30 @@ from model.layers import LayerNorm, Linear
 from model.moe import MoEFeedForward
 from model.shapes import Array, Bool, Float
 
+_AFTER_ATTENTION = "after_attention"
+_NAMED_PRODUCTS = jax.checkpoint_policies.save_only_these_names(attention.OUTPUT, moe.HIDDEN, moe.OUTPUT)
+
+
+def _products(primitive: Any, *args: Any, **params: Any) -> bool:
+    """The results of all matrix products, attention among them, and of the experts' choice of tokens: what is computed
+    again are norms, activations and the moving of tokens."""
+    if primitive.name.startswith((attention.FUSED_KERNEL, "top_k")):
+        return True
+    of_weights = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return of_weights or _NAMED_PRODUCTS(primitive, *args, **params)
+
+
 # What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
 # section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
-# weights, "none" everything.
-_AFTER_ATTENTION = "after_attention"
+# weights, "products" also those of attention and of experts, "none" everything. "auto" is "attention"
+# where nothing else has been settled.
 REMAT_POLICIES = {
+    "auto": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": _products,
 }
 
 
@@ -46,7 +64,7 @@ class FeedForward(nnx.Module):
         self.wo = Linear(mlp_dim, width, kernel_init=lecun_normal(fan_in=mlp_dim), **common)
 
     @jax.named_scope("mlp")
-    def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int):
+    def __call__(self, x: Float[Array, "B N D"], token_mask, *, group_samples: int) -> tuple[jax.Array, dict]:
         flat = x.reshape(-1, x.shape[-1])  # as in attention: one axis for the products
         return self.wo(gelu(self.wi(flat))).reshape(x.shape), {}
 
@@ -60,7 +78,7 @@ class Block(nnx.Module):
         self.mlp_norm = _layer_norm(config, use_bias=False, rngs=rngs)
         self.mlp = (MoEFeedForward if sparse else FeedForward)(config, rngs=rngs)
 
-    def __call__(self, x, token_mask, *, group_samples: int):
+    def __call__(self, x, token_mask, *, group_samples: int) -> tuple[jax.Array, dict]:
         with jax.named_scope("norm"):
             normed = self.attention_norm(x)
         x = checkpoint_name(x + self.attention(normed, token_mask), _AFTER_ATTENTION)
@@ -77,6 +95,12 @@ def _stack(config: ModelConfig, *, depth: int, sparse: bool, rngs: nnx.Rngs) -> 
     return nnx.merge(nnx.graphdef(blocks[0]), stacked)
 
 
+def _unstacked(params) -> list:
+    """The layers of a stack. All are cut at once, so that their gradients come together in one array at once too."""
+    leaves, tree = jax.tree.flatten(params)
+    return [jax.tree.unflatten(tree, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
+
+
 class Encoder(nnx.Module):
     """The shared encoder; parameter counts as in the paper's sizes (tests/model/test_config.py).
 
@@ -90,27 +114,27 @@ class Encoder(nnx.Module):
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat, self.scan = config.remat, config.scan
+        self.remat, self.scan, self.unroll_on_gpu = config.remat, config.scan, config.unroll_on_gpu
         interleaved = config.moe is not None and config.moe.placement == "interleaved"
         # Dense layers before each sparse one, where the two alternate in the depth.
         self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
 
     def __call__(
         self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None = None, *, group_samples: int = 1
-    ):
+    ) -> tuple[jax.Array, dict]:
         """Returns (B, N, D) and the statistics of the sparse layers, stacked by layer (empty for a dense model)."""
         stacks = {name: nnx.split(getattr(self, name)) for name in ("dense", "sparse") if hasattr(self, name)}
         policy = REMAT_POLICIES[self.remat]
 
-        def layer(name: str):
+        def layer(name: str) -> Callable[[jax.Array, Any], tuple[jax.Array, dict]]:
             graph = stacks[name][0]
 
-            def run(x, params):
-                block = nnx.merge(graph, sharding.whole(params))
-                return block(sharding.by_rows(x), token_mask, group_samples=group_samples)
+            def run(x: jax.Array, params: Any) -> tuple[jax.Array, dict]:
+                block = nnx.merge(graph, sharding.gather_params(params))
+                return block(sharding.shard_batch(x), token_mask, group_samples=group_samples)
 
             # In a scan nothing can be merged with the forward pass by mistake; unrolled it could.
-            return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scan)
+            return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scans)
 
         if self.dense_per_sparse:
             x, statistics = self._interleaved(x, stacks, layer)
@@ -121,24 +145,29 @@ class Encoder(nnx.Module):
         with jax.named_scope("norm"):
             return self.norm(x), statistics
 
-    def _interleaved(self, x, stacks: dict, layer):
+    @property
+    def scans(self) -> bool:
+        """Whether a stack of layers is one compiled body, on the devices in use."""
+        return self.scan and not (self.unroll_on_gpu and sharding.platform() == "gpu")
+
+    def _interleaved(self, x: jax.Array, stacks: dict, layer: Callable) -> tuple[jax.Array, dict]:
         """Super-blocks of some dense layers and a sparse one."""
         num_sparse = jax.tree.leaves(stacks["sparse"][1])[0].shape[0]
         dense = jax.tree.map(lambda p: p.reshape(num_sparse, -1, *p.shape[1:]), stacks["dense"][1])
         run_dense, run_sparse = layer("dense"), layer("sparse")
 
-        def super_block(x, params):
+        def super_block(x: jax.Array, params: Any) -> tuple[jax.Array, dict]:
             for i in range(self.dense_per_sparse):
                 x, _ = run_dense(x, jax.tree.map(lambda p, i=i: p[i], params[0]))
             return run_sparse(x, params[1])
 
         return self._over_layers(super_block, x, (dense, stacks["sparse"][1]))
 
-    def _over_layers(self, body, x, params):
-        if self.scan:
+    def _over_layers(self, body: Callable, x: jax.Array, params: Any) -> tuple[jax.Array, dict]:
+        if self.scans:
             return jax.lax.scan(body, x, params)
         statistics = []
-        for i in range(jax.tree.leaves(params)[0].shape[0]):
-            x, of_layer = body(x, jax.tree.map(lambda p, i=i: p[i], params))
-            statistics.append(of_layer)
+        for of_layer in _unstacked(params):
+            x, found = body(x, of_layer)
+            statistics.append(found)
         return x, jax.tree.map(lambda *layers: jnp.stack(layers), *statistics)

@@ -80,6 +80,11 @@ class Imp:
             classifiers=dict(sorted(classifiers.items())),
         )
 
+    def with_config(self, config: ModelConfig) -> Imp:
+        """The same groups by another config."""
+        parts = {"pairs": self.pairs, "offsets": self.offsets, "classifiers": self.classifiers}
+        return Imp(config, modalities=self.modalities, **parts)
+
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(self._build)
@@ -105,7 +110,7 @@ class Imp:
             raise ValueError(f"unknown parameter group {group!r}; known: {', '.join(self._graphs)}")
         # Stacks of layers come together layer by layer, inside the encoder's scan.
         own = params[group]
-        own = own if group.startswith("encoder") else sharding.whole(own)
+        own = own if group.startswith("encoder") else sharding.gather_params(own)
         return nnx.merge(self._graphs[group], nnx.State(own))
 
     def encode(self, params: dict, modality: str, tokens, positions, mask=None) -> jax.Array:
@@ -162,8 +167,12 @@ class Imp:
 
     def _classify(self, name: str, params: dict, features, labels, structure: Structure) -> jax.Array:
         logits = self.module(params, f"classifier_{structure.classifier}")(features)
-        columns = jnp.asarray(structure.classes)
-        return objectives.CLASSIFICATION[name](logits[:, columns], labels.astype(jnp.float32)[:, columns])
+        labels = labels.astype(jnp.float32)
+        # Where a loss takes all columns there is nothing to gather; on CPUs it is done for the sake of the same bits.
+        if sharding.platform() == "cpu" or structure.classes != tuple(range(structure.num_classes)):
+            columns = jnp.asarray(structure.classes)
+            logits, labels = logits[:, columns], labels[:, columns]
+        return objectives.CLASSIFICATION[name](logits, labels)
 
     def _contrast(
         self, name: str, params: dict, features: dict, positive_ids, structure: Structure

@@ -24,7 +24,7 @@ class Linear(nnx.Linear):
         return affine(x.astype(self.dtype), self.kernel[...], self.bias[...] if self.use_bias else None)
 
 
-def affine(x: Float[Array, "... D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"] | None):
+def affine(x: Float[Array, "... D"], kernel: Float[Array, "D F"], bias: Float[Array, " F"] | None) -> jax.Array:
     """x @ kernel + bias in the type of x."""
     product = weight_product(x, kernel)
     # Added in float32: the gradient of a bias is a sum over all tokens and devices.
@@ -40,19 +40,19 @@ def weight_product(x: Float[Array, "... D"], weight: Float[Array, "... D F"]) ->
     return x @ weight if x.dtype == weight.dtype else _mixed_product(x, weight)
 
 
-def _in_type_of_x(x, weight):
+def _in_type_of_x(x: jax.Array, weight: jax.Array) -> jax.Array:
     return x @ weight.astype(x.dtype)
 
 
 _mixed_product = jax.custom_vjp(_in_type_of_x)
 
 
-def _forward(x, weight):
+def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # Not by way of _mixed_product, in which remat policies would not see a matrix product.
     return _in_type_of_x(x, weight), (x, weight)
 
 
-def _backward(residuals, gradient):
+def _backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = residuals
     of_x = gradient @ jnp.swapaxes(weight.astype(x.dtype), -1, -2)
     batch = tuple(range(weight.ndim - 2))

@@ -1,4 +1,4 @@
-"""Mixture-of-Experts layer: router → dispatch → experts → combine.
+"""Mixture-of-Experts layer: route → dispatch → experts → combine.
 
 As in the paper (section 4.1): experts choose their tokens (Zhou et al. 2022), capacity factor 1, no jitter, no
 auxiliary loss. Tokens-choose routing (Switch, V-MoE) is there to compare.
@@ -11,11 +11,13 @@ same thing: for each of an expert's C slots a token and a gate, which is 0 for a
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from model import sharding
 from model.activations import gelu
@@ -24,11 +26,27 @@ from model.initializers import lecun_normal, normal
 from model.layers import weight_product
 from model.shapes import Array, Bool, Float, Int
 
+# Names, for remat policies, of the experts' hidden activations before GELU and of what comes back from the experts.
+HIDDEN, OUTPUT = "expert_hidden", "expert_output"
+
+# Maximum number of tokens in a group for which multiplying with one-hot masks takes at most 2 % longer on a GPU than
+# moving tokens (benchmarks/gpu.py).
+_MOST_BY_MASK = 512
+
+# Of the router's product. Six products of bfloat16 parts have the accuracy of float32 and use the matrix units.
+_PRECISION = {"gpu": jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6}
+
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
     """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 where experts choose."""
     selected = moe.num_selected if moe.router == "tokens_choose" else 1
     return min(num_tokens, max(1, round(moe.capacity_factor * num_tokens * selected / moe.num_experts)))
+
+
+def effective_capacity_factor(num_tokens: int, moe: MoEConfig) -> float:
+    """The capacity factor that a group of ``num_tokens`` has once each expert's slots are a whole number."""
+    selected = moe.num_selected if moe.router == "tokens_choose" else 1
+    return moe.num_experts * expert_capacity(num_tokens, moe) / (num_tokens * selected)
 
 
 def group_samples(moe: MoEConfig, *, batch_size: int, num_tokens: int) -> int:
@@ -43,11 +61,14 @@ def group_samples(moe: MoEConfig, *, batch_size: int, num_tokens: int) -> int:
     return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
-def dispatch_form(moe: MoEConfig) -> str:
-    """ "auto": index wherever benchmarks/moe.py was run; the authors' einsum on TPUs, where gathers are slow."""
+def dispatch_form(moe: MoEConfig, group_tokens: int) -> str:
+    """The form for groups of that size: "auto" is index on CPUs (benchmarks/moe.py), einsum on TPUs, where
+    gathers are slow, and on GPUs einsum for small groups, which is deterministic as adding by index is not.
+    """
     if moe.dispatch != "auto":
         return moe.dispatch
-    return "einsum" if jax.default_backend() == "tpu" else "index"
+    small = group_tokens <= _MOST_BY_MASK
+    return {"tpu": "einsum", "gpu": "einsum" if small else "index"}.get(sharding.platform(), "index")
 
 
 @jax.tree_util.register_dataclass
@@ -79,7 +100,8 @@ class Router(nnx.Module):
         """
         # The router is float32 whatever the compute type: near-ties would otherwise be decided by rounding.
         # Accelerators multiply float32 in fewer bits unless they are told not to.
-        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        precision = _PRECISION.get(sharding.platform(), jax.lax.Precision.HIGHEST)
+        logits = jnp.matmul(x.astype(jnp.float32), self.kernel[...], precision=precision)
         probs = jax.nn.softmax(logits, axis=-1)
         if self.moe.route_padding:
             token_mask = None
@@ -89,18 +111,32 @@ class Router(nnx.Module):
         return Routing(gates=gates, index=index, probs=probs, logits=logits, real=real)
 
 
-def experts_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] | None, moe: MoEConfig):
+def experts_choose(
+    probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] | None, moe: MoEConfig
+) -> tuple[Float[Array, "G E C"], Int[Array, "G E C"]]:
     """Each expert takes its top-C tokens: (gates, index), each (G, E, C), the best token first."""
     capacity = expert_capacity(probs.shape[1], moe)
     scores = jnp.swapaxes(probs, 1, 2)
     if token_mask is None:
-        return jax.lax.top_k(scores, capacity)
-    gates, index = jax.lax.top_k(jnp.where(token_mask[:, None, :], scores, -jnp.inf), capacity)
+        return _top(scores, capacity)
+    gates, index = _top(jnp.where(token_mask[:, None, :], scores, -jnp.inf), capacity)
     keep = jnp.arange(capacity) < _num_slots(token_mask, moe)[:, None, None]
     return jnp.where(keep & jnp.isfinite(gates), gates, 0.0), index
 
 
-def tokens_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] | None, moe: MoEConfig):
+def _top(scores: Float[Array, "G E S"], capacity: int) -> tuple[Float[Array, "G E C"], Int[Array, "G E C"]]:
+    """The highest scores of each expert and their tokens, (G, E, C)."""
+    gates, index = jax.lax.top_k(scores, capacity)
+    if sharding.platform() == "cpu":
+        return gates, index
+    # Picked out by comparison: the gradient of top_k adds by index, which takes longer and has no fixed order.
+    chosen = index[..., None] == jnp.arange(scores.shape[-1])
+    return jnp.where(chosen, scores[:, :, None], 0.0).sum(-1), index
+
+
+def tokens_choose(
+    probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] | None, moe: MoEConfig
+) -> tuple[Float[Array, "G E C"], Int[Array, "G E C"]]:
     """Each token asks its top-K experts for a slot: (gates, index), each (G, E, C), in the order of arrival.
 
     All first choices come before all second ones. Within a choice tokens come in the order of the group, or with
@@ -110,25 +146,36 @@ def tokens_choose(probs: Float[Array, "G S E"], token_mask: Bool[Array, "G S"] |
     capacity = expert_capacity(num_tokens, moe)
     token_mask = jnp.ones((num_groups, num_tokens), bool) if token_mask is None else token_mask
     gates, experts = jax.lax.top_k(probs, moe.num_selected)
-    order = jnp.broadcast_to(jnp.arange(num_tokens), (num_groups, num_tokens))
-    if moe.batch_priority:
-        order = jnp.argsort(jnp.where(token_mask, -gates[..., 0], jnp.inf), axis=1)  # stable: ties by position
+    order = _arrival_order(gates, token_mask, moe)
     gates, experts = (jnp.take_along_axis(a, order[..., None], axis=1) for a in (gates, experts))
-    asks = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32)  # (G, S, K, E)
-    asks = asks * jnp.take_along_axis(token_mask, order, axis=1)[..., None, None]
-    arrivals = jnp.swapaxes(asks, 1, 2).reshape(num_groups, -1, num_experts)  # first choices, then second ones
-    place = ((jnp.cumsum(arrivals, axis=1) - 1) * arrivals).sum(-1)  # (G, K S)
-    asked = arrivals.sum(-1) > 0
-    slots = _num_slots(token_mask, moe)[:, None]
+    place = _place_of(experts, jnp.take_along_axis(token_mask, order, axis=1), num_experts=num_experts)
     # What is turned away is written outside the table, and dropped.
-    place = jnp.where(asked & (place < slots), place, capacity)
+    place = jnp.where(place < _num_slots(token_mask, moe)[:, None], place, capacity)
     expert, gate = (jnp.swapaxes(a, 1, 2).reshape(num_groups, -1) for a in (experts, gates))
     token = jnp.tile(order, (1, moe.num_selected))
 
-    def table(values, expert, place):
+    def table(values: jax.Array, expert: jax.Array, place: jax.Array) -> jax.Array:
         return jnp.zeros((num_experts, capacity), values.dtype).at[expert, place].set(values, mode="drop")
 
     return jax.vmap(table)(gate, expert, place), jax.vmap(table)(token, expert, place)
+
+
+def _arrival_order(gates: Float[Array, "G S K"], token_mask: Bool[Array, "G S"], moe: MoEConfig) -> Int[Array, "G S"]:
+    """The tokens of each group in the order in which they ask. gates: of a token's experts, the best first."""
+    order = jnp.broadcast_to(jnp.arange(gates.shape[1]), gates.shape[:2])
+    if not moe.batch_priority:
+        return order
+    return jnp.argsort(jnp.where(token_mask, -gates[..., 0], jnp.inf), axis=1)  # stable: ties by position
+
+
+def _place_of(experts: Int[Array, "G S K"], asks: Bool[Array, "G S"], *, num_experts: int) -> Int[Array, "G N"]:
+    """(G, K S): how many asked the same expert before each arrival, all first choices before the second ones; beyond
+    any slot for tokens that do not ask. experts, asks: in the order of arrival.
+    """
+    chosen = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32) * asks[..., None, None]  # (G, S, K, E)
+    arrivals = jnp.swapaxes(chosen, 1, 2).reshape(len(experts), -1, num_experts)
+    place = ((jnp.cumsum(arrivals, axis=1) - 1) * arrivals).sum(-1)
+    return jnp.where(arrivals.sum(-1) > 0, place, jnp.iinfo(jnp.int32).max)
 
 
 def _num_slots(token_mask: Bool[Array, "G S"], moe: MoEConfig) -> Int[Array, " G"]:
@@ -155,7 +202,9 @@ class MoEFeedForward(nnx.Module):
         self.experts = Experts(config, rngs=rngs)
         self.moe = config.moe
 
-    def __call__(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None, *, group_samples: int):
+    def __call__(
+        self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None, *, group_samples: int
+    ) -> tuple[jax.Array, dict]:
         """Returns the output (B, N, D) and the routing statistics of ``routing_statistics``."""
         batch, num_tokens, width = x.shape
         if batch % group_samples:
@@ -164,45 +213,62 @@ class MoEFeedForward(nnx.Module):
         mask = None if token_mask is None else token_mask.reshape(groups)
         router_graph, router = nnx.split(self.router)
 
-        def of_groups(tokens, mask, router, experts):
+        dispatch, combine = DISPATCH[dispatch_form(self.moe, groups[1])]
+
+        def of_groups(tokens: jax.Array, mask: Any, router: Any, experts: Any) -> tuple[jax.Array, dict]:
             routing = nnx.merge(router_graph, router)(tokens, mask)
-            combine = combine_by_index if dispatch_form(self.moe) == "index" else combine_by_einsum
-            return combine(tokens, routing, sharding.as_own(experts)), sharding.total(routing_sums(routing))
+            out = run_experts(dispatch(tokens, routing), sharding.as_own(experts))
+            return combine(out, routing), sharding.psum(routing_sums(routing))
 
         weights = {"wi": self.experts.wi[...], "wo": self.experts.wo[...]}
-        combined, sums = sharding.over_groups(of_groups, x.reshape(*groups, width), mask, router, weights)
+        combined, sums = sharding.map_groups(of_groups, x.reshape(*groups, width), mask, router, weights)
         return combined.reshape(x.shape), routing_statistics(sums)
 
 
-def combine_by_index(x: Float[Array, "G S D"], routing: Routing, experts: dict) -> Float[Array, "G S D"]:
-    """Gathers each slot's token, and adds what the experts make of it to that token's place."""
-    with jax.named_scope("dispatch"):
-        taken = jax.vmap(lambda tokens, chosen: tokens[chosen])(x, routing.index)
-    out = _run_experts(taken, experts)
-    with jax.named_scope("combine"):
-        out = out * routing.gates[..., None].astype(x.dtype)
-        add = jax.vmap(lambda out, chosen: jnp.zeros(x.shape[1:], out.dtype).at[chosen].add(out))
-        return add(out.reshape(x.shape[0], -1, x.shape[-1]), routing.index.reshape(x.shape[0], -1))
+@jax.named_scope("dispatch")
+def gather_slots(x: Float[Array, "G S D"], routing: Routing) -> Float[Array, "G E C D"]:
+    """Each slot's token, by its index."""
+    return jax.vmap(lambda tokens, chosen: tokens[chosen])(x, routing.index)
 
 
-def combine_by_einsum(x: Float[Array, "G S D"], routing: Routing, experts: dict) -> Float[Array, "G S D"]:
-    """The same with one-hot masks (G, E, C, S), as in the authors' release: quadratic in the size of a group."""
-    with jax.named_scope("dispatch"):
-        mask = jax.nn.one_hot(routing.index, x.shape[1], dtype=x.dtype)
-        taken = jnp.einsum("gsd,gecs->gecd", x, mask)
-    out = _run_experts(taken, experts)
-    with jax.named_scope("combine"):
-        return jnp.einsum("gecd,gecs->gsd", out * routing.gates[..., None].astype(x.dtype), mask)
+@jax.named_scope("combine")
+def scatter_add(out: Float[Array, "G E C D"], routing: Routing) -> Float[Array, "G S D"]:
+    """What the experts make of a token, times the gates, added at the token's place."""
+    num_groups, num_tokens, width = out.shape[0], routing.probs.shape[1], out.shape[-1]
+    out = out * routing.gates[..., None].astype(out.dtype)
+    add = jax.vmap(lambda out, chosen: jnp.zeros((num_tokens, width), out.dtype).at[chosen].add(out))
+    return add(out.reshape(num_groups, -1, width), routing.index.reshape(num_groups, -1))
+
+
+@jax.named_scope("dispatch")
+def gather_by_mask(x: Float[Array, "G S D"], routing: Routing) -> Float[Array, "G E C D"]:
+    """``gather_slots`` with one-hot masks, as in the authors' release: quadratic in the size of a group."""
+    return jnp.einsum("gsd,gecs->gecd", x, _mask(routing, x.dtype))
+
+
+@jax.named_scope("combine")
+def combine_by_mask(out: Float[Array, "G E C D"], routing: Routing) -> Float[Array, "G S D"]:
+    """``scatter_add`` with one-hot masks."""
+    out = out * routing.gates[..., None].astype(out.dtype)
+    return jnp.einsum("gecd,gecs->gsd", out, _mask(routing, out.dtype))
+
+
+def _mask(routing: Routing, dtype) -> Float[Array, "G E C S"]:
+    return jax.nn.one_hot(routing.index, routing.probs.shape[1], dtype=dtype)
+
+
+# Form → (dispatch, combine).
+DISPATCH = {"index": (gather_slots, scatter_add), "einsum": (gather_by_mask, combine_by_mask)}
 
 
 @jax.named_scope("experts")
-def _run_experts(taken: Float[Array, "G E C D"], experts: dict) -> Float[Array, "G E C D"]:
+def run_experts(taken: Float[Array, "G E C D"], experts: dict) -> Float[Array, "G E C D"]:
     """Slots to the devices of their experts, through them, and back."""
     num_groups, num_experts, capacity, width = taken.shape
     # An expert's slots in all groups are one axis, so that the gradients of its weights need no transposed copy.
     slots = sharding.to_experts(jnp.swapaxes(taken, 0, 1).reshape(num_experts, -1, width))
-    hidden = gelu(weight_product(slots, experts["wi"]))
-    out = sharding.from_experts(weight_product(hidden, experts["wo"]))
+    hidden = gelu(checkpoint_name(weight_product(slots, experts["wi"]), HIDDEN))
+    out = checkpoint_name(sharding.from_experts(weight_product(hidden, experts["wo"])), OUTPUT)
     return jnp.swapaxes(out.reshape(num_experts, num_groups, capacity, width), 0, 1)
 
 
@@ -211,9 +277,7 @@ def routing_sums(routing: Routing) -> dict[str, Array]:
     """The sums over tokens and slots that ``routing_statistics`` divides."""
     used = (routing.gates > 0).astype(jnp.float32)
     num_groups, group_tokens, num_experts = routing.probs.shape
-    count = jax.vmap(lambda u, i: jnp.zeros(group_tokens).at[i].add(u))(
-        used.reshape(num_groups, -1), routing.index.reshape(num_groups, -1)
-    )
+    count = _times_taken(used.reshape(num_groups, -1), routing.index.reshape(num_groups, -1), group_tokens)
     real = routing.real
     best = jax.nn.one_hot(routing.probs.argmax(-1), num_experts) * real[..., None]
     return {
@@ -225,6 +289,14 @@ def routing_sums(routing: Routing) -> dict[str, Array]:
         "best": best.sum((0, 1)),
         "z": (real * jax.nn.logsumexp(routing.logits, axis=-1) ** 2).sum(),
     }
+
+
+def _times_taken(used: Float[Array, "G EC"], index: Int[Array, "G EC"], group_tokens: int) -> Float[Array, "G S"]:
+    """The number of used slots of every token; exact, and so the same in both forms."""
+    if sharding.platform() == "cpu":
+        return jax.vmap(lambda u, i: jnp.zeros(group_tokens).at[i].add(u))(used, index)
+    # Accelerators compare everything with everything in less time than they add by index.
+    return jnp.where(index[..., None] == jnp.arange(group_tokens), used[..., None], 0.0).sum(1)
 
 
 def routing_statistics(sums: dict[str, Array]) -> dict[str, Array]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -51,13 +54,15 @@ def _equal(ids: Int[Array, "B 2"], others: Int[Array, "C 2"]) -> Bool[Array, "B 
 _LOWEST = -1e30
 
 
-def _nce_by_chunks(first, second, temperature, positive_ids, chunk_size: int):
+def _nce_by_chunks(
+    first: jax.Array, second: jax.Array, temperature: Any, positive_ids: Any, chunk_size: int
+) -> jax.Array:
     """A column's logsumexp is complete within its chunk; those of the rows grow from chunk to chunk (Milakov and
     Gimelshein 2018, arXiv 1805.02867)."""
     batch = first.shape[0]
     rows = unit(first) / temperature
 
-    def body(carry, chunk):
+    def body(carry: Any, chunk: tuple) -> tuple[Any, jax.Array]:
         columns, ids, real = chunk
         logits = rows @ columns.T
         everything = jnp.broadcast_to(real, logits.shape)
@@ -76,7 +81,7 @@ def _nce_by_chunks(first, second, temperature, positive_ids, chunk_size: int):
     return 0.5 * (of_rows.sum() + columns.sum()) / batch
 
 
-def _more(state, logits, keep):
+def _more(state: tuple, logits: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(highest logit of each row, sum of exp(logit - highest)) with more columns; ``keep`` marks those that count."""
     highest, total = state
     new = jnp.maximum(highest, jax.lax.stop_gradient(jnp.where(keep, logits, _LOWEST).max(1)))
@@ -85,24 +90,24 @@ def _more(state, logits, keep):
     return new, total * jnp.exp(highest - new) + jnp.where(keep, terms, 0.0).sum(1)
 
 
-def _logsumexp(state):
+def _logsumexp(state: tuple) -> jax.Array:
     highest, total = state
     return highest + jnp.log(total)
 
 
-def _chunks(second, ids, chunk_size: int):
+def _chunks(second: jax.Array, ids: Any, chunk_size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Columns (chunks, chunk_size, K), their ids, and which are real: the last chunk is filled up."""
     num_chunks = -(-second.shape[0] // chunk_size)
     missing = num_chunks * chunk_size - second.shape[0]
     # Gathered once: each device then compares its own rows with every column.
-    columns, ids = sharding.on_every_device(second), sharding.on_every_device(ids)
+    columns, ids = sharding.replicate(second), sharding.replicate(ids)
     columns, ids = (jnp.pad(rows, ((0, missing), (0, 0))) for rows in (columns, ids))
     real = jnp.arange(num_chunks * chunk_size) < second.shape[0]
     columns, ids = (rows.reshape(num_chunks, chunk_size, -1) for rows in (columns, ids))
     return columns, ids, real.reshape(num_chunks, -1)
 
 
-def _keep_nothing(body):
+def _keep_nothing(body: Callable) -> Callable:
     return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
 
 
@@ -122,7 +127,7 @@ def sigmoid_pairs(
     batch = first.shape[0]
     rows = unit(first) / temperature
 
-    def body(total, chunk):
+    def body(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
         columns, ids, real = chunk
         logits = rows @ columns.T + offset
         sign = jnp.where(_equal(positive_ids, ids), 1.0, -1.0)

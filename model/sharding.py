@@ -49,13 +49,13 @@ def state_shardings(shapes: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool = Fals
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh, fsdp=fsdp)), shapes)
 
 
-def names_of(path) -> list:
+def path_keys(path) -> list:
     """The keys of nested dicts that lead to a leaf, as jax.tree.map_with_path gives them."""
     return [getattr(key, "key", None) for key in path]
 
 
 def _spec(path, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, fsdp: bool) -> PartitionSpec:
-    names = names_of(path)
+    names = path_keys(path)
     axes: list[str | None] = [None] * len(shape)
     if "experts" in names and mesh.shape["expert"] > 1:
         num_experts = shape[-3]
@@ -88,6 +88,12 @@ def check_batch(structure, group_samples: dict[str, int], mesh: Mesh | AbstractM
             )
 
 
+def platform() -> str:
+    """The kind of the devices in use, "cpu", "gpu" or "tpu": those of the mesh that the compiler knows of."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def _mesh() -> AbstractMesh | None:
     """The mesh that the compiler knows of; None without one, or where it is one device."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -98,32 +104,32 @@ def _constrain(x: ArrayLike, *spec) -> ArrayLike:
     return x if _mesh() is None else jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def by_rows(x: ArrayLike) -> ArrayLike:
+def shard_batch(x: ArrayLike) -> ArrayLike:
     """An array whose rows lie on the devices of their samples."""
     return _constrain(x, AXES)
 
 
-def on_every_device(x: ArrayLike) -> ArrayLike:
+def replicate(x: ArrayLike) -> ArrayLike:
     return _constrain(x)
 
 
-def whole(params: Any) -> Any:
+def gather_params(params: Any) -> Any:
     """Parameters as their use needs them: gathered on every device, expert weights excepted.
 
     Under FSDP this is where a layer's weights come together, and in the backward pass where their gradients are summed
     and scattered again.
     """
-    return jax.tree.map_with_path(lambda path, x: x if "experts" in names_of(path) else on_every_device(x), params)
+    return jax.tree.map_with_path(lambda path, x: x if "experts" in path_keys(path) else replicate(x), params)
 
 
-def over_groups(
+def map_groups(
     function: Callable, tokens: jax.Array, token_mask: jax.Array | None, shared: Any, experts: Any
 ) -> tuple[jax.Array, Any]:
     """``function(tokens, token_mask, shared, experts)`` → (rows, sums), run by each device for its own routing groups.
 
     tokens, token_mask: their leading axis lies over all devices; so do the rows that come back. shared: a tree of
     parameters that every device has. experts: a tree of expert weights, of which a device sees its own. sums: a tree
-    of ``total`` values. Without a mesh it is a plain call.
+    of ``psum`` values. Without a mesh it is a plain call.
     """
     if _mesh() is None:
         return function(tokens, token_mask, shared, experts)
@@ -137,7 +143,7 @@ def over_groups(
 
 
 def as_own(weights: Any) -> Any:
-    """Inside ``over_groups``: expert weights, which the devices along ``data`` share, as each device's own.
+    """Inside ``map_groups``: expert weights, which the devices along ``data`` share, as each device's own.
 
     Their gradients are then summed over devices in their own type, float32, and not in the type that they are cast to
     where they are used.
@@ -146,7 +152,7 @@ def as_own(weights: Any) -> Any:
 
 
 def to_experts(slots: jax.Array) -> jax.Array:
-    """Inside ``over_groups``: (E, T, D), a device's slots for all experts → (E / devices, T x devices, D), the slots
+    """Inside ``map_groups``: (E, T, D), a device's slots for all experts → (E / devices, T x devices, D), the slots
     of its own experts from all devices of the expert axis."""
     return _exchange(slots, split=0, concat=1)
 
@@ -162,8 +168,8 @@ def _exchange(slots: jax.Array, *, split: int, concat: int) -> jax.Array:
     return jax.lax.all_to_all(slots, "expert", split_axis=split, concat_axis=concat, tiled=True)
 
 
-def total(tree: Any) -> Any:
-    """Inside ``over_groups``: sums over all devices."""
+def psum(tree: Any) -> Any:
+    """Inside ``map_groups``: sums over all devices."""
     return tree if _mesh() is None else jax.lax.psum(tree, AXES)
 
 

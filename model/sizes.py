@@ -20,8 +20,8 @@ import jax
 
 from model.config import VARIANTS, ModelConfig, from_variant
 from model.imp import Imp
-from model.moe import expert_capacity
-from model.sharding import names_of
+from model.moe import effective_capacity_factor, expert_capacity
+from model.sharding import path_keys
 from model.structure import Structure, encoder_group, pair_group
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
@@ -98,16 +98,16 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
 
 # Arrays of the width that the backward pass finds of a layer beside its input, by remat policy; "none" and "dots" also
 # keep arrays of the hidden width (all of them alike in size: (B, N, D) and (B, N, F)).
-_KEPT = {"full": (1, 0), "attention": (2, 0), "dots": (6, 1), "none": (10, 2)}
+_KEPT = {"full": (1, 0), "attention": (2, 0), "auto": (2, 0), "dots": (6, 1), "products": (7, 1), "none": (10, 2)}
 
 
-def structure_memory(config: ModelConfig, structure: Structure) -> dict[str, int]:
+def structure_memory(config: ModelConfig, structure: Structure, *, fused: bool = False) -> dict[str, int]:
     """Bytes of one step of a structure on one device that holds all of it: an estimate, before anything is compiled.
 
     state: parameters and both moments of the groups it takes. gradients: as large as their parameters. activations:
     what all layers keep for the backward pass by the remat policy, and what the widest single layer works with: its
     hidden activations and attention scores, forward and backward. batch: the inputs. Within a half of what XLA plans on
-    a CPU (tests/model/test_sizes.py); fused attention keeps no scores and needs less.
+    a CPU (tests/model/test_sizes.py). fused: attention is, and keeps no scores.
     """
     shapes = Imp.for_structures(config, [structure]).shapes()
     weights = 4 * sum(_count(shapes[group]) for group in structure.groups(config))
@@ -118,7 +118,7 @@ def structure_memory(config: ModelConfig, structure: Structure) -> dict[str, int
         tokens = batch * i.num_tokens
         rows = tokens * max(1, math.ceil(config.moe.capacity_factor)) if config.moe else tokens
         kept += config.depth * size * (of_width * tokens * config.width + of_hidden * rows * config.mlp_dim)
-        scores = 4 * batch * config.num_heads * i.num_tokens**2
+        scores = 0 if fused else 4 * batch * config.num_heads * i.num_tokens**2
         kept += config.depth * scores if config.remat == "none" else 0
         # Each with its gradient and a copy of both, as XLA's plans hold them.
         hidden = size * rows * (config.mlp_dim + config.width)
@@ -161,10 +161,10 @@ def _met(shapes, config: ModelConfig) -> int:
     """Parameters that one token meets."""
 
     def of(path, leaf) -> float:
-        names, size = names_of(path), math.prod(leaf.shape)
+        names, size = path_keys(path), math.prod(leaf.shape)
         if "table" in names or "tables" in names:
-            return leaf.shape[-1]
-        return size * _experts_per_token(config) / config.moe.num_experts if "experts" in names else size
+            return float(leaf.shape[-1])
+        return size * _experts_per_token(config) / config.moe.num_experts if "experts" in names else float(size)
 
     return round(sum(jax.tree.leaves(jax.tree.map_with_path(of, shapes))))
 
@@ -174,7 +174,7 @@ def _experts_per_token(config: ModelConfig) -> float:
     moe = config.moe
     if moe.router == "tokens_choose":
         return moe.num_selected * min(1.0, moe.capacity_factor)
-    return min(moe.capacity_factor, moe.num_experts)
+    return min(moe.capacity_factor, float(moe.num_experts))
 
 
 def input_sizes(config: ModelConfig) -> dict[str, dict]:
@@ -195,11 +195,18 @@ def sizes(name: str) -> dict:
     """Everything the table shows of a variant. Raises ValueError for an unknown name."""
     config = from_variant(name)
     forward = {label: sample_flops(config, **given) for label, given in input_sizes(config).items()}
-    return {
+    sparse = {} if config.moe is None else {"capacity": _capacity(config)}
+    return sparse | {
         "parameters": parameters(config),
         "forward_flops": forward,
         "training_flops": {label: TRAINING_PASSES * flops for label, flops in forward.items()},
     }
+
+
+def _capacity(config: ModelConfig) -> dict[str, float]:
+    """Input → its effective capacity factor in routing groups of one sample."""
+    tokens = {label: given["num_tokens"] for label, given in input_sizes(config).items()}
+    return {label: effective_capacity_factor(number, config.moe) for label, number in tokens.items()}
 
 
 def _rows(title: str, values: dict[str, dict], form) -> list[str]:
@@ -215,7 +222,7 @@ def _rows(title: str, values: dict[str, dict], form) -> list[str]:
 
 
 def table(found: dict[str, dict]) -> str:
-    """Three aligned tables of variant → ``sizes``."""
+    """Aligned tables of variant → ``sizes``."""
     counts = {
         name: {"encoder": of["parameters"]["encoder"], "all": of["parameters"]["all"]}
         | {f"{m} token": count for m, count in of["parameters"]["per_token"].items()}
@@ -224,6 +231,9 @@ def table(found: dict[str, dict]) -> str:
     blocks = [_rows("parameters", counts, lambda n: f"{n:,}")]
     for title, key in (("forward GFLOPs", "forward_flops"), ("training GFLOPs", "training_flops")):
         blocks.append(_rows(title, {name: of[key] for name, of in found.items()}, lambda n: f"{n / 1e9:,.3f}"))
+    capacities = {name: of["capacity"] for name, of in found.items() if "capacity" in of}
+    if capacities:
+        blocks.append(_rows("effective capacity factor", capacities, lambda factor: f"{factor:.3g}"))
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
@@ -238,6 +248,7 @@ def main(argv: list[str]) -> int:
         "FLOPs: of one sample, matrix products only, two a multiply-add, from tokens to features (no heads);\n"
         "  training is three times forward. Columns: the input and its number of tokens, drop with\n"
         "  DropToken 0.75.\n"
+        "effective capacity factor: of the experts, once each has a whole number of slots in a group of one sample.\n"
         f"variants: {', '.join(VARIANTS)}",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="variants to show (default: all)")

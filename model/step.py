@@ -10,16 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from model import sharding
-from model.config import OptimizerConfig
+from model.config import ModelConfig, OptimizerConfig
 from model.imp import Imp
+from model.sizes import structure_memory
 from model.structure import Structure
 
 
@@ -67,7 +72,7 @@ def step_groups(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> t
     return imp.groups if optimizer.dense_update else structure.groups(imp.config)
 
 
-def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
+def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> Callable[..., tuple[dict, dict]]:
     """The function (state of the step's groups, batch, learning rate) → (new state, metrics), not yet jitted.
 
     learning_rate: float32 scalar. metrics: loss, grad_norm (before clipping), learning_rate, finite,
@@ -75,15 +80,17 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
     is False.
     """
 
-    def loss_and_gradients(params, batch):
+    def loss_and_gradients(params: dict, batch: dict) -> tuple[tuple[jax.Array, dict], dict]:
         return jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
 
-    def step_fn(state: dict, batch: dict, learning_rate):
+    def step_fn(state: dict, batch: dict, learning_rate: Any) -> tuple[dict, dict]:
         params = {name: group["params"] for name, group in state.items()}
         (loss, metrics), grads = _over_microbatches(loss_and_gradients, params, batch, imp=imp, structure=structure)
-        # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
-        # already reused: the norm then differs from run to run (tests/model/test_step.py).
-        grads = jax.lax.optimization_barrier(grads)
+        if sharding.platform() != "gpu":
+            # Without the barrier XLA's CPU compiler (jaxlib 0.10.2) reads gradient buffers for the norm when they are
+            # already reused: the norm then differs from run to run (tests/model/test_step.py). On GPUs the gradients of
+            # stacked layers then need not be put together before they are used.
+            grads = jax.lax.optimization_barrier(grads)
         with jax.named_scope("optimizer"):
             grad_norm = optax.global_norm(grads)
             scale = jnp.minimum(1.0, optimizer.clip_norm / jnp.maximum(grad_norm, 1e-12))
@@ -102,7 +109,9 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig):
     return step_fn
 
 
-def _over_microbatches(loss_and_gradients, params: dict, batch: dict, *, imp: Imp, structure: Structure):
+def _over_microbatches(
+    loss_and_gradients: Callable, params: dict, batch: dict, *, imp: Imp, structure: Structure
+) -> tuple[tuple[jax.Array, dict], dict]:
     """((loss, metrics), gradients) of the whole batch, as means over its microbatches.
 
     A microbatch takes every M-th routing group, so that each device keeps its own rows and no group is cut.
@@ -112,12 +121,12 @@ def _over_microbatches(loss_and_gradients, params: dict, batch: dict, *, imp: Im
         return loss_and_gradients(params, batch)
     (group,) = set(structure.group_samples(imp.config).values()) or {1}
 
-    def cut(x):
+    def cut(x: jax.Array) -> jax.Array:
         rest = x.shape[1:]
         x = x.reshape(-1, parts, group, *rest)
         return jnp.swapaxes(x, 0, 1).reshape(parts, -1, *rest)
 
-    def body(total, part):
+    def body(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, loss_and_gradients(params, part)), None
 
     microbatches = jax.tree.map(cut, batch)
@@ -139,9 +148,9 @@ def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig
     return {"params": params, "mu": moments.mu, "nu": moments.nu, "count": moments.count}
 
 
-def _decayed(weight_decay: float, path, update, param):
+def _decayed(weight_decay: float, path: Any, update: Any, param: Any) -> Any:
     """The update with weight decay, for the matrices of layers and experts; biases, scales and tables have none."""
-    names = sharding.names_of(path)
+    names = sharding.path_keys(path)
     return update + weight_decay * param if names[-1] == "kernel" or "experts" in names else update
 
 
@@ -162,15 +171,64 @@ class CompiledStep:
 # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and give no
 # faster steps (benchmarks/cpu_step.py).
 _CPU_OPTIONS = {"xla_backend_optimization_level": 1}
+# Kernels whose results depend on the order in which their threads end, such as adding by index, are left out, and so is
+# choosing kernels by their time, which may go otherwise the next time.
+_DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
-def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, mesh=None, fsdp: bool = False):
+# Share of a device's memory that a step may be estimated to need. What is missing from the estimate is small beside it
+# (benchmarks/gpu.py), but batches in advance and what was not freed in one piece need room too.
+_USABLE = 0.8
+
+
+def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deterministic: bool) -> Imp:
+    """The model with what it leaves open as GPUs want it: of the remat policies whose step fits into their memory the
+    one that recomputes least, and plain attention where it has to be deterministic.
+    """
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform == "gpu" else None
+    if limit is None:
+        return imp
+    config = imp.config
+    if deterministic and config.attention == "auto":
+        # Steps with cuDNN's kernel do not run that way in jax 0.11.2: they end with "IndexError: raw_hash_map::at".
+        config = dataclasses.replace(config, attention="xla")
+    if config.remat == "auto":
+        fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+        fixed //= len(devices) if fsdp else 1
+        room = _USABLE * limit - fixed
+        config = _least_recomputed(config, structure, room=room, num_devices=len(devices))
+    return imp if config == imp.config else imp.with_config(config)
+
+
+def _least_recomputed(config: ModelConfig, structure: Structure, *, room: float, num_devices: int) -> ModelConfig:
+    """The config with the first policy whose gradients and activations take no more than ``room`` bytes of a device."""
+    fused = config.attention != "xla" and config.dtype == "bfloat16"
+    for remat in ("none", "products", "attention", "full"):
+        config = dataclasses.replace(config, remat=remat)
+        memory = structure_memory(config, structure, fused=fused)
+        if memory["gradients"] + (memory["activations"] + memory["batch"]) // num_devices < room:
+            break
+    return config
+
+
+def compile_step(
+    imp: Imp,
+    structure: Structure,
+    optimizer: OptimizerConfig,
+    *,
+    mesh: Mesh | None = None,
+    fsdp: bool = False,
+    deterministic: bool = False,
+) -> CompiledStep:
     """The compiled step of a structure, ahead of its first use.
 
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
-    ``sharding.state_shardings``.
+    ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
+    What the model leaves open (``remat``, ``attention``) is settled here, for this structure and these devices.
     Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
     """
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic)
     groups = step_groups(imp, structure, optimizer)
     shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
     kwargs = {}
@@ -180,7 +238,7 @@ def compile_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig, *, 
         kwargs["in_shardings"] = (of_state, sharding.over_batch(mesh), everywhere)
         kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    options = {"cpu": _CPU_OPTIONS, "gpu": _DETERMINISTIC if deterministic else {}}.get(devices[0].platform, {})
     # What the user says goes before: options here would replace their XLA_FLAGS.
     options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)

@@ -81,6 +81,7 @@ def _placement_spec(recipe: Recipe) -> PlacementSpec:
     return PlacementSpec(
         expert_parallel=cluster.expert_parallel,
         fsdp=cluster.fsdp,
+        deterministic=recipe.train.deterministic,
         compile_cache=cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
         stall_timeout_s=cluster.stall_timeout_s,
     )

@@ -66,10 +66,13 @@ class ModelSettings(Section):
     attention: Literal["auto", "xla", "cudnn"] | None = key(
         None, 'Kernel of attention: plain operations ("xla"), the fused "cudnn", or "auto", which fuses where it can.'
     )
-    remat: Literal["full", "none", "dots", "attention"] | None = key(
-        None, 'What the backward pass computes again to save memory: "full" (whole layers) saves most, "none" nothing.'
+    remat: Literal["auto", "full", "attention", "dots", "products", "none"] | None = key(
+        None,
+        'What the backward pass computes again to save memory, from "full" (whole layers) over "attention", "dots" and '
+        '"products" to "none"; "auto" is "attention", and on GPUs the least that their memory allows.',
     )
     scan: bool | None = key(None, "Layers are one compiled body that runs depth times; false unrolls it.")
+    unroll_on_gpu: bool | None = key(None, "On GPUs layers are unrolled whatever scan says, which is faster there.")
     contrastive_chunk: int | None = key(None, "Columns that a contrastive loss compares at a time.", ge=1)
     text_embedding_std: float = key(1.0, "Initial standard deviation of the table of text tokens.", gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = key(
@@ -92,6 +95,9 @@ class TrainSettings(Section):
     )
     dense_update: bool = key(
         False, "Every step updates every parameter, those that the task does not use with a gradient of zero."
+    )
+    deterministic: bool = key(
+        False, "Losses repeat bit for bit on GPUs too, at a cost in speed; on CPUs they always do."
     )
     checkpoint_every: int = key(1000, "Steps from one checkpoint to the next.", ge=1)
     log_every: int = key(1, "Steps from one line of metrics.jsonl to the next.", ge=1)

@@ -126,7 +126,7 @@ def _with_loaded(params: dict, checkpoints: Checkpoints, step: int, take: dict[s
     for group, paths in take.items():
         for path, leaf in jax.tree.leaves_with_path(params[group]):
             if jax.tree_util.keystr(path) in paths:
-                names = sharding.names_of(path)
+                names = sharding.path_keys(path)
                 node = abstract.setdefault(group, {}).setdefault("params", {})
                 for name in names[:-1]:
                     node = node.setdefault(name, {})

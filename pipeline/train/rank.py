@@ -113,8 +113,9 @@ class Rank:
         use_compile_cache(placement.compile_cache)
         if jax.default_backend() == "cpu":
             keep_freed_memory()
+        options = {"mesh": self.mesh, "fsdp": placement.fsdp, "deterministic": placement.deterministic}
         self.compiler = StepCompiler(
-            lambda structure: compile_step(self.imp, structure, spec.optimizer, mesh=self.mesh, fsdp=placement.fsdp),
+            lambda structure: compile_step(self.imp, structure, spec.optimizer, **options),
             self.schedule.in_order_of_first_use(),
             on_compiled=lambda: self.watchdog.heartbeat("compiling"),
         )

@@ -32,11 +32,13 @@ class CheckpointSpec:
 class PlacementSpec:
     """How a run uses its devices. expert_parallel, fsdp: the layout of parameters (``model.sharding``).
 
-    compile_cache: the folder of compiled steps. stall_timeout_s: seconds without progress before the run ends.
+    deterministic: the same bits in every run on GPUs too (``step.compile_step``). compile_cache: the folder of compiled
+    steps. stall_timeout_s: seconds without progress before the run ends.
     """
 
     expert_parallel: int
     fsdp: bool
+    deterministic: bool
     compile_cache: str | None
     stall_timeout_s: float
 

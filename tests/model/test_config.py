@@ -119,7 +119,7 @@ def test_position_buckets_of_each_modality():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"remat": "some"}, "remat is 'some'; known: attention, dots, full, none"),
+        ({"remat": "some"}, "remat is 'some'; known: attention, auto, dots, full, none, products"),
         ({"towers": "two"}, "towers is 'two'; known: per_modality, shared"),
         ({"attention": "flash"}, "attention is 'flash'; known: auto, cudnn, xla"),
         ({"contrastive_chunk": 0}, "contrastive_chunk must be at least 1, found 0"),

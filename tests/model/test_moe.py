@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from model import sharding
 from model.config import MoEConfig
 from model.moe import (
     MoEFeedForward,
@@ -15,6 +16,7 @@ from model.moe import (
     Routing,
     auxiliary_loss,
     dispatch_form,
+    effective_capacity_factor,
     expert_capacity,
     group_samples,
     routing_statistics,
@@ -47,6 +49,13 @@ def gelu(x: np.ndarray) -> np.ndarray:
 )
 def test_expert_capacity(num_tokens, num_experts, capacity_factor, expected):
     assert expert_capacity(num_tokens, MoEConfig(num_experts, 1, capacity_factor=capacity_factor)) == expected
+
+
+def test_effective_capacity_factor():
+    assert effective_capacity_factor(256, MoEConfig(16, 1)) == 1.0
+    assert effective_capacity_factor(10, MoEConfig(4, 1)) == 0.8  # 2 of 2.5 slots
+    assert effective_capacity_factor(8, MoEConfig(16, 1)) == 2.0  # one slot at least
+    assert effective_capacity_factor(8, MoEConfig(4, 1, router="tokens_choose", num_selected=2)) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -312,8 +321,16 @@ def test_dispatch_by_index_and_by_einsum_are_equal(tiny, jit, router, padded):
 
 
 def test_dispatch_form():
-    assert dispatch_form(MoEConfig(2, 1)) == "index"  # on a CPU
-    assert dispatch_form(MoEConfig(2, 1, dispatch="einsum")) == "einsum"
+    assert dispatch_form(MoEConfig(2, 1), 256) == "index"  # on a CPU
+    assert dispatch_form(MoEConfig(2, 1, dispatch="einsum"), 4096) == "einsum"
+
+
+@pytest.mark.parametrize(
+    ("platform", "group", "form"), [("gpu", 256, "einsum"), ("gpu", 2048, "index"), ("tpu", 2048, "einsum")]
+)
+def test_dispatch_form_on_accelerators(monkeypatch, platform, group, form):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    assert dispatch_form(MoEConfig(2, 1), group) == form
 
 
 def test_padding_changes_no_real_token(forward):

@@ -28,7 +28,7 @@ import numpy as np
 from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
 from model.structure import Inputs, Structure
-from model.sharding import make_mesh, names_of, over_batch, put_batch, put_state, replicated, state_shardings
+from model.sharding import make_mesh, path_keys, over_batch, put_batch, put_state, replicated, state_shardings
 from model.step import compile_step, init_state, learning_rates
 
 BATCH, VISION, TEXT = 16, Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)
@@ -129,7 +129,7 @@ def in_bfloat16(mesh, fsdp):
         text = "".join(path.read_text() for path in Path(folder).glob("*.after_spmd-partitioning.*"))
     values = step(put_state(imp.init(0), where), put_batch(batch_of(PAIRS), mesh))
     return {
-        "gradients": {"/".join(names_of(p)): np.asarray(g).tolist() for p, g in jax.tree.leaves_with_path(values)},
+        "gradients": {"/".join(path_keys(p)): np.asarray(g).tolist() for p, g in jax.tree.leaves_with_path(values)},
         "reduced": re.findall(r"= (\w+)\[[\d,]*\]\S* (?:all-reduce|reduce-scatter)\(", text),
     }
 

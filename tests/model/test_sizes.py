@@ -181,6 +181,7 @@ def test_tables_and_json_show_the_same(capsys):
         ["imp-b", "84,954,624"],
         ["imp-b", "46.808"],
         ["imp-b", "140.425"],
+        ["imp-tiny-moe", "1"],  # effective capacity, of sparse models alone
     ]
     assert all(len({len(line) for line in block.rstrip("\n").split("\n")}) == 1 for block in blocks)
     assert max(map(len, out.split("\n"))) <= 120
