@@ -102,6 +102,7 @@ def problems_of_recipe(recipe: Recipe, data: DataSpec, *, shares: dict[str, floa
     out = lint.batches_of(data.tasks.values(), data.num_rows)
     out += lint.steps_of(shares, num_steps=recipe.train.num_steps)
     out += lint.variants_of(data.tasks.values())
+    out += lint.sizes_of(data.tasks.values(), data.data_sets)
     return out
 
 
