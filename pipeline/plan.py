@@ -125,7 +125,10 @@ def _refuse(problems: lint.Problems) -> None:
 def _init_step(source: Path) -> int:
     """The step of the newest checkpoint of ``init.from`` that is not damaged: the same for all processes of the run."""
     checkpoints = CheckpointFolder(source)
-    step, lines = checkpoints.choose()
+    try:
+        step, lines = checkpoints.choose()
+    except RequestError as e:
+        raise RequestError(f"init.from: {e}") from e
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
     return checkpoints.data(step)["step"]

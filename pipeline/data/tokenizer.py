@@ -129,6 +129,8 @@ def load_tokenizer(path: str) -> Tokenizer:
     except Reject as e:
         found = "no bytes" if e.reason == "empty_file" else "no file there"
         raise RequestError(f"{_EXPECTED} at {path}, found {found}") from e
+    except RequestError as e:
+        raise RequestError(f"{e} ({path})") from e
 
 
 class NoText(RequestError):

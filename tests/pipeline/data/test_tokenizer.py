@@ -234,7 +234,8 @@ BROKEN_NORMALIZER = json.loads(words(PAD_FIRST).to_str()) | {
 def test_another_file_is_no_tokenizer(tmp_path, content):
     (tmp_path / "t.model").write_bytes(content)
     with pytest.raises(
-        RequestError, match=r"text\.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer\.json: .+"
+        RequestError,
+        match=r"text\.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer\.json: .+t\.model\)$",
     ) as caught:
         load_tokenizer(str(tmp_path / "t.model"))
     assert "\n" not in str(caught.value)
