@@ -175,7 +175,8 @@ def print_check(result: dict) -> None:
     console = Console()
     for name, one in result["data_sets"].items():
         table = Table(title=name, show_header=False, title_justify="left")
-        held_out = ", ".join(f"{k} {v['rows']:,}" for k, v in one["held_out"].items())
+        named = len(one["held_out"]) > 1
+        held_out = ", ".join(f"{k} {v['rows']:,}" if named else f"{v['rows']:,}" for k, v in one["held_out"].items())
         table.add_row("rows", f"{one['rows']:,}" + (f"; held out: {held_out}" if held_out else ""))
         compared = one["duplicate_ids"]["looked_at"]
         if compared < one["rows"]:

@@ -58,7 +58,11 @@ def save_model(
     config |= {"modalities": imp.modalities, "pairs": imp.pairs, "offsets": imp.offsets, "classifiers": classes}
     with _whole_folder(folder) as temporary:
         with whole_file(temporary / PARAMETERS) as path:
+            path.touch()
+            mode = path.stat().st_mode
             save_file(arrays, path)
+            # safetensors writes for the owner alone; who may read the folder may read the model.
+            path.chmod(mode)
         write_json(temporary / CONFIG, config)
         if tokenizer:
             # As pipeline.data.tokenizer.Tokenizer tells the two kinds apart.

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 from pipeline.data.labels import LabelCounts
-from pipeline.data.spec import TaskSpec
+from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import some_of
 from pipeline.facts import Facts, classes_of, needs_label
 
@@ -178,6 +178,22 @@ def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
             lines.append(
                 f"tasks.{task.name}: of the {budget:,} vision tokens a step, variants have {', '.join(uneven)}"
             )
+    return Problems(looks=lines)
+
+
+def sizes_of(tasks: Iterable[TaskSpec], data_sets: Mapping[str, DataSetSpec]) -> Problems:
+    """Variants larger than what is decoded, whose pictures are small ones enlarged."""
+    lines = []
+    for task in tasks:
+        for modality in (m for m in ("image", "video") if m in task.modalities):
+            short_side = getattr(data_sets[task.data_set], modality).short_side
+            large = [v for v in task.variants if v.size and v.size > short_side]
+            if large:
+                largest = max(v.size for v in large)
+                lines.append(
+                    f"tasks.{task.name}: variant {large[0].name} is larger than data_sets.{task.data_set}.{modality}."
+                    f"short_side = {short_side}, so its pictures are small ones enlarged: set short_side to {largest}"
+                )
     return Problems(looks=lines)
 
 

@@ -102,6 +102,7 @@ def problems_of_recipe(recipe: Recipe, data: DataSpec, *, shares: dict[str, floa
     out = lint.batches_of(data.tasks.values(), data.num_rows)
     out += lint.steps_of(shares, num_steps=recipe.train.num_steps)
     out += lint.variants_of(data.tasks.values())
+    out += lint.sizes_of(data.tasks.values(), data.data_sets)
     return out
 
 
@@ -124,7 +125,10 @@ def _refuse(problems: lint.Problems) -> None:
 def _init_step(source: Path) -> int:
     """The step of the newest checkpoint of ``init.from`` that is not damaged: the same for all processes of the run."""
     checkpoints = CheckpointFolder(source)
-    step, lines = checkpoints.choose()
+    try:
+        step, lines = checkpoints.choose()
+    except RequestError as e:
+        raise RequestError(f"init.from: {e}") from e
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
     return checkpoints.data(step)["step"]

@@ -98,7 +98,9 @@ def _check_disk(job: ShardJob) -> None:
     done = sum(p.stat().st_size for p in job.folder.glob("shard-*.arrow"))
     needed = table.nbytes / len(sample) * job.num_rows - done
     free = shutil.disk_usage(job.folder).free
-    print(f"{job.data_set.name}: {job.num_rows} rows, about {(needed + done) / 1e9:.2f} GB of shards", flush=True)
+    whole = needed + done
+    size = f"{whole / 1e9:,.1f} GB" if whole >= 1e9 else f"{whole / 1e6:.1f} MB"
+    print(f"{job.data_set.name}: {job.num_rows:,} rows, about {size} of shards", flush=True)
     if needed > 0.95 * free:
         raise RequestError(f"--out {job.folder}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data import prompts
-from pipeline.data.captions import text_fault
+from pipeline.data.captions import CaptionCount, text_fault
 from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import NoText, Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.errors import RequestError
 from pipeline.recipe import Recipe, specs
+from pipeline.reject_lines import counts_line
 from pipeline.run_dir import CONFIG, TOKENIZER
 from pipeline.train.checkpoint_folder import CheckpointFolder
 
@@ -39,7 +41,11 @@ def choose_tokenizer(
     if init_step is not None and (stored := _stored_tokenizer(Path(specs.locate(recipe.init.from_)), init_step)):
         return Tokenizer(stored)
     sentences = itertools.chain.from_iterable(_sentences(task, data.data_sets[task.data_set]) for task in readers)
-    return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size)
+    try:
+        return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size)
+    except NoText as e:
+        # Text of labels always has characters, those of the prompts: all readers read captions.
+        raise RequestError(_no_captions(readers[0], data.data_sets[readers[0].data_set])) from e
 
 
 def _own_tokenizer(run_dir: Path) -> Tokenizer | None:
@@ -66,6 +72,20 @@ def _sentences(task: TaskSpec, data_set: DataSetSpec) -> Iterator[str]:
             yield from (template.format(label) for template in templates)
         return
     yield from _captions(Manifest(data_set.manifest, media=data_set.media_columns), max_characters=task.max_characters)
+
+
+def _no_captions(task: TaskSpec, data_set: DataSetSpec) -> str:
+    """The error for a task whose data set has no caption that can be used."""
+    manifest, count = Manifest(data_set.manifest, media=data_set.media_columns), CaptionCount(task.max_characters)
+    for batch in manifest.batches(("text",), max_rows=min(manifest.num_rows, _MAX_CAPTIONS)):
+        for texts in values(batch.column(0), "text"):
+            count.add([text for text in texts or () if text is not None])
+    why = f" ({counts_line(count.unusable)})" if count.unusable else ""
+    return (
+        f"{data_set.name}: none of the {count.rows:,} rows of {data_set.manifest} has a caption that can be used{why}, "
+        f"and tasks.{task.name} reads them: fill the column text, take the labels as captions (tasks.{task.name}.text: "
+        "labels), or leave the task out"
+    )
 
 
 def _captions(manifest: Manifest, *, max_characters: int) -> Iterator[str]:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import ray
 
@@ -122,18 +123,29 @@ def end_ray() -> None:
 
 
 def _own_token() -> None:
-    """Makes the token of this user's Ray a file that no other user can read."""
+    """Makes the token of this user's Ray a file that no other user can read.
+
+    If the home folder cannot be written, as in many containers, the token is in the environment of this process and
+    those that it starts: it ends with the run, as this Ray does.
+    """
     path = ray_private.token_path()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            if path.stat().st_uid == os.getuid():
-                path.chmod(path.stat().st_mode & 0o700)
-            return
-        with open(file, "w") as f:
-            f.write(secrets.token_hex(32))
+    try:
+        _write_token(path)
+    except OSError:
+        if not os.access(path, os.R_OK) and not os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _write_token(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if path.stat().st_uid == os.getuid():
+            path.chmod(path.stat().st_mode & 0o700)
+        return
+    with open(file, "w") as f:
+        f.write(secrets.token_hex(32))
 
 
 def _object_store_bytes() -> int:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from pipeline.commands import command
 from pipeline.data.columns import TYPES, type_fault
 from pipeline.data.media.storage import resolve_filesystem, with_retries
 from pipeline.errors import RequestError, one_line
@@ -62,7 +63,10 @@ class ParquetFiles:
             files = [i for i in self.filesystem.get_file_info(selector) if i.path.endswith(".parquet")]
             if files:
                 return sorted(files, key=lambda i: i.path)
-        raise RequestError(f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there")
+        raise RequestError(
+            f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there; correct the path, "
+            f"or write one with {command('import')}"
+        )
 
     def stamp(self) -> str:
         """A digest of the files' names, sizes, times and versions, without reading them."""

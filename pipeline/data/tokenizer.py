@@ -129,21 +129,34 @@ def load_tokenizer(path: str) -> Tokenizer:
     except Reject as e:
         found = "no bytes" if e.reason == "empty_file" else "no file there"
         raise RequestError(f"{_EXPECTED} at {path}, found {found}") from e
+    except RequestError as e:
+        raise RequestError(f"{e} ({path})") from e
+
+
+class NoText(RequestError):
+    """Text without a character that a tokenizer could learn from."""
+
+
+# What sentencepiece says of no sentences, and of sentences of whitespace and control characters alone.
+_NO_TEXT = ("sentences_.empty()", "all_chars_count")
 
 
 def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path | None = None) -> Tokenizer:
     """Trains a unigram model on the sentences and writes it to ``into``; short text gives a smaller vocabulary.
 
-    Raises RequestError if the text has no characters, or more different ones than the vocabulary holds.
+    Raises NoText if the text has no characters, and RequestError if it has more different ones than the vocabulary
+    holds.
     """
     model = io.BytesIO()
     try:
         _train(sentences, model, vocab_size)
     except RuntimeError as e:
         # sentencepiece names the limit at the end of a message that starts with its own source line.
-        reason = one_line(e)[-_MAX_SHOWN:]
+        reason = one_line(e)
+        if any(check in reason for check in _NO_TEXT):
+            raise NoText("no tokenizer can be trained: the text has no characters") from e
         raise RequestError(
-            f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason}"
+            f"text.vocab_size = {vocab_size}: no tokenizer could be trained on this text: {reason[-_MAX_SHOWN:]}"
         ) from e
     if into is not None:
         into.parent.mkdir(parents=True, exist_ok=True)

@@ -255,7 +255,9 @@ def print_table(results: list[dict]) -> None:
 
     table = Table(title="held-out evaluation")
     for column in ("data set", "task", "metric", "value", "chance", "examples"):
-        table.add_column(column, justify="right" if column in ("value", "chance", "examples") else "left")
+        # Folded where the terminal is narrow: what is cut off may be what tells two metrics apart.
+        right = column in ("value", "chance", "examples")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     for r in results:
         shown = [m for m in ("acc1", "image_retrieval_recall@5", "text_retrieval_recall@5") if m in r["metrics"]]
         for metric in shown:

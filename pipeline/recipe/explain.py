@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +56,9 @@ def _known_path(parts: list[str]) -> list[str]:
         if part in held:
             path.append(schema.one_of(node))
         elif not held and part not in schema.keys_of(node):
-            raise RequestError(_unknown([*path, part], list(schema.keys_of(node))))
+            raise RequestError(f"--explain: {schema.unknown_key([*path, part])[0]}")
         path.append(part)
     return path
-
-
-def _unknown(path: list[str], known: list[str]) -> str:
-    nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    if nearest:
-        return f"--explain: unknown key {'.'.join(path)!r}; did you mean {'.'.join([*path[:-1], nearest[0]])!r}?"
-    return f"--explain: unknown key {'.'.join(path)!r}; known: {', '.join(known) or 'none, it has no keys'}"
 
 
 def _section(path: list[str], node: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) 
         raw = read_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise RequestError(f"--config {path}: no such file") from e
+    except IsADirectoryError as e:
+        raise RequestError(f"--config {path}: expected a YAML file, found a folder") from e
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
         raise RequestError(f"--config {path}: expected YAML: {one_line(e)}") from e
     if not isinstance(raw, dict):
@@ -149,7 +150,7 @@ def _message(error: pydantic.ValidationError) -> str:
     path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES]
     where = ".".join(path)
     if first["type"] in _UNKNOWN:
-        text, meant = _unknown_key(path)
+        text, meant = schema.unknown_key(path)
         errors = [e for e in errors if e["type"] != "missing" or [str(part) for part in e["loc"]] != meant]
     elif first["type"] == "missing":
         text = f"missing key {where!r}"
@@ -161,16 +162,6 @@ def _message(error: pydantic.ValidationError) -> str:
     else:
         text = f"{where}: {first['msg']}; found {_shown(first['input'])}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
-
-
-def _unknown_key(path: list[str]) -> tuple[str, list[str]]:
-    """(the line, the path of the key that was meant if one is near)."""
-    known, key = list(schema.keys_of(schema.at(path[:-1]))), ".".join(path)
-    nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    if nearest:
-        meant = [*path[:-1], nearest[0]]
-        return f"unknown key {key!r}; did you mean {'.'.join(meant)!r}?", meant
-    return f"unknown key {key!r}; known: {', '.join(known)}", []
 
 
 def _expected_mapping(path: list[str]) -> str:

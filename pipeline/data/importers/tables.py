@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import posixpath
 from collections.abc import Iterator
@@ -36,8 +37,8 @@ def table(
     """FILE.csv, .tsv, .jsonl or .parquet; an option names the column for each of ours.
 
     folder: base of relative media paths, by default the table's folder. separator: between several captions or labels
-    in one cell. Without an id column the row's number is its id. Captions may also be in a column caption,
-    captions or texts, labels in label, class or category; unused columns are listed at the end.
+    in one cell, by default ";". Without an id column the row's number is its id. Captions may also be in a column
+    caption, captions or texts, labels in label, class or category; unused columns are listed at the end.
     """
     asked = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
     asked |= {"start_s": start_s, "end_s": end_s}
@@ -95,6 +96,11 @@ def _strings(value, separator: str) -> list[str]:
     return [str(v).strip() for v in values if str(v).strip()]
 
 
+def _delimiter(header: str) -> str:
+    """A comma, or what a header without one has: spreadsheets write semicolons where the comma is the decimal mark."""
+    return next((character for character in ",;\t" if character in header), ",")
+
+
 def _records(source: str) -> Iterator[dict]:
     ending = posixpath.splitext(source)[1].lower()
     try:
@@ -105,7 +111,9 @@ def _records(source: str) -> Iterator[dict]:
                     yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
             elif ending in (".csv", ".tsv"):
                 text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-                yield from csv.DictReader(text, delimiter="\t" if ending == ".tsv" else ",")
+                header = text.readline()
+                delimiter = "\t" if ending == ".tsv" else _delimiter(header)
+                yield from csv.DictReader(itertools.chain([header], text), delimiter=delimiter)
             elif ending in (".jsonl", ".ndjson", ".json"):
                 for line in io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape"):
                     if line.strip():

@@ -1,5 +1,6 @@
 """Ray is started for this machine alone, or joined at its address; it never starts by itself."""
 
+import os
 import socket
 import stat
 import subprocess
@@ -64,6 +65,20 @@ def test_the_token_is_the_user_s_alone(tmp_path, monkeypatch, before):
     ray_start._own_token()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == "a token" if before else len(path.read_text()) == 64
+
+
+def test_a_home_that_cannot_be_written_leaves_the_token_to_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("a file is no folder, not even for root")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # Registered first, so that what the call sets is undone.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    ray_start._own_token()
+    made = os.environ["RAY_AUTH_TOKEN"]
+    assert len(made) == 64
+    # A token that is there already stays.
+    ray_start._own_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == made
 
 
 def test_ray_never_starts_by_itself():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.data import demo
 from pipeline.data.demo import digits, emoji, moving, sound
+from pipeline.errors import RequestError
 
 LIMIT = 24
 SPLITS = {
@@ -206,6 +207,15 @@ def test_missing_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "resvg_py" else object())
     with pytest.raises(ImportError, match=r"resvg_py: run pip install 'imp-pretrain\[demo\]'"):
         build(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        RequestError, match=r"IMP_CACHE: the demo corpus in .*cache/demo-v\d+: expected a folder that can"
+    ):
+        build(demo.cache_dir())
 
 
 def test_other_version_is_refused(tmp_path):

@@ -87,7 +87,9 @@ def test_a_file_of_another_name_has_the_same_folder(tmp_path, write_manifest):
 
 def test_nothing_there(tmp_path):
     for path in (tmp_path / "none.parquet", tmp_path):
-        with pytest.raises(RequestError, match="expected a Parquet file or a folder of them, found nothing there"):
+        with pytest.raises(
+            RequestError, match="expected a Parquet file or a folder of them, found nothing there; correct"
+        ):
             Manifest(str(path))
 
 

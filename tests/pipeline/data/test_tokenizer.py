@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from pipeline.data import prompts
-from pipeline.data.tokenizer import Tokenizer, _pieces, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import NoText, Tokenizer, _pieces, load_tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog"] * 3
@@ -82,9 +82,11 @@ def test_a_vocabulary_smaller_than_the_alphabet_is_a_wrong_request(tmp_path):
         train_tokenizer(SENTENCES, vocab_size=16, into=tmp_path / "t.model")
 
 
-def test_no_text_at_all_is_a_wrong_request(tmp_path):
-    with pytest.raises(RequestError):
-        train_tokenizer([], vocab_size=100, into=tmp_path / "t.model")
+@pytest.mark.parametrize("sentences", [[], [""], [" \n"], ["\u200b", "\x01"]])
+def test_no_text_at_all_is_a_wrong_request(tmp_path, sentences):
+    with pytest.raises(NoText, match="the text has no characters"):
+        train_tokenizer(sentences, vocab_size=100, into=tmp_path / "t.model")
+    assert issubclass(NoText, RequestError) and not (tmp_path / "t.model").exists()
 
 
 # --- tokenizer.json ---
@@ -232,7 +234,8 @@ BROKEN_NORMALIZER = json.loads(words(PAD_FIRST).to_str()) | {
 def test_another_file_is_no_tokenizer(tmp_path, content):
     (tmp_path / "t.model").write_bytes(content)
     with pytest.raises(
-        RequestError, match=r"text\.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer\.json: .+"
+        RequestError,
+        match=r"text\.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer\.json: .+t\.model\)$",
     ) as caught:
         load_tokenizer(str(tmp_path / "t.model"))
     assert "\n" not in str(caught.value)

@@ -19,6 +19,12 @@ from tests.pipeline.recipe.base import BASE, DELETE, changed, refused
         ("tasks.film_text.modality", "did you mean 'tasks.film_text.modalities'?"),
         ("tasks.film_text.augment.areas", "did you mean 'tasks.film_text.augment.area'?"),
         ("tasks.film_text.variants.0.droprate", "did you mean 'tasks.film_text.variants.0.drop_rate'?"),
+        # Of a section left out, of another section, of two sections.
+        ("num_steps", "unknown key 'num_steps'; did you mean 'train.num_steps'?"),
+        ("train.seed", "unknown key 'train.seed'; did you mean 'seed'?"),
+        ("tasks.film_text.drop_rate", "did you mean 'tasks.film_text.variants.0.drop_rate'?"),
+        ("data_sets.photos.fps", "did you mean 'data_sets.photos.video.fps'?"),
+        ("data_sets.photos.short_side", "did you mean 'data_sets.photos.image.short_side' or 'data_sets.photos.video."),
         ("cluster.xyz", "unknown key 'cluster.xyz'; known: num_workers, max_failures, stall_timeout_s, accelerator"),
     ],
 )
@@ -129,7 +135,7 @@ def test_a_key_that_stands_twice(recipe_file, text, found):
 def test_no_file(tmp_path):
     with pytest.raises(RequestError, match=r"--config .*none\.yaml: no such file"):
         recipes.load(tmp_path / "none.yaml")
-    with pytest.raises(RequestError, match="--config"):
+    with pytest.raises(RequestError, match=r"--config .*: expected a YAML file, found a folder"):
         recipes.load(tmp_path)
 
 

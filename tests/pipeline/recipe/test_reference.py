@@ -127,6 +127,7 @@ def test_a_value_is_shown_where_the_recipe_has_it():
     ("key", "message"),
     [
         ("train.clipnorm", "--explain: unknown key 'train.clipnorm'; did you mean 'train.clip_norm'?"),
+        ("clip_norm", "--explain: unknown key 'clip_norm'; did you mean 'train.clip_norm'?"),
         ("trian", "--explain: unknown key 'trian'; did you mean 'train'?"),
         ("tasks.a.batchsize", "did you mean 'tasks.a.batch_size'?"),
         ("train.num_steps.x", "--explain: unknown key 'train.num_steps.x'; known: none, it has no keys"),

@@ -198,7 +198,7 @@ def test_a_new_run_on_the_parameters_of_another(two_tasks, small, bare_run, tmp_
 def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
     recipe = copy.deepcopy(small)
     recipe["init"] = {"from": str(tmp_path / "nothing")}
-    with pytest.raises(RequestError, match=r"no whole checkpoint in .*nothing"):
+    with pytest.raises(RequestError, match=r"init\.from: no whole checkpoint in .*nothing"):
         bare_run.run(recipes.from_dict(recipe), tmp_path / "run")
     # The recipe that is put right may use the same directory.
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -138,6 +138,15 @@ def test_columns_may_go_by_another_name_and_those_not_used_are_counted(tmp_path,
     assert set(done.kept) == {f"column {name!r} not used, no option names it" for name in (word, "texts")}
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_table_of_a_spreadsheet_has_other_marks_between_its_columns(tmp_path, mark):
+    text = f'\ufeffimage{mark}text{mark}labels\r\na.png{mark}"one, two{mark}\nthree"{mark}"cat;pet"\r\n'
+    rows, _ = imported("table", put(tmp_path / "t.csv", text), tmp_path)
+    (row,) = rows.values()
+    assert row["image"] == f"{tmp_path}/a.png" and row["labels"] == ["cat", "pet"]
+    assert " ".join(row["text"]).split() == f"one, two{mark.strip().strip(';')} three".split()
+
+
 def test_a_wrong_column_is_named(tmp_path):
     path = put(tmp_path / "t.csv", "file\na.png\n")
     with pytest.raises(RequestError, match=r"--option image=path: .* has the columns file"):
@@ -492,6 +501,23 @@ def test_wrong_requests(tmp_path, arguments, message, monkeypatch):
         import_layout(*arguments, tmp_path / "out.parquet")
 
 
+def test_a_manifest_replaces_no_folder_and_no_source(tmp_path):
+    path = put(tmp_path / "t.csv", "image\na.png\n")
+    import_layout("table", str(path), tmp_path / "t.parquet")
+    before = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "d.parquet").mkdir()
+    for source, out, message in (
+        (path, path, r"expected a file that ends in \.parquet"),
+        (path, tmp_path, r"expected a file that ends in \.parquet, e\.g\. .*/train\.parquet"),
+        (path, tmp_path / "d.parquet", "expected a file, found a folder"),
+        (tmp_path / "t.parquet", tmp_path / "d/../t.parquet", "would replace the table that it is made from"),
+    ):
+        (tmp_path / "d").mkdir(exist_ok=True)
+        with pytest.raises(RequestError, match=message):
+            import_layout("table", str(source), out)
+    assert (tmp_path / "t.parquet").read_bytes() == before and path.read_text().startswith("image")
+
+
 def test_wrong_options_and_empty_sources_say_what_is_there(tmp_path):
     put(tmp_path / "d/notes.doc")
     with pytest.raises(RequestError, match="esc50 has audio, folds"):
@@ -503,3 +529,4 @@ def test_wrong_options_and_empty_sources_say_what_is_there(tmp_path):
 
 def test_help_names_every_layout():
     assert all(f"  {name} " in help_text() for name in LAYOUTS)
+    assert "separator: between several captions or labels in one cell" in " ".join(help_text().split())
