@@ -24,7 +24,7 @@ from benchmarks.memory_feed import Batches, make_loop
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 
 SIZES = {
     "quick": {"variant": "imp-tiny-moe", "tokens": (4, 8), "budget": 32, "rounds": 1, "steps": 2},
@@ -39,8 +39,8 @@ def structures(tokens: tuple[int, ...], budget: int) -> list[Structure]:
     found = []
     for count in tokens:
         batch = budget // count
-        image, video = Inputs("vision", count, 768, 3), Inputs("vision", count, 3072, 3)
-        sound, text = Inputs("audio", 64, 256, 2), Inputs("text", 16, 0, 1)
+        image, video = InputShape("vision", count, 768, 3), InputShape("vision", count, 3072, 3)
+        sound, text = InputShape("audio", 64, 256, 2), InputShape("text", 16, 0, 1)
         classes = {"classifier": "set", "num_classes": 100, "classes": tuple(range(100))}
         found += [
             Structure((("softmax", 1.0),), batch, (image,), **classes),

@@ -14,7 +14,7 @@ import numpy as np
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import init_state, make_step, state_shapes, step_groups
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.host_memory import keep_freed_memory
 
 LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
@@ -24,7 +24,7 @@ REPEATS = 20
 
 
 def main() -> None:
-    structure = Structure((("nce", 1.0),), 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
+    structure = Structure((("nce", 1.0),), 64, (InputShape("vision", 16, 768, 3), InputShape("text", 8, 0, 1)))
     imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
     shapes = {g: state_shapes(imp)[g] for g in step_groups(imp, structure, optimizer)}

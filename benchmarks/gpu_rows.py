@@ -21,11 +21,11 @@ from model.imp import Imp
 from model.sharding import path_keys
 from model.sizes import structure_flops
 from model.step import OptimizerConfig, compile_step, state_shapes
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.devices import peak_flops
 
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=10, num_steps=1_000_000)
-IMAGE, TEXT = Inputs("vision", 256, 768, 3), Inputs("text", 256, 0, 1)
+IMAGE, TEXT = InputShape("vision", 256, 768, 3), InputShape("text", 256, 0, 1)
 NUM_CLASSES = 1000
 
 
@@ -40,14 +40,14 @@ def images(batch: int) -> Structure:
     """Classification of images of 256 tokens."""
     columns = tuple(range(NUM_CLASSES))
     batch = 4 if timing.on_cpu() else batch
-    inputs = (IMAGE if not timing.on_cpu() else Inputs("vision", 16, 768, 3),)
+    inputs = (IMAGE if not timing.on_cpu() else InputShape("vision", 16, 768, 3),)
     return Structure("softmax", batch, inputs, classifier="images", num_classes=NUM_CLASSES, classes=columns)
 
 
 def captions(batch: int) -> Structure:
     """Images of 256 tokens with texts of 256 tokens, of which some are padding."""
     if timing.on_cpu():
-        return Structure("nce", 4, (Inputs("vision", 16, 768, 3), Inputs("text", 16, 0, 1)))
+        return Structure("nce", 4, (InputShape("vision", 16, 768, 3), InputShape("text", 16, 0, 1)))
     return Structure("nce", batch, (IMAGE, TEXT))
 
 

@@ -28,7 +28,7 @@ from model.encoder import REMAT_POLICIES
 from model.imp import Imp
 from model.sizes import structure_flops
 from model.step import CompiledStep, compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 
 NUM_TOKENS, PATCH_VALUES, NUM_CLASSES = 256, 768, 1000
 LEARNING_RATE, CLIP_NORM = 1e-4, 1.0
@@ -65,7 +65,7 @@ class Ours:
 
 
 def _structure(global_batch_size: int) -> Structure:
-    inputs = (Inputs("vision", NUM_TOKENS, PATCH_VALUES, 3),)
+    inputs = (InputShape("vision", NUM_TOKENS, PATCH_VALUES, 3),)
     return Structure(
         "softmax",
         global_batch_size,

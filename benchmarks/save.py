@@ -25,7 +25,7 @@ from benchmarks.memory_feed import Batches, make_loop
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.checkpoint import Checkpoints
 
 SIZES = {
@@ -69,7 +69,7 @@ class Run:
 def main() -> None:
     args = timing.arguments(__doc__)
     sizes = timing.pick(SIZES, quick=args.quick)
-    inputs = (Inputs("vision", sizes["tokens"], 768, 3), Inputs("text", 16, 0, 1))
+    inputs = (InputShape("vision", sizes["tokens"], 768, 3), InputShape("text", 16, 0, 1))
     structure = Structure((("nce", 1.0),), sizes["batch"], inputs)
     imp = Imp.for_structures(from_variant(sizes["variant"], dtype=sizes["dtype"]), [structure])
     step, state = compile_step(imp, structure, OPTIMIZER), init_state(imp.init(0))

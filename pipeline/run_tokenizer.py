@@ -1,4 +1,4 @@
-"""Which tokenizer a run uses, and the text that a new one is trained on."""
+"""The choice of a run's tokenizer, and the text that a new one is trained on."""
 
 from __future__ import annotations
 

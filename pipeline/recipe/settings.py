@@ -6,16 +6,16 @@ Keys that another room owns are declared there (``pipeline.keys``), once for the
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 import pydantic_core
 
 from pipeline import keys
 from pipeline.cluster.settings import WorkerSettings
-from pipeline.recipe.section import Section, Share, Weight, key
+from pipeline.recipe.section import Section, Share, key
 from pipeline.recipe.task_settings import DataSetSettings, EvaluationSettings, TaskSettings, TextSettings
-from pipeline.train.mixture.settings import BanditSettings, ShareSettings
+from pipeline.train.mixture.settings import SamplerSettings
 from pipeline.train.telemetry.settings import LoggingSettings
 
 
@@ -124,37 +124,15 @@ class TrainSettings(Section):
         return fraction
 
 
-class StageSettings(Section):
-    """Weights of tasks from a step on."""
-
-    from_step: int = key(..., "First step of the stage.", ge=0)
-    weights: dict[str, Weight] = key(..., "Task to weight, in place of the tasks' own.", min_length=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSettings(ShareSettings):
-    """Which task each step runs; the paper's rule unless something else is asked for."""
-
-    intervals: dict[str, Annotated[int, pydantic.Field(ge=1)]] = keys.key(
-        {}, "Task to interval of round_robin, 1 for those not named."
-    )
-    period: int | None = keys.key(None, "Steps of a period of exact; null: those of the run.", ge=1)
-    stages: tuple[StageSettings, ...] = keys.key(
-        (), "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
-    )
-    ramp: bool = keys.key(False, "Weights change linearly from one stage to the next.")
-    bandit: BanditSettings = keys.key(BanditSettings(), "The adaptive sampler: what sways it and how much.")
-
-
 class CheckpointSettings(Section):
-    """Which checkpoints are kept; a resume may change it."""
+    """The checkpoints that are kept; a resume may change it."""
 
     keep_last: int = key(2, "Newest checkpoints that are kept.", ge=1)
     keep_every: int | None = key(None, "Checkpoints of steps that this divides are kept for ever.", ge=1)
 
 
 class InitSettings(Section):
-    """What a new run starts from."""
+    """The start of a new run."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, serialize_by_alias=True)
 
@@ -167,7 +145,7 @@ class InitSettings(Section):
 
 
 class ResumeSettings(Section):
-    """What a resume may change beside cluster, logging, checkpoint and more steps."""
+    """Changes that a resume may make beside cluster, logging, checkpoint and more steps."""
 
     allow_mixture_change: bool = key(
         False, "Tasks and data sets may come and go, weights and the sampler change; other tasks go on where they were."
@@ -176,7 +154,7 @@ class ResumeSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSettings(WorkerSettings):
-    """Where the run runs and how its data are decoded; a resume may change it."""
+    """Machines and workers of the run, and decoding of its data; a resume may change it."""
 
     expert_parallel: int = keys.key(1, "Devices that share a layer's experts; divides both numbers.", ge=1)
     fsdp: bool = keys.key(False, "Parameters and moments are spread over the devices, in place of a copy on each.")
@@ -208,7 +186,7 @@ class ClusterSettings(WorkerSettings):
 
 
 class Recipe(Section):
-    """All of a run: data sets, tasks, the model, its training and its evaluation."""
+    """A whole run: data sets, tasks, the model, its training and its evaluation."""
 
     seed: int = key(0, "Seed of the order of samples, of augmentation and of initial parameters.")
     model: ModelSettings = ModelSettings()

@@ -14,7 +14,7 @@ from pipeline.recipe.section import Section, Share, Weight, key
 
 
 class TextSettings(Section):
-    """How texts become tokens."""
+    """The tokenizer of all texts."""
 
     tokenizer: str | None = key(
         None, "A sentencepiece model or a Hugging Face tokenizer.json; null trains one on the data sets' own text."
@@ -60,7 +60,7 @@ _Objective = Literal[terms.NAMES]  # pyrefly: ignore[invalid-literal]
 
 
 class TaskSettings(Section):
-    """One task: a data set, an objective and what the model sees of a row."""
+    """One task: a data set, an objective and the model's view of a row."""
 
     data_set: str = key(..., "Name of the data set that the task reads.")
     objective: _Objective | dict[_Objective, Annotated[float, pydantic.Field(gt=0)]] = key(

@@ -1,4 +1,4 @@
-"""What a reader of a report should see first."""
+"""The findings at the head of a report."""
 
 from __future__ import annotations
 

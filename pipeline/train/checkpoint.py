@@ -61,7 +61,7 @@ class Checkpoints(CheckpointFolder):
         """Returns once the arrays may change; they are written in the background, one checkpoint at a time.
 
         data: plain JSON values. finite: whether the last update of every task was. Every process of the run calls it,
-        and it raises DataError in all of them alike: where the disk is full, or where writing the one before failed.
+        and all of them raise the same DataError: if the disk is full, or if the previous save failed.
         """
         problem = None
         try:

@@ -51,6 +51,6 @@ def other_machine(stored: dict) -> list[str]:
     if then is None or then == cpu_kind():
         return []
     return [
-        f"warning: the checkpoint is from a machine of another kind, on which some media decode to other bits, so "
-        f"losses may differ from those it would have had there. There: {then}. Here: {cpu_kind()}"
+        f"warning: the checkpoint is from another kind of machine, on which some media decode to other bits, so losses "
+        f"may differ from those on that machine. There: {then}. Here: {cpu_kind()}"
     ]

@@ -21,7 +21,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.spec import DecodeLimits
 from pipeline.errors import DataError
 
-# Pieces of shared memory that arrays come back in, used in turn: a clip holds up to three arrays at once.
+# Pieces of shared memory in which arrays come back, used in turn: a clip holds up to three arrays.
 NUM_SLOTS = 4
 # Seconds that the child may take to start.
 _START_TIMEOUT_S = 120.0

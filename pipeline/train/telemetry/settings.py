@@ -10,7 +10,7 @@ from pipeline.keys import FromOne, key
 
 @dataclasses.dataclass(frozen=True)
 class LoggingSettings:
-    """What a run shows and records meanwhile, beside its metrics.jsonl; a resume may change it."""
+    """The display and the records of a run beside its metrics.jsonl; a resume may change it."""
 
     progress: Literal["auto", "rich", "plain", "none"] = key(
         "auto", 'Display: a live panel ("rich"), lines ("plain") or nothing; "auto" is the panel on a terminal.'
