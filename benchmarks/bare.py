@@ -1,4 +1,4 @@
-"""A whole run in this process, without Ray: what the benchmarks that train share."""
+"""A whole run in this process, without Ray, shared by the benchmarks that train."""
 
 from __future__ import annotations
 

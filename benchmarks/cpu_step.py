@@ -1,7 +1,9 @@
-"""One contrastive structure of the demo on CPUs, as JSON: what XLA's optimisation level and keeping freed memory do.
+"""The effect of XLA's optimisation level and of keeping freed memory on a contrastive step of the demo on CPUs. JSON.
 
 python -m benchmarks.cpu_step
 """
+
+from __future__ import annotations
 
 import json
 import statistics
@@ -18,7 +20,7 @@ from model.structure import InputShape, Structure
 from pipeline.host_memory import keep_freed_memory
 
 LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
-# As glibc starts: blocks from 128 kB on are mapped and given back one by one.
+# glibc's default: blocks from 128 kB on are mapped and given back one by one.
 KEEP_BYTES = {"given back": 128 << 10, "kept": 1 << 30}
 REPEATS = 20
 
