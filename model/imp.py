@@ -45,7 +45,8 @@ class Imp:
         unknown = set(modalities) - set(config.modalities)
         if unknown:
             raise ValueError(f"unknown modalities {sorted(unknown)}; known: {', '.join(config.modalities)}")
-        self.pairs, self.offsets = (tuple(tuple(sorted(p)) for p in given) for given in (pairs, offsets))
+        self.pairs = tuple(tuple(sorted(p)) for p in pairs)
+        self.offsets = tuple(tuple(sorted(p)) for p in offsets)
         self._build = {}
         for m in self.modalities:
             self._build[encoder_group(config, m)] = lambda rngs: Encoder(config, rngs=rngs)

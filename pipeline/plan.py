@@ -115,9 +115,9 @@ def _shares(recipe: Recipe, data: DataSpec) -> dict[str, float]:
 
 def _refuse(problems: lint.Problems) -> None:
     """Raises RequestError for the first that would stop the run; prints the others."""
-    for line in problems.looks:
+    for line in problems.warnings:
         print(redacted(f"warning: {line}"), file=sys.stderr, flush=True)
-    for line in problems.stops:
+    for line in problems.errors:
         raise RequestError(line)
 
 

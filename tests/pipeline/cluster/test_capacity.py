@@ -1,4 +1,4 @@
-"""What is asked for and missing is said in one line, before anything waits for it; workers leave a CPU to decode."""
+"""Missing resources are reported in one line before anything waits for them; workers leave a CPU to decode."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""What one part of a recipe says of another."""
+"""Checks of a recipe's parts against each other."""
 
 import pytest
 

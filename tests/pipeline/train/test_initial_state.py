@@ -1,4 +1,4 @@
-"""What a run starts from: its own checkpoint, a changed mixture, another run."""
+"""The start of a run: its own checkpoint, a changed mixture, another run."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
 
 
 def test_more_steps_on_a_finished_run(two_tasks, bare_run, tmp_path):
-    """The rates to come are those of a run of the new length from the start; what was logged stands."""
+    """The rates to come are those of a run of the new length from the start; the log stays as it was."""
     recipe, run_dir = two_tasks
     run_dir, recipe = copy_run(run_dir, tmp_path / "run"), copy.deepcopy(recipe)
     before = read_jsonl(run_dir / "metrics.jsonl")

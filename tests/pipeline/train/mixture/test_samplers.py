@@ -1,4 +1,4 @@
-"""Which task each step runs: shares by hand, distributions against their expectation, the same from anywhere."""
+"""The task of each step: shares by hand, distributions against their expectation, the same from anywhere."""
 
 import json
 import math
