@@ -5,6 +5,7 @@ python -m benchmarks.cpu_step
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -26,6 +27,7 @@ REPEATS = 20
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     structure = Structure((("nce", 1.0),), 64, (InputShape("vision", 16, 768, 3), InputShape("text", 8, 0, 1)))
     imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)

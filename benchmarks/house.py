@@ -9,6 +9,7 @@ jax and ray, and a typo in one is answered within 1.5 s. Exits with 1 if one of 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import math
@@ -137,6 +138,7 @@ def problems_of_sizes() -> Iterator[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     problems = list(problems_of_sizes())
     found = circles()
     print(f"circles: {len(found)}")

@@ -20,8 +20,8 @@ class ImageSpec:
     """Decoding of images: RGB, at one size of the shorter side."""
 
     short_side: int = key(256, "Pixels of an image's shorter side after decoding; variants are cut out of it.", ge=16)
-    max_pixels: int = key(100_000_000, "Images with more pixels are rejects.", ge=1)
-    max_bytes: int = key(256 << 20, "Image files with more bytes are rejects; they are not read.", ge=1)
+    max_pixels: int = key(100_000_000, "Maximum pixels of an image; larger ones are rejected.", ge=1)
+    max_bytes: int = key(256 << 20, "Maximum bytes of an image file; larger ones are rejected unread.", ge=1)
     decoder: str = key("pillow", 'Decoder of images: "pillow", or one of your own as package.module:function.')
 
 
@@ -32,10 +32,10 @@ class VideoSpec:
     fps: float = key(12.5, "Frames per second of a decoded clip, whatever the file's rate.", gt=0)
     short_side: int = key(256, "Pixels of a frame's shorter side after decoding; variants are cut out of it.", ge=16)
     max_frames: int = key(16, "Maximum frames of a decoded clip; variants and evaluation see no others.", ge=1)
-    max_pixels: int = key(4096 * 4096, "Videos with more pixels a frame are rejects.", ge=1)
-    max_bytes: int = key(8 << 30, "Video files with more bytes are rejects; they are not read.", ge=1)
-    max_duration_s: float = key(4 * 3600.0, "Videos that last longer, in seconds, are rejects.", gt=0)
-    max_source_frames: int = key(1_000_000, "Video files with more frames are rejects.", ge=1)
+    max_pixels: int = key(4096 * 4096, "Maximum pixels of a video frame; larger ones are rejected.", ge=1)
+    max_bytes: int = key(8 << 30, "Maximum bytes of a video file; larger ones are rejected unread.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Maximum seconds of a video; longer ones are rejected.", gt=0)
+    max_source_frames: int = key(1_000_000, "Maximum frames of a video file; longer ones are rejected.", ge=1)
     decoder: str = key("pyav", 'Decoder of videos: "pyav", "decord", or your own as package.module:function.')
 
 
@@ -49,7 +49,7 @@ class AudioSettings:
 
     preset: Literal["imp", "audiomae"] = key(
         "imp",
-        'Front end whose values hold where a key is not given: "imp" is the release\'s (64 tokens from 8.2 s), '
+        'Front end that gives the values of keys left out: "imp" is the release\'s (64 tokens from 8.2 s), '
         '"audiomae" AudioMAE\'s (512 tokens from 10.24 s).',
     )
     sample_rate_hz: int = key(16_000, "Samples per second of the decoded waveform, which is mono.", ge=1000)
@@ -72,12 +72,12 @@ class AudioSettings:
     log_offset: float = key(1e-6, "Added to a mel value before its logarithm.", ge=0)
     log_floor: float = key(0.0, "Smallest value of which the logarithm is taken.", ge=0)
     pad_value: float | None = key(
-        None, "Log-mel value of frames that the sound does not fill; null: the sound goes on in silence."
+        None, "Log-mel value of frames beyond the end of the sound; null: the sound is padded with silence."
     )
     mean: float = key(0.0, "Mean of the data's log-mel values; subtracted before the model sees them.")
     std: float = key(1.0, "Standard deviation of the data's log-mel values; the model sees values divided by it.", gt=0)
-    max_bytes: int = key(8 << 30, "Audio files with more bytes are rejects; they are not read.", ge=1)
-    max_duration_s: float = key(4 * 3600.0, "Sounds that last longer, in seconds, are rejects.", gt=0)
+    max_bytes: int = key(8 << 30, "Maximum bytes of an audio file; larger ones are rejected unread.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Maximum seconds of a sound; longer ones are rejected.", gt=0)
     decoder: str = key("soundfile", 'Decoder of sound: "soundfile", "pyav", or your own as package.module:function.')
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ class SamplerSettings:
         '"bandit" draws more of what is not learned yet.',
     )
     temperature: float = key(1.0, "Weights are raised to 1 / temperature: above 1 evens them out.", gt=0)
-    max_weight: float | None = key(None, "Larger weights (numbers of examples) count as this.", gt=0)
+    max_weight: float | None = key(None, "Maximum weight (number of examples) that counts.", gt=0)
     max_share: float | None = key(None, "Maximum share of the steps of a task.", gt=0, le=1)
     variant_weight: Literal["split", "full"] = key(
         "split", "A task's weight is split over its variants, or each of them has it in full."
@@ -53,4 +53,4 @@ class SamplerSettings:
         (), "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
     )
     ramp: bool = key(False, "Weights change linearly from one stage to the next.")
-    bandit: BanditSettings = key(BanditSettings(), "The adaptive sampler: what sways it and how much.")
+    bandit: BanditSettings = key(BanditSettings(), "Settings of the adaptive sampler.")
