@@ -23,7 +23,7 @@ _MIN_FUSED_TOKENS = 64
 
 
 class SelfAttention(nnx.Module):
-    """Bias-free multi-head self-attention, with LayerNorm of queries and keys over head_dim where ``qk_norm``."""
+    """Bias-free multi-head self-attention, with LayerNorm of queries and keys over head_dim if ``qk_norm``."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.num_heads = config.num_heads

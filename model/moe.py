@@ -38,7 +38,7 @@ _PRECISION = {"gpu": jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6}
 
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
-    """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 where experts choose."""
+    """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 if experts choose."""
     selected = moe.num_selected if moe.router == "tokens_choose" else 1
     return min(num_tokens, max(1, round(moe.capacity_factor * num_tokens * selected / moe.num_experts)))
 

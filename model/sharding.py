@@ -44,7 +44,7 @@ def state_shardings(shapes: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool = Fals
     Expert weights (.., E, in, out) lie over the expert axis. fsdp: the longest axis of every array that the number of
     devices along ``data`` divides lies over ``data`` too, layers of a stack excepted; the compiler then gathers one
     layer's weights at a time.
-    Raises ValueError where the expert axis does not divide the experts.
+    Raises ValueError if the expert axis does not divide the experts.
     """
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh, fsdp=fsdp)), shapes)
 
@@ -96,7 +96,7 @@ def platform() -> str:
 
 
 def _mesh() -> AbstractMesh | None:
-    """The mesh that the compiler knows of; None without one, or where it is one device."""
+    """The mesh that the compiler knows of; None without one, or if it is one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 

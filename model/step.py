@@ -227,7 +227,7 @@ def compile_step(
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
     ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
     "auto" values of ``remat`` and ``attention`` are resolved here, for this structure and these devices.
-    Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
+    Raises ValueError if the devices cannot share the batch (``sharding.check_batch``).
     """
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic)

@@ -93,7 +93,7 @@ def _decode_cpu_s(spec: RunSpec, task: TaskSpec, cost: dict[str, float]) -> floa
 
 
 def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
-    """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
+    """CPU seconds of a batch as a stream makes it, its tokens too; 0 if its data do not allow it."""
     from pipeline.data.stream_spec import StreamSpec
 
     data_set = spec.data.data_sets[task.data_set]

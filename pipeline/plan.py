@@ -57,7 +57,7 @@ def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> R
 
 
 def _data_spec(recipe: Recipe) -> DataSpec:
-    """All of a run's data but the tokenizer. Raises RequestError where a data set does not fit its tasks."""
+    """All of a run's data but the tokenizer. Raises RequestError if a data set does not fit its tasks."""
     data_sets, tasks = specs.data_set_specs(recipe), specs.task_specs(recipe)
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}

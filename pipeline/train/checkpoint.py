@@ -44,7 +44,7 @@ class Checkpoints(CheckpointFolder):
             shutil.rmtree(path, ignore_errors=True)
 
     def check_space(self, state: dict) -> None:
-        """Raises DataError where the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
+        """Raises DataError if the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
         needed = _bytes(state) + _SPARE_BYTES
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ class Checkpoints(CheckpointFolder):
     def state(self, abstract: dict, *, step: int | None = None) -> dict:
         """The stored arrays that ``abstract`` names, some of them or all.
 
-        abstract: jax.ShapeDtypeStruct leaves with the shardings to load them with. Raises RequestError where the arrays
+        abstract: jax.ShapeDtypeStruct leaves with the shardings to load them with. Raises RequestError if the arrays
         cannot be read.
         """
         step = self.latest_step if step is None else step

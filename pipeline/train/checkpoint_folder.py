@@ -54,7 +54,7 @@ class CheckpointFolder:
         return [f"checkpoint {step} is skipped: {fault}" for step, fault in faults.items() if fault]
 
     def _read(self, step: int) -> dict:
-        """The run.json of this format or another. Raises OSError, or ValueError where it is corrupt."""
+        """The run.json of this format or another. Raises OSError, or ValueError if it is corrupt."""
         data, intact = read_sealed(self.folder / str(step) / RUN)
         if intact is False or (intact is None and data.get("format") == FORMAT):
             raise ValueError("checksum mismatch")
@@ -81,7 +81,7 @@ class CheckpointFolder:
         """(the newest checkpoint with intact files, a line for each newer one that is damaged).
 
         set_aside: rename damaged ones, so that they are never considered again; for one process of the run that owns
-        them. Raises DataError where all checkpoints are damaged.
+        them. Raises DataError if all checkpoints are damaged.
         """
         damaged, sound = {}, None
         for step in reversed(self._folders()):

@@ -44,7 +44,7 @@ def host_device() -> jax.Device:
 
 
 def peak_flops(kind: str) -> float | None:
-    """bfloat16 FLOP/s of one device of a kind, None where it is unknown, as for a part of a GPU (MIG)."""
+    """bfloat16 FLOP/s of one device of a kind, None if it is unknown, as for a part of a GPU (MIG)."""
     if "MIG" in kind:
         return None
     return next((peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)), None)

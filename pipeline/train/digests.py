@@ -61,9 +61,9 @@ def sealed(value: dict) -> bytes:
 
 
 def read_sealed(path: Path) -> tuple[dict, bool | None]:
-    """(the dict, whether it is unchanged since ``sealed``: None where it has no digest).
+    """(the dict, whether it is unchanged since ``sealed``: None if it has no digest).
 
-    Raises ValueError where the file is not a JSON object.
+    Raises ValueError if the file is not a JSON object.
     """
     raw = path.read_bytes()
     seal = _SEAL.search(raw)

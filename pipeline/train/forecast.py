@@ -58,7 +58,7 @@ class Forecast:
     beside it.
 
     budget: the graphs that the run may use, with their shares of the steps; without one, the shares seen so far count.
-    flops_per_s: the rate before the first step, None where it is unknown.
+    flops_per_s: the rate before the first step, None if it is unknown.
     """
 
     def __init__(self, budget: Iterable[GraphCost] = (), *, flops_per_s: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Forecast:
             self._waits.append(record["data_wait_s"])
 
     def step_s(self) -> float | None:
-        """Seconds of an average later step, its wait for data included; None where nothing is known."""
+        """Seconds of an average later step, its wait for data included; None if nothing is known."""
         real = {key: statistics.median(values) for key, values in self._real.items()}
         shares = self._shares or {key: len(self._real.get(key, [0])) for key in self._first}
         both = [key for key in real if key in self._predicted]

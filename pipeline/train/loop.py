@@ -112,7 +112,7 @@ class Loop:
     def run(self) -> int:
         """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
 
-        Raises DataError where data or storage end the run, its state saved too where it can be.
+        Raises DataError if data or storage end the run, its state saved too if possible.
         """
         step = self._steps.start
         self._ended = time.perf_counter()

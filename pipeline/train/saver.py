@@ -46,7 +46,7 @@ class Saver:
 
 
 def other_machine(stored: dict) -> list[str]:
-    """A warning where samples may decode to other bits than before the checkpoint. stored: the checkpoint's data."""
+    """A warning if samples may decode to other bits than before the checkpoint. stored: the checkpoint's data."""
     then = stored.get("cpu_kind")
     if then is None or then == cpu_kind():
         return []
