@@ -177,12 +177,14 @@ def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
     """Variants whose batch was rounded: their vision tokens in a step beside those of the first one."""
     lines = []
     for task in tasks:
-        budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens
+        token_budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens
         parts = [(v, v.global_batch_size * v.num_vision_tokens) for v in task.variants]
-        uneven = [f"{v.name} {n / budget:.1%} (batch {v.global_batch_size})" for v, n in parts if n != budget]
+        uneven = [
+            f"{v.name} {n / token_budget:.1%} (batch {v.global_batch_size})" for v, n in parts if n != token_budget
+        ]
         if uneven:
             lines.append(
-                f"tasks.{task.name}: of the {budget:,} vision tokens a step, variants have {', '.join(uneven)}"
+                f"tasks.{task.name}: of the {token_budget:,} vision tokens a step, variants have {', '.join(uneven)}"
             )
     return Problems(warnings=lines)
 

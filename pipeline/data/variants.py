@@ -54,11 +54,11 @@ def _shared_batch(base_batch: int, base_tokens: int, num_tokens: int) -> int | N
     It is a multiple of the highest power of two that this allows, at most that of the first variant's batch, so that
     the same devices can share both. None if no batch fits.
     """
-    budget = base_batch * base_tokens
+    token_budget = base_batch * base_tokens
     power = base_batch & -base_batch
     while power:
-        batch = budget // num_tokens // power * power
-        if batch and batch * num_tokens >= (1 - _SHORTFALL) * budget:
+        batch = token_budget // num_tokens // power * power
+        if batch and batch * num_tokens >= (1 - _SHORTFALL) * token_budget:
             return batch
         power //= 2
     return None

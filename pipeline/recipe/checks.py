@@ -181,14 +181,14 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *,
             raise RequestError(f"{where}.{key}: applies only to {media}; found modalities {task.modalities}")
     if augment.flip and "text" in task.modalities and task.text == "captions":
         raise RequestError(f"{where}.flip: captions may say left or right; leave it off, or use text: labels")
-    # Of captions, those that tell what would change are found sample by sample.
-    told = task.classes or data_set.classes
+    # Captions that mention a change are found sample by sample.
+    classes = task.classes or data_set.classes
     for key, on, words, wrong in (
         ("flip", augment.flip, _SIDES, "in the mirror"),
         ("colour", augment.colour.probability > 0, COLOUR_WORDS, "in other colours"),
         ("sound", augment.sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
     ):
-        wrong_class = next((c for c in told if on and words.search(c)), None)
+        wrong_class = next((c for c in classes if on and words.search(c)), None)
         if wrong_class is not None:
             raise RequestError(f"{where}.{key}: the class {wrong_class!r} would be wrong {wrong}; leave it off")
 

@@ -15,7 +15,7 @@ def first_of_all_processes(problem: str | None) -> str | None:
     if jax.process_count() == 1:
         return problem
     line = np.zeros(_LINE_BYTES, np.uint8)
-    said = (problem or "").encode()[:_LINE_BYTES]
-    line[: len(said)] = np.frombuffer(said, np.uint8)
+    text = (problem or "").encode()[:_LINE_BYTES]
+    line[: len(text)] = np.frombuffer(text, np.uint8)
     found = (bytes(x).rstrip(b"\0").decode(errors="replace") for x in multihost_utils.process_allgather(line))
     return next(filter(None, found), None)
