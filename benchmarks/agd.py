@@ -14,7 +14,6 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,7 +23,8 @@ from benchmarks.memory_feed import Batches, make_loop
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
+from pipeline.train.devices import memory
 
 SIZES = {
     "quick": {"variant": "imp-tiny-moe", "tokens": (4, 8), "budget": 32, "rounds": 1, "steps": 2},
@@ -39,8 +39,8 @@ def structures(tokens: tuple[int, ...], budget: int) -> list[Structure]:
     found = []
     for count in tokens:
         batch = budget // count
-        image, video = Inputs("vision", count, 768, 3), Inputs("vision", count, 3072, 3)
-        sound, text = Inputs("audio", 64, 256, 2), Inputs("text", 16, 0, 1)
+        image, video = InputShape("vision", count, 768, 3), InputShape("vision", count, 3072, 3)
+        sound, text = InputShape("audio", 64, 256, 2), InputShape("text", 16, 0, 1)
         classes = {"classifier": "set", "num_classes": 100, "classes": tuple(range(100))}
         found += [
             Structure((("softmax", 1.0),), batch, (image,), **classes),
@@ -49,10 +49,6 @@ def structures(tokens: tuple[int, ...], budget: int) -> list[Structure]:
             Structure((("nce", 1.0),), batch, (video, sound, text)),
         ]
     return found
-
-
-def rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def planned(step) -> int:
@@ -65,14 +61,15 @@ def main() -> None:
     sizes = timing.pick(SIZES, quick=args.quick)
     every = structures(sizes["tokens"], sizes["budget"])
     imp = Imp.for_structures(from_variant(sizes["variant"], dtype=sizes["dtype"]), every)
-    state, compiled, compile_s = init_state(imp.init(0)), {}, []
+    state = init_state(imp.init(0))
+    compiled, compile_s = {}, []
     for number, structure in enumerate(every):
         began = time.perf_counter()
         compiled[structure] = compile_step(imp, structure, OPTIMIZER)
         compile_s.append(time.perf_counter() - began)
         timing.say(f"compiled {number + 1} of {len(every)}: {compile_s[-1]:.1f} s")
     batches = Batches(every)
-    peak_alone, rss_before = _peak_of_largest(compiled, state, batches), rss_bytes()
+    peak_alone, rss_before = _peak_of_largest(compiled, state, batches), memory()["rss_bytes"]
 
     def run(order: list[Structure]) -> float:
         loop = make_loop(state, [batches[s] for s in order], compiled)
@@ -81,12 +78,13 @@ def main() -> None:
         return time.perf_counter() - began
 
     run(every)
-    draw, alone, alternating = random.Random(0), [], []
+    draw = random.Random(0)
+    alone, alternating = [], []
     for number in range(sizes["rounds"]):
         alone.append([run([s] * sizes["steps"]) for s in every])
         order = every * sizes["steps"]
         draw.shuffle(order)
-        # In pieces as long as the others, so that what starting a loop costs is the same on both sides.
+        # In pieces of equal length, so that both sides pay for the start of equally many loops.
         alternating.append([run(order[i :: len(every)]) for i in range(len(every))])
         timing.say(f"round {number + 1}: alone {sum(alone[-1]):.2f} s, alternating {sum(alternating[-1]):.2f} s")
     ratios = [sum(a) / sum(b) for a, b in zip(alone, alternating, strict=True)]
@@ -100,7 +98,7 @@ def main() -> None:
         "ratios": ratios,
         "step alone, ms": [1000 * s for s in alone_s.tolist()],
         "compile_s": sum(compile_s),
-        "rss MiB": {"one structure": rss_before / 2**20, "all": rss_bytes() / 2**20},
+        "rss MiB": {"one structure": rss_before / 2**20, "all": memory()["rss_bytes"] / 2**20},
         "memory aim": 1.05,
     }
     if peak_alone is None:
@@ -117,7 +115,7 @@ def _largest(compiled: dict) -> list[Structure]:
 
 
 def _peak_of_largest(compiled: dict, state: dict, batches: Batches) -> int | None:
-    """The device's peak after the largest structure alone has run; None where it does not say."""
+    """The device's peak after the largest structure alone has run; None if it does not say."""
     for structure in _largest(compiled):
         make_loop(state, [batches[structure]] * 3, compiled).run()
     stats = jax.devices()[0].memory_stats()

@@ -1,4 +1,4 @@
-"""Files that are broken in every way we know, each with the reasons that it may be rejected for."""
+"""Files broken in every known way, each with the reasons for which it may be rejected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """make: (good file's bytes, number) → the broken file's. reasons: which of the fixed list it may get."""
+    """make: (good file's bytes, number) → the broken file's. reasons: those of the fixed list that it may get."""
 
     name: str
     make: Callable[[bytes, int], bytes]
@@ -55,7 +55,8 @@ def _encode_video(number: int, times, *, faststart=True, sound=True, size=(64, 4
 def _mux_video(path: str, options: dict, rng, number: int, times, sound: bool, size, fps: int) -> None:
     with av.open(path, "w", options=options) as container:
         video = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1", "g": "6"})
-        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        video.width, video.height = size
+        video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=16_000, layout="mono") if sound else None
         picture = np.ascontiguousarray(np.broadcast_to(rng.integers(0, 256, 3, np.uint8), (size[1], size[0], 3)))
         for time in times:
@@ -151,7 +152,7 @@ IMAGES = [
     Kind("a video under another name", lambda good, n: good_video(n), _BAD),
     Kind("decompression bomb", lambda good, n: png(20_000, 20_000, bytes(1 << 20)), ("too_large",)),
     Kind("absurd header", lambda good, n: png(2**31 - 1, 2**31 - 1, b""), ("too_large", "not_decodable")),
-    Kind("more memory than there is", lambda good, n: b"HUGE", ("out_of_memory",)),
+    Kind("more memory than the machine has", lambda good, n: b"HUGE", ("out_of_memory",)),
     *_DEADLY,
 ]
 VIDEOS = [

@@ -1,8 +1,11 @@
-"""One contrastive structure of the demo on CPUs, as JSON: what XLA's optimisation level and keeping freed memory do.
+"""The effect of XLA's optimisation level and of keeping freed memory on a contrastive step of the demo on CPUs. JSON.
 
 python -m benchmarks.cpu_step
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import statistics
 import time
@@ -14,17 +17,18 @@ import numpy as np
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import init_state, make_step, state_shapes, step_groups
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.host_memory import keep_freed_memory
 
 LEVELS = {"default": {}, "level 1": {"xla_backend_optimization_level": 1}}
-# As glibc starts: blocks from 128 kB on are mapped and given back one by one.
+# glibc's default: blocks from 128 kB on are mapped and given back one by one.
 KEEP_BYTES = {"given back": 128 << 10, "kept": 1 << 30}
 REPEATS = 20
 
 
 def main() -> None:
-    structure = Structure((("nce", 1.0),), 64, (Inputs("vision", 16, 768, 3), Inputs("text", 8, 0, 1)))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    structure = Structure((("nce", 1.0),), 64, (InputShape("vision", 16, 768, 3), InputShape("text", 8, 0, 1)))
     imp = Imp.for_structures(from_variant("imp-tiny-moe", vocab_size=1000), [structure])
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=100)
     shapes = {g: state_shapes(imp)[g] for g in step_groups(imp, structure, optimizer)}

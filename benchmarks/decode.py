@@ -1,4 +1,4 @@
-"""What the full stream costs over decoding alone, and which decoder is the faster one. JSON on standard output.
+"""The cost of the full stream over decoding alone, and of one decoder over the other. JSON on standard output.
 
     python -m benchmarks.decode [--quick]
 
@@ -38,7 +38,7 @@ from pipeline.data.stream_spec import StreamSpec
 from pipeline.data.task_queue import checked_rows
 from pipeline.data.variants import make_variant
 
-# Batches of a measured stream: tens of seconds of decoding, beside which a stream's start is small.
+# Batches of a measured stream: tens of seconds of decoding, against which a stream's start is small.
 BATCHES = {"video": 80, "image": 80, "audio": 24}
 BATCH = {"video": 8, "image": 64, "audio": 64}
 
@@ -140,8 +140,8 @@ def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
     for modality, manifest in manifests.items():
         batches = max(8, int(part * BATCHES[modality]))
         long, short = (stream_spec(modality, manifest, batches=n) for n in (batches, batches // 4))
-        # Bare before and after: the machine's speed drifts. The difference of a long and a short run leaves out what is
-        # paid once: processes and libraries that start.
+        # Bare before and after: the machine's speed drifts. The difference of a long and a short run leaves out the
+        # start of processes and libraries.
         order = (("before", run_bare), ("stream", run_stream), ("after", run_bare))
         runs = {}
         for name, run in order:
@@ -162,7 +162,7 @@ def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
 
 
 def _without_seeking(source, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
-    """Every frame from the file's start on, as simple readers do it."""
+    """Decodes every frame from the file's start on, as simple readers do."""
     times, out = start_s + np.arange(spec.max_frames) / spec.fps, []
     with open_container(source) as container:
         for frame in frames(container, container.streams.video[0]):

@@ -1,4 +1,4 @@
-"""Drawings of the same things in several styles: which settings let a model name those of a style it never saw.
+"""Drawings of the same things in several styles: the settings with which a model names those of an unseen style.
 
     npm install --ignore-scripts @iconify-json/{openmoji,noto,noto-v1,twemoji,fluent-emoji-flat,emojione,emojione-v1}
     python -m benchmarks.drawings --icons node_modules/@iconify-json [--runs base,jitter] [--steps 600] [--quick]
@@ -34,8 +34,8 @@ from pipeline.data.sources import MediaSource
 STYLES = ("openmoji", "noto", "noto-v1", "fluent-emoji-flat", "emojione", "emojione-v1")
 UNSEEN = "twemoji"
 SIDE, GROUND = 128, "#a0a0a0"
-# A name counts where this many of the training styles draw it.
-_DRAWN_IN = 3
+# Minimum number of training styles that draw a name for it to count.
+_MIN_STYLES = 3
 
 BASE = {
     "model": {"variant": "imp-tiny-moe", "temperature_init": 0.1},
@@ -59,14 +59,14 @@ BASE = {
         "checkpoint_every": 1_000_000,
     },
 }
-# What recipes get at a batch of 65,536.
+# Defaults of a recipe at a batch of 65,536.
 PAPER = {
     "model.temperature_init": 1.0,
     "train.learning_rate": 1e-3,
     "train.clip_norm": 1.0,
     "train.patch_learning_rate_scale": 1.0,
 }
-# Run → what it changes: "." separates levels, the task's own keys stand without "tasks.names".
+# Run → its changes: "." separates levels; the task's own keys come without "tasks.names".
 RUNS: dict[str, dict] = {
     "base": {},
     "jitter": {"augment.colour": {"probability": 0.8}},
@@ -94,14 +94,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--icons", type=Path, required=True, help="folder of the @iconify-json packages")
     parser.add_argument("--data", type=Path, default=Path("data/drawings"), help="where drawings are rendered to")
-    parser.add_argument("--names", type=int, default=1500, help="how many names")
+    parser.add_argument("--names", type=int, default=1500, help="number of names")
     parser.add_argument("--steps", type=int, default=600, help="steps of the base run")
     parser.add_argument("--runs", default="base", help=f"some of {','.join(RUNS)}; a+b joins two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="60 names, 4 steps: whether it runs")
     args = parser.parse_args()
     if args.quick:
-        args.names, args.steps, args.data = 60, 4, args.data / "quick"
+        args.names, args.steps = 60, 4
+        args.data /= "quick"
     names = build(args.icons, args.data, count=args.names)
     result = {"machine": timing.machine(), "names": len(names), "rows": rows_of(args.data / "train.parquet")}
     result["pixels"] = {f"{side}px": nearest_pixels(args.data, side=side) for side in (16, 32)}
@@ -120,7 +121,7 @@ def build(icons: Path, data: Path, *, count: int) -> list[str]:
     """Renders the drawings of ``count`` names and writes train.parquet and unseen.parquet. Returns the names."""
     sets = {style: json.loads((icons / style / "icons.json").read_text()) for style in (*STYLES, UNSEEN)}
     drawn = {slug: [s for s in STYLES if slug in sets[s]["icons"]] for slug in sets[UNSEEN]["icons"]}
-    slugs = sorted((s for s, styles in drawn.items() if len(styles) >= _DRAWN_IN), key=_stable)[:count]
+    slugs = sorted((s for s, styles in drawn.items() if len(styles) >= _MIN_STYLES), key=_stable)[:count]
     for slug in slugs:
         for style in (*drawn[slug], UNSEEN):
             _render(sets[style], slug, data / style / f"{slug}.png")
@@ -225,7 +226,8 @@ def measure(raw: dict, names: list[str]) -> dict:
         samples = SampleMaker(task, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
         texts = _features(model, "text", [encode_text(model.tokenizer, name, task.text_length) for name in names])
         texts = _unit(model.project(texts, source="text", target="vision"))
-        shares, images, right = {}, {}, {}
+        shares, images = {}, {}
+        right = {}
         for part, manifest in (("unseen", data_set.held_out["held_out"]), ("seen", data_set.manifest)):
             arrays, right[part] = _drawings(data_set, manifest, samples, names)
             features = _features(model, "vision", arrays)
@@ -244,7 +246,8 @@ def measure(raw: dict, names: list[str]) -> dict:
 
 def _drawings(data_set, manifest: str, samples: SampleMaker, names: list[str]) -> tuple[list[dict], list[int]]:
     """The arrays of every drawing of a manifest, and the numbers of their names."""
-    source, arrays, right = MediaSource(data_set, modalities=("image",), manifest=manifest), [], []
+    source = MediaSource(data_set, modalities=("image",), manifest=manifest)
+    arrays, right = [], []
     for row in range(source.num_rows):
         # A clip's pixels are good until a few more are decoded.
         clip = source.clip(row)

@@ -1,12 +1,12 @@
-"""A run on a real Ray cluster of two nodes on this machine: a node dies, one comes, one is preempted. JSON on output.
+"""A run on a real Ray cluster of two nodes on this machine: a node dies, one joins, one is preempted. JSON on output.
 
     python -m benchmarks.elastic [--only lost|preempted]
 
 lost: a run of one or two workers (``cluster.num_workers: [1, 2]``) loses a node to SIGKILL; it must go on with one
 worker by itself, and with two again once a node joins. preempted: a run of two workers whose node is drained as a
 spot machine is (``ray drain-node``, 40 seconds' notice) must save and exit with 75. Times are seconds from the event;
-every step of metrics.jsonl must stand once. Each takes some five minutes: Ray itself waits a minute before it gives a
-size up, and looks once a minute for room to grow.
+every step must be in metrics.jsonl once. Each takes some five minutes: Ray itself waits a minute before it gives up a
+size, and looks once a minute for room to grow.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Job:
             )
 
     def wait(self, ready, *, timeout_s: float = 300) -> float:
-        """Seconds until ``ready()``; raises where it does not come or the job ends."""
+        """Seconds until ``ready()`` is true; raises RuntimeError after the timeout or if the job ends."""
         began = time.monotonic()
         while not ready():
             if time.monotonic() - began > timeout_s or self.process.poll() is not None:
-                raise RuntimeError(f"not there after {timeout_s} s; {self._log.read_text()[-3000:]}")
+                raise RuntimeError(f"not ready after {timeout_s} s; {self._log.read_text()[-3000:]}")
             time.sleep(0.2)
         return time.monotonic() - began
 
@@ -67,7 +67,7 @@ class Job:
         return text in self._log.read_text()
 
     def close(self) -> dict:
-        """Ends the run by SIGTERM where it still runs. Returns its exit code and whether every step stands once."""
+        """Ends the run by SIGTERM if it still runs. Returns its exit code and whether every step was logged once."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=150)

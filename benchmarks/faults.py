@@ -1,9 +1,9 @@
-"""A fifth of all files broken in every way we know, through real streams: nothing crashes, nothing is lost.
+"""A fifth of all files broken in every known way, through real streams: nothing crashes, nothing is lost.
 
     python -m benchmarks.faults [--files 2000]
 
-Also decoders that raise SIGSEGV and decoders that sleep for ever holding the interpreter lock, in the streams' own
-processes. JSON on standard output; exit status 1 where a promise does not hold.
+Also decoders that raise SIGSEGV and decoders that sleep for ever holding the GIL, in the streams' own processes. JSON
+on standard output; exit status 1 if a promise does not hold.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
 
 
 def check_stream(spec: StreamSpec, broken: dict[str, tuple[str, ...]]) -> dict:
-    """What one epoch gave: a list of broken promises, empty where all hold, and the rejects by reason."""
+    """The result of one epoch: a list of broken promises, empty if all hold, and the rejects by reason."""
     stream = build_stream(spec, world_size=1, options=DecodeOptions())
     rows = list(checked_rows(iterate(stream), task=spec.task.name, start=0, rank=0))
     ids = [i for row in rows for i in row.ids]

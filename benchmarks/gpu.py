@@ -4,7 +4,7 @@
 
 Rows that --out has already are skipped, so that a table can be filled in pieces; a row that fails is written with its
 error, and tried again the next time. Needs jax, flax, optax, numpy and orbax alone. On CPUs all rows run at toy size,
-which shows that they run: figures of a GPU are then named as not seen. What each row measures: ``gpu_rows.py``.
+which shows that they run; a line then names the figures that only a GPU gives. The rows are in ``gpu_rows.py``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
         print(f"not filled: {', '.join(missing)}", file=sys.stderr)
     if timing.on_cpu():
         print(
-            "toy sizes on a CPU: times, utilisation, measured memory and the fused attention are not seen",
+            "toy sizes on a CPU: times, utilisation, measured memory and the fused attention are not those of a GPU",
             file=sys.stderr,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from model.moe import MoEFeedForward
 HEADS, HEAD_DIM = 16, 64
 
 
-def _attention(kernel: str, mask):
+def _attention(kernel: str, mask: jax.Array | None) -> Callable[..., tuple]:
     """(query, key, value, cotangent) → (output, gradients)."""
 
     @jax.jit
-    def run(query, key, value, cotangent):
+    def run(query, key, value, cotangent) -> tuple:
         out, backward = jax.vjp(lambda *qkv: attend(*qkv, mask, implementation=kernel), query, key, value)
         return out, *backward(cotangent)
 
@@ -39,7 +40,7 @@ def attention(num_tokens: int, batch: int, *, masked: bool) -> tuple[dict, dict]
     if masked:
         lengths = np.random.default_rng(0).integers(1, num_tokens + 1, (batch, 1))
         mask = jnp.arange(num_tokens) < lengths
-        # Nothing that comes after looks at padding, so that no gradient comes back through it.
+        # Later layers ignore padding, so no gradient comes back through it.
         exact[3] = exact[3] * mask[..., None, None]
     given = [x.astype(jnp.bfloat16) for x in exact]
     with jax.default_matmul_precision("highest"):
@@ -79,7 +80,8 @@ def losses(batch: int) -> tuple[dict, dict]:
     first = rng.normal(size=(batch, common_dim)).astype(np.float32)
     second = first + 2 * rng.normal(size=first.shape).astype(np.float32)
     ids = np.stack([np.arange(batch, dtype=np.int32)] * 2, axis=-1)
-    given, sides, temporaries = jax.device_put((first, second, np.float32(0.05), ids)), {}, {}
+    given = jax.device_put((first, second, np.float32(0.05), ids))
+    sides, temporaries = {}, {}
     for name, chunk in {"plain": None, "1024": 1024, "4096": 4096}.items():
         compiled = compile_loss(chunk, batch=batch, common_dim=common_dim)
         temporaries[name] = compiled.memory_analysis().temp_size_in_bytes / 2**30

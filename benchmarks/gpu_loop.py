@@ -1,4 +1,4 @@
-"""The training loop without Ray, for the GPU table: what a save costs, and whether a run goes on from one as it was."""
+"""The training loop without Ray, for the GPU table: the cost of a save, and whether a resumed run stays the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def resumed(
     """Twelve steps in alternation, saved after six; the last six again from there, with steps compiled anew."""
     imp, batches = Imp.for_structures(config, structures), Batches(structures)
     order = [batches[structure] for structure in structures * 6]
-    half, folder, records = len(order) // 2, Path(tempfile.mkdtemp()), {"whole": [], "resumed": []}
+    half, folder = len(order) // 2, Path(tempfile.mkdtemp())
+    records = {"whole": [], "resumed": []}
     checkpoints = Checkpoints(folder, keep_last=4)
 
     def compiled() -> dict:

@@ -1,7 +1,7 @@
 """The rows of the GPU table: name → function that returns its figures (``gpu.py`` runs them).
 
-share: model FLOPs a second (``model/sizes.py``) over the data sheet's bfloat16 FLOPs of the device. planned_gib: what
-the compiler plans for a step; peak_gib: the peak that the device has measured, where the row raised it.
+share: model FLOPs a second (``model/sizes.py``) over the data sheet's bfloat16 FLOPs of the device. planned_gib: the
+memory that the compiler plans for a step; peak_gib: the device's measured peak, if the row raised it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from model.imp import Imp
 from model.sharding import path_keys
 from model.sizes import structure_flops
 from model.step import OptimizerConfig, compile_step, state_shapes
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.devices import peak_flops
 
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=10, num_steps=1_000_000)
-IMAGE, TEXT = Inputs("vision", 256, 768, 3), Inputs("text", 256, 0, 1)
+IMAGE, TEXT = InputShape("vision", 256, 768, 3), InputShape("text", 256, 0, 1)
 NUM_CLASSES = 1000
 
 
 def config_of(variant: str, **fields) -> ModelConfig:
-    """A variant in the type of the device; on CPUs its tiny form in its place."""
+    """A variant in the type of the device; on CPUs its tiny form."""
     if timing.on_cpu():
         variant = "imp-tiny-moe" if variant.endswith("-moe") else "imp-tiny"
     return from_variant(variant, dtype="float32" if timing.on_cpu() else "bfloat16", **fields)
@@ -40,21 +40,21 @@ def images(batch: int) -> Structure:
     """Classification of images of 256 tokens."""
     columns = tuple(range(NUM_CLASSES))
     batch = 4 if timing.on_cpu() else batch
-    inputs = (IMAGE if not timing.on_cpu() else Inputs("vision", 16, 768, 3),)
+    inputs = (IMAGE if not timing.on_cpu() else InputShape("vision", 16, 768, 3),)
     return Structure("softmax", batch, inputs, classifier="images", num_classes=NUM_CLASSES, classes=columns)
 
 
 def captions(batch: int) -> Structure:
-    """Images of 256 tokens with texts of 256 tokens, of which some are padding."""
+    """Images of 256 tokens with texts of 256 tokens, some of them padding."""
     if timing.on_cpu():
-        return Structure("nce", 4, (Inputs("vision", 16, 768, 3), Inputs("text", 16, 0, 1)))
+        return Structure("nce", 4, (InputShape("vision", 16, 768, 3), InputShape("text", 16, 0, 1)))
     return Structure("nce", batch, (IMAGE, TEXT))
 
 
-def fill(shapes):
+def fill(shapes) -> dict:
     """A state of a started run, drawn on the device: initialisers draw on the host, minutes for the largest."""
 
-    def value(path, x, key):
+    def value(path, x, key) -> jax.Array:
         names = path_keys(path)
         if "params" not in names or names[-1] == "bias":
             return jnp.zeros(x.shape, x.dtype)
@@ -63,7 +63,7 @@ def fill(shapes):
         return 0.02 * jax.random.normal(key, x.shape, x.dtype)
 
     @jax.jit
-    def draw():
+    def draw() -> dict:
         keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
         return jax.tree.map_with_path(lambda path, x: value(path, x, next(keys)), shapes)
 
@@ -74,7 +74,7 @@ def arrays(structure: Structure) -> dict:
     """A batch of noise on the device; texts are between a quarter full and full."""
     rng = np.random.default_rng(0)
 
-    def value(path, x):
+    def value(path, x) -> np.ndarray:
         if x.dtype == np.bool_:
             lengths = rng.integers(x.shape[1] // 4, x.shape[1] + 1, (x.shape[0], 1))
             return np.arange(x.shape[1]) < lengths
@@ -110,7 +110,7 @@ class Side:
 
 
 def share(flops: float, seconds: float) -> float | None:
-    """Utilisation of the device; None where its peak is not known."""
+    """Utilisation of the device; None if its peak is unknown."""
     peak = peak_flops(jax.devices()[0].device_kind)
     return flops / seconds / peak if peak else None
 
@@ -161,12 +161,12 @@ def train(variant: str, structure, batch: int) -> dict:
 
 
 def remat(policy: str) -> dict:
-    """Time and memory of imp-l by what the backward pass computes again."""
+    """Time and memory of imp-l by remat policy."""
     return measure(config_of("imp-l", remat=policy), images(128))
 
 
 def scanned(variant: str) -> dict:
-    """A step with layers as one compiled body, as everywhere but on GPUs."""
+    """A step with scanned layers, as on all devices but GPUs."""
     return measure(config_of(variant, unroll_on_gpu=False, remat="products"), images(128))
 
 
@@ -188,17 +188,20 @@ def moe(variant: str, batch: int, **fields) -> dict:
 
 
 def parts(variant: str, structure) -> dict:
-    """Where a step's time goes, and its longest operations."""
+    """The parts of a step's time, and its longest operations."""
     side = Side(config_of(variant), structure(128))
     side(2)
     return time_by_part(side.step.executable, side, calls=2, longest=40)
 
 
 def deterministic(variant: str, dispatch: str) -> dict:
-    """What the same bits in every run cost, and whether runs differ with and without: two compiles of a step, each run
-    five times from the same state."""
+    """The cost of the same bits in every run, and whether runs differ with and without them.
+
+    Two compiles of a step, each run five times from the same state.
+    """
     fields = {"moe": {"dispatch": dispatch}} if variant.endswith("-moe") else {}
-    config, structure, found, seconds = config_of(variant, **fields), images(128), {}, {}
+    config, structure = config_of(variant, **fields), images(128)
+    found, seconds = {}, {}
     for name, option in (("free", False), ("deterministic", True)):
         losses = []
         for _ in range(2):
@@ -229,7 +232,7 @@ def attention(num_tokens: int, batch: int, masked: bool) -> dict:
 
 
 def loss(batch: int) -> dict:
-    """NCE with gradients by chunks of columns, over all at once."""
+    """NCE with gradients by chunks of columns, over all columns together."""
     sides, temporaries = gpu_kernels.losses(64 if timing.on_cpu() else batch)
     seconds = seconds_of(sides)
     over = {name: s / seconds["plain"] for name, s in seconds.items()}
@@ -237,7 +240,7 @@ def loss(batch: int) -> dict:
 
 
 def save(variant: str) -> dict:
-    """What a save costs the loop, and the steps beside it."""
+    """The cost of a save to the loop and to the steps beside it."""
     structure = images(128)
     config = config_of(variant)
     side = Side(config, structure)
@@ -245,14 +248,16 @@ def save(variant: str) -> dict:
 
 
 def loop(deterministic: bool) -> dict:
-    """The training loop over alternating tasks, saved in the middle and gone on from there: whether what follows is the
-    same bit for bit, and what the run's records say of the device."""
+    """The training loop over alternating tasks, saved in the middle and resumed from there.
+
+    Whether the rest is the same bit for bit, and the device's figures in the run's records.
+    """
     structures = [images(64), captions(32)]
     config = config_of("imp-s-moe")
     return gpu_loop.resumed(config, structures, OPTIMIZER, deterministic=deterministic)
 
 
-# In the order of their memory, as far as peaks are to be seen: a device only tells the highest so far.
+# Mostly in order of memory, so that peaks show: a device only tells the highest so far.
 ROWS = {
     "machine": machine,
     "train/imp-s": partial(train, "imp-s", images, 512),

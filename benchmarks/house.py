@@ -1,14 +1,15 @@
-"""Print the measures of the source tree: files, functions, return types, circles, the cost of reading a recipe.
+"""Prints the measures of the source tree: files, functions, return types, circles, the cost of reading a recipe.
 
     python -m benchmarks.house
 
 Bounds: 90 % of the files have at most 250 lines, none over 400; 90 % of the functions at most 20, none over 60; 95 %
 of the functions of each room have a return type; modules import each other without circles; a recipe is read without
-jax and ray, and a typo in one is answered within 1.5 s. Exits with 1 where one of them is not kept.
+jax and ray, and a typo in one is answered within 1.5 s. Exits with 1 if one of them is not kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import math
@@ -21,7 +22,7 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parent.parent
-# Folders whose files and functions are measured; benchmarks and tests have shapes of their own.
+# Folders whose files and functions are measured; benchmarks and tests are left out.
 SOURCES = ("model", "pipeline", "jobs")
 MAX_FILE_LINES, P90_FILE_LINES = 400, 250
 MAX_FUNCTION_LINES, P90_FUNCTION_LINES = 60, 20
@@ -58,7 +59,7 @@ def functions(path: Path) -> Iterator[Function]:
                 name=f"{relative}:{node.lineno} {node.name}",
                 room=relative.parts[0] if len(relative.parts) < 3 else "/".join(relative.parts[:2]),
                 lines=node.end_lineno - node.lineno + 1,
-                # A constructor returns nothing: its type would say nothing either.
+                # The return type of a constructor says nothing.
                 annotated=node.returns is not None or node.name == "__init__",
                 public=not node.name.startswith("_"),
                 documented=ast.get_docstring(node) is not None,
@@ -68,6 +69,11 @@ def functions(path: Path) -> Iterator[Function]:
 def percentile(values: list[int], share: float) -> int:
     """The smallest value that at least ``share`` of the values do not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def percentiles(values: list[int]) -> str:
+    shown = ", ".join(f"p{round(100 * share)} {percentile(values, share)}" for share in (0.5, 0.9, 0.99))
+    return f"{shown}, longest {max(values)}"
 
 
 def circles() -> list[str]:
@@ -111,10 +117,8 @@ def problems_of_sizes() -> Iterator[str]:
     files = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in source_files()}
     found = [function for path in files for function in functions(path)]
     lines, lengths = list(files.values()), [function.lines for function in found]
-    print(f"files: {len(files)}, {sum(lines):,} lines; p50 {percentile(lines, 0.5)}, p90 {percentile(lines, 0.9)}, "
-          f"longest {max(lines)}")  # fmt: skip
-    print(f"functions: {len(found)}; p50 {percentile(lengths, 0.5)}, p90 {percentile(lengths, 0.9)}, "
-          f"p99 {percentile(lengths, 0.99)}, longest {max(lengths)} lines")  # fmt: skip
+    print(f"files: {len(files)}, {sum(lines):,} lines; {percentiles(lines)}")
+    print(f"functions: {len(found)}; {percentiles(lengths)} lines")
     if percentile(lines, 0.9) > P90_FILE_LINES:
         yield f"more than a tenth of the files have over {P90_FILE_LINES} lines"
     if percentile(lengths, 0.9) > P90_FUNCTION_LINES:
@@ -134,6 +138,7 @@ def problems_of_sizes() -> Iterator[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     problems = list(problems_of_sizes())
     found = circles()
     print(f"circles: {len(found)}")

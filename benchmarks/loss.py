@@ -1,4 +1,4 @@
-"""The contrastive loss by chunks of columns against all at once. JSON on standard output.
+"""The contrastive loss by chunks of columns against all columns together. JSON on standard output.
 
     python -m benchmarks.loss [--quick]
 
@@ -44,7 +44,7 @@ SIZES = {
 def compile_loss(chunk: int | None, *, batch: int, common_dim: int) -> jax.stages.Compiled:
     """(first, second, temperature, positive ids) → value and gradients of the first three."""
 
-    def loss(first, second, temperature, ids):
+    def loss(first, second, temperature, ids) -> jax.Array:
         return nce(first, second, temperature=temperature, positive_ids=ids, chunk_size=chunk)
 
     side = jax.ShapeDtypeStruct((batch, common_dim), jnp.float32)
@@ -80,7 +80,7 @@ def differences(results: dict) -> dict[str, dict[str, float]]:
     entry."""
     value, gradients = results["plain"]
 
-    def relative(a, b):
+    def relative(a, b) -> float:
         return float(jnp.abs(a - b).max() / jnp.abs(b).max())
 
     names = ("first", "second", "temperature")

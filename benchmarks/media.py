@@ -20,7 +20,8 @@ def write_video(path: Path, *, height: int, width: int, seconds: float, seed: in
     )
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": str(gop), "preset": "fast", "crf": "23"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"
         for number in range(int(25 * seconds)):
             top, left = (3 * number) % 256, (5 * number) % 256
             picture = np.ascontiguousarray(scene[top : top + height, left : left + width])

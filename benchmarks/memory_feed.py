@@ -1,8 +1,9 @@
-"""The training loop over batches that lie in memory: what the benchmarks of the loop share."""
+"""The training loop over batches in memory, shared by the benchmarks of the loop."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ class Batches(dict):
 def _arrays(structure: Structure, rng: np.random.Generator) -> dict:
     """Values that every embedder takes: small whole numbers, masks of ones."""
 
-    def fill(shape):
+    def fill(shape) -> np.ndarray:
         if shape.dtype == np.bool_:
             return np.ones(shape.shape, bool)
         if np.issubdtype(shape.dtype, np.floating):
@@ -51,7 +52,7 @@ class _Compiled:
     def __init__(self, steps: dict):
         self._steps = steps
 
-    def ready(self, structure: Structure):
+    def ready(self, structure: Structure) -> Callable:
         return self._steps[structure]
 
 

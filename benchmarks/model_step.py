@@ -4,9 +4,9 @@
 
 step: image classification, 256 tokens of 768 uint8 values; every remat policy of ours over ``plain_vit.py`` (Flax, a
 loop over layers, no remat) and, where torch is installed, ``torch_vit.py``. Same sizes, precision, clipping and Adam,
-batches on the device already. Ours has a pre- and a post-projection more (1 % of the arithmetic at imp-s).
-utilisation (GPUs only): model FLOPs of an imp-l step a second, over what a large bf16 matrix product reaches.
-parts: where a step's time goes, by ``trace_parts.py``.
+batches on the device already. Ours also has a pre- and a post-projection (1 % of the arithmetic at imp-s).
+utilisation (GPUs only): model FLOPs a second of an imp-l step over those of a large bf16 matrix product.
+parts: shares of a step's time, by ``trace_parts.py``.
 Aims, ours over plain: 1.05 on CPUs with remat "none"; 0.95 on GPUs with the policy that is the default.
 """
 
@@ -28,9 +28,11 @@ from model.encoder import REMAT_POLICIES
 from model.imp import Imp
 from model.sizes import structure_flops
 from model.step import CompiledStep, compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
+from pipeline.host_memory import machine_cpus
 
-NUM_TOKENS, PATCH_VALUES, NUM_CLASSES = 256, 768, 1000
+NUM_TOKENS, PATCH_VALUES = 256, 768
+NUM_CLASSES = 1000
 LEARNING_RATE, CLIP_NORM = 1e-4, 1.0
 # calls: steps a timing; waiting after every single one would cost a GPU's step its last microseconds.
 SIZES = {
@@ -56,8 +58,8 @@ class Ours:
         config, structure = dataclasses.replace(self.config, remat=remat), _structure(global_batch_size)
         return compile_step(Imp.for_structures(config, [structure]), structure, self.optimizer)
 
-    def side(self, step: CompiledStep, batch: dict):
-        def call():
+    def side(self, step: CompiledStep, batch: dict) -> timing.Side:
+        def call() -> tuple[dict, dict]:
             metrics = step(self.state, batch, self.learning_rate)
             return self.state, metrics
 
@@ -65,7 +67,7 @@ class Ours:
 
 
 def _structure(global_batch_size: int) -> Structure:
-    inputs = (Inputs("vision", NUM_TOKENS, PATCH_VALUES, 3),)
+    inputs = (InputShape("vision", NUM_TOKENS, PATCH_VALUES, 3),)
     return Structure(
         "softmax",
         global_batch_size,
@@ -90,13 +92,13 @@ def make_batch(global_batch_size: int) -> tuple[dict, np.ndarray, np.ndarray]:
     return jax.device_put(batch), patches, labels
 
 
-def plain_side(config: ModelConfig, patches, labels):
+def plain_side(config: ModelConfig, patches, labels) -> timing.Side:
     vit = PlainViT(config, num_tokens=NUM_TOKENS, patch_values=PATCH_VALUES, num_classes=NUM_CLASSES)
     jitted, state = plain_step(vit, clip_norm=CLIP_NORM, learning_rate=LEARNING_RATE)
     patches, labels = jax.device_put((patches, labels))
     step = jitted.lower(state, patches, labels).compile()
 
-    def call():
+    def call() -> tuple:
         nonlocal state
         state, loss = step(state, patches, labels)
         return state, loss
@@ -105,14 +107,14 @@ def plain_side(config: ModelConfig, patches, labels):
 
 
 def torch_sides(config: ModelConfig, patches, labels, *, quick: bool) -> tuple[dict, dict]:
-    """(sides, side → why there is none)."""
+    """(sides, side that cannot run → reason)."""
     if importlib.util.find_spec("torch") is None:
         return {}, {"torch": "not installed"}
     import torch
 
     from benchmarks.torch_vit import torch_side
 
-    torch.set_num_threads(timing.cores())
+    torch.set_num_threads(machine_cpus())
     sides, failed = {}, {}
     for name, compiled in {"torch eager": False, "torch compiled": True}.items():
         if compiled and quick:
@@ -157,7 +159,8 @@ def measure_step(sizes: dict, *, quick: bool) -> tuple[dict, dict]:
         parts[remat] = time_by_part(steps[remat].executable, sides[f"ours, {remat}"], calls=2)
     torch, failed = torch_sides(config, patches, labels, quick=quick)
     times = timing.in_turns(sides | torch, rounds=sizes["rounds"], calls=sizes["calls"])
-    over, seconds, flops = times.over("plain"), times.seconds(), structure_flops(config, _structure(size))
+    over, seconds = times.over("plain"), times.seconds()
+    flops = structure_flops(config, _structure(size))
     figures = {
         "ours over plain": over[f"ours, {judged}"],
         "aim": 1.05 if timing.on_cpu() else 0.95,
@@ -181,7 +184,8 @@ def matrix_peak(dtype: str, *, size: int) -> float:
 
 def measure_utilisation(sweep: dict, *, dtype: str, matrix: int) -> dict:
     """Share of the matrix peak that a step's model FLOPs reach, by batch and policy, and the parts of the best."""
-    peak, found, ours = matrix_peak(dtype, size=matrix), [], Ours(from_variant(sweep["variant"], dtype=dtype))
+    peak, ours = matrix_peak(dtype, size=matrix), Ours(from_variant(sweep["variant"], dtype=dtype))
+    found = []
     for size in sweep["global_batch_sizes"]:
         batch, _, _ = make_batch(size)
         for remat in REMAT_POLICIES:

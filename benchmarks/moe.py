@@ -37,15 +37,15 @@ def make_config(sizes: dict, **moe) -> ModelConfig:
     return from_variant("imp-b-moe", moe=moe, dtype=sizes["dtype"], **width)
 
 
-def layer_side(layer: nnx.Module, x, cotangent, *, group: int):
+def layer_side(layer: nnx.Module, x, cotangent, *, group: int) -> timing.Side:
     """Gradients of weights and input for a given gradient of the output."""
     graph, params = nnx.split(layer)
 
-    def output(params, x):
+    def output(params, x) -> jax.Array:
         return nnx.merge(graph, params)(x, None, group_samples=group)[0]
 
     @jax.jit
-    def gradients(params, x, cotangent):
+    def gradients(params, x, cotangent) -> tuple:
         out, backward = jax.vjp(output, params, x)
         return out, backward(cotangent)
 

@@ -1,7 +1,7 @@
-"""A Vision Transformer as one writes it first in Flax: the yardstick of ``model_step.py`` and ``scan.py``.
+"""A plain Vision Transformer in Flax: the yardstick of ``model_step.py`` and ``scan.py``.
 
 A Python loop over layers, separate query, key and value matrices, attention by two einsums and a softmax; no scan, no
-rematerialisation, no fused projections. Sizes, precision and optimiser are those of the model it is held against.
+rematerialisation, no fused projections. Sizes, precision and optimiser are those of the model it is compared with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class PlainAttention(nnx.Module):
         linear = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         self.query, self.key, self.value, self.out = (nnx.Linear(width, width, **linear) for _ in range(4))
 
-    def __call__(self, x):
+    def __call__(self, x) -> jax.Array:
         batch, num_tokens, width = x.shape
         query, key, value = (
             layer(x).reshape(batch, num_tokens, self.num_heads, -1) for layer in (self.query, self.key, self.value)
@@ -36,7 +36,7 @@ class PlainBlock(nnx.Module):
         self.wi = nnx.Linear(width, mlp_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.wo = nnx.Linear(mlp_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x) -> jax.Array:
         x = x + self.attention(self.attention_norm(x))
         return x + self.wo(jax.nn.gelu(self.wi(self.mlp_norm(x))))
 
@@ -52,7 +52,7 @@ class PlainViT(nnx.Module):
         self.head = nnx.Linear(config.width, num_classes, rngs=rngs)
         self.dtype = dtype
 
-    def __call__(self, patches):
+    def __call__(self, patches) -> jax.Array:
         """patches: (B, N, P) uint8."""
         pixels = (patches.astype(jnp.float32) / 127.5 - 1).astype(self.dtype)
         x = self.patch(pixels) + self.position[...].astype(self.dtype)
@@ -61,16 +61,16 @@ class PlainViT(nnx.Module):
         return self.head(self.norm(x).astype(jnp.float32).mean(1))
 
 
-def plain_step(vit: PlainViT, *, clip_norm: float, learning_rate: float):
+def plain_step(vit: PlainViT, *, clip_norm: float, learning_rate: float) -> tuple[jax.stages.Wrapped, tuple]:
     """(jitted step, its first state): (state, patches, labels) → (state, loss). labels: (B,) class numbers."""
     graph, params = nnx.split(vit)
     optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate, eps=1e-7))
 
-    def loss_fn(params, patches, labels):
+    def loss_fn(params, patches, labels) -> jax.Array:
         logits = nnx.merge(graph, params)(patches)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(state, patches, labels):
+    def step(state, patches, labels) -> tuple[tuple, jax.Array]:
         params, moments = state
         loss, grads = jax.value_and_grad(loss_fn)(params, patches, labels)
         updates, moments = optimizer.update(grads, moments)

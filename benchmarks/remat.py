@@ -1,10 +1,10 @@
-"""What each remat policy saves and costs in a training step. JSON on standard output.
+"""The memory that each remat policy saves in a training step, and its cost in time. JSON on standard output.
 
     python -m benchmarks.remat [--quick]
 
-The step of ``model_step.py``. saved: share of the compiled step's temporaries (XLA's memory analysis) that it has less
-than with "none", where everything is kept; activations: the same after taking the bytes of the gradients from both.
-time: over "none", in turns. Aim, for the default policy: 0.80 saved for at most 1.20 of the time.
+The step of ``model_step.py``. saved: the share by which the compiled step's temporaries (XLA's memory analysis) are
+smaller than with "none", which keeps everything; activations: the same after taking the bytes of the gradients from
+both. time: over "none", in turns. Aim, for the default policy: 0.80 saved for at most 1.20 of the time.
 """
 
 from __future__ import annotations

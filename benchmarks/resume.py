@@ -1,12 +1,12 @@
-"""kill -9 at random moments of real runs under Ray: how many are survived, bit for bit, and how long a rerun takes.
+"""kill -9 at random moments of real runs under Ray: the number survived, bit for bit, and the time of a rerun.
 
     python -m benchmarks.resume [--kills 20] [--workers N] [--steps N] [--seed S]
 
 One run of a small recipe (images, text, video, sound; live decode) is left alone, another is killed again and again:
 its driver (the run is started again by the same command), a process that decodes, and with workers a worker (the run
-must go on by itself). Moments are random over start, steps and saves; some wait for a save to be under way, some follow
-right upon the kill before. At the end every line of metrics.jsonl, every sample id and all parameters must be equal to
-those of the run that was left alone. JSON on standard output.
+must go on by itself). Moments are random over start, steps and saves; some wait for a save in progress, some follow
+immediately after the previous kill. At the end every line of metrics.jsonl, every sample id and all parameters must be
+equal to those of the run that was left alone. JSON on standard output.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Launch:
         )
 
     def _metrics_file(self) -> int | None:
-        """A start cuts the metrics back into a new file: until then the old lines stand there."""
+        """The inode: a start cuts the metrics back into a new file, until which the old lines are in place."""
         path = self.run_dir / "metrics.jsonl"
         return path.stat().st_ino if path.exists() else None
 
@@ -96,7 +96,7 @@ class Launch:
         return self.process.poll() is None
 
     def await_step_after(self, step: int, *, timeout_s: float) -> float | None:
-        """Seconds since the launch at which a step after ``step`` was logged; None where the run ended before."""
+        """Seconds from the launch until a step after ``step`` was logged; None if the run ended before."""
         deadline = time.monotonic() + timeout_s
         while self.running() and time.monotonic() < deadline:
             if self._metrics_file() != self._old and last_step(self.run_dir) > step:
@@ -127,7 +127,7 @@ def choose(draw: random.Random, *, workers: int) -> tuple[str, str]:
 
 
 def kill(launch: Launch, target: str) -> bool:
-    """Whether there was such a process."""
+    """Kills a process of the launch. Returns whether it had one of that kind."""
     if target == "driver":
         launch.process.send_signal(signal.SIGKILL)
         return True
@@ -138,7 +138,9 @@ def kill(launch: Launch, target: str) -> bool:
 
 
 def killed_run(config: Path, run_dir: Path, *, kills: int, workers: int, first_step_s: float, seed: int) -> dict:
-    draw, done, reruns_s, went_on_s, counts = random.Random(seed), 0, [], [], {}
+    draw, done = random.Random(seed), 0
+    reruns_s, went_on_s = [], []
+    counts = {}
     launch, resumed_from = Launch(config, run_dir, workers=workers), None
     while done < kills:
         target, when = choose(draw, workers=workers)

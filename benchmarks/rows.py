@@ -1,11 +1,11 @@
-"""Reading the rows of a manifest in random order: from a copy, where they lie, and as Parquet reads them. JSON.
+"""Reading the rows of a manifest in random order: from a copy, in place, and as Parquet reads them. JSON.
 
     python -m benchmarks.rows [--quick]
 
 A manifest of a million rows (path, caption, label) is written with row groups of 1,024 rows and of 2^20, pyarrow's
 default. copy_s: seconds of the first start, which makes the copy. Milliseconds a row, for rows in a task's order: from
-the copy; with the row group from where it lies, as manifests too large for a copy are read; and decoding the row group
-anew for each row, large groups included. ratio: the last over the first.
+the copy; from row groups in place, as manifests too large for a copy are read; and decoding the row group anew for each
+row, large groups included. ratio: the last over the first.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(path: Path, sizes: dict) -> dict:
     few = rows[: sizes["groups"]]
     found = {"copy_s": copy_s, "copy, ms": milliseconds(manifest.row, rows)}
     if group <= 1024:
-        found["where they lie, ms"] = milliseconds(row_groups.RowGroups(files).row, rows[: sizes["read"] // 5])
+        found["in place, ms"] = milliseconds(row_groups.RowGroups(files).row, rows[: sizes["read"] // 5])
     found["Parquet, ms"] = milliseconds(lambda row: files.group(str(path), row // group, ["id", "text"]), few)
     return found | {"ratio": found["Parquet, ms"] / found["copy, ms"]}
 

@@ -1,12 +1,12 @@
-"""What saving costs a run. JSON on standard output.
+"""The cost of saving to a run. JSON on standard output.
 
     python -m benchmarks.save [--quick]
 
 The training loop over one structure, with a checkpoint every few steps and without any, in turns. blocking: the
-time that the loop stands still for a save over that of a step (aim on CPUs: at most 1). while saving: the median step
+time that a save blocks the loop over that of a step (aim on CPUs: at most 1). while saving: the median step
 during which a save writes in the background over the median of all steps of the runs without (aim on GPUs: at most
-1.1). cost of a save: what the runs with saves took longer, by save, in steps. share: that cost over the time between
-two saves of the demo's recipe (aim on CPUs: at most 0.03).
+1.1). cost of a save: the extra time of the runs with saves, for each save, in steps. share: that cost over the time
+between two saves of the demo's recipe (aim on CPUs: at most 0.03).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.memory_feed import Batches, make_loop
 from model.config import OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.checkpoint import Checkpoints
 
 SIZES = {
@@ -38,7 +38,7 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 
 
 class Run:
-    """One run of the loop. seconds: of all of it, the last save whole. step_s: (seconds, a save was under way)."""
+    """One run of the loop. seconds: until its last save is whole. step_s: (seconds, whether a save ran)."""
 
     def __init__(self, state, batch, step, *, num_steps: int, every: int | None, folder: Path):
         self.step_s, self._last = [], time.perf_counter()
@@ -69,7 +69,7 @@ class Run:
 def main() -> None:
     args = timing.arguments(__doc__)
     sizes = timing.pick(SIZES, quick=args.quick)
-    inputs = (Inputs("vision", sizes["tokens"], 768, 3), Inputs("text", 16, 0, 1))
+    inputs = (InputShape("vision", sizes["tokens"], 768, 3), InputShape("text", 16, 0, 1))
     structure = Structure((("nce", 1.0),), sizes["batch"], inputs)
     imp = Imp.for_structures(from_variant(sizes["variant"], dtype=sizes["dtype"]), [structure])
     step, state = compile_step(imp, structure, OPTIMIZER), init_state(imp.init(0))

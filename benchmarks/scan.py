@@ -1,10 +1,10 @@
-"""What scanning over layers saves of compile time. JSON on standard output.
+"""The compile time that scanning over layers saves. JSON on standard output.
 
     python -m benchmarks.scan [--quick] [--full]
 
 Value and gradients of the encoder (width of imp-s), its layers scanned and unrolled (``ModelConfig(scan=False)``: the
 same parameters in the same stacks, cut by layer), at 12 and 24 layers, with --full at 48; beside them ``plain_vit.py``,
-unrolled too, each layer with parameters of its own. trace: tracing and lowering to StableHLO; compile: XLA, with the
+unrolled too, each layer with its own parameters. trace: tracing and lowering to StableHLO; compile: XLA, with the
 options of training and no cache. Of two runs in turns the shorter one. Batch and tokens are small: they hardly change
 the time to compile. Aim, unrolled over scanned: 15 in compile at 24 layers.
 """
@@ -12,6 +12,7 @@ the time to compile. Aim, unrolled over scanned: 15 in compile at 24 layers.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -31,18 +32,18 @@ REMAT = ("full", "none")
 PATCH_VALUES, NUM_CLASSES = 768, 1000
 
 
-def encoder_function(config: ModelConfig, sizes: dict):
+def encoder_function(config: ModelConfig, sizes: dict) -> tuple[Callable, tuple]:
     """(function, its arguments as shapes) for value and gradients of the encoder."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
     x = jax.ShapeDtypeStruct((sizes["batch"], sizes["tokens"], config.width), jnp.dtype(config.dtype))
 
-    def loss(params, x):
+    def loss(params, x) -> jax.Array:
         return nnx.merge(graph, params)(x)[0].astype(jnp.float32).mean()
 
     return jax.value_and_grad(loss, argnums=(0, 1)), (params, x)
 
 
-def plain_function(config: ModelConfig, sizes: dict):
+def plain_function(config: ModelConfig, sizes: dict) -> tuple[Callable, tuple]:
     """The same of the plain Transformer, which has its patch projection and head too."""
     form = {"num_tokens": sizes["tokens"], "patch_values": PATCH_VALUES, "num_classes": NUM_CLASSES}
     graph, params = nnx.split(nnx.eval_shape(lambda: PlainViT(config, **form)))
@@ -91,7 +92,7 @@ def _over(seconds: dict, name: str, base: str, remat: str) -> dict[str, float]:
 
 
 def _slopes(found: dict[int, dict]) -> dict[str, float]:
-    """Form → seconds that a layer adds between the least and the greatest depth."""
+    """Form → seconds that a layer adds between the smallest and the largest depth."""
     low, high = min(found), max(found)
     first, last = found[low]["seconds"], found[high]["seconds"]
     return {name: (last[name]["compile"] - first[name]["compile"]) / (high - low) for name in first}
@@ -103,7 +104,7 @@ def main() -> None:
     sizes = timing.pick(SIZES, quick=args.quick)
     if args.full:
         sizes["depths"] = (*sizes["depths"], 48)
-    # What jax and XLA load once is not a compile's time.
+    # Libraries that jax and XLA load once are no part of a compile's time.
     seconds_of(*encoder_function(from_variant("imp-tiny", depth=1, dtype=sizes["dtype"]), sizes))
     found = {depth: measure(depth, sizes) for depth in sizes["depths"]}
     judged = found[24 if 24 in found else max(found)]["ratios"]

@@ -1,4 +1,4 @@
-"""Training from shards: how long a step waits for its data, and shard reading against the disk. JSON on stdout.
+"""Training from shards: the wait of a step for its data, and the rate of reading shards over the disk's. JSON.
 
     python -m benchmarks.shards [--steps 240] [--folder DIR]
 
@@ -25,7 +25,8 @@ from pipeline.plan import plan
 from pipeline.recipe import specs
 
 STEP_S = 0.25
-TASKS, CLIPS, ROWS_PER_SHARD = 3, 512, 128
+TASKS, CLIPS = 3, 512
+ROWS_PER_SHARD = 128
 
 
 def recipe_of(folder: Path, *, steps: int) -> recipes.Recipe:
@@ -68,7 +69,7 @@ def write_shards(data_set, folder: Path, *, seed: int) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Takes the files out of the page cache."""
+    """Drops the files from the page cache."""
     for path in folder.rglob("*.arrow"):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -115,7 +116,8 @@ def waits(spec, recipe) -> dict:
     began = time.perf_counter()
     # The arrays stay on the host.
     feed = Feed(schedule, queues, to_devices=lambda arrays: arrays, quarantine=quarantine, gate=StepGate())
-    waited, bytes_a_step, first_s = [], 0, None
+    waited, bytes_a_step = [], 0
+    first_s = None
     for _ in schedule.steps:
         asked = time.perf_counter()
         batch = feed.next()

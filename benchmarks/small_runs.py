@@ -1,4 +1,4 @@
-"""What the optimiser's values for small batches are worth: each of the demo's tasks alone, a few hundred steps.
+"""The worth of the optimiser's values for small batches: each of the demo's tasks alone, a few hundred steps.
 
     python -m benchmarks.small_runs [--tasks digit_text,emoji_text] [--settings small,large] [--steps 200] [--batch 64]
 
@@ -31,7 +31,7 @@ SETTINGS = {
     # Scaled down from 65,536 by the square root.
     "small, rate by square root": SMALL | {"learning_rate": 1e-3 / 32},
     "small, warm-up 20 %": SMALL | {"warmup_fraction": 0.2},
-    # What a recipe gets that names none of them.
+    # The defaults of a recipe.
     "rule": {},
 }
 

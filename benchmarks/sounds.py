@@ -35,7 +35,8 @@ CLASSES = {
     "open hat": (None, 1.0, 0.30, 1.0, 0.95),
     "cowbell": (560, 1.0, 0.18, 0.02, 0.0),
 }
-TRAINED_KITS, UNSEEN_KITS, HITS = range(4), range(100, 108), 13
+TRAINED_KITS, UNSEEN_KITS = range(4), range(100, 108)
+HITS = 13
 SOUND = {
     "none": {},
     "gain": {"gain_db": [-12.0, 12.0]},
@@ -84,7 +85,7 @@ def write(data: Path, name: str, kits: range, *, first_hit: int) -> None:
 def drum(label: str, *, kit: int, seed: tuple[int, ...]) -> np.ndarray:
     """One hit, (samples,) float32."""
     pitch, fall, decay, noisy, cut = CLASSES[label]
-    # What the whole kit has in common, and what this drum of the kit has.
+    # Draws of the whole kit, of this drum of the kit, and of this hit.
     common, own, rng = (np.random.default_rng([3, *key]) for key in ((kit,), seed[:2], seed))
     time = np.arange(int(RATE_HZ * SECONDS)) / RATE_HZ
     decay *= np.exp(common.normal(0, 0.35) + own.normal(0, 0.2) + rng.normal(0, 0.05))

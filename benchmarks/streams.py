@@ -1,4 +1,4 @@
-"""Many tasks on a small machine: how soon every stream has its first batch, and what that takes of memory.
+"""Many tasks on a small machine: the time until every stream has its first batch, and the memory that takes.
 
     python -m benchmarks.streams [--tasks 20] [--config configs/demo.yaml]
 
@@ -35,7 +35,9 @@ class Memory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.peak_bytes, self.processes, self._stop_asked = 0, 0, threading.Event()
+        self.peak_bytes = 0
+        self.processes = 0
+        self._stop_asked = threading.Event()
         self.start()
 
     def run(self) -> None:
@@ -81,7 +83,7 @@ def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
         "start_ray_s": round(ray_s, 1),
         "all_first_batches_s": max(first_s.values()),
         "peak_pss_gb": round(memory.peak_bytes / 1e9, 2),
-        "most_processes": memory.processes,
+        "max_processes": memory.processes,
         "first_batch_s": first_s,
     }
 

@@ -1,25 +1,29 @@
-"""What the benchmarks of the model share: the machine in words, sides timed in turns, one JSON object at the end."""
+"""Shared by the benchmarks of the model: the machine in words, sides timed in turns, one JSON object at the end."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from pipeline.host_memory import keep_freed_memory
+from pipeline.host_memory import keep_freed_memory, machine_cpus
+
+# A side of a comparison: makes a number of calls and waits for their results.
+Side = Callable[[int], None]
 
 
 def arguments(description: str, **flags: str) -> argparse.Namespace:
     """Command line with --quick and further on/off flags, name → help. On CPUs it also keeps freed memory, as training
     does."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="toy sizes: whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs")
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parsed = parser.parse_args()
@@ -34,25 +38,21 @@ def on_cpu() -> bool:
 
 def pick(sizes: dict, *, quick: bool) -> dict:
     """The entry "quick", "cpu" or "gpu" of a table of sizes, with the backend's dtype."""
-    name = "quick" if quick else "cpu" if on_cpu() else "gpu"
-    return {"dtype": "float32" if on_cpu() else "bfloat16", **sizes[name]}
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    backend = "cpu" if on_cpu() else "gpu"
+    return {"dtype": "float32" if on_cpu() else "bfloat16", **sizes["quick" if quick else backend]}
 
 
 def machine() -> dict:
     device = {"device": jax.devices()[0].device_kind, "backend": jax.default_backend()}
-    return device | {"cpu_cores": cores(), "jax": jax.__version__}
+    return device | {"cpu_cores": machine_cpus(), "jax": jax.__version__}
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def waiting(call):
-    """``call`` as a side: runs it so many times and waits for the last results."""
+def waiting(call: Callable[[], Any]) -> Side:
+    """``call`` as a side, which waits for the results of its last call."""
 
     def run(calls: int) -> None:
         for _ in range(calls):
@@ -94,7 +94,7 @@ def _over(times: dict[str, list[float]], base: str) -> dict[str, float]:
 def in_turns(sides: dict, *, rounds: int, calls: int = 1) -> Times:
     """Times every side once a round, after one call that is not counted; each round begins with another side.
 
-    sides: name → function that makes a number of calls and waits.
+    sides: name → ``Side``.
     """
     for run in sides.values():
         run(1)
@@ -117,7 +117,7 @@ def show(result: dict) -> None:
     print(json.dumps(rounded(result), indent=1))
 
 
-def rounded(value):
+def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

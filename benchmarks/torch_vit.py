@@ -1,9 +1,11 @@
-"""The Transformer of ``plain_vit.py`` in PyTorch, as PyTorch is fastest: the second yardstick of ``model_step.py``.
+"""The Transformer of ``plain_vit.py`` in PyTorch's fastest form: the second yardstick of ``model_step.py``.
 
 One matrix for queries, keys and values, ``scaled_dot_product_attention``, fused Adam; bfloat16 by autocast.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ class TorchBlock(nn.Module):
         self.wi = nn.Linear(width, config.mlp_dim, bias=False)
         self.wo = nn.Linear(config.mlp_dim, width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x) -> torch.Tensor:
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         attended = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
         x = x + self.out(attended.transpose(1, 2).reshape(x.shape))
@@ -35,7 +37,7 @@ class TorchViT(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, num_classes)
 
-    def forward(self, patches, labels):
+    def forward(self, patches, labels) -> torch.Tensor:
         """The loss of uint8 patches (B, N, P) and class numbers (B,)."""
         x = self.patch(patches / 127.5 - 1) + self.position
         for block in self.blocks:
@@ -43,10 +45,12 @@ class TorchViT(nn.Module):
         return F.cross_entropy(self.head(self.norm(x).float().mean(1)).float(), labels)
 
 
-def torch_side(config, patches, labels, *, num_classes: int, compiled: bool, clip_norm: float, learning_rate: float):
+def torch_side(
+    config, patches, labels, *, num_classes: int, compiled: bool, clip_norm: float, learning_rate: float
+) -> Callable[[int], None]:
     """A side for ``timing.in_turns``: training steps on numpy ``patches`` and ``labels``.
 
-    On a GPU where PyTorch sees one. Compiles at its first call, and raises what the compiler raises.
+    On a GPU if PyTorch sees one. Compiles at its first call, and raises the compiler's errors.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vit = TorchViT(config, num_tokens=patches.shape[1], patch_values=patches.shape[2], num_classes=num_classes)
@@ -55,7 +59,7 @@ def torch_side(config, patches, labels, *, num_classes: int, compiled: bool, cli
     optimizer = torch.optim.Adam(vit.parameters(), lr=learning_rate, eps=1e-7, fused=True)
     forward = torch.compile(vit) if compiled else vit
 
-    def step():
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bfloat16"):
             loss = forward(patches, labels)
         loss.backward()

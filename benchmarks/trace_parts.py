@@ -1,7 +1,7 @@
-"""Which parts of the model a compiled step's time goes to, from a trace of jax.profiler; used by ``model_step.py``.
+"""The share of each part of the model in a compiled step's time, from a trace of jax.profiler; for ``model_step.py``.
 
 An operation belongs to the part whose ``jax.named_scope`` is in its metadata. What XLA fused counts as its last
-operation, so that borders are a little blurred. Control flow is left out: only what runs inside it counts.
+operation, which blurs the borders a little. Control flow is left out: only what runs inside it counts.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ def time_by_part(executable: jax.stages.Compiled, run, *, calls: int, longest: i
     events = _operations(events, module=re.match(r"HloModule ([\w.\-]+)", text)[1])
     if not events:
         return {"failed": "the trace names no operations of the step"}
-    names, by_operation, total = _op_names(text), collections.Counter(), collections.Counter()
+    names = _op_names(text)
+    by_operation, total = collections.Counter(), collections.Counter()
     for event in events:
         by_operation[event["args"]["hlo_op"]] += event["dur"]
     for operation, time in by_operation.items():
         total[part_of(operation, names)] += time
     spent = sum(total.values())
     span = max(e["ts"] + e["dur"] for e in events) - min(e["ts"] for e in events)
-    most = {f"{op} {names.get(op, '')[-110:]}": time / spent for op, time in by_operation.most_common(longest)}
-    return ({"longest": most} if longest else {}) | {
+    slowest = {f"{op} {names.get(op, '')[-110:]}": time / spent for op, time in by_operation.most_common(longest)}
+    return ({"longest": slowest} if longest else {}) | {
         "share": {part: time / spent for part, time in total.most_common()},
         "ms": span / calls / 1000,
         "traced": spent / span,

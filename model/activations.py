@@ -10,7 +10,7 @@ from model.shapes import Array, Float
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """GELU by its tanh approximation (the release's).
 
-    For the backward pass only x is kept, whatever the remat policy: as jax differentiates it, four arrays of the widest
-    size in the model would be, and a scan over layers writes out what it keeps.
+    Only x is kept for the backward pass, whatever the remat policy: jax's own derivative keeps four arrays of the
+    model's widest size, and a scan over layers writes all of them to memory.
     """
     return jax.checkpoint(jax.nn.gelu, prevent_cse=False)(x)

@@ -13,20 +13,22 @@ from model.initializers import lecun_normal
 from model.layers import LayerNorm, Linear, affine
 from model.shapes import Array, Bool, Float
 
-# Name, for remat policies, of what the plain form of attention returns. The output of the fused kernel they know by the
-# kernel: its backward pass needs more of it than the output.
+# Name of the plain form's output, for remat policies. They recognise the fused kernel's by the kernel itself, whose
+# backward pass needs more than the output.
 OUTPUT = "attended"
 FUSED_KERNEL = "dot_product_attention_fwd"
 
 # Minimum number of tokens for which the fused kernel is the faster one (benchmarks/gpu.py).
-_FEWEST_FUSED = 64
+_MIN_FUSED_TOKENS = 64
 
 
 class SelfAttention(nnx.Module):
-    """Bias-free multi-head self-attention, with LayerNorm of queries and keys over head_dim where ``qk_norm``."""
+    """Bias-free multi-head self-attention, with LayerNorm of queries and keys over head_dim if ``qk_norm``."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.num_heads, self.head_dim, self.choice = config.num_heads, config.head_dim, config.attention
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.choice = config.attention
         dtype = jnp.dtype(config.dtype)
         init = lecun_normal(fan_in=config.width)
         self.qkv = Linear(config.width, 3 * config.width, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
@@ -48,8 +50,10 @@ class SelfAttention(nnx.Module):
         return self.out(attended.reshape(-1, width)).reshape(x.shape)
 
     def queries_keys_values(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N H K"]]:
-        """From one product, or on GPUs from three: the fused kernel wants its operands as arrays of their own, so that
-        one product would be cut apart by copying, and its gradient put together by copying.
+        """From one product, or on GPUs from three.
+
+        The fused kernel takes three separate arrays: one product would have to be split by copying, and its gradient
+        joined by copying.
         """
         batch, num_tokens, width = x.shape
         # Batch and tokens are one axis for the matrix products: XLA's CPU compiler writes out a transposed copy of a
@@ -66,22 +70,22 @@ class SelfAttention(nnx.Module):
 def attend(query, key, value, token_mask: Bool[Array, "B N"] | None, *, implementation: str) -> jax.Array:
     """Attention (B, N, H, K) to the real tokens by a kernel, "xla" or "cudnn".
 
-    cuDNN takes the number of a sample's real tokens in place of a mask, so that these must come first, as those of a
-    text do. All queries are computed, those of padding too, whose values are then the same with both kernels.
+    cuDNN takes the number of a sample's real tokens in place of a mask, so these must come first, as in a text. All
+    queries are computed, padding included, so both kernels return the same values there.
     """
     if implementation == "xla":
         mask = None if token_mask is None else token_mask[:, None, None, :]
         return checkpoint_name(jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla"), OUTPUT)
-    # A sample without any token has to attend to something, or it has no finite value.
+    # A sample without tokens must attend to something, or its values are not finite.
     lengths = None if token_mask is None else jnp.maximum(token_mask.sum(1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 def implementation(choice: str, query) -> str:
-    """The attention kernel for queries of a shape and type: "auto" is cuDNN's wherever it takes them, else XLA's."""
+    """The attention kernel for queries of a shape and type: "auto" is cuDNN's if it supports them, else XLA's."""
     if choice != "auto":
         return choice
-    if sharding.platform() != "gpu" or not _is_ampere_or_later() or query.shape[1] < _FEWEST_FUSED:
+    if sharding.platform() != "gpu" or not _is_ampere_or_later() or query.shape[1] < _MIN_FUSED_TOKENS:
         return "xla"
     like = jax.ShapeDtypeStruct(query.shape, query.dtype)
     try:
@@ -93,6 +97,6 @@ def implementation(choice: str, query) -> str:
 
 
 def _is_ampere_or_later() -> bool:
-    """The fused kernel needs compute capability 8.0, which is checked no earlier than at its compilation."""
+    """The fused kernel needs compute capability 8.0, which jax checks only when it compiles the kernel."""
     capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
     return capability.split(".")[0].isdigit() and int(capability.split(".")[0]) >= 8

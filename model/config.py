@@ -11,7 +11,7 @@ import difflib
 import math
 
 MODALITIES = ("vision", "audio", "text")
-# Size of the vocabulary of a model without text, whose table of tokens no step uses.
+# Vocabulary size of a model without text; no step uses its table of tokens.
 NO_VOCABULARY = 16
 
 # Settings with a fixed list of values; the first is the default.
@@ -105,8 +105,8 @@ class ModelConfig:
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
       allows (``step.compile_step``), elsewhere "attention".
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.
-    unroll_on_gpu: it is unrolled on GPUs all the same, where writing arrays into stacks and reading them again takes a
-      seventh of a step.
+    unroll_on_gpu: on GPUs it is unrolled all the same: writing arrays into stacks and reading them again would take a
+      seventh of a step there.
     contrastive_chunk: maximum number of columns of a contrastive loss that are compared at a time.
     embedders: modalities beside ``MODALITIES``.
     """
@@ -181,7 +181,7 @@ class ModelConfig:
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """Which layers are mixtures of experts, counted from 0."""
+        """The layers that are mixtures of experts, counted from 0."""
         if self.moe is None:
             return ()
         if self.moe.placement == "last":

@@ -39,8 +39,9 @@ class PatchProjection(nnx.Module):
         self.linear = Linear(patch_values, config.width, dtype=jnp.dtype(config.dtype), kernel_init=init, rngs=rngs)
 
     def __call__(self, patches: Float[Array, "B N P"]) -> Float[Array, "B N D"]:
-        """A patch of one frame stands for that frame shown in every frame of the tubelet: the kernel is summed over
-        time instead of tiling the pixels, which is the same sum.
+        """patches: whole tubelets, or patches of one frame, which count as that frame repeated over the tubelet.
+
+        Summing the kernel over time gives the same as repeating the pixels.
 
         Raises ValueError when the patch's size does not divide the kernel's.
         """

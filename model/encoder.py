@@ -27,18 +27,20 @@ _NAMED_PRODUCTS = jax.checkpoint_policies.save_only_these_names(attention.OUTPUT
 
 
 def _products(primitive: Any, *args: Any, **params: Any) -> bool:
-    """The results of all matrix products, attention among them, and of the experts' choice of tokens: what is computed
-    again are norms, activations and the moving of tokens."""
+    """Saves the results of all matrix products, attention included, and of the experts' choice of tokens.
+
+    Recomputed are norms, activations and the dispatch of tokens.
+    """
     if primitive.name.startswith((attention.FUSED_KERNEL, "top_k")):
         return True
     of_weights = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
     return of_weights or _NAMED_PRODUCTS(primitive, *args, **params)
 
 
-# What the backward pass finds of a block, beside its input; the rest it computes again. "full" keeps nothing (paper
-# section 3.1.1), "attention" what attention added to the residual stream, "dots" the results of matrix products with
-# weights, "products" also those of attention and of experts, "none" everything. "auto" is "attention"
-# where nothing else has been settled.
+# Name → policy: the values of a block that are saved for the backward pass beside its input; the rest is recomputed.
+# "full" saves nothing (paper section 3.1.1), "attention" the residual stream after attention, "dots" the results of
+# matrix products with weights, "products" also those of attention and of experts, "none" everything. "auto" is
+# "attention" unless ``step.compile_step`` has chosen another.
 REMAT_POLICIES = {
     "auto": jax.checkpoint_policies.save_only_these_names(_AFTER_ATTENTION),
     "none": jax.checkpoint_policies.everything_saveable,
@@ -96,7 +98,7 @@ def _stack(config: ModelConfig, *, depth: int, sparse: bool, rngs: nnx.Rngs) -> 
 
 
 def _unstacked(params) -> list:
-    """The layers of a stack. All are cut at once, so that their gradients come together in one array at once too."""
+    """The layers of a stack. One operation splits all of them, so that one operation joins their gradients."""
     leaves, tree = jax.tree.flatten(params)
     return [jax.tree.unflatten(tree, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
 
@@ -104,7 +106,7 @@ def _unstacked(params) -> list:
 class Encoder(nnx.Module):
     """The shared encoder; parameter counts as in the paper's sizes (tests/model/test_config.py).
 
-    ``dense`` and ``sparse`` hold the parameters of their layers in the order of depth, wherever the sparse ones stand.
+    ``dense`` and ``sparse`` hold the parameters of their layers in the order of depth, for either placement.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -114,7 +116,9 @@ class Encoder(nnx.Module):
         if num_sparse:
             self.sparse = _stack(config, depth=num_sparse, sparse=True, rngs=rngs)
         self.norm = _layer_norm(config, use_bias=True, rngs=rngs)
-        self.remat, self.scan, self.unroll_on_gpu = config.remat, config.scan, config.unroll_on_gpu
+        self.remat = config.remat
+        self.scan = config.scan
+        self.unroll_on_gpu = config.unroll_on_gpu
         interleaved = config.moe is not None and config.moe.placement == "interleaved"
         # Dense layers before each sparse one, where the two alternate in the depth.
         self.dense_per_sparse = config.depth // num_sparse - 1 if interleaved else 0
@@ -133,7 +137,7 @@ class Encoder(nnx.Module):
                 block = nnx.merge(graph, sharding.gather_params(params))
                 return block(sharding.shard_batch(x), token_mask, group_samples=group_samples)
 
-            # In a scan nothing can be merged with the forward pass by mistake; unrolled it could.
+            # Inside a scan XLA cannot merge the recomputation with the forward pass (CSE); unrolled it can.
             return run if self.remat == "none" else jax.checkpoint(run, policy=policy, prevent_cse=not self.scans)
 
         if self.dense_per_sparse:

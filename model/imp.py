@@ -45,7 +45,8 @@ class Imp:
         unknown = set(modalities) - set(config.modalities)
         if unknown:
             raise ValueError(f"unknown modalities {sorted(unknown)}; known: {', '.join(config.modalities)}")
-        self.pairs, self.offsets = (tuple(tuple(sorted(p)) for p in given) for given in (pairs, offsets))
+        self.pairs = tuple(tuple(sorted(p)) for p in pairs)
+        self.offsets = tuple(tuple(sorted(p)) for p in offsets)
         self._build = {}
         for m in self.modalities:
             self._build[encoder_group(config, m)] = lambda rngs: Encoder(config, rngs=rngs)
@@ -94,7 +95,7 @@ class Imp:
         return self._shapes
 
     def init(self, seed: int) -> dict:
-        """Group → parameters. Each group has a key of its own (seed, name): a new group changes no other.
+        """Group → parameters. Each group's key is (seed, name), so a new group changes no other.
 
         seed: a concrete integer; values are drawn by numpy, so this cannot be traced.
         """
@@ -139,9 +140,10 @@ class Imp:
         """The loss of one batch and its metrics, a dict of small arrays.
 
         moe: modality → ``moe.routing_statistics``, stacked by sparse layer. losses: the terms of a weighted sum and the
-        pairs of a mean, before weighting, where there are several, and what the router's own losses add.
+        pairs of a mean, before weighting, if there are several, and the sum of the router's own losses.
         """
-        features, metrics, auxiliary = {}, {"moe": {}, "temperatures": {}, "losses": {}}, 0.0
+        features, auxiliary = {}, 0.0
+        metrics = {"moe": {}, "temperatures": {}, "losses": {}}
         groups = structure.group_samples(self.config)
         for i in structure.inputs:
             m, arrays = i.modality, batch[i.modality]
@@ -168,7 +170,7 @@ class Imp:
     def _classify(self, name: str, params: dict, features, labels, structure: Structure) -> jax.Array:
         logits = self.module(params, f"classifier_{structure.classifier}")(features)
         labels = labels.astype(jnp.float32)
-        # Where a loss takes all columns there is nothing to gather; on CPUs it is done for the sake of the same bits.
+        # A loss over all columns needs no gather; on CPUs it is kept for the sake of the same bits.
         if sharding.platform() == "cpu" or structure.classes != tuple(range(structure.num_classes)):
             columns = jnp.asarray(structure.classes)
             logits, labels = logits[:, columns], labels[:, columns]
@@ -177,12 +179,13 @@ class Imp:
     def _contrast(
         self, name: str, params: dict, features: dict, positive_ids, structure: Structure
     ) -> tuple[jax.Array, dict]:
-        """The weighted mean over the pairs, and their metrics: temperatures, and losses where there are several."""
+        """The weighted mean over the pairs, and their metrics: temperatures, and losses if there are several pairs."""
         metrics = {"temperatures": {}, "losses": {}}
         weights = {"_".join(p): 1.0 for p in structure.pairs} | dict(structure.pair_weights)
         total, weight_sum = 0.0, 0.0
         for a, b in structure.pairs:
-            pair, key, more = self.module(params, pair_group(a, b)), f"{a}_{b}", {}
+            key, more = f"{a}_{b}", {}
+            pair = self.module(params, pair_group(a, b))
             if name == "sigmoid_pairs":
                 more["offset"] = self.module(params, offset_group(a, b)).value[...]
             metrics["temperatures"][key] = pair.temperature

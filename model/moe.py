@@ -1,7 +1,7 @@
 """Mixture-of-Experts layer: route → dispatch → experts → combine.
 
 As in the paper (section 4.1): experts choose their tokens (Zhou et al. 2022), capacity factor 1, no jitter, no
-auxiliary loss. Tokens-choose routing (Switch, V-MoE) is there to compare.
+auxiliary loss. Tokens-choose routing (Switch, V-MoE) is offered for comparison.
 
 Shape letters: B batch, N tokens, D width, G groups, S tokens of a group, E experts, C capacity, K experts a token
 selects, F mlp_dim. A group is the set of tokens that compete for the experts' slots. Whoever chooses, a routing is the
@@ -31,14 +31,14 @@ HIDDEN, OUTPUT = "expert_hidden", "expert_output"
 
 # Maximum number of tokens in a group for which multiplying with one-hot masks takes at most 2 % longer on a GPU than
 # moving tokens (benchmarks/gpu.py).
-_MOST_BY_MASK = 512
+_MAX_TOKENS_BY_MASK = 512
 
 # Of the router's product. Six products of bfloat16 parts have the accuracy of float32 and use the matrix units.
 _PRECISION = {"gpu": jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X6}
 
 
 def expert_capacity(num_tokens: int, moe: MoEConfig) -> int:
-    """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 where experts choose."""
+    """Slots of one expert in a group of ``num_tokens``: C = max(1, round(c n k / E)), k = 1 if experts choose."""
     selected = moe.num_selected if moe.router == "tokens_choose" else 1
     return min(num_tokens, max(1, round(moe.capacity_factor * num_tokens * selected / moe.num_experts)))
 
@@ -50,24 +50,26 @@ def effective_capacity_factor(num_tokens: int, moe: MoEConfig) -> float:
 
 
 def group_samples(moe: MoEConfig, *, batch_size: int, num_tokens: int) -> int:
-    """How many neighbouring samples share a routing group.
+    """The number of neighbouring samples that share a routing group.
 
-    Depends on the structure alone, never on the number of devices: the largest divisor of the batch (of a microbatch,
-    where there are some) whose samples fit into ``group_size`` tokens.
+    Depends on the structure alone, never on the number of devices: the largest divisor of the batch (or of the
+    microbatch) whose samples fit into ``group_size`` tokens.
     """
     if moe.group == "sample":
         return 1
-    most = max(1, min(batch_size, moe.group_size // num_tokens))
-    return max(n for n in range(1, most + 1) if batch_size % n == 0)
+    limit = max(1, min(batch_size, moe.group_size // num_tokens))
+    return max(n for n in range(1, limit + 1) if batch_size % n == 0)
 
 
 def dispatch_form(moe: MoEConfig, group_tokens: int) -> str:
-    """The form for groups of that size: "auto" is index on CPUs (benchmarks/moe.py), einsum on TPUs, where
-    gathers are slow, and on GPUs einsum for small groups, which is deterministic as adding by index is not.
+    """The form for groups of that size: "index" or "einsum".
+
+    "auto" is index on CPUs (benchmarks/moe.py), einsum on TPUs, where gathers are slow, and on GPUs einsum for small
+    groups: it is deterministic, adding by index is not.
     """
     if moe.dispatch != "auto":
         return moe.dispatch
-    small = group_tokens <= _MOST_BY_MASK
+    small = group_tokens <= _MAX_TOKENS_BY_MASK
     return {"tpu": "einsum", "gpu": "einsum" if small else "index"}.get(sharding.platform(), "index")
 
 
@@ -95,8 +97,9 @@ class Router(nnx.Module):
 
     @jax.named_scope("router")
     def __call__(self, x: Float[Array, "G S D"], token_mask: Bool[Array, "G S"] | None) -> Routing:
-        """Padding never competes, and of an expert's slots only the first round(c n_real / E), at least one, are
-        filled, so that more padding changes nothing.
+        """Padding is never routed.
+
+        Each expert fills only its first max(1, round(c n_real / E)) slots, so adding padding changes no result.
         """
         # The router is float32 whatever the compute type: near-ties would otherwise be decided by rounding.
         # Accelerators multiply float32 in fewer bits unless they are told not to.
@@ -149,7 +152,7 @@ def tokens_choose(
     order = _arrival_order(gates, token_mask, moe)
     gates, experts = (jnp.take_along_axis(a, order[..., None], axis=1) for a in (gates, experts))
     place = _place_of(experts, jnp.take_along_axis(token_mask, order, axis=1), num_experts=num_experts)
-    # What is turned away is written outside the table, and dropped.
+    # Tokens that are turned away are written outside the table, which drops them.
     place = jnp.where(place < _num_slots(token_mask, moe)[:, None], place, capacity)
     expert, gate = (jnp.swapaxes(a, 1, 2).reshape(num_groups, -1) for a in (experts, gates))
     token = jnp.tile(order, (1, moe.num_selected))
@@ -169,8 +172,9 @@ def _arrival_order(gates: Float[Array, "G S K"], token_mask: Bool[Array, "G S"],
 
 
 def _place_of(experts: Int[Array, "G S K"], asks: Bool[Array, "G S"], *, num_experts: int) -> Int[Array, "G N"]:
-    """(G, K S): how many asked the same expert before each arrival, all first choices before the second ones; beyond
-    any slot for tokens that do not ask. experts, asks: in the order of arrival.
+    """(G, K S): the number of earlier arrivals at the same expert, all first choices before the second ones.
+
+    Tokens that do not ask get a number beyond any slot. experts, asks: in the order of arrival.
     """
     chosen = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32) * asks[..., None, None]  # (G, S, K, E)
     arrivals = jnp.swapaxes(chosen, 1, 2).reshape(len(experts), -1, num_experts)
@@ -189,7 +193,8 @@ class Experts(nnx.Module):
     """The weights of E independent feed-forward networks."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        experts, width, mlp_dim = config.moe.num_experts, config.width, config.mlp_dim
+        experts = config.moe.num_experts
+        width, mlp_dim = config.width, config.mlp_dim
         self.wi = nnx.Param(lecun_normal(fan_in=width)(rngs.params(), (experts, width, mlp_dim)))
         self.wo = nnx.Param(lecun_normal(fan_in=mlp_dim)(rngs.params(), (experts, mlp_dim, width)))
 
@@ -233,8 +238,9 @@ def gather_slots(x: Float[Array, "G S D"], routing: Routing) -> Float[Array, "G 
 
 @jax.named_scope("combine")
 def scatter_add(out: Float[Array, "G E C D"], routing: Routing) -> Float[Array, "G S D"]:
-    """What the experts make of a token, times the gates, added at the token's place."""
-    num_groups, num_tokens, width = out.shape[0], routing.probs.shape[1], out.shape[-1]
+    """Adds the experts' outputs, times their gates, at the positions of their tokens."""
+    num_groups, width = out.shape[0], out.shape[-1]
+    num_tokens = routing.probs.shape[1]
     out = out * routing.gates[..., None].astype(out.dtype)
     add = jax.vmap(lambda out, chosen: jnp.zeros((num_tokens, width), out.dtype).at[chosen].add(out))
     return add(out.reshape(num_groups, -1, width), routing.index.reshape(num_groups, -1))
@@ -263,7 +269,7 @@ DISPATCH = {"index": (gather_slots, scatter_add), "einsum": (gather_by_mask, com
 
 @jax.named_scope("experts")
 def run_experts(taken: Float[Array, "G E C D"], experts: dict) -> Float[Array, "G E C D"]:
-    """Slots to the devices of their experts, through them, and back."""
+    """Sends slots to the devices of their experts, applies the experts, and returns the results."""
     num_groups, num_experts, capacity, width = taken.shape
     # An expert's slots in all groups are one axis, so that the gradients of its weights need no transposed copy.
     slots = sharding.to_experts(jnp.swapaxes(taken, 0, 1).reshape(num_experts, -1, width))
@@ -295,12 +301,12 @@ def _times_taken(used: Float[Array, "G EC"], index: Int[Array, "G EC"], group_to
     """The number of used slots of every token; exact, and so the same in both forms."""
     if sharding.platform() == "cpu":
         return jax.vmap(lambda u, i: jnp.zeros(group_tokens).at[i].add(u))(used, index)
-    # Accelerators compare everything with everything in less time than they add by index.
+    # On accelerators comparing all pairs takes less time than adding by index.
     return jnp.where(index[..., None] == jnp.arange(group_tokens), used[..., None], 0.0).sum(1)
 
 
 def routing_statistics(sums: dict[str, Array]) -> dict[str, Array]:
-    """What routing did, over the real tokens of the batch.
+    """Statistics of the routing of the batch's real tokens.
 
     unrouted_fraction: share of tokens that no expert took. slots_per_token: experts a token got, on average.
     confidence: mean gate of the used slots. expert_slots (E,): each expert's share of the used slots.

@@ -32,7 +32,7 @@ def nce(
     paper.
     first, second: of any length; the similarity is their cosine.
     chunk_size: columns that are compared at a time, forward and backward, so that a B x B matrix never exists; the
-      loss is the same. None, or a batch that fits: all at once.
+      loss is the same. None, or a batch that fits: all columns together.
     """
     if chunk_size is not None and chunk_size < first.shape[0]:
         return _nce_by_chunks(first, second, temperature, positive_ids, chunk_size)
@@ -45,12 +45,12 @@ def nce(
 
 
 def _equal(ids: Int[Array, "B 2"], others: Int[Array, "C 2"]) -> Bool[Array, "B C"]:
-    """Which ids are the same in both words. jax has no integers of 64 bits unless all of it computes in them."""
+    """Pairs of ids that agree in both words. jax has no 64-bit integers unless all its computations use them."""
     first, second = (ids[:, None, word] == others[None, :, word] for word in (0, 1))
     return first & second
 
 
-# Stands for -inf where differences of it are taken.
+# Finite substitute for -inf, whose differences would be NaN.
 _LOWEST = -1e30
 
 
@@ -69,7 +69,7 @@ def _nce_by_chunks(
         matched = everything & _equal(positive_ids, ids)
         of_rows, of_positives = carry
         carry = _more(of_rows, logits, everything), _more(of_positives, logits, matched)
-        # Columns that only fill up the last chunk stand for no sample: any finite value will do.
+        # Columns that pad the last chunk belong to no sample: any finite value will do.
         matched = jnp.where(matched | ~real, logits, -jnp.inf)
         lse = jax.nn.logsumexp
         return carry, jnp.where(real, lse(logits, axis=0) - lse(matched, axis=0), 0.0).sum()

@@ -1,7 +1,7 @@
-"""Where arrays live: one mesh with the axes (data, expert).
+"""The layout of arrays over devices: one mesh with the axes (data, expert).
 
-The batch lies over both axes, expert weights over ``expert``, and everything else on every device, or, where FSDP is
-asked for, over ``data``. Routing groups never cross a device: tokens move only between the devices of the expert axis,
+The batch is sharded over both axes, expert weights over ``expert``; everything else is on every device or, with FSDP,
+sharded over ``data``. Routing groups never cross a device: tokens move only between the devices of the expert axis,
 on their way to their experts and back.
 
 The compiler learns of the mesh from ``jax.set_mesh`` around tracing (``step.compile_step``); without one, the functions
@@ -44,7 +44,7 @@ def state_shardings(shapes: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool = Fals
     Expert weights (.., E, in, out) lie over the expert axis. fsdp: the longest axis of every array that the number of
     devices along ``data`` divides lies over ``data`` too, layers of a stack excepted; the compiler then gathers one
     layer's weights at a time.
-    Raises ValueError where the expert axis does not divide the experts.
+    Raises ValueError if the expert axis does not divide the experts.
     """
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh, fsdp=fsdp)), shapes)
 
@@ -72,10 +72,11 @@ def _spec(path, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, *, fsdp: bool
 
 
 def check_batch(structure, group_samples: dict[str, int], mesh: Mesh | AbstractMesh) -> None:
-    """Raises ValueError, with the numbers, where the devices cannot share a structure's batch in equal parts that hold
+    """Raises ValueError, with the numbers, if the devices cannot share a structure's batch in equal parts that hold
     whole routing groups. group_samples: modality → samples of a group.
     """
-    size, parts, devices = structure.global_batch_size, structure.microbatches, mesh.size
+    size = structure.global_batch_size
+    parts, devices = structure.microbatches, mesh.size
     if size % (devices * parts):
         each = f" of {parts} microbatches each" if parts > 1 else ""
         raise ValueError(f"a batch of {size} samples cannot be shared by {devices} devices{each} in equal parts")
@@ -95,7 +96,7 @@ def platform() -> str:
 
 
 def _mesh() -> AbstractMesh | None:
-    """The mesh that the compiler knows of; None without one, or where it is one device."""
+    """The mesh that the compiler knows of; None without one, or if it is one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
@@ -114,10 +115,9 @@ def replicate(x: ArrayLike) -> ArrayLike:
 
 
 def gather_params(params: Any) -> Any:
-    """Parameters as their use needs them: gathered on every device, expert weights excepted.
+    """All-gathers parameters for use; expert weights stay sharded.
 
-    Under FSDP this is where a layer's weights come together, and in the backward pass where their gradients are summed
-    and scattered again.
+    Under FSDP this gathers a layer's weights, and its backward pass sums their gradients and scatters them again.
     """
     return jax.tree.map_with_path(lambda path, x: x if "experts" in path_keys(path) else replicate(x), params)
 

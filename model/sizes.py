@@ -1,4 +1,4 @@
-"""How large a model is: parameters, and FLOPs of a pass. ``python -m model.sizes [NAME ...]`` prints tables of them.
+"""The size of a model: its parameters, and the FLOPs of a pass. ``python -m model.sizes [NAME ...]`` prints tables.
 
 FLOPs are model FLOPs, as for the utilisation of a device: those that the mathematics needs, two a multiply-add, of
 every matrix product: projections, scores and values of attention, feed-forward, router, heads, logits. Padding counts,
@@ -40,7 +40,8 @@ def encoder_flops(config: ModelConfig, num_tokens: int, *, num_samples: int = 1)
     A layer: queries, keys and values 2·N·D·3D, scores and values 2·2·N²·D over all heads, output 2·N·D·D; then a dense
     feed-forward 2·2·N·D·F, or the router 2·N·D·E and 2·2·D·F for each of the experts' E·C slots.
     """
-    width, depth, num_sparse = config.width, config.depth, len(config.sparse_layers)
+    width, depth = config.width, config.depth
+    num_sparse = len(config.sparse_layers)
     tokens = num_samples * num_tokens
     scores = num_samples * _product(num_tokens, width, num_tokens)
     attention = _product(tokens, width, 3 * width) + 2 * scores + _product(tokens, width, width)
@@ -74,7 +75,7 @@ def sample_flops(config: ModelConfig, modality: str, num_tokens: int, *, num_val
 
 
 def head_flops(config: ModelConfig) -> int:
-    """Forward FLOPs of one sample's way into the common space of a pair: 2·D·K + 2·K·K."""
+    """Forward FLOPs of one sample's projection into the common space of a pair: 2·D·K + 2·K·K."""
     return _product(1, config.width, config.common_dim) + _product(1, config.common_dim, config.common_dim)
 
 
@@ -84,7 +85,8 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
     All inputs in their routing groups, both heads of every pair, the B x B cosines 2·B·B·K of every pair and
     contrastive objective, and the classifier 2·B·D·classes.
     """
-    batch, groups, forward = structure.global_batch_size, structure.group_samples(config), 0
+    batch, forward = structure.global_batch_size, 0
+    groups = structure.group_samples(config)
     for i in structure.inputs:
         size = groups.get(i.modality, 1)
         of_group = _input_flops(config, i.modality, i.num_tokens, num_values=i.num_values, num_samples=size)
@@ -96,8 +98,8 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
     return TRAINING_PASSES * forward
 
 
-# Arrays of the width that the backward pass finds of a layer beside its input, by remat policy; "none" and "dots" also
-# keep arrays of the hidden width (all of them alike in size: (B, N, D) and (B, N, F)).
+# Remat policy → numbers of arrays that a layer keeps for the backward pass beside its input: those of the model's
+# width, (B, N, D), and those of the hidden width, (B, N, F).
 _KEPT = {"full": (1, 0), "attention": (2, 0), "auto": (2, 0), "dots": (6, 1), "products": (7, 1), "none": (10, 2)}
 
 
@@ -170,7 +172,7 @@ def _met(shapes, config: ModelConfig) -> int:
 
 
 def _experts_per_token(config: ModelConfig) -> float:
-    """How many experts a token gets on average, where as many are chosen as there is room for."""
+    """The average number of experts of a token if every slot is filled."""
     moe = config.moe
     if moe.router == "tokens_choose":
         return moe.num_selected * min(1.0, moe.capacity_factor)
@@ -264,6 +266,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Only shapes are looked at: no accelerator need be taken for it.
+    # Only shapes are used, so no accelerator is needed.
     jax.config.update("jax_platforms", "cpu")
     sys.exit(main(sys.argv[1:]))

@@ -171,19 +171,21 @@ class CompiledStep:
 # Matrix products come from a library on CPUs: LLVM's higher levels cost a quarter more compile time there and give no
 # faster steps (benchmarks/cpu_step.py).
 _CPU_OPTIONS = {"xla_backend_optimization_level": 1}
-# Kernels whose results depend on the order in which their threads end, such as adding by index, are left out, and so is
-# choosing kernels by their time, which may go otherwise the next time.
+# Excludes kernels whose results depend on the order of their threads, such as adding by index, and autotuning, whose
+# choice may differ from run to run.
 _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 
-# Share of a device's memory that a step may be estimated to need. What is missing from the estimate is small beside it
-# (benchmarks/gpu.py), but batches in advance and what was not freed in one piece need room too.
+# Maximum estimated need of a step, as a share of a device's memory. The estimate misses little (benchmarks/gpu.py), but
+# prefetched batches and fragmentation need room too.
 _USABLE = 0.8
 
 
 def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deterministic: bool) -> Imp:
-    """The model with what it leaves open as GPUs want it: of the remat policies whose step fits into their memory the
-    one that recomputes least, and plain attention where it has to be deterministic.
+    """The model with its "auto" settings resolved for GPUs.
+
+    Of the remat policies whose step fits into memory it gets the one that recomputes least, and plain attention if
+    steps must be deterministic.
     """
     limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform == "gpu" else None
     if limit is None:
@@ -224,8 +226,8 @@ def compile_step(
 
     mesh: the devices that share it, as ``sharding`` lays arrays over them; None: one device. fsdp: see
     ``sharding.state_shardings``. deterministic: on GPUs, the same bits in every run; on CPUs they always are.
-    What the model leaves open (``remat``, ``attention``) is settled here, for this structure and these devices.
-    Raises ValueError where the devices cannot share the batch (``sharding.check_batch``).
+    "auto" values of ``remat`` and ``attention`` are resolved here, for this structure and these devices.
+    Raises ValueError if the devices cannot share the batch (``sharding.check_batch``).
     """
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
     imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic)
@@ -239,7 +241,7 @@ def compile_step(
         kwargs["out_shardings"] = (of_state, everywhere)
     jitted = jax.jit(make_step(imp, structure, optimizer), donate_argnums=0, **kwargs)
     options = {"cpu": _CPU_OPTIONS, "gpu": _DETERMINISTIC if deterministic else {}}.get(devices[0].platform, {})
-    # What the user says goes before: options here would replace their XLA_FLAGS.
+    # The user's XLA_FLAGS take precedence; options passed here would override them.
     options = {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
     learning_rate = jax.ShapeDtypeStruct((), jnp.float32)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

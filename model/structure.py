@@ -14,7 +14,7 @@ from model.moe import group_samples
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class InputShape:
     """Shapes of one modality in a global batch. num_values: values of a patch; 0 for token ids."""
 
     modality: str
@@ -37,7 +37,7 @@ class Structure:
 
     objectives: str | tuple[tuple[str, float], ...]
     global_batch_size: int
-    inputs: tuple[Inputs, ...]
+    inputs: tuple[InputShape, ...]
     classifier: str | None = None
     num_classes: int = 0
     classes: tuple[int, ...] = ()

@@ -62,8 +62,8 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
     return {
         "data_sets": found,
         **_supply(spec, schedule, cpu_s, step_s),
-        "problems": [*problems.stops, *problems.looks],
-        "usable": not problems.stops,
+        "problems": [*problems.errors, *problems.warnings],
+        "usable": not problems.errors,
     }
 
 
@@ -93,7 +93,7 @@ def _decode_cpu_s(spec: RunSpec, task: TaskSpec, cost: dict[str, float]) -> floa
 
 
 def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
-    """CPU seconds of a batch as a stream makes it, its tokens too; 0 where its data do not allow it."""
+    """CPU seconds of a batch as a stream makes it, its tokens too; 0 if its data do not allow it."""
     from pipeline.data.stream_spec import StreamSpec
 
     data_set = spec.data.data_sets[task.data_set]
@@ -135,14 +135,14 @@ def _supply(spec: RunSpec, schedule: Schedule, decode_cpu_s: float, step_s: floa
 
 def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
     """Problems of the decoded sample, the captions and the shards."""
-    stops, looks = [], []
+    out = lint.Problems()
     rejected, sampled = found["rejects"]["count"], found["sampled"]
     if rejected:
         line = f"{name}: {rejected} of {sampled} sampled rows are bad ({counts_line(found['rejects']['reasons'])})"
         over = rejected > data_set.max_reject_fraction * sampled
-        (stops if over else looks).append(f"{line}; {allowed_line(data_set)}")
+        out.add(f"{line}; {allowed_line(data_set)}", is_error=over)
     if found["damaged_shards"]:
-        stops.append(
+        out.errors.append(
             f"{name}: {len(found['damaged_shards'])} shards are corrupt (checksum mismatch), e.g. "
             f"{found['damaged_shards'][0]}; remove them and run {command('preprocess')} again"
         )
@@ -150,11 +150,13 @@ def _problems(name: str, data_set: DataSetSpec, found: dict) -> lint.Problems:
     if text.get("rows_without_a_caption"):
         line = no_caption_line(text["rows_without_a_caption"], f"{sampled} sampled rows", text["unusable"], data_set)
         over = text["rows_without_a_caption"] > data_set.max_reject_fraction * sampled
-        (stops if over else looks).append(f"{name}: {line}")
+        out.add(f"{name}: {line}", is_error=over)
     for task, cut in text.get("cut", {}).items():
         if cut > 0.05:
-            looks.append(f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut")
-    return lint.Problems(stops, looks)
+            out.warnings.append(
+                f"{name}: {cut:.0%} of the captions are longer than tasks.{task}.text_length and are cut"
+            )
+    return out
 
 
 def _supply_line(result: dict) -> str:

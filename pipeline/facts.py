@@ -34,7 +34,7 @@ class MediaFound:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Facts about a data set. held_out: name → overlap, None where it is the training manifest itself."""
+    """Facts about a data set. held_out: name → overlap, None if it is the training manifest itself."""
 
     data_set: DataSetSpec
     num_rows: int
@@ -45,7 +45,7 @@ class Facts:
 
 
 def facts_of(data_set: DataSetSpec, tasks: list[TaskSpec]) -> Facts:
-    """Facts from the training manifest and the held-out ones. Raises RequestError where one cannot be read."""
+    """Facts from the training manifest and the held-out ones. Raises RequestError if one cannot be read."""
     manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     class_lists = {classes_of(t, data_set) for t in tasks if needs_label(t)}
     has_labels = "labels" in manifest.columns
@@ -72,7 +72,7 @@ def classes_of(task: TaskSpec, data_set: DataSetSpec) -> tuple[str, ...]:
 
 
 def _overlap(data_set: DataSetSpec, manifest: Manifest, uri: str, name: str) -> Overlap | None:
-    """None where they are one and the same manifest."""
+    """None if they are one and the same manifest."""
     if uri == manifest.uri or ("://" not in uri and Path(uri).resolve() == Path(manifest.uri).resolve()):
         return None
     held_out = Manifest(uri, media=data_set.media_columns)

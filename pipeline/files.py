@@ -30,7 +30,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     durable: flush to disk before the replacement, so that a power cut leaves the old file or the new one.
     """
     path = Path(path)
-    # Two processes or threads may write the same file at once.
+    # Two processes or threads may write the same file at the same time.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary

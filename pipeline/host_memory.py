@@ -13,9 +13,9 @@ _MMAP_THRESHOLD = -3
 def keep_freed_memory(max_bytes: int = 1 << 30) -> bool:
     """Keeps freed buffers of up to ``max_bytes`` in the process. Returns False if the C library cannot.
 
-    XLA's CPU client allocates the temporary memory of every step anew. glibc returns large blocks to the system at
-    once, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py). Decoders allocate frames
-    anew for every sample.
+    XLA's CPU client allocates the temporary memory of every step anew. glibc returns large blocks to the system
+    immediately, and touching them again cost a quarter of the demo's step (benchmarks/cpu_step.py). Decoders allocate
+    frames anew for every sample.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

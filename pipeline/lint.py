@@ -19,14 +19,20 @@ _FEW_OF_EVEN = 0.1
 
 @dataclasses.dataclass
 class Problems:
-    """Lines: stops, on problems that would certainly stop or spoil a run; looks, on those that are worth a look."""
+    """Lines. errors: problems that would certainly stop or spoil a run. warnings: those that are worth a look."""
 
-    stops: list[str] = dataclasses.field(default_factory=list)
-    looks: list[str] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, line: str, *, is_error: bool) -> None:
+        if is_error:
+            self.errors.append(line)
+        else:
+            self.warnings.append(line)
 
     def __iadd__(self, other: Problems) -> Problems:
-        self.stops += other.stops
-        self.looks += other.looks
+        self.errors += other.errors
+        self.warnings += other.warnings
         return self
 
 
@@ -51,12 +57,12 @@ def _of_media(facts: Facts) -> Problems:
         (row, path), all_missing = found.example, found.missing == found.looked_at
         example = f"e.g. of row {row!r}: {path}"
         if all_missing:
-            out.stops.append(
+            out.errors.append(
                 f"{name}: {modality} files: none of the {found.looked_at} looked for exists, {example}; relative paths "
                 f"start at the folder of {facts.data_set.manifest}"
             )
         elif found.missing > facts.data_set.max_reject_fraction * found.looked_at:
-            out.looks.append(
+            out.warnings.append(
                 f"{name}: {modality} files: {found.missing} are missing of the {found.looked_at} looked for, "
                 f"{example}; at most {facts.data_set.max_reject_fraction:.0%} may be bad"
             )
@@ -83,15 +89,15 @@ def _of_labels(facts: Facts, tasks: list[TaskSpec], draws: Mapping[str, float]) 
         runs = any(draws.get(name, 0.0) > 0 for name in mine)
         if runs and (over or without == labels.looked_at):
             limit = f"{data_set.max_reject_fraction:.0%}"
-            out.stops.append(f"{line}; at most {limit} of the rows may be left out: correct the labels or the classes")
+            out.errors.append(f"{line}; at most {limit} of the rows may be left out: correct the labels or the classes")
         else:
-            out.looks.append(line)
+            out.warnings.append(line)
     unseen = [c for c in data_set.classes if shares and c not in labels.counts]
     if unseen:
         some = "" if len(unseen) == 1 else f" (and {len(unseen) - 1} more of {len(data_set.classes)})"
         whole = labels.looked_at == facts.num_rows
         none = "no row has" if whole else f"none of the {labels.looked_at:,} rows looked at has"
-        out.looks.append(f"{data_set.name}: {none} the class {unseen[0]!r}{some}")
+        out.warnings.append(f"{data_set.name}: {none} the class {unseen[0]!r}{some}")
     return out
 
 
@@ -116,7 +122,7 @@ def _of_ids(facts: Facts) -> Problems:
         all_of += f" looked at, of {facts.num_rows:,} in all,"
     such = f"{_named_count(found.ids, 'such id')}, e.g. {example!r} of {rows:,} rows"
     return Problems(
-        stops=[
+        errors=[
             f"{facts.data_set.name}: {found.rows:,} of {all_of} share an id with another one ({such}); one bad row "
             "would reject all rows of its id: give every row its own"
         ]
@@ -127,11 +133,13 @@ def _of_held_out(facts: Facts) -> Problems:
     out, name = Problems(), facts.data_set.name
     for key, found in facts.held_out.items():
         if found is None:
-            out.looks.append(f"{name}: {key} is the training manifest itself, so results will say nothing of new data")
+            out.warnings.append(
+                f"{name}: {key} is the training manifest itself, so results will say nothing of new data"
+            )
         elif found.ids or found.media:
             parts = ((found.ids, "id"), (found.media, "media file"))
             same = " and ".join(_named_count(count, what) for count, what in parts if count)
-            out.looks.append(f"{name}: {same} of the {found.rows:,} rows of {key} are in the training data too")
+            out.warnings.append(f"{name}: {same} of the {found.rows:,} rows of {key} are in the training data too")
     return out
 
 
@@ -142,7 +150,7 @@ def batches_of(tasks: Iterable[TaskSpec], num_rows: Mapping[str, int]) -> Proble
         rows = num_rows[task.data_set]
         large = [v for v in task.variants if v.global_batch_size > rows]
         if task.contrasts and large:
-            out.stops.append(
+            out.errors.append(
                 f"tasks.{task.name}: a batch of {large[0].global_batch_size} (variant {large[0].name}) is more than "
                 f"the {rows:,} rows of {task.data_set}: rows would be compared with themselves; lower batch_size"
             )
@@ -161,24 +169,24 @@ def steps_of(shares: Mapping[str, float], *, num_steps: int) -> Problems:
     if not few:
         return Problems()
     counts, first = some_of(f"{name} ({steps:.0f})" for name, steps in few.items()), next(iter(few))
-    return Problems(looks=[
-        f"few steps of {num_steps:,} are expected for {counts}; raise sampler.temperature, or "
-        f"tasks.{first}.weight"
-    ])  # fmt: skip
+    line = f"few steps of {num_steps:,} are expected for {counts}; raise sampler.temperature, or tasks.{first}.weight"
+    return Problems(warnings=[line])
 
 
 def variants_of(tasks: Iterable[TaskSpec]) -> Problems:
     """Variants whose batch was rounded: their vision tokens in a step beside those of the first one."""
     lines = []
     for task in tasks:
-        budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens
+        token_budget = task.variants[0].global_batch_size * task.variants[0].num_vision_tokens
         parts = [(v, v.global_batch_size * v.num_vision_tokens) for v in task.variants]
-        uneven = [f"{v.name} {n / budget:.1%} (batch {v.global_batch_size})" for v, n in parts if n != budget]
+        uneven = [
+            f"{v.name} {n / token_budget:.1%} (batch {v.global_batch_size})" for v, n in parts if n != token_budget
+        ]
         if uneven:
             lines.append(
-                f"tasks.{task.name}: of the {budget:,} vision tokens a step, variants have {', '.join(uneven)}"
+                f"tasks.{task.name}: of the {token_budget:,} vision tokens a step, variants have {', '.join(uneven)}"
             )
-    return Problems(looks=lines)
+    return Problems(warnings=lines)
 
 
 def sizes_of(tasks: Iterable[TaskSpec], data_sets: Mapping[str, DataSetSpec]) -> Problems:
@@ -198,8 +206,8 @@ def sizes_of(tasks: Iterable[TaskSpec], data_sets: Mapping[str, DataSetSpec]) ->
 
 
 def _named(what: str, names: list[str]) -> str:
-    return f"{what}{'s' * (len(names) > 1)} {some_of(names)}"
+    return f"{what if len(names) == 1 else what + 's'} {some_of(names)}"
 
 
 def _named_count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+    return f"{count:,} {what if count == 1 else what + 's'}"

@@ -28,8 +28,8 @@ from pipeline.train.telemetry import writers
 def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> RunSpec:
     """A recipe as the plain data of its run. Writes nothing in the run directory (``run_dir.claim`` does).
 
-    run_dir: None where nothing is to be run. look: for what would stop or spoil the run, in the data too (``lint``);
-    warnings are printed. Raises RequestError where the data sets, the checkpoints or this machine cannot serve the
+    run_dir: None if nothing is to be run. look: also look for problems that would stop or spoil the run (``lint``);
+    warnings are printed. Raises RequestError if the data sets, the checkpoints or this machine cannot serve the
     recipe.
     """
     _check_writers(recipe)
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, run_dir: Path | None = None, *, look: bool = True) -> R
 
 
 def _data_spec(recipe: Recipe) -> DataSpec:
-    """All of a run's data but the tokenizer. Raises RequestError where a data set does not fit its tasks."""
+    """All of a run's data but the tokenizer. Raises RequestError if a data set does not fit its tasks."""
     data_sets, tasks = specs.data_set_specs(recipe), specs.task_specs(recipe)
     used = {task.data_set for task in tasks.values()}
     fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
@@ -116,9 +116,9 @@ def _shares(recipe: Recipe, data: DataSpec) -> dict[str, float]:
 
 def _refuse(problems: lint.Problems) -> None:
     """Raises RequestError for the first that would stop the run; prints the others."""
-    for line in problems.looks:
+    for line in problems.warnings:
         print(redacted(f"warning: {line}"), file=sys.stderr, flush=True)
-    for line in problems.stops:
+    for line in problems.errors:
         raise RequestError(line)
 
 
@@ -140,7 +140,7 @@ def _check_writers(recipe: Recipe) -> None:
 
 
 def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
-    """The fingerprint of the training rows. Raises RequestError when a column is missing or there is nothing."""
+    """The fingerprint of the training rows. Raises RequestError if a column is missing or there are no rows."""
     mine = [t for t in tasks.values() if t.data_set == data_set.name]
     if data_set.shards:
         fingerprint = read_index(Path(data_set.shards))["fingerprint"]

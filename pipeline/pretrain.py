@@ -73,7 +73,7 @@ def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
 
 
 def _announce(spec: RunSpec, done: int, changes: list[str]) -> None:
-    """Prints where the run goes on. changes: of the mixture."""
+    """Prints the step at which the run goes on. changes: of the mixture."""
     for line in spec.open_checkpoints().faults():
         print(f"warning: {line}", file=sys.stderr, flush=True)
     if done:
@@ -110,7 +110,7 @@ def _old_summary(run_dir: Path, done: int) -> dict:
 
 
 def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None:
-    """Evaluation, quarantine list, report; the summary says where the time went."""
+    """Evaluates, writes the quarantine list and the report, and adds all times to the summary."""
     from pipeline.evaluate.measure import evaluate_run, print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json

@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 # Files that a run directory may hold before its recipe is written: a kill in between leaves it usable.
 _BEFORE_CONFIG = (".lock", TOKENIZER)
-# Bytes of a checkpoint that takes seconds to read.
+# Minimum bytes of a checkpoint that takes seconds to read.
 _SLOW_BYTES = 4_000_000_000
 
 

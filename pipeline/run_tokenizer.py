@@ -1,4 +1,4 @@
-"""Which tokenizer a run uses, and the text that a new one is trained on."""
+"""The choice of a run's tokenizer, and the text that a new one is trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def choose_tokenizer(
 ) -> Tokenizer | None:
     """The run's own, the recipe's, that of ``init.from``, or a new one trained on the data sets' text, in this order.
 
-    None where no task reads text. init_step: the step of the checkpoint of ``init.from`` that the run starts from.
+    None if no task reads text. init_step: the step of the checkpoint of ``init.from`` that the run starts from.
     """
     readers = [task for task in data.tasks.values() if "text" in task.modalities]
     if not readers:

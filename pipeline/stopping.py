@@ -22,8 +22,8 @@ _OPEN: set[int] = set()
 class Stop:
     """A request to stop, made by signals.
 
-    While nothing would be lost, a signal ends the process at once. After ``defer`` the first one only sets the request,
-    so that the job can save its state, and the second one ends the process.
+    While nothing would be lost, a signal ends the process immediately. After ``defer`` the first one only sets the
+    request, so that the job can save its state, and the second one ends the process.
     """
 
     def __init__(self, message: str):

@@ -34,11 +34,13 @@ def compile_cache(tmp_path_factory):
 def quick_compile() -> str:
     """XLA_FLAGS for processes that tests start: the same program of simpler kernels in a quarter of the time.
 
-    Not for tests of what the compiler does: one fault of it that ``model/step.py`` goes around never shows this way.
+    Not for tests of the compiler itself: a fault of it that ``model/step.py`` avoids never shows this way.
     """
-    flags = "--xla_backend_optimization_level=0"
-    # Later ones have one kind of kernels, the slower to compile, and do not know the flag.
-    return flags + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
+    flags = ["--xla_backend_optimization_level=0"]
+    # Later versions have only the kernels that compile more slowly, and do not know the flag.
+    if version("jaxlib").startswith("0.10."):
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, 
 
 
 def _assert_only_its_own_ray(output: str) -> None:
-    """What ends has neither started a second Ray nor joined another."""
+    """A run that ends has neither started a second Ray nor joined another."""
     for said in ("Connecting to", "Started a local Ray", "Traceback"):
         assert said not in output, output
 

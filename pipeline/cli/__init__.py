@@ -37,7 +37,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. argv: the command's name and arguments, those of this process by default."""
     argv = sys.argv[1:] if argv is None else argv
-    # jobs/ has no script of its own for import.
+    # jobs/ has no separate script for import.
     if argv[:2] == ["preprocess", "import"]:
         argv = argv[1:]
     name, *rest = argv or ["--help"]
@@ -61,5 +61,5 @@ def _help() -> str:
     for group in dict.fromkeys(c.group for c in COMMANDS.values()):
         lines += ["", f"{group}:"]
         lines += [f"  {name:12}{c.does}" for name, c in COMMANDS.items() if c.group == group]
-    lines += ["", "imp COMMAND --help says what a command takes, with examples.", "A first run: imp pretrain"]
+    lines += ["", "imp COMMAND --help shows its arguments, with examples.", "A first run: imp pretrain"]
     return "\n".join(lines)

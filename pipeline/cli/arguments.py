@@ -37,7 +37,7 @@ def recipe_file(text: str) -> Path:
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """default: the recipe's name where --config may be left out."""
+    """default: the recipe's name if --config may be left out."""
     says = "the recipe: a YAML file, or the name of one that comes with imp"
     parser.add_argument(
         "--config",

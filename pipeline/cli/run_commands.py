@@ -26,11 +26,11 @@ examples:
   {pretrain} --config pets.yaml --print-config    every key of a recipe with its value
   {pretrain} --config pets.yaml --set train.num_steps=20000 --set train.learning_rate=3e-4
   {pretrain} --config pets.yaml --set cluster.num_workers=2
-  {pretrain} --explain train.clip_norm            what a key means; --explain train: those of a section
+  {pretrain} --explain train.clip_norm            the meaning of a key; --explain train: all of a section
 
-The same command again goes on where the run stopped, however it stopped. What it may change: cluster.*, logging.*,
-checkpoint.*, a larger train.num_steps, and the mixture of tasks where resume.allow_mixture_change is true.
-What each key means: --explain KEY, docs/settings.md. What a run leaves behind: docs/training-and-resume.md.
+The same command again goes on where the run stopped, however it stopped. It may change cluster.*, logging.*,
+checkpoint.*, a larger train.num_steps, and the mixture of tasks if resume.allow_mixture_change is true.
+Keys: --explain KEY, docs/settings.md. Files of a run: docs/training-and-resume.md.
 A second Ctrl-C or SIGTERM ends it at once, without saving (130, 143).
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state saved: run it again""",

@@ -1,4 +1,4 @@
-"""What the machines of a run can hold. What they cannot is one line before anything waits for it."""
+"""Checks that the machines of a run can hold its workers, before anything waits for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.waiting import waiting_for
 
 # Seconds for machines that are about to join a cluster without an autoscaler.
 _JOINING_S = 30.0
-# CPUs of a cluster from which on streams keep actors of their own.
+# Minimum CPUs of a cluster whose streams keep actors.
 _ACTOR_CPUS = 8
 # Device files: NVIDIA, NVIDIA under WSL, AMD; TPUs up to v4 and later ones.
 _DEVICE_FILES = {"gpu": ("nvidia[0-9]*", "dxg", "kfd"), "tpu": ("accel*", "vfio/[0-9]*")}
@@ -29,25 +29,25 @@ def cluster_cpus() -> float:
 
 
 def uses_actors(options: DecodeOptions) -> bool:
-    """Whether streams keep actors of their own."""
+    """Whether each stream decodes in its own actors, not in pooled tasks."""
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
 
 
 def check_machine(cluster: Cluster) -> None:
     """Raises RequestError if this machine alone cannot hold the workers."""
-    least, cpus = cluster.sizes[0], machine_cpus()
-    if least * cluster.cpus_per_worker > cpus:
+    minimum, cpus = cluster.sizes[0], machine_cpus()
+    if minimum * cluster.cpus_per_worker > cpus:
         raise RequestError(
-            f"cluster.num_workers = {least}: that many workers of {cluster.cpus_per_worker:g} CPUs need "
-            f"{least * cluster.cpus_per_worker:g}, this machine has {cpus}; ask for fewer, join a cluster "
-            "(cluster.address), or lower cluster.cpus_per_worker for them to share"
+            f"cluster.num_workers = {minimum}: workers of {cluster.cpus_per_worker:g} CPUs each need "
+            f"{minimum * cluster.cpus_per_worker:g}, this machine has {cpus}; ask for fewer, join a cluster "
+            "(cluster.address), or lower cluster.cpus_per_worker so that they share CPUs"
         )
 
 
 def check_accelerator(cluster: Cluster) -> None:
-    """Raises RequestError if a run on this machine asks for an accelerator that it has no device of.
+    """Raises RequestError if a run on this machine asks for an accelerator that the machine lacks.
 
-    Looks at the device files alone: the libraries may hang if a device is broken or held.
+    Looks only at device files: the libraries may hang if a device is broken or in use.
     """
     if cluster.joins or cluster.accelerator == "cpu":
         return
@@ -64,16 +64,16 @@ def await_room(cluster: Cluster) -> None:
 
     Raises RequestError if none may, or none has within ``cluster.start_timeout_s``.
     """
-    least, began = cluster.sizes[0], time.monotonic()
-    if not least:
+    minimum, began = cluster.sizes[0], time.monotonic()
+    if not minimum:
         return
     limit_s = min(_joining_s(cluster), cluster.start_timeout_s)
     with waiting_for(lambda: f"machines: {_lack(cluster)}"):
-        while room(_machines(), cluster.worker_resources) < least:
+        while room(_machines(), cluster.worker_resources) < minimum:
             if time.monotonic() - began >= limit_s:
                 within = f" within {limit_s:.0f} s" if limit_s else ""
                 raise RequestError(
-                    f"cluster.num_workers = {least}: {_lack(cluster)}{within}; ask for no more than it can hold"
+                    f"cluster.num_workers = {minimum}: {_lack(cluster)}{within}; ask for no more than it can hold"
                 )
             time.sleep(0.5)
     if cluster.joins:
@@ -89,20 +89,20 @@ def _joining_s(cluster: Cluster) -> float:
 
 def _check_decode_cpus(cluster: Cluster) -> None:
     """Raises RequestError if the workers leave no CPU to decode with: streams would wait for one without a bound."""
-    least = cluster.sizes[0]
-    if _decodes_beside(cluster, least) or may_grow():
+    minimum = cluster.sizes[0]
+    if _decodes_beside(cluster, minimum) or may_grow():
         return
     raise RequestError(
-        f"cluster.num_workers = {least}: they take {cluster.trainer_cpus(least):g} of the cluster's "
+        f"cluster.num_workers = {minimum}: they take {cluster.trainer_cpus(minimum):g} of the cluster's "
         f"{cluster_cpus():g} CPUs, and decoding needs one; ask for fewer, lower cluster.cpus_per_worker, or share them "
         "by cluster.decode=actors"
     )
 
 
 def max_workers(cluster: Cluster) -> int:
-    """Maximum number of workers that leave a CPU to decode with, on the machines of the moment.
+    """Maximum number of workers that leave a CPU to decode with, on the current machines.
 
-    Never below the minimum that was asked for.
+    Never below the minimum that was requested.
     """
     sizes = cluster.sizes
     return next((n for n in reversed(sizes) if _decodes_beside(cluster, n)), sizes[0])
@@ -122,9 +122,9 @@ def room(machines: Iterable[Mapping[str, float]], worker: Mapping[str, float]) -
 
 
 def _lack(cluster: Cluster) -> str:
-    least, has = cluster.sizes[0], room(_machines(), cluster.worker_resources)
+    minimum, has = cluster.sizes[0], room(_machines(), cluster.worker_resources)
     each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.worker_resources.items() if amount)
-    return f"the cluster has room for {has} of {least} workers of {each or 'nothing'} each"
+    return f"the cluster has room for {has} of {minimum} workers of {each or 'nothing'} each"
 
 
 def _machines() -> list[dict[str, float]]:
@@ -140,5 +140,5 @@ def may_grow() -> bool:
     # Nothing written yet, or the form of another autoscaler.
     except (TypeError, ValueError, KeyError):
         return True
-    # Without one, each machine is of a kind of its own, named after it.
+    # Without one, each machine has its own kind, named after it.
     return any(not kind.startswith("node_") for kind in kinds)

@@ -1,4 +1,4 @@
-"""Workers that fail: which failures end the run, and what is said of them."""
+"""Failures of workers: those that end the run, and one line about each."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ERROR_LINE = re.compile(r"^\w[\w.]*(Error|Exception)\b.*", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class FailedAt:
-    """Where a worker's function raised; travels as the attribute ``failed_at`` of the exception.
+    """The place and step at which a worker's function raised; travels as attribute ``failed_at`` of the exception.
 
-    epoch: of the group of workers. step: the last that was begun. place: file and line. may_pass: whether the error may
-    be one of the machines.
+    epoch: of the group of workers. step: the last that was begun. place: file and line. may_pass: whether a machine may
+    have caused the error.
     """
 
     epoch: int
@@ -45,10 +45,10 @@ def in_words(error: BaseException) -> str:
     """An error on one line: the project's own by their message, others with their kind before it."""
     if isinstance(error, ray.exceptions.RayTaskError) and (cause := _ERROR_LINE.search(str(error))):
         return cause[0].strip()[:_MAX_CHARACTERS]
-    said, kind = one_line(error), type(error).__name__
-    if isinstance(error, DataError | RequestError) or said == kind:
-        return said
-    return f"{kind}: {said}"[:_MAX_CHARACTERS]
+    message, kind = one_line(error), type(error).__name__
+    if isinstance(error, DataError | RequestError) or message == kind:
+        return message
+    return f"{kind}: {message}"[:_MAX_CHARACTERS]
 
 
 def own_error(failure: BaseException | None) -> DataError | RequestError | None:
@@ -64,10 +64,10 @@ def _failed_at(failure: BaseException) -> FailedAt | None:
 
 
 class FailureWatch(UserCallback):
-    """Ends the run at failures that would only come again, and has one line said of all others.
+    """Ends the run at failures that a restart would only repeat, and has every other one reported in a line.
 
-    Those are the project's own errors, of data or request, and a bug: the same error in the same place at the same step
-    twice in a row. Ray would start the workers again.
+    The first kind are the project's own errors, of data or request, and bugs: the same error in the same place at the
+    same step twice in a row. At all others Ray starts the workers again.
     """
 
     def __init__(self, coordinator: Any, run_dir: str):
@@ -82,13 +82,13 @@ class FailureWatch(UserCallback):
         for error in filter(None, map(own_error, worker_exceptions.values())):
             raise error
         self._check_repeats(worker_exceptions)
-        line = f"workers {sorted(worker_exceptions)} failed; {_first_of(worker_exceptions)}\n"
+        line = f"workers {sorted(worker_exceptions)} failed; {_root_cause(worker_exceptions)}\n"
         ray.get(self._coordinator.lost.remote(line))
 
     def _check_repeats(self, failures: dict[int, BaseException]) -> None:
         marks = {rank: _failed_at(failure) for rank, failure in failures.items()}
         bugs, epoch = {}, -1
-        # If a process died, what the others raise may come of that.
+        # If a process died, the errors of the others may follow from that.
         if None not in marks.values():
             epoch = max(at.epoch for at in marks.values())
             bugs = {
@@ -99,24 +99,24 @@ class FailureWatch(UserCallback):
             rank = bugs[again.pop()]
             path = _write(self._run_dir, marks[rank].traceback)
             raise DataError(
-                f"{_said_of(rank, failures[rank])}: the same error twice in a row, so starting the workers again does "
+                f"{_line_on(rank, failures[rank])}: the same error twice in a row, so starting the workers again does "
                 f"not help; this is a bug in the code. All of it: {path}"
             )
         self._bugs, self._epoch = set(bugs), epoch
 
 
-def _first_of(failures: dict[int, BaseException]) -> str:
-    """Words on the failure that explains the others: of a process that died, then of a bug, then of a lost peer."""
+def _root_cause(failures: dict[int, BaseException]) -> str:
+    """A line on the failure that explains the others: first of a process that died, then a bug, then a lost peer."""
 
     def order(rank: int) -> tuple[bool, bool, int]:
         at = _failed_at(failures[rank])
         return at is not None, at is not None and at.may_pass, rank
 
     rank = min(failures, key=order)
-    return _said_of(rank, failures[rank])
+    return _line_on(rank, failures[rank])
 
 
-def _said_of(rank: int, failure: BaseException) -> str:
+def _line_on(rank: int, failure: BaseException) -> str:
     at = _failed_at(failure)
     return f"rank {rank}: {in_words(failure)}" + (f" ({at})" if at else "")
 
@@ -128,7 +128,7 @@ def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -
     if own := next(filter(None, map(own_error, found)), None):
         raise own from error
     path = _write(spec.run_dir, "".join(traceback.format_exception(error)))
-    last = f"; the last: {_first_of(failures)}" if failures else ""
+    last = f"; the last: {_root_cause(failures)}" if failures else ""
     newest = spec.open_checkpoints().latest_step or "none"
     raise DataError(
         f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}. All of it: {path}. "
@@ -137,7 +137,7 @@ def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -
 
 
 def _write(run_dir: str, text: str) -> Path:
-    """Keeps all that Ray has to say in a file."""
+    """Keeps Ray's whole message in a file."""
     path = Path(run_dir) / "failure.txt"
     with contextlib.suppress(OSError):
         path.write_text(redacted(text), encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Every private part of Ray that this project touches. All were read in Ray 2.60.0, for whose sake pyproject.toml
-keeps Ray below 2.61: read them again before the bound moves.
+"""Every private part of Ray that this project touches, as of Ray 2.60.0: because of them pyproject.toml keeps Ray below
+2.61. Read them again before raising that bound.
 
 Libraries of Ray are imported inside the functions: a process that decodes files needs neither Ray Data nor Ray Train.
 """
@@ -36,7 +36,7 @@ def token_path() -> Path:
 
 
 def autoscaler_limits() -> dict[str, float] | None:
-    """What an autoscaler of the second version may grow the cluster to; empty or None without one."""
+    """Maximum resources that an autoscaler of the second version may reach; empty or None without one."""
     return ray._private.state.state.get_max_resources_from_cluster_config()
 
 

@@ -1,4 +1,4 @@
-"""Passes stops from the driver to its workers, and what they print back."""
+"""Passes stop requests from the driver to its workers, and their printed lines back."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import News
 from pipeline.waiting import say, waiting_for
 
-# Seconds for an answer of the gate coordinator, on a machine that may be busy.
-_KEEPER_S = 10.0
+# Seconds for an answer of the step coordinator, on a machine that may be busy.
+_ANSWER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
 # Seconds of silence after which workers are given up: a live one reports every step, and its last save may take long.
@@ -30,9 +30,9 @@ _SILENCE_S = 600.0
 class Relay:
     """Passes a stop to the workers, and their lines to the terminal.
 
-    Ray's own way for lines, its log monitor, would print those of every process of the machines. Ends the process if a
-    stop was asked for while no worker runs, or if none has started in time: Ray waits for machines without a bound, and
-    whatever was saved stays saved.
+    Ray's own log monitor would print the lines of every process of the machines. Ends the process if a stop is
+    requested while no worker runs, or if none has started in time: Ray waits for machines without a limit, and saved
+    state stays saved.
     """
 
     def __init__(self, coordinator: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
@@ -62,9 +62,9 @@ class Relay:
 
     def _pass_on(self) -> None:
         try:
-            news = ray.get(self._coordinator.news.remote(), timeout=_KEEPER_S)
+            news = ray.get(self._coordinator.news.remote(), timeout=_ANSWER_S)
         except ray.exceptions.RayError:
-            # The coordinator is gone, or its machine busy: ``fit_workers`` hears of all that matters.
+            # The coordinator is gone or its machine busy; ``fit_workers`` is told of every failure.
             return
         for error, text in news.lines:
             # The terminal may be gone, and the run goes on.
@@ -84,7 +84,7 @@ class Relay:
             self._ask_for_a_stop(news)
 
     def _announce_wait(self, running: bool) -> None:
-        """Workers that run say it themselves."""
+        """Announces the wait for workers; running ones announce their own waits."""
         self._running = running
         self._wait.close()
         if not running:
@@ -103,7 +103,7 @@ class Relay:
 
 @contextlib.contextmanager
 def lines_to(coordinator: Any, *, rank: int) -> Iterator[None]:
-    """Sends what this process prints to the driver's terminal; of ranks other than 0 only what they print to stderr."""
+    """Sends this process's output to the driver's terminal; of ranks other than 0 only stderr."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(_Lines(coordinator, error=True)))
         if rank == 0:

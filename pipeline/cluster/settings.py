@@ -17,12 +17,14 @@ class WorkerSettings:
     num_workers: Annotated[int, Ge(0)] | tuple[FromOne, FromOne] = key(
         0,
         "0 trains in the driver's process; N starts N Ray Train workers, one a host with all its devices; [min, max] "
-        "as many as there is room for, fewer or more when machines go or come.",
+        "starts as many as fit, and changes their number as machines leave or join.",
     )
     max_failures: int = key(
-        10, "Times a run goes on by itself after workers were lost; preempted machines do not count.", ge=0
+        10, "Maximum number of restarts after workers were lost; preempted machines do not count.", ge=0
     )
-    stall_timeout_s: float = key(900.0, "A worker that finishes nothing for this long ends, with its stacks.", gt=0)
+    stall_timeout_s: float = key(
+        900.0, "Seconds without progress after which a worker ends and leaves its stacks.", gt=0
+    )
     accelerator: Literal["cpu", "gpu", "tpu"] = key("cpu", "Kind of device that a worker trains on.")
     accelerators_per_worker: int = key(1, "Devices of each worker, all those of its host.", ge=0)
     cpus_per_worker: float = key(1.0, "CPUs that each worker takes beside those that decode.", ge=0)

@@ -1,4 +1,4 @@
-"""Where and how a run runs, as plain data: ``cluster.*`` of the recipe. Knows nothing of Ray."""
+"""The workers and decoding of a run as plain data: ``cluster.*`` of the recipe. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.data.spec import DecodeLimits
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """How streams decode.
+    """Options of the streams.
 
-    mode: "tasks", "actors" or "auto". block_steps: steps of the run that a block lasts for. queue_blocks: blocks that a
-    stream may be ahead.
+    mode: "tasks", "actors" or "auto". block_steps: steps of the run that a block lasts for. queue_blocks: maximum
+    blocks that a stream is ahead of training.
     """
 
     mode: str = "auto"
@@ -24,7 +24,7 @@ class DecodeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster(WorkerSettings):
-    """Where a run runs: its workers, and how their data are decoded."""
+    """The workers of a run, and the decoding of their data."""
 
     decode: DecodeOptions = dataclasses.field(default_factory=DecodeOptions)
     cache_bytes: int = 0
@@ -42,7 +42,7 @@ class Cluster(WorkerSettings):
 
     @property
     def worker_resources(self) -> dict[str, float]:
-        """What one worker takes of its machine."""
+        """The resources of its machine that one worker takes."""
         resources = {"CPU": self.cpus_per_worker}
         if self.accelerator != "cpu":
             resources[self.accelerator.upper()] = self.accelerators_per_worker
@@ -54,6 +54,6 @@ class Cluster(WorkerSettings):
 
     @property
     def joins(self) -> str | None:
-        """The address of the cluster that the run joins; None if it starts a Ray of its own."""
+        """The address of the cluster that the run joins; None if it starts its own Ray."""
         address = self.address or os.environ.get("RAY_ADDRESS")
         return None if address == "local" else address or None

@@ -97,7 +97,7 @@ def _check_answers(address: str, key: str) -> None:
 
 
 def _start(cluster: Cluster, *, driver_cpus: int) -> None:
-    # Ray starts its processes by fork and exec at once, which is safe beside JAX's threads.
+    # Ray starts its processes by fork with an immediate exec, which is safe beside JAX's threads.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
     os.environ.setdefault("RAY_worker_niceness", "5")

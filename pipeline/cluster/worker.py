@@ -26,12 +26,12 @@ from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import NextAction, StepGate
 
-# Errors that speak of machines and peers as much as of the code: they may pass.
+# Errors that machines and peers may cause as well as the code: a restart may cure them.
 _MAY_PASS = (OSError, MemoryError, ray.exceptions.RayError, jax.errors.JaxRuntimeError)
 
 
 def train_worker(config: dict[str, Any]) -> dict:
-    """What each worker runs: returns the summary of its rank.
+    """The function of each worker. Returns the summary of its rank.
 
     config: "spec", "cluster", "coordinator" (a handle of the step coordinator's actor), "checked_step" (of the
     checkpoint whose files the driver has compared with their digests).
@@ -125,7 +125,7 @@ class WorkerGate(StepGate):
         return self._asked[step]
 
     def _preempted(self) -> NextAction:
-        """What to do if a machine is about to go. All ranks look at the same step, and Ray Train tells all the same."""
+        """The action if a machine is about to go. All ranks ask at the same step and get the same answer."""
         info = ray.train.get_preemption_info()
         if info is None or self._warned:
             return NextAction.STEP

@@ -1,7 +1,7 @@
 """Augmentations beside the crop: colours of frames, and the start, loudness and masks of a sound.
 
-Every draw comes from a stream of its own that branches off the sample's: none of them changes which crop, prompt or
-tokens a sample gets. Pixels are computed in integers and sounds element by element, so the bits depend neither on
+Every draw comes from a separate stream that branches off the sample's, so none changes the crop, prompt or tokens of
+a sample. Pixels are computed in integers and sounds element by element, so the bits depend neither on
 threads nor on the kind of CPU.
 """
 
@@ -63,7 +63,7 @@ def jitter_colour(frames: np.ndarray, jitter: ColourJitter, rng: np.random.Gener
     if rng.random() >= jitter.probability:
         return frames
     ranges = (jitter.brightness, jitter.saturation, jitter.contrast, jitter.hue)
-    brightness, saturation, contrast, hue = (rng.uniform(-most, most) for most in ranges)
+    brightness, saturation, contrast, hue = (rng.uniform(-limit, limit) for limit in ranges)
     return change_colour(
         frames, brightness=brightness, saturation=1 + saturation, contrast=1 + contrast, turn=2 * math.pi * hue
     )

@@ -24,7 +24,7 @@ that shares the embedder "vision" has variants, as images have. In ``my_package/
         decode="my_package.depth:decode",
         settings="my_package.depth:DepthSpec",
         tokens="pipeline.data.sample_tokens:image_tokens",  # for (H, W, 3) uint8, or a function of your own
-        embedder="vision",                                # or Embedder(...) for layers of its own
+        embedder="vision",                                # or Embedder(...) for separate layers
     )
 
 Functions are named as ``package.module:function``: decode processes and workers are other processes, and import them
@@ -56,14 +56,14 @@ class Embedder:
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """How one kind of input gets from a manifest into the model. Functions and types are "package.module:name".
+    """One kind of input, from manifest to model. Functions and types are named "package.module:name".
 
     decode: function (source, settings, part) → array, called in the decode process; source: a local path or the file's
       bytes; part: ``media.clip.Part``. Raises ``Reject`` for a bad file.
     settings: frozen dataclass of what ``decode`` and ``tokens`` depend on, with a default for every field; its field
       ``max_bytes`` is the largest file that is read.
     tokens: function (array, settings, context) → ``sample_tokens.Tokens``.
-    embedder: the model's layers for these tokens: "vision", "audio", or an ``Embedder`` of its own.
+    embedder: the model's layers for these tokens: "vision", "audio", or its own ``Embedder``.
     columns: manifest columns that may name the file, the first non-empty one counts; by default the modality's name.
     """
 
@@ -128,7 +128,7 @@ def load(name: str) -> Any:
 
 
 def load_modality(name: str) -> Modality:
-    """The ``Modality`` that a recipe names. Raises ValueError if it or something it names is not there."""
+    """The ``Modality`` that a recipe names. Raises ValueError if it or something it names is missing."""
     found = load(name)
     if not isinstance(found, Modality):
         raise ValueError(f"expected a pipeline.data.modalities.Modality, found {type(found).__name__} at {name!r}")

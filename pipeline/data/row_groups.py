@@ -26,7 +26,7 @@ _KEPT_GROUPS = 16
 # Maximum files whose rows enter the fingerprint.
 _SAMPLED_FILES = 64
 # Maximum row groups read for a sample of the rows: each is a request to storage.
-_MAX_GROUPS_LOOKED_AT = 512
+_MAX_SAMPLED_GROUPS = 512
 T = TypeVar("T")
 
 
@@ -76,7 +76,7 @@ class RowGroups:
         if max_rows is None or max_rows >= self.num_rows:
             return (normalise(piece, names) for piece in self._files.pieces(names))
         firsts = np.cumsum([0, *(groups for _, groups in self._files.sizes)])
-        wanted = min(_MAX_GROUPS_LOOKED_AT, -(-max_rows * int(firsts[-1]) // self.num_rows))
+        wanted = min(_MAX_SAMPLED_GROUPS, -(-max_rows * int(firsts[-1]) // self.num_rows))
         return (self._some_group(firsts, number, names) for number in spread(int(firsts[-1]), wanted))
 
     def _some_group(self, firsts: np.ndarray, number: int, columns: list[str]) -> pa.RecordBatch:

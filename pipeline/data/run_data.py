@@ -12,7 +12,7 @@ class DataSpec:
     """The data of a run, and how they become tokens.
 
     fingerprints: data set → digests of its training rows (``columns.Fingerprint.digests``). tokenizer: its bytes, None
-    where no task reads text.
+    if no task reads text.
     """
 
     tasks: dict[str, TaskSpec]

@@ -30,8 +30,8 @@ class TokenContext:
     """Inputs of a ``tokens`` function beside the decoded array and its settings.
 
     sizes: the model's patches and position tables. augment: the changes of a training view, None in evaluation.
-    colours, sounds: generators for those changes, None if there are none. start_s: where the frames beside a sound
-    start; None without frames. out: array to write vision tokens into; a new one is made if None.
+    colours, sounds: generators for those changes, None without any. start_s: start of the frames beside a sound,
+    None without frames. out: array to write vision tokens into; a new one is made if None.
     """
 
     view: View
@@ -57,7 +57,7 @@ class TokenContext:
 class Tokens:
     """Tokens of one modality of a sample. tokens: (N, P). positions: (N, axes) int32, rows of the position tables.
 
-    start_s: where the tokens start within the clip, for modalities that follow them in time.
+    start_s: start of the tokens within the clip, for modalities that follow them in time.
     """
 
     tokens: np.ndarray
@@ -106,7 +106,7 @@ def sound_tokens(waveform: np.ndarray, spec: AudioSpec, context: TokenContext) -
 
 
 def _first_sample(length: int, spec: AudioSpec, context: TokenContext, sound: SoundAugment | None) -> int:
-    """Where the spectrogram starts: with the frames beside it, or in a window of its own."""
+    """First sample of the spectrogram: with the frames beside it, or of a window in time."""
     spare, (number, count) = max(0, length - spec.num_samples), context.view.window
     if context.start_s is not None:
         return int(context.start_s * spec.sample_rate_hz)

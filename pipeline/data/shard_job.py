@@ -1,4 +1,4 @@
-"""The shards of one data set: which there are to make, and the making of each."""
+"""The job of making the shards of one data set, shard by shard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ShardJob:
         return MediaSource(self.data_set, modalities=self.modalities, limits=self.limits)
 
     def header(self) -> dict:
-        """What the shards depend on; a folder with another header is refused."""
+        """Everything that the shards depend on; a folder with another header is refused."""
         return {
             "format": FORMAT,
             "manifest": redacted(self.data_set.manifest),

@@ -1,4 +1,4 @@
-"""What the data layer needs to know, as plain frozen dataclasses. ``pipeline/recipe`` makes them from YAML."""
+"""The inputs of the data layer as plain frozen dataclasses. ``pipeline/recipe`` makes them from YAML."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ STORAGE_SCHEMES = ("file", "gcs", "gs", "hf", "http", "https", "s3")
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """How images are decoded: RGB, at one size of the shorter side."""
+    """Decoding of images: RGB, at one size of the shorter side."""
 
     short_side: int = key(256, "Pixels of an image's shorter side after decoding; variants are cut out of it.", ge=16)
-    max_pixels: int = key(100_000_000, "Images with more pixels are rejects.", ge=1)
-    max_bytes: int = key(256 << 20, "Image files with more bytes are rejects; they are not read.", ge=1)
+    max_pixels: int = key(100_000_000, "Maximum pixels of an image; larger ones are rejected.", ge=1)
+    max_bytes: int = key(256 << 20, "Maximum bytes of an image file; larger ones are rejected unread.", ge=1)
     decoder: str = key("pillow", 'Decoder of images: "pillow", or one of your own as package.module:function.')
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSpec:
-    """How videos are decoded: RGB frames at one rate and one size of the shorter side."""
+    """Decoding of videos: RGB frames at one rate and one size of the shorter side."""
 
     fps: float = key(12.5, "Frames per second of a decoded clip, whatever the file's rate.", gt=0)
     short_side: int = key(256, "Pixels of a frame's shorter side after decoding; variants are cut out of it.", ge=16)
     max_frames: int = key(16, "Maximum frames of a decoded clip; variants and evaluation see no others.", ge=1)
-    max_pixels: int = key(4096 * 4096, "Videos with more pixels a frame are rejects.", ge=1)
-    max_bytes: int = key(8 << 30, "Video files with more bytes are rejects; they are not read.", ge=1)
-    max_duration_s: float = key(4 * 3600.0, "Videos that last longer, in seconds, are rejects.", gt=0)
-    max_source_frames: int = key(1_000_000, "Video files with more frames are rejects.", ge=1)
+    max_pixels: int = key(4096 * 4096, "Maximum pixels of a video frame; larger ones are rejected.", ge=1)
+    max_bytes: int = key(8 << 30, "Maximum bytes of a video file; larger ones are rejected unread.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Maximum seconds of a video; longer ones are rejected.", gt=0)
+    max_source_frames: int = key(1_000_000, "Maximum frames of a video file; longer ones are rejected.", ge=1)
     decoder: str = key("pyav", 'Decoder of videos: "pyav", "decord", or your own as package.module:function.')
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioSettings:
-    """How sound is decoded, and the log-mel spectrogram that the model sees of it.
+    """Decoding of sound, and the log-mel spectrogram that the model sees of it.
 
     The defaults are the release's: 128 frames of 128 mels from 8.2 s. ``AUDIO_PRESETS`` has them by name, with
     AudioMAE's beside them. Raises ValueError with the values if one is unknown or two contradict each other.
@@ -49,7 +49,7 @@ class AudioSettings:
 
     preset: Literal["imp", "audiomae"] = key(
         "imp",
-        'Front end whose values hold where a key is not given: "imp" is the release\'s (64 tokens from 8.2 s), '
+        'Front end that gives the values of keys left out: "imp" is the release\'s (64 tokens from 8.2 s), '
         '"audiomae" AudioMAE\'s (512 tokens from 10.24 s).',
     )
     sample_rate_hz: int = key(16_000, "Samples per second of the decoded waveform, which is mono.", ge=1000)
@@ -72,12 +72,12 @@ class AudioSettings:
     log_offset: float = key(1e-6, "Added to a mel value before its logarithm.", ge=0)
     log_floor: float = key(0.0, "Smallest value of which the logarithm is taken.", ge=0)
     pad_value: float | None = key(
-        None, "Log-mel value of frames that the sound does not fill; null: the sound goes on in silence."
+        None, "Log-mel value of frames beyond the end of the sound; null: the sound is padded with silence."
     )
     mean: float = key(0.0, "Mean of the data's log-mel values; subtracted before the model sees them.")
     std: float = key(1.0, "Standard deviation of the data's log-mel values; the model sees values divided by it.", gt=0)
-    max_bytes: int = key(8 << 30, "Audio files with more bytes are rejects; they are not read.", ge=1)
-    max_duration_s: float = key(4 * 3600.0, "Sounds that last longer, in seconds, are rejects.", gt=0)
+    max_bytes: int = key(8 << 30, "Maximum bytes of an audio file; larger ones are rejected unread.", ge=1)
+    max_duration_s: float = key(4 * 3600.0, "Maximum seconds of a sound; longer ones are rejected.", gt=0)
     decoder: str = key("soundfile", 'Decoder of sound: "soundfile", "pyav", or your own as package.module:function.')
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class AddedModality:
 class DataSetSpec:
     """One manifest and how its media become canonical clips.
 
-    shards: a folder of preprocessed shards to read instead of the media. classes: ordered; () where there are none.
+    shards: a folder of preprocessed shards to read instead of the media. classes: ordered; () without any.
     schemes: of media URIs beside ``STORAGE_SCHEMES`` and those of its manifests. added: modalities beside image, video
     and audio, sorted by name.
     """
@@ -195,7 +195,7 @@ class DataSetSpec:
 
     @property
     def own_patches(self) -> dict[str, tuple[int, Embedder]]:
-        """Modality → (tokens of a sample, its embedder), of added modalities with layers of their own."""
+        """Modality → (tokens of a sample, its embedder), of added modalities with their own layers."""
         own = ((a, a.modality.embedder) for a in self.added if isinstance(a.modality.embedder, Embedder))
         return {a.name: (load(embedder.num_tokens)(a.settings), embedder) for a, embedder in own}
 
@@ -240,7 +240,7 @@ _Decibels = Annotated[float, Interval(ge=-120, le=120)]
 
 @dataclasses.dataclass(frozen=True)
 class SoundAugment:
-    """What training changes of sounds, nothing by default."""
+    """Changes of sounds in training, none by default."""
 
     random_start: bool = key(
         False, "A sound longer than the spectrogram starts anywhere, unless frames beside it fix its start."
@@ -262,7 +262,7 @@ class SoundAugment:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What training changes of a sample, evaluation never.
+    """Changes of samples in training; evaluation makes none.
 
     Colours and sounds stay as they are if the sample's words tell what would change (``augment.for_words``).
     """
@@ -330,7 +330,7 @@ class TaskSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSpec:
-    """What turns a clip into tokens, the same for all tasks: the model's patches and position tables."""
+    """The model's patches and position tables, by which all tasks cut clips into tokens."""
 
     vision_patch: tuple[int, int, int] = (4, 16, 16)
     vision_positions: tuple[int, int, int] = (16, 32, 32)
@@ -339,7 +339,7 @@ class TokenSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeLimits:
-    """What decoding one sample may take. recycle_bytes: growth after which a process makes place for a fresh one."""
+    """Limits on decoding one sample. recycle_bytes: growth after which a process is replaced by a fresh one."""
 
     timeout_s: float = 60.0
     memory_bytes: int = 4 << 30

@@ -58,7 +58,7 @@ class Tokenizer:
 
 
 class _SentencePiece:
-    """Never makes control symbols from text, so the pad id never stands for a token."""
+    """A sentencepiece model. It never makes control symbols from text, so no token of a text has the pad id."""
 
     def __init__(self, model: bytes):
         import sentencepiece

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.data.spec import Augment, TokenSpec, Variant
 from pipeline.data.tokens import kept_tokens
 
-# The largest part of the first variant's vision tokens a step by which another variant may fall short of them.
+# Maximum share of the first variant's vision tokens a step that another variant may lack.
 _SHORTFALL = 0.05
 
 
@@ -19,8 +19,8 @@ def make_variant(
 ) -> Variant:
     """A variant whose batch follows from the first one's (``base``) vision tokens a step, or from ``batch_size``.
 
-    num_frames: 0 for still images. Raises ValueError with the numbers where the grid is not whole, the tables are too
-    small, or no batch comes near enough to the tokens of ``base``.
+    num_frames: 0 for still images. Raises ValueError with the numbers if the grid is not whole, the tables are too
+    small, or no batch comes close enough to the tokens of ``base``.
     """
     t, h, w = spec.vision_patch
     frames_name = f"{num_frames}x" if num_frames else ""
@@ -28,7 +28,7 @@ def make_variant(
     if num_frames % t or size % h or size % w or not size:
         raise ValueError(f"variant {name}: frames must divide by {t} and size by {h}; found {num_frames} and {size}")
     grid = (max(1, num_frames // t), size // h, size // w)
-    if any(n > most for n, most in zip(grid, spec.vision_positions, strict=True)):
+    if any(n > rows for n, rows in zip(grid, spec.vision_positions, strict=True)):
         raise ValueError(f"variant {name}: grid {grid} is larger than the position tables {spec.vision_positions}")
     num_tokens = kept_tokens(int(np.prod(grid)), drop_rate)
     if num_tokens < 1:
@@ -51,21 +51,21 @@ def make_variant(
 def _shared_batch(base_batch: int, base_tokens: int, num_tokens: int) -> int | None:
     """The batch whose tokens are those of the first variant's batch, or up to ``_SHORTFALL`` fewer.
 
-    It divides by as high a power of two as that allows, up to that of the first variant's batch, so that the devices
-    that share the one can share the other. None where there is no such batch.
+    It is a multiple of the highest power of two that this allows, at most that of the first variant's batch, so that
+    the same devices can share both. None if no batch fits.
     """
-    budget = base_batch * base_tokens
+    token_budget = base_batch * base_tokens
     power = base_batch & -base_batch
     while power:
-        batch = budget // num_tokens // power * power
-        if batch and batch * num_tokens >= (1 - _SHORTFALL) * budget:
+        batch = token_budget // num_tokens // power * power
+        if batch and batch * num_tokens >= (1 - _SHORTFALL) * token_budget:
             return batch
         power //= 2
     return None
 
 
 def _no_batch(base: Variant, num_tokens: int, *, size: int, spec: TokenSpec) -> str:
-    """Why there is no batch, and the nearest numbers for which there is one."""
+    """The reason why no batch fits, and the nearest numbers that do."""
     batch, tokens = base.global_batch_size, base.num_vision_tokens
     fits = batch * tokens // num_tokens
     batches = (n for n in range(batch + 1, 32 * batch) if _shared_batch(n, tokens, num_tokens))
@@ -81,9 +81,9 @@ def _no_batch(base: Variant, num_tokens: int, *, size: int, spec: TokenSpec) -> 
 
 
 def window_starts(spare: int, count: int) -> list[int]:
-    """Where ``count`` evenly spaced windows start in 0..spare, first and last at its ends; one window is the middle.
+    """Starts of ``count`` evenly spaced windows in 0..spare, first and last at its ends; one window is the middle.
 
-    With less to spare than windows, starts repeat. Raises ValueError for a count below 1.
+    Starts repeat if ``spare`` is small. Raises ValueError for a count below 1.
     """
     if count < 1:
         raise ValueError(f"expected at least one window, found {count}")

@@ -73,7 +73,7 @@ class TrainedModel:
     def use_recipe(self, recipe: recipes.Recipe) -> None:
         """Evaluates by another recipe's ``evaluate`` list and data sets; the trained tasks and classes stay.
 
-        Raises RequestError where a data set's classes differ from those the model was trained on.
+        Raises RequestError if a data set's classes differ from those the model was trained on.
         """
         for name, data_set in specs.data_set_specs(recipe).items():
             if name in self.data_sets and data_set.classes != self.data_sets[name].classes:

@@ -16,7 +16,7 @@ from pipeline.errors import RequestError
 
 
 def added_modalities(names: Mapping[str, str]) -> dict[str, Modality]:
-    """Name → modality. Raises RequestError for a name that is taken or a registration that is not there."""
+    """Name → modality. Raises RequestError for a name that is taken or a registration that is missing."""
     out = {}
     for name, registration in names.items():
         if name in EMBEDDERS or name in EMBEDDERS.values() or not name.isidentifier():
@@ -40,7 +40,7 @@ def has_frames(names: Mapping[str, str], modalities: Sequence[str]) -> bool:
 
 
 def patch_embedders(names: Mapping[str, str]) -> tuple[PatchEmbedder, ...]:
-    """``ModelConfig.embedders``: the added modalities with layers of their own."""
+    """``ModelConfig.embedders``: the added modalities with their own layers."""
     own = ((name, modality.embedder) for name, modality in added_modalities(names).items())
     return tuple(PatchEmbedder(name, e.num_values, e.positions) for name, e in own if isinstance(e, Embedder))
 

@@ -1,4 +1,4 @@
-"""What one part of a recipe says of another, checked before anything starts."""
+"""Checks of a recipe's parts against each other, before anything starts. All raise RequestError."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from pipeline.data.spec import MEDIA, AudioSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.recipe import specs
 from pipeline.recipe.added import embedders, has_frames
-from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, SamplerSettings, TaskSettings
+from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
+from pipeline.train.mixture.settings import SamplerSettings
+
+# Words that are wrong in a mirrored picture.
+_SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
 
 
 def check_references(recipe: Recipe) -> None:
-    """What one part of the recipe says of another."""
+    """Checks names, classes, objectives, evaluations and the sampler."""
     for name, data_set in recipe.data_sets.items():
         twice = sorted(c for c, count in collections.Counter(data_set.classes).items() if count > 1)
         if twice:
@@ -50,16 +54,16 @@ def check_references(recipe: Recipe) -> None:
                 f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on"
             )
         if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
-            raise RequestError(f"{where}.held_out: {e.held_out!r} is none of data_sets.{e.data_set}.held_out")
+            raise RequestError(f"{where}.held_out: {e.held_out!r} is not one of data_sets.{e.data_set}.held_out")
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
         _check_evaluation(where, e, tasks)
     _check_sampler(recipe)
     steps = recipe.logging.profile_steps
     if steps and steps[0] > steps[1]:
-        raise RequestError(f"logging.profile_steps: expected [first, last], rising; found {list(steps)}")
+        raise RequestError(f"logging.profile_steps: expected [first, last], ascending; found {list(steps)}")
 
 
-# What each kind of sampler reads of its settings, beside what all do.
+# Key of ``sampler`` → the only kind that reads it.
 _OF_KIND = {"intervals": "round_robin", "period": "exact", "stages": "multinomial", "bandit": "bandit"}
 
 
@@ -70,7 +74,7 @@ def _check_sampler(recipe: Recipe) -> None:
     settings, spec = recipe.sampler, specs.sampler_spec(recipe)
     for key, kind in _OF_KIND.items():
         if getattr(settings, key) != getattr(_DEFAULT_SAMPLER, key) and settings.kind != kind:
-            raise RequestError(f"sampler.{key}: is for the kind {kind}; found {settings.kind}")
+            raise RequestError(f"sampler.{key}: only the kind {kind} uses it; found {settings.kind}")
     for name in settings.intervals:
         _known(name, recipe.tasks, "sampler.intervals")
     for number, stage in enumerate(settings.stages):
@@ -107,7 +111,7 @@ def _check_decoders(name: str, data_set: DataSetSettings) -> None:
 
 
 def check_model(recipe: Recipe) -> None:
-    """What the model's tables can hold."""
+    """Checks that the model can hold the texts, spectrograms and experts."""
     model = specs.model_config(recipe, vocab_size=NO_VOCABULARY)
     _check_experts(recipe, model.moe)
     _check_router(model.moe)
@@ -147,11 +151,11 @@ def _check_router(moe: MoEConfig | None) -> None:
         return
     for key in ("num_selected", "batch_priority"):
         if getattr(moe, key) != MoEConfig.__dataclass_fields__[key].default:
-            raise RequestError(f"model.moe.{key}: is for the router tokens_choose; found {moe.router}")
+            raise RequestError(f"model.moe.{key}: only the router tokens_choose uses it; found {moe.router}")
 
 
 def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSpec]) -> None:
-    """There must be a trained task with the heads that the measurement needs."""
+    """Checks that a task trains the heads that the measurement needs."""
     if any(specs.serves(task, e) for task in tasks.values()):
         return
     heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(terms.CONTRASTIVE)} and text"
@@ -168,37 +172,34 @@ def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *,
         ("sound.gain_db", augment.sound.gain_db, None, None),
         ("sound.noise_snr_db", augment.sound.noise_snr_db, None, None),
     ):
-        _check_range(f"{where}.{key}", pair, above=low, most=high)
+        _check_range(f"{where}.{key}", pair, above=low, limit=high)
     changed = [field.name for field in dataclasses.fields(augment) if getattr(augment, field.name) != field.default]
     heard = "audio" in task.modalities
     for key in changed:
         if not (heard if key == "sound" else seen):
             media = "sound" if key == "sound" else "images and video"
-            raise RequestError(f"{where}.{key}: is for {media}; found modalities {task.modalities}")
+            raise RequestError(f"{where}.{key}: applies only to {media}; found modalities {task.modalities}")
     if augment.flip and "text" in task.modalities and task.text == "captions":
         raise RequestError(f"{where}.flip: captions may say left or right; leave it off, or use text: labels")
-    # Of captions, those that tell what would change are found sample by sample.
-    told = task.classes or data_set.classes
+    # Captions that mention a change are found sample by sample.
+    classes = task.classes or data_set.classes
     for key, on, words, wrong in (
         ("flip", augment.flip, _SIDES, "in the mirror"),
         ("colour", augment.colour.probability > 0, COLOUR_WORDS, "in other colours"),
         ("sound", augment.sound.changes_loudness, LOUDNESS_WORDS, "at another loudness"),
     ):
-        wrong_class = next((c for c in told if on and words.search(c)), None)
+        wrong_class = next((c for c in classes if on and words.search(c)), None)
         if wrong_class is not None:
             raise RequestError(f"{where}.{key}: the class {wrong_class!r} would be wrong {wrong}; leave it off")
 
 
-def _check_range(where: str, pair: tuple[float, float], *, above: float | None, most: float | None) -> None:
+def _check_range(where: str, pair: tuple[float, float], *, above: float | None, limit: float | None) -> None:
     first, last = pair
-    if not first <= last or (above is not None and first <= above) or (most is not None and last > most):
-        limits = [f"above {above}"] if above is not None else []
-        limits += [f"at most {most}"] if most is not None else []
-        limit = ", " + " and ".join(limits) if limits else ""
-        raise RequestError(f"{where}: expected [low, high], rising{limit}; found {[first, last]}")
-
-
-_SIDES = re.compile(r"\b(left|right)(wards?)?\b", re.IGNORECASE)
+    if not first <= last or (above is not None and first <= above) or (limit is not None and last > limit):
+        bounds = [f"above {above}"] if above is not None else []
+        bounds += [f"at most {limit}"] if limit is not None else []
+        more = ", " + " and ".join(bounds) if bounds else ""
+        raise RequestError(f"{where}: expected [low, high], rising{more}; found {[first, last]}")
 
 
 def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
@@ -212,16 +213,16 @@ def _check_task(where: str, task: TaskSettings, recipe: Recipe) -> None:
     if task.positives == "text" and "text" not in modalities:
         raise RequestError(f'{where}.positives: "text" needs text among the modalities, found {modalities}')
     if "video" not in modalities and any(v.frames for v in task.variants):
-        raise RequestError(f"{where}.variants: frames are for video; found modalities {modalities}")
+        raise RequestError(f"{where}.variants: only video has frames; found modalities {modalities}")
     if task.variants and not has_frames(recipe.modalities, modalities):
-        raise RequestError(f"{where}.variants: is for images and video; found modalities {modalities}")
+        raise RequestError(f"{where}.variants: only images and video have them; found modalities {modalities}")
     _check_augment(f"{where}.augment", task, data_set, seen=has_frames(recipe.modalities, modalities))
     _subset(task.classes, data_set.classes, f"{where}.classes", task.data_set)
     if "video" in modalities:
-        most = max((specs.num_frames(v.frames) for v in task.variants), default=0)
-        if most > data_set.video.max_frames:
+        frames = max((specs.num_frames(v.frames) for v in task.variants), default=0)
+        if frames > data_set.video.max_frames:
             raise RequestError(
-                f"{where}.variants: {most} frames, but data_sets.{task.data_set}.video.max_frames is "
+                f"{where}.variants: {frames} frames, but data_sets.{task.data_set}.video.max_frames is "
                 f"{data_set.video.max_frames}; raise it"
             )
 
@@ -239,7 +240,7 @@ def _check_objective(where: str, task: TaskSettings, data_set: DataSetSettings) 
 
 
 def _check_loss(where: str, task: TaskSpec) -> None:
-    """What a loss can weigh, and what it can take in parts."""
+    """Checks pair weights and microbatches."""
     weights = dict(task.pair_weights)
     if set(weights) - set(task.pairs):
         found = ", ".join(task.pairs) or "none, since nothing is compared"

@@ -1,4 +1,4 @@
-"""What ``--explain KEY`` prints: type, bounds, default and meaning of a key, or the keys of a section."""
+"""Text for ``--explain KEY``: type, bounds, default and meaning of a key, or the keys of a section."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def explain(key: str, *, recipe: dict[str, Any] | None = None) -> str:
 
 
 def explain_key(key: str, config: Path, overrides: list[str]) -> str:
-    """What ``explain`` says of a key, with its value in a recipe file if that is one."""
+    """``explain`` of a key, with its value in a recipe file if that can be read."""
     try:
         recipe = redacted_values(load(config, overrides).to_dict())
     except RequestError:
@@ -62,7 +62,7 @@ def _known_path(parts: list[str]) -> list[str]:
 
 
 def _section(path: list[str], node: dict[str, Any]) -> list[str]:
-    """What a section is, and a line on each of its keys."""
+    """A section's meaning, and a line on each of its keys."""
     if not schema.keys_of(node):
         path, node = [*path, schema.one_of(node)], schema.held_by(node)
     where = ".".join(path)

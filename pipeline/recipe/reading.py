@@ -74,7 +74,7 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
     try:
         _check_plain(raw)
     except RecursionError as e:
-        raise RequestError("the recipe: a YAML alias refers to what it is part of; write it out") from e
+        raise RequestError("the recipe: a YAML alias refers to a value that contains it; write it out") from e
     filled = _with_each_data_set(raw)
     try:
         # As JSON, strict settings take lists for tuples and mappings for dataclasses, and nothing else.
@@ -87,7 +87,7 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
 
 
 def _check_plain(value: Any, path: str = "") -> None:
-    """Raises RequestError for what YAML can say and a recipe cannot: dates, bytes, sets, keys that are no text."""
+    """Raises RequestError for YAML that a recipe cannot hold: dates, bytes, sets, keys that are not text."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):
@@ -165,7 +165,7 @@ def _message(error: pydantic.ValidationError) -> str:
 
 
 def _expected_mapping(path: list[str]) -> str:
-    """What belongs in place of a value that is no mapping."""
+    """The mapping that belongs in place of another value, in words."""
     node = schema.at(path)
     inner = path if schema.keys_of(node) else [*path, schema.one_of(node)]
     node = schema.at(inner)

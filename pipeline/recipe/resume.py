@@ -1,4 +1,4 @@
-"""What a resume may change of the recipe that its run directory was made with."""
+"""The changes that a resume may make to the recipe of its run directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     """(key, old value, new value) of everything that differs between two resolved recipes."""
     out = []
     for key in sorted(old.keys() | new.keys()):
-        path, a, b = f"{prefix}{key}", old.get(key), new.get(key)
+        path = f"{prefix}{key}"
+        a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             out += differences(a, b, f"{path}.")
         elif a != b:
@@ -21,6 +22,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return out
 
 
+# Sections that any resume may change.
 _FREE = ("cluster", "logging", "checkpoint", "resume")
 
 

@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema: what reading, ``--explain`` and the reference look keys up in."""
+"""The recipe's JSON Schema, in which reading, ``--explain`` and the reference look up keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _cleaned(node: Any) -> Any:
 
 
 def resolved(node: dict[str, Any]) -> dict[str, Any]:
-    """A node with what it refers to filled in; what it says itself goes first."""
+    """A node with its references filled in; its own values take precedence."""
     name = node.get("$ref", "").rpartition("/")[2]
     return resolved(recipe_schema()["$defs"][name]) | node if name else node
 
@@ -54,7 +54,7 @@ def at(path: Iterable[str]) -> dict[str, Any]:
 
 
 def held_by(node: dict[str, Any]) -> dict[str, Any]:
-    """What a mapping of names or a list holds."""
+    """The node of the values of a mapping of names or of a list."""
     for option in (node, *node.get("anyOf", ())):
         option = resolved(option)
         held = option.get("additionalProperties") or option.get("items")
@@ -119,7 +119,7 @@ def type_text(node: dict[str, Any]) -> str:
 
 
 def _options(node: dict[str, Any]) -> list[str]:
-    """What a value may be, one after the other."""
+    """The types that a value may have, one after the other."""
     if "anyOf" in node:
         return [text for option in node["anyOf"] for text in _options(resolved(option))]
     if "enum" in node:

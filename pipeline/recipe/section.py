@@ -1,4 +1,4 @@
-"""What a section of a recipe is made of: strict pydantic models whose keys say what they mean."""
+"""The parts of a recipe's sections: strict pydantic models whose keys have a meaning."""
 
 from __future__ import annotations
 

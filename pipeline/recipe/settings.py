@@ -6,16 +6,16 @@ Keys that another room owns are declared there (``pipeline.keys``), once for the
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pydantic
 import pydantic_core
 
 from pipeline import keys
 from pipeline.cluster.settings import WorkerSettings
-from pipeline.recipe.section import Section, Share, Weight, key
+from pipeline.recipe.section import Section, Share, key
 from pipeline.recipe.task_settings import DataSetSettings, EvaluationSettings, TaskSettings, TextSettings
-from pipeline.train.mixture.settings import BanditSettings, ShareSettings
+from pipeline.train.mixture.settings import SamplerSettings
 from pipeline.train.telemetry.settings import LoggingSettings
 
 
@@ -68,12 +68,12 @@ class ModelSettings(Section):
     )
     remat: Literal["auto", "full", "attention", "dots", "products", "none"] | None = key(
         None,
-        'What the backward pass computes again to save memory, from "full" (whole layers) over "attention", "dots" and '
+        'Recomputation in the backward pass to save memory, from "full" (whole layers) over "attention", "dots" and '
         '"products" to "none"; "auto" is "attention", and on GPUs the least that their memory allows.',
     )
     scan: bool | None = key(None, "Layers are one compiled body that runs depth times; false unrolls it.")
     unroll_on_gpu: bool | None = key(None, "On GPUs layers are unrolled whatever scan says, which is faster there.")
-    contrastive_chunk: int | None = key(None, "Columns that a contrastive loss compares at a time.", ge=1)
+    contrastive_chunk: int | None = key(None, "Maximum columns that a contrastive loss compares at a time.", ge=1)
     text_embedding_std: float = key(1.0, "Initial standard deviation of the table of text tokens.", gt=0)
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", 'Type of the computation; parameters are float32 always. "auto": bfloat16 on accelerators.'
@@ -99,8 +99,8 @@ class TrainSettings(Section):
     deterministic: bool = key(
         False, "Losses repeat bit for bit on GPUs too, at a cost in speed; on CPUs they always do."
     )
-    checkpoint_every: int = key(1000, "Steps from one checkpoint to the next.", ge=1)
-    log_every: int = key(1, "Steps from one line of metrics.jsonl to the next.", ge=1)
+    checkpoint_every: int = key(1000, "Steps between two checkpoints.", ge=1)
+    log_every: int = key(1, "Steps between two lines of metrics.jsonl.", ge=1)
     log_samples: bool = key(False, "The ids of every batch are written to samples.jsonl.")
     b1: float = key(0.9, "Adam's decay of the mean of gradients.", ge=0, lt=1)
     b2: float = key(0.999, "Adam's decay of the mean of squared gradients.", ge=0, lt=1)
@@ -124,37 +124,15 @@ class TrainSettings(Section):
         return fraction
 
 
-class StageSettings(Section):
-    """Weights of tasks from a step on."""
-
-    from_step: int = key(..., "First step of the stage.", ge=0)
-    weights: dict[str, Weight] = key(..., "Task to weight, in place of the tasks' own.", min_length=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSettings(ShareSettings):
-    """Which task each step runs; the paper's rule unless something else is asked for."""
-
-    intervals: dict[str, Annotated[int, pydantic.Field(ge=1)]] = keys.key(
-        {}, "Task to interval of round_robin, 1 for those not named."
-    )
-    period: int | None = keys.key(None, "Steps of a period of exact; null: those of the run.", ge=1)
-    stages: tuple[StageSettings, ...] = keys.key(
-        (), "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
-    )
-    ramp: bool = keys.key(False, "Weights change linearly from one stage to the next.")
-    bandit: BanditSettings = keys.key(BanditSettings(), "The adaptive sampler: what sways it and how much.")
-
-
 class CheckpointSettings(Section):
-    """Which checkpoints are kept; a resume may change it."""
+    """The checkpoints that are kept; a resume may change it."""
 
-    keep_last: int = key(2, "Newest checkpoints that are kept.", ge=1)
-    keep_every: int | None = key(None, "Checkpoints of steps that this divides are kept for ever.", ge=1)
+    keep_last: int = key(2, "Number of newest checkpoints that are kept.", ge=1)
+    keep_every: int | None = key(None, "Checkpoints at multiples of this step are kept for ever.", ge=1)
 
 
 class InitSettings(Section):
-    """What a new run starts from."""
+    """The start of a new run."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True, serialize_by_alias=True)
 
@@ -167,7 +145,7 @@ class InitSettings(Section):
 
 
 class ResumeSettings(Section):
-    """What a resume may change beside cluster, logging, checkpoint and more steps."""
+    """Changes that a resume may make beside cluster, logging, checkpoint and more steps."""
 
     allow_mixture_change: bool = key(
         False, "Tasks and data sets may come and go, weights and the sampler change; other tasks go on where they were."
@@ -176,22 +154,20 @@ class ResumeSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ClusterSettings(WorkerSettings):
-    """Where the run runs and how its data are decoded; a resume may change it."""
+    """Machines and workers of the run, and decoding of its data; a resume may change it."""
 
-    expert_parallel: int = keys.key(1, "Devices that share a layer's experts; divides both numbers.", ge=1)
+    expert_parallel: int = keys.key(
+        1, "Devices that share a layer's experts; must divide both the devices and the experts.", ge=1
+    )
     fsdp: bool = keys.key(False, "Parameters and moments are spread over the devices, in place of a copy on each.")
     decode: Literal["auto", "tasks", "actors"] = keys.key(
         "auto", 'Streams decode in pooled Ray "tasks", or in "actors" of each task; "auto": actors from 8 CPUs on.'
     )
-    block_steps: int = keys.key(16, "Steps of the run that a block of a stream lasts for, about.", ge=1)
-    queue_blocks: int = keys.key(2, "Blocks that a stream may be ahead of training.", ge=1)
+    block_steps: int = keys.key(16, "Approximate steps of the run that a block of a stream lasts for.", ge=1)
+    queue_blocks: int = keys.key(2, "Maximum blocks that a stream is ahead of training.", ge=1)
     clip_cache_mb: int = keys.key(0, "Megabytes of decoded clips that each decode process keeps.", ge=0)
-    decode_timeout_s: float = keys.key(
-        60.0, "Seconds for decoding one sample; one that takes longer is a reject.", gt=0
-    )
-    decode_memory_mb: int = keys.key(
-        4096, "Megabytes for decoding one sample; one that takes more is a reject.", ge=256
-    )
+    decode_timeout_s: float = keys.key(60.0, "Maximum seconds of decoding a sample; slower ones are rejected.", gt=0)
+    decode_memory_mb: int = keys.key(4096, "Maximum megabytes of decoding a sample; larger ones are rejected.", ge=256)
     compile_cache: str | None = keys.key(None, "Folder of compiled steps; null: below the user's cache folder.")
 
     @pydantic.field_validator("num_workers", mode="before")
@@ -208,7 +184,7 @@ class ClusterSettings(WorkerSettings):
 
 
 class Recipe(Section):
-    """All of a run: data sets, tasks, the model, its training and its evaluation."""
+    """A whole run: data sets, tasks, the model, its training and its evaluation."""
 
     seed: int = key(0, "Seed of the order of samples, of augmentation and of initial parameters.")
     model: ModelSettings = ModelSettings()
@@ -232,11 +208,12 @@ class Recipe(Section):
     sampler: SamplerSettings = SamplerSettings()
     init: InitSettings = InitSettings()
     resume: ResumeSettings = ResumeSettings()
-    max_reject_fraction: Share = key(0.05, "A run fails if more of a data set's samples are rejects.")
+    max_reject_fraction: Share = key(
+        0.05, "Maximum share of rejects among a data set's samples; beyond it the run fails."
+    )
     evaluate: list[EvaluationSettings] = key(
         [],
-        "What is measured on held-out manifests when the run ends; an empty list measures what the tasks make "
-        "possible.",
+        "Measurements on held-out manifests at the end of the run; [] makes all that the tasks allow.",
     )
     checkpoint: CheckpointSettings = CheckpointSettings()
     cluster: ClusterSettings = ClusterSettings()

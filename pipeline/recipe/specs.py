@@ -18,7 +18,7 @@ from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 from pipeline.recipe.added import added_specs, embedders, has_frames, patch_embedders
 from pipeline.recipe.settings import EvaluationSettings, Recipe
-from pipeline.train.mixture.spec import SamplerSpec, Stage
+from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.spec import LoggingSpec
 
@@ -159,11 +159,7 @@ def num_frames(frames: int | None) -> int:
 
 
 def sampler_spec(recipe: Recipe) -> SamplerSpec:
-    sampler = recipe.sampler
-    stages = tuple(Stage(stage.from_step, tuple(stage.weights.items())) for stage in sampler.stages)
-    kept = {name: value for name, value in vars(sampler).items() if name != "bandit"}
-    changed = {"stages": stages, "intervals": tuple(sampler.intervals.items()), **vars(sampler.bandit)}
-    return SamplerSpec(**kept | changed)
+    return SamplerSpec(**vars(recipe.sampler))
 
 
 def decode_limits(recipe: Recipe) -> spec.DecodeLimits:

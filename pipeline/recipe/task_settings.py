@@ -14,14 +14,17 @@ from pipeline.recipe.section import Section, Share, Weight, key
 
 
 class TextSettings(Section):
-    """How texts become tokens."""
+    """The tokenizer of all texts."""
 
     tokenizer: str | None = key(
         None, "A sentencepiece model or a Hugging Face tokenizer.json; null trains one on the data sets' own text."
     )
     vocab_size: int = key(1000, "Pieces of a tokenizer that is trained.", ge=16)
     max_characters: int = key(
-        100_000, "Longer texts of a row are left out; tasks cut the others at text_length tokens.", ge=1, le=1_000_000
+        100_000,
+        "Maximum characters of a text; longer ones are left out, and tasks cut the others at text_length tokens.",
+        ge=1,
+        le=1_000_000,
     )
 
 
@@ -36,7 +39,7 @@ class DataSetSettings(Section):
     video: VideoSpec = VideoSpec()
     audio: AudioSettings = AudioSettings()
     max_reject_fraction: Share | None = key(
-        None, "A run fails if more of this data set's samples are rejects; null: the recipe's max_reject_fraction."
+        None, "Maximum share of rejects among this data set's samples; null: the recipe's max_reject_fraction."
     )
     schemes: list[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*$")]] = key(
         [],
@@ -60,7 +63,7 @@ _Objective = Literal[terms.NAMES]  # pyrefly: ignore[invalid-literal]
 
 
 class TaskSettings(Section):
-    """One task: a data set, an objective and what the model sees of a row."""
+    """One task: a data set, an objective and the model's view of a row."""
 
     data_set: str = key(..., "Name of the data set that the task reads.")
     objective: _Objective | dict[_Objective, Annotated[float, pydantic.Field(gt=0)]] = key(
@@ -68,9 +71,7 @@ class TaskSettings(Section):
         'Loss: "nce" and "sigmoid_pairs" compare modalities, "softmax" and "sigmoid" (several labels a row) classify '
         "the first modality that is not text; {nce: 1.0, softmax: 0.5} is the weighted sum over one batch.",
     )
-    modalities: list[str] = key(
-        ..., "What the task looks at: one modality to classify, two or three to compare.", min_length=1
-    )
+    modalities: list[str] = key(..., "Modalities of the task: one to classify, two or three to compare.", min_length=1)
     batch_size: int = key(..., "Samples of a step on all devices together, at the first variant.", ge=1)
     weight: float | None = key(None, "Weight in the sampler; null: the data set's number of examples.", ge=0)
     variants: list[VariantSettings] = key([], "Input sizes between which the task's batches alternate.")

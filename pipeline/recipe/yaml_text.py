@@ -12,7 +12,7 @@ import yaml
 from pipeline.recipe.schema import section_docs
 
 _WIDTH = 118
-_HEADER = "# A resolved recipe: every setting with its value. What each one means: docs/settings.md\n"
+_HEADER = "# A resolved recipe: every setting with its value. Their meanings: docs/settings.md\n"
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,7 +23,7 @@ def data(run: Run) -> Html:
     for name in run.tasks:
         tasks.setdefault(run.data_set(name), []).append(name)
     rows = [_data_set_row(run, data_set, users, mapping(rejects.get(data_set))) for data_set, users in tasks.items()]
-    columns = ("Data set", "Tasks", "Rows", "Examples used", "Times through", "Drawn", "Rejected", "Share")
+    columns = ("Data set", "Tasks", "Rows", "Examples used", "Epochs", "Drawn", "Rejected", "Share")
     return Html((table(columns, rows) if rows else "") + _rejected_samples(run))
 
 

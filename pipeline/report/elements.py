@@ -1,4 +1,4 @@
-"""What a page is made of: escaped text, numbers, tables and Plotly figures."""
+"""The elements of a page: escaped text, numbers, tables and Plotly figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of a report should see first."""
+"""The findings at the head of a report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def _updates(run: Run) -> list[Finding]:
 
 def _mixture(run: Run) -> list[Finding]:
     outside = [name for name, (share, sigma, actual) in shares(run).items() if abs(actual - share) > 3 * sigma]
-    return [(f"More than 3 sigma off their share of the steps: {', '.join(outside)}.", True)] if outside else []
+    return (
+        [(f"More than 3 sigma from their expected share of the steps: {', '.join(outside)}.", True)] if outside else []
+    )
 
 
 def _evaluation(run: Run) -> list[Finding]:

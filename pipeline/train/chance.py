@@ -15,7 +15,7 @@ _AT_CHANCE = 0.98
 
 
 def is_guess(loss: float, chance: float) -> bool:
-    """Whether a loss is not clearly below that of guessing; never where guessing has none."""
+    """Whether a loss is not clearly below that of guessing; never if guessing has none."""
     return chance > 0 and loss > _AT_CHANCE * chance
 
 

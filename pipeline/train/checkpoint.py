@@ -44,7 +44,7 @@ class Checkpoints(CheckpointFolder):
             shutil.rmtree(path, ignore_errors=True)
 
     def check_space(self, state: dict) -> None:
-        """Raises DataError where the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
+        """Raises DataError if the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
         needed = _bytes(state) + _SPARE_BYTES
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class Checkpoints(CheckpointFolder):
         """Returns once the arrays may change; they are written in the background, one checkpoint at a time.
 
         data: plain JSON values. finite: whether the last update of every task was. Every process of the run calls it,
-        and it raises DataError in all of them alike: where the disk is full, or where writing the one before failed.
+        and all of them raise the same DataError: if the disk is full, or if the previous save failed.
         """
         problem = None
         try:
@@ -140,7 +140,7 @@ class Checkpoints(CheckpointFolder):
     def state(self, abstract: dict, *, step: int | None = None) -> dict:
         """The stored arrays that ``abstract`` names, some of them or all.
 
-        abstract: jax.ShapeDtypeStruct leaves with the shardings to load them with. Raises RequestError where the arrays
+        abstract: jax.ShapeDtypeStruct leaves with the shardings to load them with. Raises RequestError if the arrays
         cannot be read.
         """
         step = self.latest_step if step is None else step

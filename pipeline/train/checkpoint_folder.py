@@ -54,14 +54,14 @@ class CheckpointFolder:
         return [f"checkpoint {step} is skipped: {fault}" for step, fault in faults.items() if fault]
 
     def _read(self, step: int) -> dict:
-        """The run.json of this format or another. Raises OSError, or ValueError where it is corrupt."""
+        """The run.json of this format or another. Raises OSError, or ValueError if it is corrupt."""
         data, intact = read_sealed(self.folder / str(step) / RUN)
         if intact is False or (intact is None and data.get("format") == FORMAT):
-            raise ValueError("it is not what was written")
+            raise ValueError("checksum mismatch")
         return data
 
     def _fault(self, step: int, *, look: Callable[[Path, dict], str | None] = cut_file) -> str | None:
-        """Why a checkpoint is not whole; None if it is. look: ``cut_file``, or ``changed_file`` to read every byte."""
+        """The reason why a checkpoint is not whole, else None. look: ``cut_file``, or ``changed_file`` to read it."""
         try:
             data = self._read(step)
         except FileNotFoundError:
@@ -81,7 +81,7 @@ class CheckpointFolder:
         """(the newest checkpoint with intact files, a line for each newer one that is damaged).
 
         set_aside: rename damaged ones, so that they are never considered again; for one process of the run that owns
-        them. Raises DataError where all checkpoints are damaged.
+        them. Raises DataError if all checkpoints are damaged.
         """
         damaged, sound = {}, None
         for step in reversed(self._folders()):
@@ -126,7 +126,7 @@ class CheckpointFolder:
             data = self._read(step)
         except FileNotFoundError as e:
             raise RequestError(
-                f"checkpoint {step} of {self.folder} is not there; all machines of a run must see its directory"
+                f"checkpoint {step} of {self.folder} is missing; all machines of a run must see its directory"
             ) from e
         except (OSError, ValueError) as e:
             raise RequestError(

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class StepCompiler:
-    """Compiles in a thread of its own; a step waits only for its own graph.
+    """Compiles in a background thread; a step waits only for its own graph.
 
     compile_fn: structure → compiled step. budget: the structures known before step 0, in order of first use.
     on_compiled: called after each.
@@ -114,7 +114,7 @@ class StepCompiler:
     def memory_bytes(self, structure: Structure) -> int | None:
         """Memory that the compiler plans for one device: arguments, results that are not donated, temporaries.
 
-        None before it is compiled, and where the compiler does not tell.
+        None before it is compiled, and if the compiler does not tell.
         """
         step = self.ready(structure)
         plan = step.executable.memory_analysis() if step is not None else None

@@ -36,7 +36,7 @@ _PEAK_FLOPS = (
 
 
 def host_device() -> jax.Device:
-    """The CPU; the first accelerator where JAX was told to do without the CPU."""
+    """The CPU; the first accelerator if JAX runs without the CPU platform."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -44,14 +44,14 @@ def host_device() -> jax.Device:
 
 
 def peak_flops(kind: str) -> float | None:
-    """bfloat16 FLOP/s of one device of a kind, None where it is unknown, as for a part of a GPU (MIG)."""
+    """bfloat16 FLOP/s of one device of a kind, None if it is unknown, as for a part of a GPU (MIG)."""
     if "MIG" in kind:
         return None
     return next((peak for pattern, peak in _PEAK_FLOPS if re.search(pattern, kind)), None)
 
 
 def check_backend(accelerator: str) -> None:
-    """Raises RequestError where JAX does not compute on the accelerator that was asked for; it would go on without."""
+    """Raises RequestError if JAX does not use the requested accelerator: it would silently go on without."""
     if accelerator == "cpu":
         return
     asked = f"cluster.accelerator: {accelerator}"
@@ -80,7 +80,7 @@ def memory() -> dict[str, int]:
 
 
 def memory_limit() -> tuple[int | None, str]:
-    """(bytes that a device may hold, None where it does not say; "this machine" or "a device" for whose they are)."""
+    """(limit in bytes, None if unknown; the holder of the limit, "this machine" or "a device")."""
     if jax.default_backend() != "cpu":
         stats = jax.local_devices()[0].memory_stats() or {}
         return stats.get("bytes_limit"), "a device"
@@ -105,7 +105,7 @@ def _resident_bytes() -> int:
         with open("/proc/self/statm") as f:
             return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        # Not Linux: the most it ever was, which macOS counts in bytes and others in KiB.
+        # Not Linux: the maximum so far, which macOS counts in bytes and others in KiB.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -117,7 +117,7 @@ def use_compute_type(config: ModelConfig) -> ModelConfig:
 
 
 def use_compile_cache(folder: str | None) -> None:
-    """Keeps compiled steps in a folder, for later processes; None: does not."""
+    """Keeps compiled steps in a folder for later processes; None: keeps none."""
     if folder is None:
         return
     jax.config.update("jax_compilation_cache_dir", folder)

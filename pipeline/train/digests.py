@@ -1,4 +1,4 @@
-"""Digests of files and of JSON, by which a change since they were written is found."""
+"""Digests of files and of JSON, to find changes since they were written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.files import sha256_of
 
-# Maximum number of files read at once: more gain nothing, and training goes on beside them.
+# Maximum number of files read in parallel: more gain nothing, and training goes on beside them.
 _MAX_THREADS = 8
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\Z')
 
@@ -47,7 +47,7 @@ def changed_file(folder: Path, files: dict[str, dict], *, besides: str) -> str |
     found = file_digests(folder)
     for name in sorted(found):
         if name in files and found[name] != files[name]:
-            return f"{name} is not what was written"
+            return f"{name} is corrupt (checksum mismatch)"
         # Hidden files are the system's, and never read.
         if name not in files and name != besides and "/." not in f"/{name}":
             return f"{name} does not belong to it"
@@ -61,9 +61,9 @@ def sealed(value: dict) -> bytes:
 
 
 def read_sealed(path: Path) -> tuple[dict, bool | None]:
-    """(the dict, whether it is unchanged since ``sealed``: None where it has no digest).
+    """(the dict, whether it is unchanged since ``sealed``: None if it has no digest).
 
-    Raises ValueError where the file is not a JSON object.
+    Raises ValueError if the file is not a JSON object.
     """
     raw = path.read_bytes()
     seal = _SEAL.search(raw)

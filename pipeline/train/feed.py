@@ -49,8 +49,8 @@ class Batch:
 class Feed:
     """Iterates over the batches of the steps of a schedule, in order.
 
-    to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, and of the one
-    that cannot be. waits_for: the task whose stream the feed waits for at the moment.
+    to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is ready, and of one that
+    cannot be made. waits_for: the task whose stream the feed currently waits for.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Feed:
         return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance)
 
     def next(self, *, wait: bool = True) -> Batch | None:
-        """The next batch. wait False: None where it is not made yet. Raises what making it raised."""
+        """The next batch. wait False: None if it is not ready yet. Raises the error of making it."""
         try:
             item = self._ready.get(block=wait)
         except queue.Empty:
@@ -126,8 +126,8 @@ class Feed:
     def close(self) -> None:
         """Ends this thread and those that fill the queues.
 
-        One that still puts arrays on a device, or asks Ray for a block, after its library is gone would abort the
-        process, or start Ray anew.
+        A thread that puts arrays on a device after JAX has shut down would abort the process; one that asks Ray for a
+        block would start Ray again.
         """
         self._closed.set()
         close_queues(self._queues)

@@ -17,7 +17,7 @@ from pipeline.train.mixture.shape_budget import GraphCost
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, moving tokens, the optimizer
 # and rematerialization are not model FLOPs.
 _EFFICIENCY = 0.2
-# Seconds of a step whatever its size: calls, optimizer, metrics.
+# Seconds of a step of any size: calls, optimizer, metrics.
 _STEP_S = 0.005
 # FLOPs of the product that is timed, on a CPU and on an accelerator.
 _CPU_FLOPS, _DEVICE_FLOPS = 1e9, 4e11
@@ -58,7 +58,7 @@ class Forecast:
     beside it.
 
     budget: the graphs that the run may use, with their shares of the steps; without one, the shares seen so far count.
-    flops_per_s: the rate before the first step, None where it is unknown.
+    flops_per_s: the rate before the first step, None if it is unknown.
     """
 
     def __init__(self, budget: Iterable[GraphCost] = (), *, flops_per_s: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Forecast:
             self._waits.append(record["data_wait_s"])
 
     def step_s(self) -> float | None:
-        """Seconds of an average later step, its wait for data included; None where nothing is known."""
+        """Seconds of an average later step, its wait for data included; None if nothing is known."""
         real = {key: statistics.median(values) for key, values in self._real.items()}
         shares = self._shares or {key: len(self._real.get(key, [0])) for key in self._first}
         both = [key for key in real if key in self._predicted]
@@ -122,8 +122,8 @@ def lines(forecast: Forecast, *, num_steps: int, needed: int) -> list[str]:
 
 def in_words(seconds: float) -> str:
     """A duration in its largest unit, to two digits."""
-    for unit, size, fewest in (("days", 86400.0, 3), ("h", 3600.0, 2), ("min", 60.0, 2)):
-        if seconds >= fewest * size:
+    for unit, size, minimum in (("days", 86400.0, 3), ("h", 3600.0, 2), ("min", 60.0, 2)):
+        if seconds >= minimum * size:
             return f"{_two_digits(seconds / size)} {unit}"
     return f"{_two_digits(seconds)} s"
 

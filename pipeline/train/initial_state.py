@@ -22,7 +22,7 @@ def start_state(imp: Imp, spec: RunSpec, checkpoints: Checkpoints, step: int, *,
     """(state on the devices, lines on what was and was not loaded). step: that of a checkpoint, or 0.
 
     A resume takes all that the checkpoint has of a group, its moments and count too, and starts the groups that it
-    lacks anew: those of tasks that came with a change of the mixture. Raises RequestError where the checkpoint is of
+    lacks anew: those of tasks that came with a change of the mixture. Raises RequestError if the checkpoint is of
     another model.
     """
     shapes = state_shapes(imp)
@@ -108,7 +108,7 @@ def _same_parameters(
 ) -> tuple[set[str], str]:
     """(paths of the parameters of a group that a checkpoint has in the same shape, why the others start anew)."""
     if group not in data["groups"]:
-        return set(), "it has none"
+        return set(), "not in the checkpoint"
     if group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
         return set(), "another list of classes"
     stored = data["groups"][group]

@@ -26,9 +26,9 @@ MAX_NON_FINITE = 20
 class Hooks:
     """Functions that the loop calls.
 
-    record: takes a step's metrics. save: takes (updates done, state); the state may change once it returns, and all
-    processes do it alike or raise DataError alike. sync: called before a save. observe: takes (step counted from 0,
-    loss) of every step, in order. heartbeat: takes a few words on what was finished just now.
+    record: takes a step's metrics. save: takes (updates done, state); the state may change once it returns, and either
+    all processes succeed or all raise DataError. sync: called before a save. observe: takes (step counted from 0, loss)
+    of every step, in order. heartbeat: takes a few words on the part that was just finished.
 
     A DataError of one of them ends the run, in all processes after the same step.
     """
@@ -42,7 +42,7 @@ class Hooks:
 
 @dataclasses.dataclass
 class Times:
-    """Where the loop's time went, in seconds."""
+    """Seconds that the loop spent on each part."""
 
     data_wait_s: float = 0.0
     compile_wait_s: float = 0.0
@@ -112,7 +112,7 @@ class Loop:
     def run(self) -> int:
         """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
 
-        Raises DataError where data or storage end the run, its state saved too where it can be.
+        Raises DataError if data or storage end the run, its state saved too if possible.
         """
         step = self._steps.start
         self._ended = time.perf_counter()

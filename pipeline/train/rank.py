@@ -40,8 +40,8 @@ QueueMaker = Callable[[Schedule], dict[str, RowQueue]]
 class Rank:
     """One rank of a run; its parts are fields.
 
-    The constructor refuses what the devices or the disk cannot serve, before anything is decoded or compiled. ``open``
-    starts the threads and makes the state, ``run`` trains, ``close`` ends the parts in reverse order.
+    The constructor refuses runs that the devices or the disk cannot hold, before anything is decoded or compiled.
+    ``open`` starts the threads and makes the state, ``run`` trains, ``close`` ends the parts in reverse order.
     began: time.perf_counter() of the start.
     """
 
@@ -187,16 +187,16 @@ class Rank:
     def _how_it_ended(self, error: DataError) -> str:
         """The reason for the end, with the outcome of the last save and, after updates that were not finite, the way
         back."""
-        said = str(error)
+        reason = str(error)
         try:
             self.checkpoints.wait()
         except DataError as failure:
-            said += f"; and {failure}"
+            reason += f"; and {failure}"
         if max(self.saver.non_finite.values(), default=0) <= MAX_NON_FINITE:
-            return said
+            return reason
         good = self.checkpoints.last_finite_step()
         way_back = "; to go back to it, move those of later steps out of checkpoints/" if good else ""
-        return f"{said}. The newest checkpoint of before that is {good or 'none'}{way_back}"
+        return f"{reason}. The newest checkpoint before that is {good or 'none'}{way_back}"
 
 
 def _state_bytes(imp: Imp) -> int:
@@ -205,7 +205,7 @@ def _state_bytes(imp: Imp) -> int:
 
 
 def _mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
-    """The mesh of all devices. Raises RequestError where they cannot run what the schedule holds."""
+    """The mesh of all devices. Raises RequestError if they cannot run a structure of the schedule."""
     backend = jax.default_backend()
     if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):
         raise RequestError(f"model.attention: cudnn needs a gpu and bfloat16; found {backend} and {config.dtype}")

@@ -21,7 +21,7 @@ def train(
     """Runs one rank to the end of the run, or until its gate says stop. Returns its summary (``summary.summarize``).
 
     start_step: of the checkpoint to go on from, which all ranks must agree on; None: the newest.
-    Raises RequestError where the devices, the disk or the source of ``init.from`` cannot serve the run; DataError where
+    Raises RequestError if the devices, the disk or the source of ``init.from`` cannot serve the run; DataError if
     the data end it, its state saved.
     """
     with contextlib.closing(Rank(spec, rank=rank, gate=gate or StepGate(), start_step=start_step)) as it:

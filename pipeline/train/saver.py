@@ -46,11 +46,11 @@ class Saver:
 
 
 def other_machine(stored: dict) -> list[str]:
-    """A warning where samples may decode to other bits than before the checkpoint. stored: the checkpoint's data."""
+    """A warning if samples may decode to other bits than before the checkpoint. stored: the checkpoint's data."""
     then = stored.get("cpu_kind")
     if then is None or then == cpu_kind():
         return []
     return [
-        f"warning: the checkpoint is from a machine of another kind, on which some media decode to other bits, so "
-        f"losses may differ from those it would have had there. There: {then}. Here: {cpu_kind()}"
+        f"warning: the checkpoint is from another kind of machine, on which some media decode to other bits, so losses "
+        f"may differ from those on that machine. There: {then}. Here: {cpu_kind()}"
     ]

@@ -18,7 +18,7 @@ class CheckpointSpec:
     """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
 
     every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. init_from: the directory of
-    another run; init_step: the step of its checkpoint, None where the run goes on from one of its own.
+    another run; init_step: the step of its checkpoint, None if the run goes on from one of its own.
     """
 
     every: int
@@ -30,7 +30,7 @@ class CheckpointSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PlacementSpec:
-    """How a run uses its devices. expert_parallel, fsdp: the layout of parameters (``model.sharding``).
+    """The use of a run's devices. expert_parallel, fsdp: the layout of parameters (``model.sharding``).
 
     deterministic: the same bits in every run on GPUs too (``step.compile_step``). compile_cache: the folder of compiled
     steps. stall_timeout_s: seconds without progress before the run ends.
@@ -71,7 +71,7 @@ class RunSpec:
     def position(self, step: int | None = None) -> Position:
         """The position stored in the checkpoint of a step, by default the newest; ``START`` without a checkpoint.
 
-        Raises RequestError where a data set has other rows than then.
+        Raises RequestError if the rows of a data set have changed since.
         """
         checkpoints = self.open_checkpoints()
         step = checkpoints.latest_step if step is None else step
@@ -82,7 +82,7 @@ class RunSpec:
             if fault := _other_rows(data["fingerprints"].get(name, now), now):
                 raise RequestError(
                     f"data_sets.{name}: {fault}, and the order of samples and what they teach depend on it; put the "
-                    "old rows back, or give the new ones a data set of their own"
+                    "old rows back, or put the new ones into another data set"
                 )
         return Position(**data["position"])
 

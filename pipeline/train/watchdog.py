@@ -44,7 +44,7 @@ class Watchdog:
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
-        self._closed, self._said = threading.Event(), False
+        self._closed, self._warned = threading.Event(), False
         self.heartbeat("the start")
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -69,9 +69,9 @@ class Watchdog:
             self._arm()
 
     def _say_slow(self) -> None:
-        if self._said:
+        if self._warned:
             return
-        self._said = True
+        self._warned = True
         print(
             f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s since {self._finished}, but the "
             f"process computes: slow, not hung; it has {_PATIENCE * self._timeout_s:g} s in all "
@@ -92,8 +92,8 @@ class Watchdog:
 
     def _end(self, limit_s: float) -> None:
         line = (
-            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}. Where "
-            f"every thread stood: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the limit"
+            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}. The stacks of "
+            f"all threads: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the limit"
         )
         print(f"failed: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:

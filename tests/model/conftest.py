@@ -10,7 +10,7 @@ import pytest
 with jaxtyping.install_import_hook("model", "beartype.beartype"):
     from model.config import ModelConfig
     from model.step import compile_step  # noqa: F401  (imports every module of model/ under the hook)
-    from model.structure import Inputs, Structure
+    from model.structure import InputShape, Structure
 
 
 @pytest.fixture(scope="session")
@@ -46,11 +46,11 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def inputs():
-    """Inputs of each modality for ``tiny``: a tubelet of one frame has 12 values, a spectrogram patch 4."""
+    """Input shapes of each modality for ``tiny``: a tubelet of one frame has 12 values, a spectrogram patch 4."""
 
-    def make(modality: str, num_tokens: int) -> Inputs:
+    def make(modality: str, num_tokens: int) -> InputShape:
         num_values, num_axes = {"vision": (12, 3), "audio": (4, 2), "text": (0, 1)}[modality]
-        return Inputs(modality, num_tokens=num_tokens, num_values=num_values, num_axes=num_axes)
+        return InputShape(modality, num_tokens=num_tokens, num_values=num_values, num_axes=num_axes)
 
     return make
 

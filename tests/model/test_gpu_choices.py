@@ -1,4 +1,4 @@
-"""What is done in another way on GPUs, on a CPU: the same losses, gradients and statistics."""
+"""The GPU forms of operations, run on a CPU: the same losses, gradients and statistics."""
 
 import types
 

@@ -9,11 +9,11 @@ import pytest
 
 from model.config import MoEConfig
 from model.imp import Imp
-from model.structure import Inputs, Structure, pair_group
+from model.structure import InputShape, Structure, pair_group
 
-VISION = Inputs("vision", num_tokens=4, num_values=12, num_axes=3)
-AUDIO = Inputs("audio", num_tokens=3, num_values=4, num_axes=2)
-TEXT = Inputs("text", num_tokens=5, num_values=0, num_axes=1)
+VISION = InputShape("vision", num_tokens=4, num_values=12, num_axes=3)
+AUDIO = InputShape("audio", num_tokens=3, num_values=4, num_axes=2)
+TEXT = InputShape("text", num_tokens=5, num_values=0, num_axes=1)
 TRIPLET = Structure("nce", 4, (VISION, AUDIO, TEXT))
 CAPTIONS = Structure("nce", 4, (VISION, TEXT))
 DIGITS = Structure("softmax", 4, (VISION,), classifier="digits", num_classes=5, classes=(0, 2, 3))

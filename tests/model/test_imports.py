@@ -16,12 +16,12 @@ import numpy as np
 
 from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from model.step import compile_step, init_state
 import model.sizes
 
 config = ModelConfig(width=8, num_heads=1, head_dim=8, depth=1, mlp_dim=8, moe=MoEConfig(2, 1), audio_patch=(2, 2))
-structure = Structure("softmax", 2, (Inputs("audio", 4, 4, 2),), classifier="c", num_classes=2, classes=(0, 1))
+structure = Structure("softmax", 2, (InputShape("audio", 4, 4, 2),), classifier="c", num_classes=2, classes=(0, 1))
 imp = Imp.for_structures(config, [structure])
 state = init_state(imp.init(0))
 step = compile_step(imp, structure, OptimizerConfig(1e-3, warmup_steps=1, num_steps=2))

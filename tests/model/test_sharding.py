@@ -27,11 +27,11 @@ import numpy as np
 
 from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from model.sharding import make_mesh, path_keys, over_batch, put_batch, put_state, replicated, state_shardings
 from model.step import compile_step, init_state, learning_rates
 
-BATCH, VISION, TEXT = 16, Inputs("vision", 6, 12, 3), Inputs("text", 5, 0, 1)
+BATCH, VISION, TEXT = 16, InputShape("vision", 6, 12, 3), InputShape("text", 5, 0, 1)
 SIZES = dict(
     width=16, num_heads=2, head_dim=8, depth=2, mlp_dim=32, common_dim=12, vocab_size=40, vision_patch=(4, 2, 2),
     vision_positions=(4, 4, 4), text_positions=(32,), qk_norm=True,

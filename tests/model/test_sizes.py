@@ -13,7 +13,7 @@ from model import sizes
 from model.config import ModelConfig, MoEConfig, OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -163,7 +163,7 @@ def test_a_forward_pass_against_what_xla_counts(moe, modality, num_tokens, num_v
 
 def test_a_training_step_against_what_xla_counts():
     config = plain(moe=MoEConfig(4, 1, dispatch="index"), contrastive_chunk=64)
-    given = (Inputs("audio", num_tokens=64, num_values=256, num_axes=2), Inputs("text", 64, 0, 1))
+    given = (InputShape("audio", num_tokens=64, num_values=256, num_axes=2), InputShape("text", 64, 0, 1))
     structure = Structure("nce", 16, given)
     imp = Imp.for_structures(config, [structure])
     gradients = jax.grad(lambda params, batch: imp.loss(params, batch, structure)[0])
@@ -211,7 +211,7 @@ def test_unknown_names_are_one_line_and_exit_2():
 def test_the_memory_of_a_step_before_it_is_compiled(remat, num_tokens, batch):
     """Against XLA's plan of the compiled step: arguments and temporaries."""
     config = from_variant("imp-tiny-moe", remat=remat, dtype="float32")
-    inputs = (Inputs("vision", num_tokens, 768, 3), Inputs("text", 12, 0, 1))
+    inputs = (InputShape("vision", num_tokens, 768, 3), InputShape("text", 12, 0, 1))
     structure = Structure((("nce", 1.0),), batch, inputs)
     step = compile_step(Imp.for_structures(config, [structure]), structure, OptimizerConfig(1e-3, 1, 10))
     plan = step.executable.memory_analysis()

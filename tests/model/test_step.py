@@ -10,9 +10,9 @@ import pytest
 from model.config import MoEConfig, OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state, learning_rates, make_step, rate_schedule, state_shapes
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 
-AUDIO, TEXT = Inputs("audio", 3, 4, 2), Inputs("text", 5, 0, 1)
+AUDIO, TEXT = InputShape("audio", 3, 4, 2), InputShape("text", 5, 0, 1)
 SOUNDS = Structure("softmax", 6, (AUDIO,), classifier="sounds", num_classes=3, classes=(0, 1, 2))
 TOPICS = Structure("softmax", 6, (TEXT,), classifier="topics", num_classes=2, classes=(0, 1))
 PAIRS = Structure("nce", 6, (AUDIO, TEXT))
@@ -322,7 +322,7 @@ def test_a_run_shorter_than_its_warmup_keeps_warming_up():
 def test_the_norm_is_the_same_every_time_and_right(batch):
     """Steps that skip this pass every other test and still never repeat bit for bit."""
     config = from_variant("imp-tiny-moe", vocab_size=60)
-    structure = Structure("nce", 8, (Inputs("vision", 4, 768, 3), Inputs("text", 6, 0, 1)))
+    structure = Structure("nce", 8, (InputShape("vision", 4, 768, 3), InputShape("text", 6, 0, 1)))
     imp, arrays = Imp.for_structures(config, [structure]), batch(structure)
     state = init_state(imp.init(0))
     optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=10)

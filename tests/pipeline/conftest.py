@@ -90,7 +90,7 @@ def write_video():
 
 @pytest.fixture(scope="session")
 def frame_numbers():
-    """Which frames of ``write_video`` a decoded clip shows; each must be one flat grey."""
+    """The frames of ``write_video`` that a decoded clip shows; each must be one flat grey."""
 
     def numbers(frames: np.ndarray) -> list[int]:
         means = frames.reshape(len(frames), -1).astype(float).mean(1)

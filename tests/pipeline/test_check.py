@@ -1,4 +1,4 @@
-"""What check.py says of data, against data made to be wrong in known ways."""
+"""check.py on data made to be wrong in known ways."""
 
 from __future__ import annotations
 

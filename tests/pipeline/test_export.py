@@ -392,4 +392,4 @@ def test_wrong_requests_are_one_line_and_exit_2(run_dir, tmp_path, capsys):
     assert main(["export", "--run", str(run_dir), "--out", str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     name = damaged.relative_to(run_dir / "checkpoints" / "2")
-    assert f"is damaged, the newest, 2, because {name} is not what was written; put back a copy" in line
+    assert f"is damaged, the newest, 2, because {name} is corrupt (checksum mismatch); put back a copy" in line

@@ -1,4 +1,4 @@
-"""What is said of data before a run, and what of it refuses the run."""
+"""Problems of data that are reported before a run, and those that refuse it."""
 
 import collections
 import itertools
@@ -23,18 +23,22 @@ CLASSES = TASK | {"objective": "softmax", "modalities": ["image"], "variants": [
 
 @pytest.fixture
 def told(tmp_path, write_manifest, capsys):
-    """What ``plan`` says of rows: the error or "", and the warnings. Images are empty files, but for "gone"."""
+    """(error of ``plan`` on these rows or "", warnings). Images are empty files; "gone" does not exist."""
     (tmp_path / "a.png").touch()
     number = itertools.count()
 
     def tell(rows, *, task=TASK, tasks=None, held_out=None, num_steps=10, **data_set) -> tuple[str, list[str]]:
         folder = tmp_path / f"{next(number)}"
-        rows = [{"id": f"r{i}", "image": f"{tmp_path}/a.png", "text": ["a cat"], "labels": ["cat"]} | r for i, r in
-                enumerate(rows)]  # fmt: skip
+        rows = [
+            {"id": f"r{i}", "image": f"{tmp_path}/a.png", "text": ["a cat"], "labels": ["cat"]} | r
+            for i, r in enumerate(rows)
+        ]
         pets = {"manifest": write_manifest(folder / "m.parquet", rows, row_group_size=7), "classes": ["cat", "dog"]}
         if held_out is not None:
-            held_out = [{"id": f"h{i}", "image": f"{tmp_path}/h{i}.png", "text": [], "labels": []} | r for i, r in
-                        enumerate(held_out)]  # fmt: skip
+            held_out = [
+                {"id": f"h{i}", "image": f"{tmp_path}/h{i}.png", "text": [], "labels": []} | r
+                for i, r in enumerate(held_out)
+            ]
             pets["held_out"] = write_manifest(folder / "h.parquet", held_out)
         raw = {"data_sets": {"pets": pets | data_set}, "tasks": tasks or {"pet": task}}
         raw |= {"train": {"num_steps": num_steps}, "text": {"vocab_size": 32}}
@@ -131,7 +135,7 @@ def test_a_class_that_a_look_at_some_rows_has_not_met_is_not_said_to_have_none(m
     labels = LabelCounts(10, collections.Counter(cat=10), {("cat", "dog"): 0})
     for num_rows, none in ((10, "no row has"), (11, "none of the 10 rows looked at has")):
         facts = facts_module.Facts(data_set, num_rows, Repeats(), labels, {}, {})
-        assert lint.problems_of(facts, [task], draws={"t": 1.0}).looks == [f"toy: {none} the class 'dog'"]
+        assert lint.problems_of(facts, [task], draws={"t": 1.0}).warnings == [f"toy: {none} the class 'dog'"]
 
 
 def test_a_label_that_is_no_class_is_found_at_once_among_many():
@@ -174,19 +178,19 @@ def test_a_held_out_manifest_that_is_the_training_manifest(tmp_path, make_data_s
     data_set = make_data_set(path, held_out={"again": f"{tmp_path}/x/../m.parquet"})
     (tmp_path / "x").mkdir()
     facts = facts_module.facts_of(data_set, [])
-    assert lint.problems_of(facts, [], draws={}).looks == [
+    assert lint.problems_of(facts, [], draws={}).warnings == [
         "toy: again is the training manifest itself, so results will say nothing of new data"
     ]
 
 
 def test_tasks_that_get_few_steps_are_named():
     shares = {"a": 0.05, "b": 0.05, "c": 0.04, "d": 0.86}
-    (line,) = lint.steps_of(shares, num_steps=300).looks
+    (line,) = lint.steps_of(shares, num_steps=300).warnings
     assert line == (
         "few steps of 300 are expected for a (15), b (15), c (12); raise sampler.temperature, or tasks.a.weight"
     )
-    assert lint.steps_of(shares, num_steps=30_000).looks == []
-    assert "are expected for a (40)" in lint.steps_of({"a": 0.0004, "b": 0.9996}, num_steps=100_000).looks[0]
+    assert lint.steps_of(shares, num_steps=30_000).warnings == []
+    assert "are expected for a (40)" in lint.steps_of({"a": 0.0004, "b": 0.9996}, num_steps=100_000).warnings[0]
     # Few steps in all, or many tasks alike, are no surprise; a task that never runs was asked for.
-    assert lint.steps_of({"a": 0.5, "b": 0.5, "c": 0.0}, num_steps=10).looks == []
-    assert lint.steps_of(dict.fromkeys("abcdefgh", 1 / 8) | {"i": 0.0}, num_steps=300).looks == []
+    assert lint.steps_of({"a": 0.5, "b": 0.5, "c": 0.0}, num_steps=10).warnings == []
+    assert lint.steps_of(dict.fromkeys("abcdefgh", 1 / 8) | {"i": 0.0}, num_steps=300).warnings == []

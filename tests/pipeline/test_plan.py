@@ -34,14 +34,21 @@ def test_a_plan_without_a_run_directory_has_no_checkpoints(make_pet_recipe):
 def test_logging_as_plain_data(tmp_path, make_pet_recipe):
     logging = plan(make_pet_recipe(), tmp_path / "default").logging
     assert (logging.writers, logging.project, logging.profile_steps, logging.peak_flops) == (
-        ("tensorboard",), "imp", None, None
-    )  # fmt: skip
+        ("tensorboard",),
+        "imp",
+        None,
+        None,
+    )
     assert "decode pets once" in logging.feed_advice["pet_text"]
     asked = {"writers": [], "project": "x", "profile_steps": [3, 5], "peak_tflops": 1.5, "progress": "none"}
     logging = plan(make_pet_recipe(logging=asked), tmp_path / "asked").logging
     assert (logging.writers, logging.project, logging.profile_steps, logging.peak_flops, logging.progress) == (
-        (), "x", (3, 5), 1.5e12, "none"
-    )  # fmt: skip
+        (),
+        "x",
+        (3, 5),
+        1.5e12,
+        "none",
+    )
 
 
 def test_a_writer_that_is_not_installed_is_a_wrong_request(tmp_path, make_pet_recipe, monkeypatch):

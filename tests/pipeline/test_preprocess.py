@@ -1,4 +1,4 @@
-"""What preprocessing says of rows that training will reject, without Ray."""
+"""The lines of preprocessing on rows that training will reject, without Ray."""
 
 import subprocess
 import sys

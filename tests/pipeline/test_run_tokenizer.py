@@ -1,4 +1,4 @@
-"""Which tokenizer a run uses."""
+"""The choice of a run's tokenizer."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

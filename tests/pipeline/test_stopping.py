@@ -1,4 +1,4 @@
-"""How a job is asked to stop, at any moment of it."""
+"""Requests to stop, at any moment of a job."""
 
 import os
 import signal

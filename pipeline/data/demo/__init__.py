@@ -4,7 +4,7 @@
     emoji/          train, held_out_siblings, held_out_unseen    images with their English names
     moving_digits/  train, held_out                              videos with sound, captions, digit and direction
 
-Every split is a Parquet manifest; the module of each set says where its data comes from and what is held out.
+Every split is a Parquet manifest; the module of each set describes its source and its held-out part.
 The packages that only the build needs are imported when it runs.
 """
 

@@ -4,7 +4,7 @@ Sources: drawings from OpenMoji (CC BY-SA 4.0), names from Unicode CLDR by way o
 a name belong together if their code points agree, apart from the variation selector U+FE0F.
 
 OpenMoji gives some emojis the same drawing ("cook" and "man cook"). Such a drawing is one row that lists all their
-names: as rows of their own they would contradict each other. That leaves about 3,760 rows.
+names: as separate rows they would contradict each other. That leaves about 3,760 rows.
 
 Two words sort the rows, by their first name: the *look* is the name without skin tones ("woman surfing"); the
 *family* is the look without gender and facing direction ("surfing").

@@ -34,7 +34,7 @@ def main() -> None:
     """Answers requests from stdin until it closes."""
     # Ctrl-C goes to the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Answers get a descriptor of their own: a library that prints must not break the protocol.
+    # Answers get a separate descriptor: a library that prints must not break the protocol.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:

@@ -50,7 +50,7 @@ def tone(digit: int, rng: np.random.Generator, *, num_samples: int) -> np.ndarra
     for partial in range(1, _NUM_PARTIALS + 1):
         strength = np.float32(partial**-1.2) * (partial * pitch_hz < _HIGHEST_PARTIAL_HZ)
         wave += strength * np.sin(partial * phase + np.float32(rng.uniform(0, 2 * np.pi)))
-    # The attack takes 10 ms: a note that starts at once clicks, and a click looks the same for every digit.
+    # The attack takes 10 ms: a note that starts abruptly clicks, and a click looks the same for every digit.
     envelope = np.minimum(since_note_s / 0.01, 1) * np.exp(-since_note_s / 0.15)
     loudness = 10 ** (rng.uniform(-16, -6) / 20)
     noise = 10 ** (rng.uniform(-56, -46) / 20) * rng.standard_normal(num_samples, np.float32)

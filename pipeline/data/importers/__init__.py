@@ -49,10 +49,8 @@ class Imported:
         if self.kept:
             out.append(f"kept with defects: {_reasons(self.kept)}")
         left = sum(count for count, _ in self.skipped.values())
-        return [
-            *out,
-            f"{sum(self.rows.values()):,} rows, {left:,} left out" + (left > 0) * f": {_reasons(self.skipped)}",
-        ]
+        why = f": {_reasons(self.skipped)}" if left else ""
+        return [*out, f"{sum(self.rows.values()):,} rows, {left:,} left out{why}"]
 
 
 def _reasons(counts: dict[str, tuple[int, str]]) -> str:

@@ -20,7 +20,7 @@ _MISSING = "its media file is missing"
 def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[dict]:
     """captions_*.json; images: their folder, by default the file's own. All captions of an image are one row."""
     folder = Folder(images or folder_of(source))
-    there = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
+    files = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
     try:
         data = json.loads(text_of(read_file(source)))
         captions: dict[int, list[str]] = {}
@@ -32,12 +32,12 @@ def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[d
     for number in captions.keys() - {number for number, _ in names}:
         skipped.add("captions of an image that is not listed", str(number))
     for number, name in names:
-        if name not in there:
+        if name not in files:
             skipped.add(_MISSING, name)
         elif not any(captions.get(number, ())):
             skipped.add("no caption", name)
         else:
-            yield {"id": str(number), "image": there[name], "text": [c for c in captions[number] if c]}
+            yield {"id": str(number), "image": files[name], "text": [c for c in captions[number] if c]}
 
 
 def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") -> Iterator[dict]:
@@ -88,7 +88,8 @@ def _kinetics_official(source: str, skipped: Skipped, files: dict[str, str], spl
         if split and record.get("split") != split:
             continue
         try:
-            name, start, end = record["youtube_id"], float(record["time_start"]), float(record["time_end"])
+            name = record["youtube_id"]
+            start, end = float(record["time_start"]), float(record["time_end"])
         except (TypeError, ValueError, KeyError):
             skipped.add("times that are not numbers", str(record)[:80])
             continue
@@ -102,7 +103,7 @@ def _kinetics_official(source: str, skipped: Skipped, files: dict[str, str], spl
 
 def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -> Iterator[dict]:
     classes = [line for line in text_of(read_file(names)).splitlines() if line.strip()] if names else []
-    there = set(folder.paths())
+    known = set(folder.paths())
     for line in text_of(read_file(source)).splitlines():
         if not line.strip():
             continue
@@ -115,7 +116,7 @@ def _kinetics_paths(source: str, skipped: Skipped, folder: Folder, names: str) -
             raise RequestError(f"{source}: class {label} is not among the {len(classes)} of {names}")
         path = path.strip()
         relative = path.removeprefix(f"{folder.root}/")
-        if relative in there:
+        if relative in known:
             uri = folder.uri(relative)
             yield {"id": relative, "video": uri, "labels": [classes[int(label)] if classes else label]}
         else:
@@ -128,7 +129,8 @@ def esc50(source: str, skipped: Skipped, audio: str = "", folds: str = "") -> It
     files, wanted = by_stem(folder, "audio", skipped), set(folds.split(",")) if folds else None
     for record in _records(source):
         try:
-            name, fold, label = record["filename"], record["fold"], record["category"]
+            name, fold = record["filename"], record["fold"]
+            label = record["category"]
         except KeyError as e:
             raise RequestError(f"{source}: expected ESC-50's columns filename, fold, category; found no {e}") from e
         stem = posixpath.splitext(name)[0]

@@ -124,7 +124,7 @@ def folder_of(source: str) -> str:
 
 
 def by_stem(folder: Folder, modality: str, skipped: Skipped) -> dict[str, str]:
-    """File name without its ending → URI, of all files of a modality; the first in sorted order where two agree."""
+    """File name without its ending → URI, of all files of a modality; the first in sorted order if two agree."""
     found: dict[str, str] = {}
     for path in folder.paths(*ENDINGS[modality]):
         stem = posixpath.splitext(posixpath.basename(path))[0]

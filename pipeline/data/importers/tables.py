@@ -16,7 +16,7 @@ from pipeline.data.importers.listing import Skipped, folder_of, open_file, value
 from pipeline.data.modalities import MEDIA
 from pipeline.errors import RequestError, one_line
 
-# Column → other names it may have, if the table has none of its own name and no option names one.
+# Column → other names it may have, if the table lacks its own name and no option names one.
 _ALSO = {"text": ("caption", "captions", "texts"), "labels": ("label", "class", "category")}
 
 

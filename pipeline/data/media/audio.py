@@ -122,7 +122,8 @@ def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.nd
     """
     import av
 
-    parts, first_s, rate, resampler = [], None, None, None
+    parts = []
+    first_s = rate = resampler = None
     for frame in frames(container, stream):
         if resampler is None:
             rate, time_s = frame.sample_rate, frame.time or 0.0

@@ -21,7 +21,7 @@ from pipeline.data.media.errors import Reject
 from pipeline.data.spec import DecodeLimits
 from pipeline.errors import DataError
 
-# Pieces of shared memory that arrays come back in, used in turn: a clip holds up to three arrays at once.
+# Pieces of shared memory in which arrays come back, used in turn: a clip holds up to three arrays.
 NUM_SLOTS = 4
 # Seconds that the child may take to start.
 _START_TIMEOUT_S = 120.0
@@ -72,9 +72,9 @@ class Child:
             self._process.kill()
         code = self._process.wait()
         errors.seek(0)
-        said = errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+        output = errors.read().decode(errors="replace").strip().splitlines() or ["none"]
         self.end()
-        raise DataError(f"the decode process did not start: exit code {code}, it said: {said[-1]}")
+        raise DataError(f"the decode process did not start: exit code {code}, last line of its output: {output[-1]}")
 
     @property
     def pid(self) -> int:
@@ -137,7 +137,7 @@ class Child:
         count = int(np.prod(shape))
         size, file = count * dtype.itemsize, self._slots[slot]
         if os.fstat(file.fileno()).st_size < size:
-            raise DataError("the decode process sent less than it said")
+            raise DataError("the decode process sent a shorter array than it announced")
         mapped = self._mapped[slot]
         if mapped is None or len(mapped) < size:
             # Arrays of the old mapping keep it alive.

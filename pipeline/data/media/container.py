@@ -91,5 +91,5 @@ def _or_reject(step: Callable[[], T]) -> T:
         raise
     except Exception as e:
         # FFmpeg's own message, without the path and the number.
-        said = getattr(e, "strerror", None) or one_line(e)
-        raise Reject("not_decodable", f"PyAV: {_PLAIN.get(said, said)[:120]}") from e
+        message = getattr(e, "strerror", None) or one_line(e)
+        raise Reject("not_decodable", f"PyAV: {_PLAIN.get(message, message)[:120]}") from e

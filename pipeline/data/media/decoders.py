@@ -1,6 +1,6 @@
 """The interface of decoders, and how a recipe names one.
 
-Decoders run in a process of their own (``process.DecodeProcess``): one that crashes or hangs costs only its sample.
+Decoders run in a separate process (``process.DecodeProcess``): one that crashes or hangs costs only its sample.
 """
 
 from __future__ import annotations

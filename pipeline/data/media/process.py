@@ -1,4 +1,4 @@
-"""Decoders run in a process of their own, because damaged media can crash them or make them hang.
+"""Runs decoders in a separate process, because damaged media can crash them or make them hang.
 
 A child that dies or passes its deadline is replaced, and its sample is tried once more: a loaded machine may be the
 cause. ``child.Child`` is the process itself.

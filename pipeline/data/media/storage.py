@@ -132,7 +132,7 @@ def _by_fsspec(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def with_retries(path: str, read: Callable[[], T]) -> T:
     """``read()``, retried after a pause if storage fails. Raises DataError if it keeps failing.
 
-    Backends of fsspec raise errors of their own, not only OSError.
+    Not only OSError: backends of fsspec have their own errors.
     """
     for attempt in range(_ATTEMPTS):
         try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.data import order
-from pipeline.train.mixture.spec import SamplerSpec
+from pipeline.train.mixture.settings import BanditSettings
 
 # Weight of a task's old value when the loss of a round updates it.
 _MEMORY = 0.7
@@ -26,13 +26,20 @@ class Bandit:
     adaptive = True
 
     def __init__(
-        self, names: tuple[str, ...], shares: np.ndarray, *, seed: int, spec: SamplerSpec, step: int, state: Mapping
+        self,
+        names: tuple[str, ...],
+        shares: np.ndarray,
+        *,
+        seed: int,
+        settings: BanditSettings,
+        step: int,
+        state: Mapping,
     ):
         self.names = tuple(names)
         self._base = np.asarray(shares)
         self._seed = seed
-        self._spec = spec
-        self._lag = spec.lag
+        self._settings = settings
+        self._lag = settings.lag
         self._next = step
         self._first = dict(state.get("first", {}))
         self._value = dict(state.get("value", {}))
@@ -46,9 +53,9 @@ class Bandit:
         self._rounds = {r: kept.get(r, self._shares_now()) for r in (current, current + 1)}
 
     def _drawn_by(self) -> dict:
-        """What the shares of a round depend on beside the losses."""
+        """Everything but the losses that the shares of a round depend on."""
         base = dict(zip(self.names, self._base.tolist(), strict=True))
-        return {"base": base, "lag": self._lag, "floor": self._spec.floor, "gain": self._spec.gain}
+        return {"base": base, "lag": self._lag, "floor": self._settings.floor, "gain": self._settings.gain}
 
     @property
     def decided_until(self) -> int:
@@ -57,9 +64,9 @@ class Bandit:
 
     def _shares_now(self) -> np.ndarray:
         values = np.array([self._value.get(name, 1.0) for name in self.names])
-        weights = self._base * np.exp(self._spec.gain * values)
+        weights = self._base * np.exp(self._settings.gain * values)
         running = self._base > 0
-        floor = min(self._spec.floor, 1.0 / running.sum())
+        floor = min(self._settings.floor, 1.0 / running.sum())
         return np.where(running, floor + (1 - floor * running.sum()) * weights / weights.sum(), 0.0)
 
     def tasks(self, start: int, stop: int) -> np.ndarray:

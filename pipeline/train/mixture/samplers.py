@@ -1,4 +1,4 @@
-"""Which task each step runs. All samplers but the bandit are pure functions of (seed, step)."""
+"""Samplers: the task of each step. All but the bandit are pure functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sampler(Protocol):
         ...
 
     def state(self) -> dict:
-        """What a resume needs beside the step, as JSON values."""
+        """The values that a resume needs beside the step, as JSON."""
         ...
 
 
@@ -52,13 +52,12 @@ def make_sampler(
     if position.get("kind") != spec.kind:
         position = {}
     if spec.kind == "round_robin":
-        intervals = dict(spec.intervals)
-        return RoundRobin({n: intervals.get(n, 1) for n in names if weights[n] > 0}, names=names)
+        return RoundRobin({n: spec.intervals.get(n, 1) for n in names if weights[n] > 0}, names=names)
     if spec.kind == "exact":
         return _exact(spec, weights, seed=seed, position=position, step=step, num_steps=num_steps)
     if spec.kind == "bandit":
         shares = spec.shares(list(weights.values()))
-        return Bandit(names, shares, seed=seed, spec=spec, step=step, state=position)
+        return Bandit(names, shares, seed=seed, settings=spec.bandit, step=step, state=position)
     if spec.stages:
         return Multinomial(names, lambda steps: spec.shares(spec.weights_at(steps, weights)), seed=seed)
     constant = spec.shares(list(weights.values()))

@@ -19,7 +19,7 @@ from pipeline.train.mixture.structures import structure_of
 
 @dataclasses.dataclass(frozen=True)
 class MixtureSpec:
-    """Which task each step runs. seed: of the order of samples and of the initial parameters too."""
+    """The mixture of tasks over the steps. seed: of the order of samples and of the initial parameters too."""
 
     seed: int
     num_steps: int
@@ -28,7 +28,7 @@ class MixtureSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step runs. batch: index within the task."""
+    """The assignment of one step. batch: index within the task."""
 
     task: str
     batch: int
@@ -61,8 +61,9 @@ class Schedule:
     """
 
     def __init__(self, data: DataSpec, mixture: MixtureSpec, position: Position = START):
-        tasks, num_rows, sampler = data.tasks, data.num_rows, mixture.sampler
+        tasks, num_rows = data.tasks, data.num_rows
         seed, num_steps = mixture.seed, mixture.num_steps
+        sampler = mixture.sampler
         self.tasks = tasks
         self.num_rows = num_rows
         self.num_steps = num_steps
@@ -76,7 +77,9 @@ class Schedule:
         self._grown = threading.Condition()
         # Of the steps from the start on, the first ``_decided`` of which hold: task index, and batch within the task.
         left = max(0, num_steps - self.start)
-        self._steps, self._batches, self._decided = np.zeros(left, np.int32), np.zeros(left, np.int64), 0
+        self._steps = np.zeros(left, np.int32)
+        self._batches = np.zeros(left, np.int64)
+        self._decided = 0
         self._counts = np.array(list(self._done.values()), np.int64)
         self._grow()
         self.plans = {

@@ -1,11 +1,13 @@
-"""The keys of ``sampler.*`` that the samplers use as they are."""
+"""The keys of ``sampler.*``."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline.keys import key
+from annotated_types import Ge
+
+from pipeline.keys import FromOne, key
 
 KINDS = ("multinomial", "uniform", "round_robin", "exact", "bandit")
 
@@ -22,8 +24,16 @@ class BanditSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShareSettings:
-    """How weights become shares of the steps."""
+class Stage:
+    """Weights of tasks from a step on."""
+
+    from_step: int = key(..., "First step of the stage.", ge=0)
+    weights: dict[str, Annotated[float, Ge(0)]] = key(..., "Task to weight, in place of the tasks' own.", min_length=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """The choice of each step's task; the paper's rule by default."""
 
     kind: Literal[KINDS] = key(
         "multinomial",
@@ -32,8 +42,15 @@ class ShareSettings:
         '"bandit" draws more of what is not learned yet.',
     )
     temperature: float = key(1.0, "Weights are raised to 1 / temperature: above 1 evens them out.", gt=0)
-    max_weight: float | None = key(None, "Larger weights (numbers of examples) count as this.", gt=0)
+    max_weight: float | None = key(None, "Maximum weight (number of examples) that counts.", gt=0)
     max_share: float | None = key(None, "Maximum share of the steps of a task.", gt=0, le=1)
     variant_weight: Literal["split", "full"] = key(
         "split", "A task's weight is split over its variants, or each of them has it in full."
     )
+    intervals: dict[str, FromOne] = key({}, "Task to interval of round_robin, 1 for those not named.")
+    period: int | None = key(None, "Steps of a period of exact; null: those of the run.", ge=1)
+    stages: tuple[Stage, ...] = key(
+        (), "Weights over time, for multinomial, e.g. [{from_step: 1000, weights: {a: 2, b: 0}}]."
+    )
+    ramp: bool = key(False, "Weights change linearly from one stage to the next.")
+    bandit: BanditSettings = key(BanditSettings(), "Settings of the adaptive sampler.")

@@ -1,4 +1,4 @@
-"""How tasks are drawn, as plain data: weights, and their shares of the steps."""
+"""The drawing of tasks as plain data: weights, and their shares of the steps."""
 
 from __future__ import annotations
 
@@ -9,32 +9,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline.data.spec import TaskSpec
-from pipeline.train.mixture.settings import BanditSettings, ShareSettings
+from pipeline.train.mixture.settings import SamplerSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """Weights that hold from a step on: they replace those of the tasks that they name."""
-
-    from_step: int
-    weights: tuple[tuple[str, float], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSpec(BanditSettings, ShareSettings):
-    """How tasks are drawn.
+class SamplerSpec(SamplerSettings):
+    """``sampler.*`` of a recipe, and the weights and shares of tasks that follow from it.
 
     The paper's rule is the kind "multinomial", the authors' release has "round_robin", PolyViT's weighted task sampling
     is "exact"; max_weight is T5's limit on the number of examples.
-    intervals: (task, interval) of round_robin, 1 for tasks that are not named.
-    period: steps of "exact"; None: the number of steps left when the run starts.
-    stages: weights over time, for "multinomial"; ramp: they change linearly from one stage to the next.
     """
-
-    intervals: tuple[tuple[str, int], ...] = ()
-    period: int | None = None
-    stages: tuple[Stage, ...] = ()
-    ramp: bool = False
 
     def weights(self, tasks: Mapping[str, TaskSpec], num_rows: Mapping[str, int]) -> dict[str, float]:
         """Task → weight as given, else the number of examples of its data set."""
@@ -47,7 +31,7 @@ class SamplerSpec(BanditSettings, ShareSettings):
 
     def runs(self, tasks: Mapping[str, TaskSpec]) -> set[str]:
         """The tasks with a weight above zero in any stage."""
-        staged = {name for stage in self.stages for name, weight in stage.weights if weight > 0}
+        staged = {name for stage in self.stages for name, weight in stage.weights.items() if weight > 0}
         return {name for name, task in tasks.items() if task.weight != 0 or name in staged}
 
     def shares(self, weights: np.ndarray) -> np.ndarray:
@@ -68,7 +52,7 @@ class SamplerSpec(BanditSettings, ShareSettings):
         """(steps, tasks): the weights at every step."""
         columns = []
         for name, weight in weights.items():
-            own = [(s.from_step, dict(s.weights)[name]) for s in self.stages if name in dict(s.weights)]
+            own = [(stage.from_step, stage.weights[name]) for stage in self.stages if name in stage.weights]
             own = own if own and own[0][0] == 0 else [(0, weight), *own]
             starts, values = np.asarray(own, np.float64).T
             if self.ramp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.data.plan import model_modalities
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 
@@ -13,12 +13,12 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
     values = frames * tokens.vision_patch[1] * tokens.vision_patch[2] * 3
     audio_grid, audio_patch = data_set.audio.grid, data_set.audio.patch
     shapes = {
-        "vision": Inputs("vision", variant.num_vision_tokens, values, 3),
-        "audio": Inputs("audio", audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
-        "text": Inputs("text", task.text_length, 0, 1),
+        "vision": InputShape("vision", variant.num_vision_tokens, values, 3),
+        "audio": InputShape("audio", audio_grid[0] * audio_grid[1], audio_patch[0] * audio_patch[1], 2),
+        "text": InputShape("text", task.text_length, 0, 1),
     }
     for name, (num_tokens, embedder) in data_set.own_patches.items():
-        shapes[name] = Inputs(name, num_tokens, embedder.num_values, len(embedder.positions))
+        shapes[name] = InputShape(name, num_tokens, embedder.num_values, len(embedder.positions))
     inputs = tuple(shapes[m] for m in model_modalities(task))
     classifier = {}
     if task.classifies:

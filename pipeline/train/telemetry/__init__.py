@@ -1,0 +1,1 @@
+"""Records of the steps: files, alarms, progress display, profiler and metric writers."""

@@ -46,8 +46,8 @@ _REARM_SHARE = 0.1
 class Alarms:
     """All alarms of a run.
 
-    shared_encoder: all modalities use one encoder, else each has experts of its own. feed_advice: task → what to raise
-    if the run waits for its data (``feed_advice``).
+    shared_encoder: all modalities use one encoder, else each has its own experts. feed_advice: task → advice if the run
+    waits for its data (``feed_advice``).
     """
 
     def __init__(self, *, shared_encoder: bool, feed_advice: Mapping[str, str]):

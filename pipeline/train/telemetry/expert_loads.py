@@ -1,4 +1,4 @@
-"""What each expert is used for: running means of the routing of every task, variant and modality, layer by layer.
+"""The use of each expert: running means of the routing of every task, variant and modality, layer by layer.
 
 Letters: L layers with experts, counted from 0 in order of depth; E experts.
 """

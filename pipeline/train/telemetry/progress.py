@@ -170,7 +170,7 @@ class Panel:
 
         table = Table(box=None, padding=(0, 2, 0, 0), expand=True, header_style="dim")
         table.add_column("task", no_wrap=True, overflow="ellipsis", ratio=1)
-        for name in ("steps of due", "loss", "grad norm", "wait", "temperature"):
+        for name in ("of expected", "loss", "grad norm", "wait", "temperature"):
             table.add_column(name, justify="right", no_wrap=True)
         busiest = set(sorted(self._tasks, key=lambda name: -self._tasks[name].steps)[:max_rows])
         for name in self._tasks:

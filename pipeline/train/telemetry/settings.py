@@ -10,14 +10,14 @@ from pipeline.keys import FromOne, key
 
 @dataclasses.dataclass(frozen=True)
 class LoggingSettings:
-    """What a run shows and records meanwhile, beside its metrics.jsonl; a resume may change it."""
+    """The display and the records of a run beside its metrics.jsonl; a resume may change it."""
 
     progress: Literal["auto", "rich", "plain", "none"] = key(
         "auto", 'Display: a live panel ("rich"), lines ("plain") or nothing; "auto" is the panel on a terminal.'
     )
-    progress_every_s: float = key(10.0, "Seconds from one plain line to the next.", gt=0)
+    progress_every_s: float = key(10.0, "Seconds between two plain lines.", gt=0)
     writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = key(
-        None, "Services that the numbers go to as well; null: TensorBoard if it is installed."
+        None, "Services that also receive the metrics; null: TensorBoard if it is installed."
     )
     project: str = key("imp", "Name under which wandb and mlflow file the run.", min_length=1)
     profile_steps: tuple[FromOne, FromOne] | None = key(None, "[first, last] of the steps to trace with jax.profiler.")

@@ -1,4 +1,4 @@
-"""What a run writes and shows, as plain data."""
+"""The records and the display of a run, as plain data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.train.telemetry.settings import LoggingSettings
 
 @dataclasses.dataclass(frozen=True)
 class LoggingSpec(LoggingSettings):
-    """``logging.*`` of a recipe with what else decides what is written.
+    """``logging.*`` of a recipe, with the other settings of what is written.
 
     writers: names in ``writers.WRITERS``. log_every: steps between two lines of metrics.jsonl. log_samples: the ids of
-    every batch are written. feed_advice: task → what to raise if the run waits for that task's data.
+    every batch are written. feed_advice: task → advice if the run waits for that task's data.
     """
 
     writers: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ class StepLog:
         self._file = open(self.path, "a", encoding="utf-8")
 
     def write(self, record: dict) -> None:
-        """Appends one line, visible to readers at once."""
+        """Appends one line, immediately visible to readers."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 

@@ -167,7 +167,7 @@ def _importable(name: str) -> bool:
 
 
 class BackgroundWriter:
-    """Runs a writer in a thread of its own: if it fails, hangs or is slow, its points are lost, never a step.
+    """Runs a writer in a background thread: if it fails, hangs or is slow, its points are lost, never a step.
 
     A failure is reported in one line, and the writer gets no more points.
     """
@@ -180,7 +180,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Queues one step and returns at once."""
+        """Queues one step and returns immediately."""
         self._put((step, values))
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class BackgroundWriter:
 
 
 def open_writers(names: tuple[str, ...], run: RunIdentity) -> list[BackgroundWriter]:
-    """Opens the named writers, each in a thread of its own."""
+    """Opens the named writers, each in its own thread."""
     return [BackgroundWriter(name, lambda cls=WRITERS[name][0]: cls(run)) for name in names]
 
 

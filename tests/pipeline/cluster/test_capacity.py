@@ -1,4 +1,4 @@
-"""What is asked for and missing is said in one line, before anything waits for it; workers leave a CPU to decode."""
+"""Missing resources are reported in one line before anything waits for them; workers leave a CPU to decode."""
 
 import dataclasses
 import types
@@ -40,7 +40,7 @@ def test_more_workers_than_cpus(monkeypatch):
     capacity.check_machine(Cluster(num_workers=2))
     capacity.check_machine(Cluster(num_workers=(1, 8)))
     capacity.check_machine(Cluster(num_workers=8, cpus_per_worker=0.25))
-    with pytest.raises(RequestError, match=r"num_workers = 8: .* of 1 CPUs need 8, this machine has 2"):
+    with pytest.raises(RequestError, match=r"num_workers = 8: workers of 1 CPUs each need 8, this machine has 2"):
         capacity.check_machine(Cluster(num_workers=8))
 
 

@@ -18,7 +18,7 @@ from pipeline.train.step_gate import StepCoordinator
 
 
 def failure(error: Exception, *, epoch: int = 1, step: int = 12):
-    """What Ray reports of a worker that raised an error, after its way from one process to another."""
+    """The error of a worker as Ray reports it, sent from one process to another."""
     try:
         with noting_failures(types.SimpleNamespace(epoch=epoch, step=step)):
             raise error

@@ -1,4 +1,4 @@
-"""What goes between the driver and its workers, with a step coordinator that is no actor."""
+"""Messages between the driver and its workers, with a step coordinator that is not an actor."""
 
 import asyncio
 import types

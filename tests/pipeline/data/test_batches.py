@@ -579,7 +579,7 @@ def test_a_later_window_has_its_sound_too(tmp_path, write_video, write_manifest,
 
 
 def bad_for(run_dir, task) -> dict[str, dict]:
-    """What a resume tells the streams of a task."""
+    """The rejects that a resume passes to the streams of a task."""
     return known_bad(run_dir).get(task.name, {})
 
 

@@ -1,4 +1,4 @@
-"""Which texts are usable, and why the others are not."""
+"""Usable texts, and the faults of the others."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How the demo sets are drawn, named and split, without building a corpus."""
+"""The drawings, names and splits of the demo sets, without building a corpus."""
 
 import io
 

@@ -193,7 +193,7 @@ def test_ten_billion_rows_cost_no_more_than_few():
     assert seconds < 2 and peak < 20e6
 
 
-# --- what stands in, and the draws of a visit ---
+# --- substitutes, and the draws of a visit ---
 
 
 def test_substitute_depends_on_position_and_attempt_only():

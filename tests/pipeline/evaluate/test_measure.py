@@ -1,4 +1,4 @@
-"""What is measured of a held-out manifest: which windows of its clips, and what is averaged over them."""
+"""Measurements of a held-out manifest: the windows of its clips, and the averages over them."""
 
 import dataclasses
 import types
@@ -20,7 +20,7 @@ NUM_ROWS, BAD = 4, 2
 
 
 def stand_in(values: np.ndarray) -> np.ndarray:
-    """What stands for the features of these values."""
+    """Fake features of these values."""
     return np.array([values.mean(), values.min(), values.max()], np.float32) / 64
 
 
@@ -89,7 +89,7 @@ def make_model(films, make_task, tokenizer):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """What the metrics are computed from, in order."""
+    """The inputs of the metrics, in order."""
     out = []
     for name in ("classification", "retrieval"):
         real = getattr(run, name)

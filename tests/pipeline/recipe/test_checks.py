@@ -1,4 +1,4 @@
-"""What one part of a recipe says of another."""
+"""Checks of a recipe's parts against each other."""
 
 import pytest
 
@@ -66,10 +66,10 @@ def test_references_and_tasks(changes, message):
     ("entry", "message"),
     [
         ({"data_set": "photo"}, "evaluate.0.data_set: unknown name 'photo'; did you mean 'photos'?"),
-        ({"held_out": "short"}, "evaluate.0.held_out: 'short' is none of data_sets.photos.held_out"),
+        ({"held_out": "short"}, "evaluate.0.held_out: 'short' is not one of data_sets.photos.held_out"),
         (
             {"data_set": "films", "held_out": "middle"},
-            "evaluate.0.held_out: 'middle' is none of data_sets.films.held_out",
+            "evaluate.0.held_out: 'middle' is not one of data_sets.films.held_out",
         ),
         ({"classes": ["cow"]}, "evaluate.0.classes: ['cow'] are not among the 2 classes of data_sets.photos"),
         ({"clips": 4}, "evaluate.0.clips: expected 1, an image has one view; found 4"),
@@ -227,9 +227,9 @@ def test_a_classifier_serves_its_own_modality_alone():
         ),
         (
             [("model.moe.num_selected", 2)],
-            "model.moe.num_selected: is for the router tokens_choose; found experts_choose",
+            "model.moe.num_selected: only the router tokens_choose uses it; found experts_choose",
         ),
-        ([("model.moe.batch_priority", True)], "model.moe.batch_priority: is for the router tokens_choose"),
+        ([("model.moe.batch_priority", True)], "model.moe.batch_priority: only the router tokens_choose uses it"),
         (
             [("model.moe.router", "tokens_choose"), ("model.moe.num_selected", 5)],
             "model: moe.num_selected 5 must be from 1 to num_experts 4",
@@ -266,7 +266,7 @@ GAIN = {"augment": {"sound": {"gain_db": [-6, 6]}}}
         ("photo_classes", COLOUR, "augment.colour: the class 'red apple' would be wrong in other colours"),
         ("photo_classes", {**COLOUR, "classes": ["red apple"]}, "augment.colour: the class 'red apple'"),
         ("film_sound", {**GAIN, "classes": ["loud horn"]}, "augment.sound: the class 'loud horn' would be wrong at"),
-        ("film_text", GAIN, "augment.sound: is for sound; found modalities ['video', 'text']"),
+        ("film_text", GAIN, "augment.sound: applies only to sound; found modalities ['video', 'text']"),
         ("film_sound", {"augment": {"sound": {"gain_db": [6, -6]}}}, "sound.gain_db: expected [low, high], rising"),
         ("film_sound", {"augment": {"sound": {"mel_mask_share": 1.5}}}, "sound.mel_mask_share"),
         ("photo_classes", {"augment": {"colour": {"hue": 0.6}}}, "colour.hue"),

@@ -1,4 +1,4 @@
-"""What a recipe leaves open and what it follows from."""
+"""Values that a recipe leaves open, and the rules that they follow."""
 
 import pytest
 import yaml

@@ -76,7 +76,7 @@ def test_a_value_where_settings_belong(path, value, message):
         ),
         ("evaluate: [{prompts: [a, !!set {b}]}]", "evaluate.0.prompts.1: expected text, a number"),
         ('seed: "\\ud800"', "seed: expected text, found half a character in '\\ud800'"),
-        ("text: &text {tokenizer: *text}", "the recipe: a YAML alias refers to what it is part of"),
+        ("text: &text {tokenizer: *text}", "the recipe: a YAML alias refers to a value that contains it"),
     ],
 )
 def test_what_yaml_can_say_and_a_recipe_cannot(text, message):

@@ -110,7 +110,7 @@ def test_a_key_is_explained():
         ),
         ("train", "train: Steps and the optimiser."),
         ("evaluate", "evaluate.0: One measurement on held-out rows."),
-        ("", "All of a run: data sets, tasks, the model, its training and its evaluation."),
+        ("", "A whole run: data sets, tasks, the model, its training and its evaluation."),
     ],
 )
 def test_the_first_line_of_an_explanation(key, first):

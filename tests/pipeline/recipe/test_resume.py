@@ -1,4 +1,4 @@
-"""What a resume may change."""
+"""Changes that a resume may make."""
 
 import pytest
 
@@ -88,7 +88,7 @@ LATER_KEYS = {
 
 
 def test_a_run_directory_from_before_a_key_was_there_is_resumed():
-    """Its recipe lacks the key: that stands for the default."""
+    """Its recipe lacks the key, which counts as the default."""
     old = recipes.from_dict(BASE).to_dict()
     for path, keys in LATER_KEYS.items():
         node = old

@@ -20,7 +20,7 @@ SECTIONS = ("evaluation", "loss", "mixture", "schedules", "experts", "time", "st
 
 
 class Page(HTMLParser):
-    """What a browser would see, the inlined library taken out: tags, texts and table cells per section, chart data."""
+    """The page as a browser sees it, without the inlined library: tags, texts, table cells per section, chart data."""
 
     def __init__(self, path: Path):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs a recipe without Ray: the queues are filled in this process. Used by tests that kill it.
+"""Runs a recipe without Ray: the queues are filled in this process. For tests that kill it, and for benchmarks.
 
 python bare_run.py RECIPE RUN_DIR
 """
@@ -9,20 +9,22 @@ from pathlib import Path
 
 from pipeline import recipe as recipes
 from pipeline.data.batches import BatchMaker, SampleMaker
-from pipeline.data.plan import TaskPlan
+from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.shards import open_source
+from pipeline.data.spec import TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
+from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import StepGate
 
 
 class DirectQueue:
     """Makes each row when it is asked for, through the same code as a stream's process."""
 
-    def __init__(self, spec, task, *, start, stop):
+    def __init__(self, spec: RunSpec, task: TaskSpec, *, start: int, stop: int, cache_bytes: int = 0):
         data_set = spec.data.data_sets[task.data_set]
         samples = SampleMaker(
             task,
@@ -32,18 +34,18 @@ class DirectQueue:
         )
         plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
         bad = known_bad(Path(spec.run_dir)).get(task.name, {})
-        source = open_source(data_set, modalities=task.media)
+        source = open_source(data_set, modalities=task.media, cache_bytes=cache_bytes)
         self._maker, self._next = BatchMaker(plan, samples, source, known_bad=bad), start
 
-    def next(self):
+    def next(self) -> Row:
         row = self._maker.row(self._next, rank=0, world_size=1)
         self._next += 1
         return row
 
-    def close(self):
-        pass
+    def close(self) -> None:
+        """Nothing: no row is made ahead."""
 
-    def join(self, timeout_s):
+    def join(self, timeout_s: float) -> bool:
         return True
 
 

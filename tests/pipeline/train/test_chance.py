@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from model import objectives
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.chance import chance_of, is_guess
 
-IMAGE, TEXT = Inputs("vision", 4, 768, 3), Inputs("text", 8, 0, 1)
+IMAGE, TEXT = InputShape("vision", 4, 768, 3), InputShape("text", 8, 0, 1)
 
 
 def words(ids) -> np.ndarray:

@@ -206,13 +206,13 @@ def run_dir(saved, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (flipped_array, r"state/d/\w+ is not what was written"),
-        (flipped_step, r"run\.json cannot be read: it is not what was written"),
-        (flipped_format, r"run\.json cannot be read: it is not what was written"),
-        (flipped_digest, r"run\.json cannot be read: it is not what was written"),
+        (flipped_array, r"state/d/\w+ is corrupt \(checksum mismatch\)"),
+        (flipped_step, r"run\.json cannot be read: checksum mismatch"),
+        (flipped_format, r"run\.json cannot be read: checksum mismatch"),
+        (flipped_digest, r"run\.json cannot be read: checksum mismatch"),
         (empty_run, r"run\.json cannot be read: Expecting value: line 1 column 1 \(char 0\)"),
         (run_of_another_step, r"run\.json is that of step 3"),
-        (arrays_of_another_step, r"state/.* (is missing|is not what was written|bytes were written)"),
+        (arrays_of_another_step, r"state/.* (is missing|is corrupt|bytes were written)"),
         (one_file_more, r"state/d/more does not belong to it"),
         (damage_truncated, r"state/\S+ has \d+ bytes, \d+ were written"),
         (damage_gone, r"state/\S+ is missing"),

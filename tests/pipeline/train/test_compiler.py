@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from model.structure import Inputs, Structure
+from model.structure import InputShape, Structure
 from pipeline.train.compiler import StepCompiler
 
 
 def structure(batch: int) -> Structure:
-    return Structure((("nce", 1.0),), batch, (Inputs("vision", 4, 768, 3), Inputs("text", 8, 0, 1)))
+    return Structure((("nce", 1.0),), batch, (InputShape("vision", 4, 768, 3), InputShape("text", 8, 0, 1)))
 
 
 A, B, C, OTHER = (structure(batch) for batch in (2, 4, 8, 16))

@@ -1,4 +1,4 @@
-"""How long a run takes: by hand."""
+"""Estimates of a run's duration, by hand."""
 
 import types
 

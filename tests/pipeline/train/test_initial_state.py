@@ -1,4 +1,4 @@
-"""What a run starts from: its own checkpoint, a changed mixture, another run."""
+"""The start of a run: its own checkpoint, a changed mixture, another run."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_machine_of_another_kind_is_said(two_tasks, bare_run, tmp_path, capsys
     monkeypatch.setattr(saver, "cpu_kind", lambda: "arm64 of another kind")
     bare_run.run(recipes.from_dict(recipe), run_dir)
     out = capsys.readouterr().out
-    assert "a machine of another kind, on which some media decode to other bits" in out
+    assert "another kind of machine, on which some media decode to other bits" in out
     assert f"There: {here}. Here: arm64 of another kind" in out
     # From now on it is a run of that machine.
     recipe["train"]["num_steps"] += 1
@@ -184,7 +184,10 @@ def test_a_new_run_on_the_parameters_of_another(two_tasks, small, bare_run, tmp_
     assert f"parameters from {source}, step 8:" in out
     lines = [line.strip() for line in out.splitlines()]
     found = {line.partition(":")[0]: line.partition(": ")[2] for line in lines}
-    assert found["embed_text"] == "fresh, it has none" and found["pair_text_vision"] == "fresh, it has none"
+    assert (
+        found["embed_text"] == "fresh, not in the checkpoint"
+        and found["pair_text_vision"] == "fresh, not in the checkpoint"
+    )
     assert found["classifier_digits"] == "fresh, another list of classes"
     assert found["not used"] == "embed_audio, pair_audio_vision"
     old, taken = groups_of(source), groups_of(tmp_path / "run")
@@ -205,7 +208,7 @@ def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
 
 
 def test_more_steps_on_a_finished_run(two_tasks, bare_run, tmp_path):
-    """The rates to come are those of a run of the new length from the start; what was logged stands."""
+    """The rates to come are those of a run of the new length from the start; the log stays as it was."""
     recipe, run_dir = two_tasks
     run_dir, recipe = copy_run(run_dir, tmp_path / "run"), copy.deepcopy(recipe)
     before = read_jsonl(run_dir / "metrics.jsonl")

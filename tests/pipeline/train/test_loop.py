@@ -87,7 +87,7 @@ class FakeCompiler:
 
 
 def read_metrics(metrics):
-    """What ``jax.device_get`` does, for late metrics."""
+    """``jax.device_get`` for metrics that are late."""
     return {k: read_metrics(v) if isinstance(v, dict) else np.asarray(v) for k, v in metrics.items()}
 
 

@@ -63,7 +63,7 @@ def test_a_reject_met_twice_in_one_row_is_listed_once(tmp_path):
 
 
 def test_equal_ids_of_two_tasks_are_two_rejects(tmp_path):
-    """What is bad for one task may serve another, also on the same data set."""
+    """A sample that is bad for one task may serve another, also on the same data set."""
     both = journal(tmp_path, pets=0.5, cars=0.5)
     both.record(row(reject("a")), step=1, data_set="pets")
     both.record(dataclasses.replace(row(reject("a", "cars")), task="car_text"), step=2, data_set="cars")

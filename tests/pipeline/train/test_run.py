@@ -111,7 +111,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_equals_the_one_left_alone(whol
     (run_dir / "tokenizer.model").write_bytes(b"damaged")
     bare_run.run(recipes.load(recipe_path), run_dir)
     name = damaged.relative_to(newest)
-    assert f"checkpoint {newest.name} is damaged ({name} is not what was written)" in capsys.readouterr().err
+    assert f"checkpoint {newest.name} is damaged ({name} is corrupt (checksum mismatch))" in capsys.readouterr().err
     losses = [[r["loss"] for r in read_jsonl(d / "metrics.jsonl")] for d in (left_alone, run_dir)]
     assert losses[0] == losses[1] and newest.with_name(f"{newest.name}.damaged").is_dir()
     assert_same_state(left_alone, run_dir)

@@ -65,8 +65,10 @@ def test_class_folders(tmp_path):
     put(tmp_path / "d/loose.png")
     rows, skipped = imported("class_folders", tmp_path / "d", tmp_path)
     assert rows["train/cat/a.png"] == {
-        "id": "train/cat/a.png", "image": f"{tmp_path}/d/train/cat/a.png", "labels": ["cat"],
-    }  # fmt: skip
+        "id": "train/cat/a.png",
+        "image": f"{tmp_path}/d/train/cat/a.png",
+        "labels": ["cat"],
+    }
     assert rows["train/dog/a.JPG"]["labels"] == ["dog"]
     assert len(rows) == 2
     assert skipped == {"not a media file": 1, "not in a class folder": 1}

@@ -1,4 +1,4 @@
-"""Which file and which cut a manifest row means."""
+"""The file and the part of it that a manifest row names."""
 
 import dataclasses
 from pathlib import Path

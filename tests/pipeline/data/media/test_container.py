@@ -1,4 +1,4 @@
-"""Which containers FFmpeg may take a file for: sound and pictures in one file, never lists of other files."""
+"""The containers that FFmpeg may detect: sound and pictures in one file, never lists of other files."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_sixteen_bit_colour(tmp_path):
 
 @pytest.mark.parametrize("values", [np.float32([[0.5]]), np.int32([[70_000]])])
 def test_measurements_are_no_pictures(tmp_path, values):
-    """Which value is white, a file of floating-point numbers or of 32-bit ones does not say."""
+    """A file of floating-point or 32-bit values does not define white."""
     found = reject(save(tmp_path / "a.tiff", Image.fromarray(np.tile(values, (32, 32)))))
     assert found.reason == "not_decodable" and "32 bits a channel (TIFF)" in found.detail
 

@@ -9,7 +9,7 @@ from pipeline.errors import DataError
 
 
 class Flaky:
-    """A file system that fails so many times before it answers."""
+    """A file system that fails a number of times before it answers."""
 
     def __init__(self, inner, failures: int):
         self.inner, self.failures, self.calls = inner, failures, 0

@@ -75,7 +75,7 @@ def test_both_decoders_agree(clip, frame_numbers, decoder, fps, cut, expected):
     assert frame_numbers(decode_video(clip, wanted, **cut)) == expected
 
 
-def test_at_most_so_many_frames(clip, frame_numbers):
+def test_a_clip_has_at_most_max_frames(clip, frame_numbers):
     assert frame_numbers(decode_video(clip, spec(max_frames=3))) == [0, 3, 6]
     assert frame_numbers(decode_video(clip, spec(max_frames=3), start_s=0.5)) == [12, 15, 18]
 

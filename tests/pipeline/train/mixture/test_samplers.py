@@ -1,4 +1,4 @@
-"""Which task each step runs: shares by hand, distributions against their expectation, the same from anywhere."""
+"""The task of each step: shares by hand, distributions against their expectation, the same from anywhere."""
 
 import json
 import math
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.data.spec import TaskSpec, Variant
 from pipeline.train.mixture.bandit import Bandit
 from pipeline.train.mixture.samplers import RoundRobin, apportion, make_sampler
-from pipeline.train.mixture.spec import SamplerSpec, Stage
+from pipeline.train.mixture.settings import BanditSettings, Stage
+from pipeline.train.mixture.spec import SamplerSpec
 
 WEIGHTS = {"x": 3.0, "y": 1.0, "z": 4.0}
 STEPS = 20_000
@@ -68,7 +69,7 @@ def test_shares(fields, expected):
 
 def test_a_task_without_weight_is_never_drawn():
     for kind in ("multinomial", "uniform", "exact", "round_robin", "bandit"):
-        sampler = make({"x": 1.0, "y": 0.0, "z": 2.0}, kind=kind, lag=64)
+        sampler = make({"x": 1.0, "y": 0.0, "z": 2.0}, kind=kind, bandit=BanditSettings(lag=64))
         found = sampler.tasks(0, int(min(sampler.decided_until, 500)))
         assert 1 not in found and set(found) == {0, 2}, kind
 
@@ -85,7 +86,7 @@ def test_a_task_without_weight_is_never_drawn():
 )
 @settings(max_examples=60, deadline=None)
 def test_steps_are_the_same_from_anywhere(kind, start, length, seed, intervals):
-    sampler = make(kind=kind, seed=seed, intervals=tuple(zip("xyz", intervals, strict=True)), period=70)
+    sampler = make(kind=kind, seed=seed, intervals=dict(zip("xyz", intervals, strict=True)), period=70)
     whole = sampler.tasks(0, start + length)
     assert sampler.tasks(start, start + length).tolist() == whole[start:].tolist()
     np.testing.assert_allclose(
@@ -96,7 +97,7 @@ def test_steps_are_the_same_from_anywhere(kind, start, length, seed, intervals):
 
 @pytest.mark.parametrize("kind", ["multinomial", "uniform", "exact", "bandit"])
 def test_seeds_differ(kind):
-    found = [make(kind=kind, seed=seed, lag=64).tasks(0, 60).tolist() for seed in range(3)]
+    found = [make(kind=kind, seed=seed, bandit=BanditSettings(lag=64)).tasks(0, 60).tolist() for seed in range(3)]
     assert found[0] != found[1] and found[1] != found[2]
 
 
@@ -125,7 +126,7 @@ def test_draws_do_not_depend_on_the_draws_before():
 
 
 def test_stages_change_the_weights_at_their_steps():
-    stages = (Stage(1000, (("x", 0.0), ("y", 4.0))), Stage(3000, (("z", 0.0),)))
+    stages = (Stage(1000, {"x": 0.0, "y": 4.0}), Stage(3000, {"z": 0.0}))
     sampler = make(stages=stages)
     assert_multinomial(counts(sampler, 0, 1000), [0.375, 0.125, 0.5])
     assert_multinomial(counts(sampler, 1000, 3000), [0.0, 0.5, 0.5])
@@ -134,7 +135,7 @@ def test_stages_change_the_weights_at_their_steps():
 
 
 def test_a_ramp_changes_them_by_a_straight_line():
-    stages = (Stage(0, (("x", 1.0), ("y", 0.0), ("z", 0.0))), Stage(100, (("x", 0.0), ("y", 1.0))))
+    stages = (Stage(0, {"x": 1.0, "y": 0.0, "z": 0.0}), Stage(100, {"x": 0.0, "y": 1.0}))
     sampler = make(stages=stages, ramp=True)
     # At step 25: x 0.75, y 0.25.
     np.testing.assert_allclose(sampler.expected(25, 26), [0.75, 0.25, 0.0])
@@ -143,7 +144,7 @@ def test_a_ramp_changes_them_by_a_straight_line():
 
 
 def test_a_task_that_only_a_stage_runs_is_one_that_runs():
-    spec = SamplerSpec(stages=(Stage(10, (("b", 2.0),)),))
+    spec = SamplerSpec(stages=(Stage(10, {"b": 2.0}),))
     assert spec.runs({"a": task("a"), "b": task("b", weight=0.0), "c": task("c", weight=0.0)}) == {"a", "b"}
 
 
@@ -223,7 +224,7 @@ def falling(task_name, step):
 
 
 def test_the_bandit_draws_more_of_what_is_not_learned_yet():
-    sampler = make({"x": 1.0, "y": 1.0, "z": 1.0}, kind="bandit", lag=32)
+    sampler = make({"x": 1.0, "y": 1.0, "z": 1.0}, kind="bandit", bandit=BanditSettings(lag=32))
     drawn = drive(sampler, falling, 0, 2048)
     assert_multinomial(np.bincount(drawn[:64], minlength=3).tolist(), [1 / 3] * 3)
     # z's loss is gone: its weight is e^0 against e^2 of the others, with a floor of 0.02 for each.
@@ -235,8 +236,8 @@ def test_the_bandit_draws_more_of_what_is_not_learned_yet():
 
 def test_the_first_rounds_of_the_bandit_by_hand():
     """lag 2, one loss a task: round 0 and 1 by the weights, round 2 by the losses of round 0 alone."""
-    spec = SamplerSpec(kind="bandit", lag=2, floor=0.0, gain=1.0)
-    sampler = Bandit(("x", "y"), np.array([0.5, 0.5]), seed=0, spec=spec, step=0, state={})
+    settings = BanditSettings(lag=2, floor=0.0, gain=1.0)
+    sampler = Bandit(("x", "y"), np.array([0.5, 0.5]), seed=0, settings=settings, step=0, state={})
     assert sampler.decided_until == 4
     sampler.observe(0, "x", 3.0)
     sampler.observe(1, "x", 1.0)
@@ -264,7 +265,7 @@ def test_the_bandit_goes_on_from_its_state_as_if_it_had_never_stopped(stop):
 
 
 def test_losses_that_are_not_finite_say_nothing_to_the_bandit():
-    sampler = make({"x": 1.0, "y": 1.0}, kind="bandit", lag=8, floor=0.1)
+    sampler = make({"x": 1.0, "y": 1.0}, kind="bandit", bandit=BanditSettings(lag=8, floor=0.1))
     drive(sampler, lambda name, step: math.nan if name == "x" else 1.0, 0, 80)
     shares = sampler.expected(80, 81)
     assert shares.sum() == pytest.approx(1) and (shares > 0.1).all()
@@ -277,20 +278,24 @@ def test_the_bandit_takes_losses_in_order_alone():
 
 
 def test_a_task_that_joins_the_bandit_starts_with_the_value_of_what_never_ran():
-    old = make({"x": 1.0, "y": 1.0}, kind="bandit", lag=8)
+    old = make({"x": 1.0, "y": 1.0}, kind="bandit", bandit=BanditSettings(lag=8))
     drive(old, lambda name, step: 0.9**step, 0, 80)
-    new = make({"x": 1.0, "y": 1.0, "z": 1.0}, kind="bandit", lag=8, position=old.state(), step=80)
+    new = make(
+        {"x": 1.0, "y": 1.0, "z": 1.0}, kind="bandit", bandit=BanditSettings(lag=8), position=old.state(), step=80
+    )
     shares = new.expected(80, 81)
     assert shares[2] > shares[0] and shares[2] > shares[1]
 
 
 def test_other_settings_of_the_bandit_hold_from_the_resume_on():
     weights = {"x": 1.0, "y": 1.0}
-    old = make(weights, kind="bandit", lag=8)
+    old = make(weights, kind="bandit", bandit=BanditSettings(lag=8))
     drive(old, lambda name, step: 1.0, 0, 20)
-    stopped = make({"x": 1.0, "y": 0.0}, kind="bandit", lag=8, position=old.state(), step=20)
+    stopped = make({"x": 1.0, "y": 0.0}, kind="bandit", bandit=BanditSettings(lag=8), position=old.state(), step=20)
     assert set(stopped.tasks(20, 32)) == {0}
-    assert make(weights, kind="bandit", lag=16, position=old.state(), step=20).decided_until == 48
+    assert (
+        make(weights, kind="bandit", bandit=BanditSettings(lag=16), position=old.state(), step=20).decided_until == 48
+    )
     first = make(kind="exact", period=10)
     other = make(kind="exact", period=50, position=first.state(), step=20)
     assert counts(other, 20, 70) == apportion(np.array([0.375, 0.125, 0.5]), 50).tolist()
@@ -304,6 +309,6 @@ def test_round_robin_takes_the_memory_of_its_steps():
 
 
 def test_capped_stages_of_a_long_run_take_seconds():
-    spec = SamplerSpec(max_share=0.4, stages=(Stage(500_000, (("x", 9.0),)),))
+    spec = SamplerSpec(max_share=0.4, stages=(Stage(500_000, {"x": 9.0}),))
     sampler = make_sampler(spec, WEIGHTS, seed=0, position={}, step=0, num_steps=1_000_000)
     np.testing.assert_allclose(sampler.expected(0, 1_000_000), [4e5, 2e5, 4e5], rtol=0.3)

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.structure import Inputs
+from model.structure import InputShape
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.recipe.specs import loss_fields
 from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
-from pipeline.train.mixture.settings import KINDS
+from pipeline.train.mixture.settings import KINDS, BanditSettings
 from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.mixture.structures import structure_of
 
@@ -115,10 +115,13 @@ def test_structures_of_every_task_and_variant():
         ("sounds", "16x64x64-drop0.75"),
         ("tags", "all"),
     ]
-    image = Inputs("vision", 16, 16 * 16 * 3, 3)
-    assert found["captions", "64x64"].inputs == (image, Inputs("text", 12, 0, 1))
+    image = InputShape("vision", 16, 16 * 16 * 3, 3)
+    assert found["captions", "64x64"].inputs == (image, InputShape("text", 12, 0, 1))
     # 16 frames: tubelets of 4; 128 frames of 128 mels: 64 patches of 256.
-    assert found["sounds", "16x64x64-drop0.75"].inputs == (Inputs("vision", 16, 3072, 3), Inputs("audio", 64, 256, 2))
+    assert found["sounds", "16x64x64-drop0.75"].inputs == (
+        InputShape("vision", 16, 3072, 3),
+        InputShape("audio", 64, 256, 2),
+    )
     assert [found[key].global_batch_size for key in found] == [8, 32, 32, 8, 16]
     tags = found["tags", "all"]
     assert (tags.objectives, tags.classifier, tags.num_classes, tags.classes) == (
@@ -204,7 +207,7 @@ def losses_seen(plan: Schedule, start: int, stop: int) -> list:
 @given(kind=st.sampled_from(KINDS), stop=st.integers(0, 90), seed=st.integers(0, 1000))
 @settings(max_examples=40, deadline=None)
 def test_a_run_goes_on_as_if_it_had_never_stopped(kind, stop, seed):
-    spec = SamplerSpec(kind=kind, lag=8)
+    spec = SamplerSpec(kind=kind, bandit=BanditSettings(lag=8))
     whole = schedule(90, seed=seed, sampler=spec)
     expected = losses_seen(whole, 0, 90)
     first = schedule(90, seed=seed, sampler=spec)
@@ -219,7 +222,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(kind, stop, seed):
 
 
 def test_an_adaptive_sampler_decides_its_steps_as_losses_come():
-    plan = schedule(100, sampler=SamplerSpec(kind="bandit", lag=8))
+    plan = schedule(100, sampler=SamplerSpec(kind="bandit", bandit=BanditSettings(lag=8)))
     assert plan.adaptive and plan.decided_until == 16 and not plan.wait(16, timeout_s=0)
     assert plan.batches_at_most("tags") == plan.batches_before(16)["tags"] + 84
     losses_seen(plan, 0, 8)

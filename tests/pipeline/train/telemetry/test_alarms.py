@@ -84,7 +84,7 @@ def test_an_expert_that_recovered_can_die_again():
 
 
 def test_towers_have_experts_of_their_own():
-    """What text likes is no help to the experts of vision; audio is too young to judge."""
+    """Load from text does not keep the experts of vision alive; audio has too few steps to judge."""
     loads, alarm = ExpertLoads(), DeadExperts(shared_encoder=False)
     routed(loads, [[1.0, 0.0]], modality="vision", steps=50)
     routed(loads, [[0.5, 0.5]], modality="text", steps=50)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: plain lines, and a panel that fits its terminal."""
+"""The display of a run: plain lines, and a panel that fits its terminal."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind step by step: lines, rates, alarms, expert loads, the profiler's window."""
+"""The records of a run step by step: lines, rates, alarms, expert loads, the profiler's window."""
 
 import json
 import os

@@ -81,7 +81,7 @@ def events(path):
 
 
 def tensorboard_points(folder) -> list[tuple[int, str, float]]:
-    """What TensorBoard shows: a start of a session hides what came before of its step and later."""
+    """The points that TensorBoard shows: the start of a session hides earlier ones of its step and later."""
     points = []
     for path in sorted(folder.iterdir()):
         for event in events(path):
