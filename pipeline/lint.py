@@ -202,7 +202,7 @@ def sizes_of(tasks: Iterable[TaskSpec], data_sets: Mapping[str, DataSetSpec]) ->
                     f"tasks.{task.name}: variant {large[0].name} is larger than data_sets.{task.data_set}.{modality}."
                     f"short_side = {short_side}, so its pictures are small ones enlarged: set short_side to {largest}"
                 )
-    return Problems(looks=lines)
+    return Problems(warnings=lines)
 
 
 def _named(what: str, names: list[str]) -> str:

@@ -170,7 +170,7 @@ def test_a_caller_that_ends_takes_no_answer_of_another(decoders, make_data_set, 
 
 def test_a_process_that_does_not_start_says_why(make_data_set, good, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-    with pytest.raises(DataError, match=r"the decode process did not start: exit code \d+, last line of its output: .*env"):
+    with pytest.raises(DataError, match=r"did not start: exit code \d+, last line of its output: .*env"):
         DecodeProcess().decode(good, make_data_set(), "image")
 
 
