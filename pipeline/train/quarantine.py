@@ -16,9 +16,8 @@ from pathlib import Path
 
 from pipeline.data.plan import Row, reject_key
 from pipeline.errors import DataError, one_line
+from pipeline.train.reject_limit import Draws
 
-# Minimum number of draws before the share of rejects is compared with its limit.
-_MIN_DRAWS = 200
 _REJECT = {"id": str, "data_set": str, "source": str, "reason": str, "detail": str}
 _RECORD = _REJECT | {"task": str, "step": int}
 _VISIT = ("position", "attempt")
@@ -26,30 +25,21 @@ _fields, _KINDS = operator.itemgetter(*_RECORD), tuple(_RECORD.values())
 
 
 class Quarantine:
-    """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory.
+    """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory."""
 
-    limits: data set → maximum share of draws that may be rejects.
-    """
-
-    def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]) -> None:
+    def __init__(self, run_dir: Path, *, rank: int) -> None:
         self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
-        self._limits = limits
         self._file: io.FileIO | None = None
         self._written: set[tuple] = set()
-        self.counts = {name: {"drawn": 0, "rejected": 0} for name in limits}
 
-    def record(self, row: Row, *, step: int, data_set: str) -> None:
-        """Raises DataError when a data set rejects more than its limit, or when the journal cannot be written."""
-        count = self.counts[data_set]
-        count["drawn"] += len(row.ids) + len(row.rejects)
-        count["rejected"] += len(row.rejects)
+    def record(self, row: Row, *, step: int, data_set: str) -> Draws:
+        """Returns the row's draws once its rejects are on disk. Raises DataError if the journal cannot be written."""
         found = {(row.task, reject_key(r)): r for r in row.rejects if not r.get("journalled")}
         new = {key: r | {"task": row.task, "step": step} for key, r in found.items() if key not in self._written}
         if new:
             self._append(list(new.values()))
             self._written |= new.keys()
-        if count["drawn"] >= _MIN_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
-            self._stop(data_set, count, row)
+        return Draws.of(data_set, good=len(row.ids), rejects=row.rejects)
 
     def _append(self, records: list[dict]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -64,14 +54,6 @@ class Quarantine:
                 f"the journal of rejects, {self._path}, cannot be written: {one_line(e)}; free some space or mend the "
                 "storage, and run the same command again"
             ) from e
-
-    def _stop(self, data_set: str, count: dict, row: Row) -> None:
-        examples = "; ".join(f"{r['source'] or r['id']} ({r['reason']})" for r in row.rejects[:3])
-        raise DataError(
-            f"data set {data_set}: {count['rejected']} of {count['drawn']} samples were bad, more than "
-            f"max_reject_fraction = {self._limits[data_set]:g}. For example: {examples or 'see quarantine/'}. "
-            "Mend the data, or raise max_reject_fraction"
-        )
 
 
 def _open_to_append(path: Path) -> io.FileIO:

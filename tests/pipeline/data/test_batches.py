@@ -594,7 +594,7 @@ def test_what_one_task_rejects_stays_good_for_another_after_a_resume(
     frames = make_task(name="frames", modalities=("video",), variants=(VIDEO_VARIANT,))
     sound = make_task(name="sound", modalities=("audio",), variants=(Variant("all", 4),))
 
-    journal = Quarantine(tmp_path / "run", rank=0, limits={"toy": 1.0})
+    journal = Quarantine(tmp_path / "run", rank=0)
     for index in range(NUM_BATCHES):
         journal.record(make_batches(data_set, sound).row(index, rank=0, world_size=1), step=index, data_set="toy")
     assert "id-0" in bad_for(tmp_path / "run", sound)
@@ -636,7 +636,7 @@ def test_what_hung_before_a_kill_is_left_out_after_it_there_and_nowhere_else(ima
         [make_batches(images, make_task()).row(i, rank=0, world_size=1) for i in range(NUM_BATCHES)],
     )
     hangs = np.random.default_rng(seed).choice(4 * NUM_BATCHES, 2 * NUM_BATCHES, replace=False).tolist()
-    alone, journal = hanging_batches(images, task, hangs=hangs), Quarantine(tmp_path, rank=0, limits={"toy": 1.0})
+    alone, journal = hanging_batches(images, task, hangs=hangs), Quarantine(tmp_path, rank=0)
     rows = []
     for killed_at in range(NUM_BATCHES):
         rows.append(alone.row(killed_at, rank=0, world_size=1))

@@ -1,4 +1,4 @@
-"""The journal of rejects: written before it is used, read after a kill, and the limit that stops a run."""
+"""The journal of rejects: written before it is used, and read after a kill."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ def row(*rejects: dict, drawn: int = 4, task: str = "pet_text") -> Row:
     return Row(task, 0, 0, "v", [f"good-{i}" for i in range(drawn)], list(rejects), {})
 
 
-def journal(run_dir, rank: int = 0, **limits: float) -> Quarantine:
-    return Quarantine(run_dir, rank=rank, limits=limits or {"pets": 0.5})
+def journal(run_dir, rank: int = 0) -> Quarantine:
+    return Quarantine(run_dir, rank=rank)
 
 
 def lines(run_dir, rank: int = 0) -> list[str]:
@@ -64,7 +64,7 @@ def test_a_reject_met_twice_in_one_row_is_listed_once(tmp_path):
 
 def test_equal_ids_of_two_tasks_are_two_rejects(tmp_path):
     """What is bad for one task may serve another, also on the same data set."""
-    both = journal(tmp_path, pets=0.5, cars=0.5)
+    both = journal(tmp_path)
     both.record(row(reject("a")), step=1, data_set="pets")
     both.record(dataclasses.replace(row(reject("a", "cars")), task="car_text"), step=2, data_set="cars")
     assert known_bad(tmp_path) == {"pet_text": {"a": reject("a")}, "car_text": {"a": reject("a", "cars")}}
@@ -182,48 +182,16 @@ def test_a_journal_on_a_full_disk_is_a_fault_of_the_storage(tmp_path):
     assert set(known_bad(tmp_path)["pet_text"]) == {"a", "c"}
 
 
-# --- the limit ---
+# --- what was drawn ---
 
 
-def test_too_many_rejects_stop_the_run_with_examples(tmp_path):
-    limited = journal(tmp_path, pets=0.1)
-    limited.record(row(reject("a"), drawn=179), step=1, data_set="pets")
-    with pytest.raises(DataError) as caught:
-        limited.record(row(*(reject(f"x{i}") for i in range(25)), drawn=0), step=2, data_set="pets")
-    assert str(caught.value) == (
-        "data set pets: 26 of 205 samples were bad, more than max_reject_fraction = 0.1. For example: "
-        "/media/x0.png (not_decodable); /media/x1.png (not_decodable); /media/x2.png (not_decodable). "
-        "Mend the data, or raise max_reject_fraction"
-    )
-    # What stopped the run is on record too.
-    assert len(lines(tmp_path)) == 26
-
-
-def test_as_many_as_the_limit_are_allowed(tmp_path):
-    limited = journal(tmp_path, pets=0.1)
-    limited.record(row(*(reject(f"x{i}") for i in range(20)), drawn=180), step=1, data_set="pets")
-    assert limited.counts == {"pets": {"drawn": 200, "rejected": 20}}
-    with pytest.raises(DataError, match="21 of 201"):
-        limited.record(row(reject("y"), drawn=0), step=2, data_set="pets")
-
-
-def test_a_share_of_few_says_nothing(tmp_path):
-    journal(tmp_path, pets=0.0).record(row(*(reject(f"x{i}") for i in range(190)), drawn=9), step=1, data_set="pets")
-
-
-def test_known_rejects_count_again(tmp_path):
-    """A substitute is a substitute, whenever its reason was found: half of what this data set gives is bad."""
-    limited = journal(tmp_path, pets=0.4)
-    with pytest.raises(DataError, match="100 of 200"):
-        for step in range(100):
-            limited.record(row(reject("a"), drawn=1), step=step, data_set="pets")
-
-
-def test_data_sets_are_counted_apart(tmp_path):
-    both = journal(tmp_path, pets=0.1, cars=0.1)
-    both.record(row(drawn=1000), step=1, data_set="pets")
-    with pytest.raises(DataError, match=r"data set cars: 30 of 230 .* a \(no_text\)"):
-        both.record(row(*[reject("a", "cars", source="", reason="no_text")] * 30, drawn=200), step=2, data_set="cars")
+def test_every_draw_counts_whenever_its_reject_was_found(tmp_path):
+    """A substitute is a substitute: of a batch of four, one sample was met bad twice, one was known before."""
+    bad = [reject("a"), reject("a"), reject("b", source="", journalled=True)]
+    draws = journal(tmp_path).record(row(*bad, drawn=4), step=1, data_set="pets")
+    assert draws[:3] == ("pets", 7, 3)
+    assert draws.examples == (*["/media/a.png (not_decodable)"] * 2, "b (not_decodable)")
+    assert journal(tmp_path).record(row(drawn=4), step=2, data_set="pets") == ("pets", 4, 0, ())
 
 
 # --- the table ---
