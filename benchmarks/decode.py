@@ -28,6 +28,7 @@ from benchmarks.media import write_image, write_manifest, write_sound, write_vid
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import quiet_ray_data, start_ray
 from pipeline.cluster.streams import build_stream, iterate
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import decode_media
 from pipeline.data.media.container import frames, open_container
@@ -79,7 +80,7 @@ def stream_spec(modality: str, manifest: str, *, batches: int) -> StreamSpec:
         start=0,
         stop=batches,
         share=1.0,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
     )
 

@@ -24,6 +24,7 @@ from benchmarks.media import write_manifest
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import quiet_ray_data, start_ray
 from pipeline.cluster.streams import build_stream, iterate
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, TokenSpec, Variant, VideoSpec
@@ -80,7 +81,7 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
         start=0,
         stop=fingerprint["num_rows"] // BATCH,
         share=1.0,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
         limits=DecodeLimits(timeout_s=timeout_s),
     )

@@ -112,7 +112,7 @@ def waits(spec, recipe) -> dict:
     start_ray(cluster)
     schedule = spec.schedule(START)
     queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
-    quarantine = Quarantine(Path(spec.run_dir), rank=0, limits=dict.fromkeys(spec.data.data_sets, 1.0))
+    quarantine = Quarantine(Path(spec.run_dir), rank=0)
     began = time.perf_counter()
     # The arrays stay on the host.
     feed = Feed(schedule, queues, to_devices=lambda arrays: arrays, quarantine=quarantine, gate=StepGate())

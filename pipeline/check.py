@@ -11,6 +11,7 @@ from pipeline import lint
 from pipeline.check_data_set import look_at
 from pipeline.commands import command
 from pipeline.corpus import build_corpus
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.shards import damaged_shards
 from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.data.tokenizer import Tokenizer
@@ -107,7 +108,7 @@ def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
         start=0,
         stop=1,
         share=1.0,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
     )
     try:

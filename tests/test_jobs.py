@@ -255,7 +255,10 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     # Rank 0's own lines, once a group, and none that Ray forwards: those begin with the process they are of.
     assert output.count("shape budget: ") == 2 and not re.search(r"^\(.* pid=\d+", output, re.MULTILINE), output
 
-    assert json.loads((two / "summary.json").read_text())["world_size"] == 2
+    summary, alone = (json.loads((run_dir / "summary.json").read_text()) for run_dir in (two, whole))
+    assert summary["world_size"] == 2
+    # Of both ranks and all three starts; samples that were drawn again after the kill count once.
+    assert summary["rejects"] == alone["rejects"] and summary["rejects"]["digits"]["rejected"] > 0
     a, b = metrics(whole), metrics(two)
     assert [(r["step"], r["task"], r["variant"]) for r in a] == [(r["step"], r["task"], r["variant"]) for r in b]
     # The same batch in two processes: the loss over all of it. Later steps have learned from rounding.

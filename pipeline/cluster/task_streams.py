@@ -12,9 +12,11 @@ from ray.train import DataConfig
 
 from pipeline.cluster.capacity import cluster_cpus
 from pipeline.cluster.decode_shares import decode_shares
+from pipeline.cluster.shared_rejects import shared
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.streams import build_stream, iterate
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.stream_spec import StreamSpec
 from pipeline.data.task_queue import TaskQueue, checked_rows
 from pipeline.train.mixture.schedule import Schedule
@@ -38,7 +40,7 @@ def tasks_left(spec: RunSpec, schedule: Schedule) -> dict[str, tuple[int, int]]:
 
 
 def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedule, bad: dict) -> StreamSpec:
-    """The stream of one task from the schedule's start to the end of the run. bad: of ``quarantine.known_bad``."""
+    """The stream of one task from the schedule's start to the end of the run. bad: task → its rejects."""
     data_set = spec.data.data_sets[spec.data.tasks[task].data_set]
     return StreamSpec(
         task=spec.data.tasks[task],
@@ -50,7 +52,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
         start=schedule.batches_before(schedule.start)[task],
         stop=schedule.batches_at_most(task),
         share=schedule.share(task),
-        known_bad=bad.get(task, {}),
+        known_bad=bad.get(task, NONE_KNOWN),
         cache_bytes=cluster.cache_bytes,
         limits=cluster.limits,
     )
@@ -58,7 +60,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
 
 def build_streams(spec: RunSpec, cluster: Cluster, *, schedule: Schedule, world_size: int) -> dict[str, Dataset]:
     """Task → the stream of its batches from the schedule's start on; tasks that are done are left out."""
-    bad = known_bad(Path(spec.run_dir))
+    bad = shared(known_bad(Path(spec.run_dir)))
     wanted = [stream_spec(spec, cluster, task=name, schedule=schedule, bad=bad) for name in tasks_left(spec, schedule)]
     cpus = cluster_cpus() - cluster.trainer_cpus(world_size if cluster.num_workers else 0)
     shares = decode_shares(wanted, cpus=cpus, world_size=world_size)

@@ -22,6 +22,7 @@ from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.reject_limit import Draws
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import NextAction, StepGate
@@ -86,7 +87,8 @@ class WorkerGate(StepGate):
             checkpoints = spec.open_checkpoints()
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
-            chosen = ray.get(coordinator.begin.remote(world_size, start_step)), start_step
+            begun = coordinator.begin.remote(world_size, start_step, spec.reject_counts(start_step))
+            chosen = ray.get(begun), start_step
         self.epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
         if self.epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)
@@ -94,8 +96,8 @@ class WorkerGate(StepGate):
         self._asked: dict[int, ray.ObjectRef] = {}
         self._warned = False
 
-    def ready(self, step: int) -> None:
-        self._coordinator.ready.remote(self.epoch, self._rank, step)
+    def ready(self, step: int, draws: Draws) -> None:
+        self._coordinator.ready.remote(self.epoch, self._rank, step, draws)
 
     def failed(self, step: int, error: BaseException) -> None:
         self._coordinator.failed.remote(self.epoch, self._rank, step, self._reason(error))
@@ -112,10 +114,13 @@ class WorkerGate(StepGate):
         self._ask(step + 1)
         if not wait and not ray.wait([answer], timeout=0)[0]:
             return None
-        run, look = ray.get(answer)
+        run, look, total = ray.get(answer)
         del self._asked[step]
         if not run:
             return NextAction.STOP
+        self.rejects_before(step)
+        if total:
+            self._totals[step] = total
         self.step = step
         return self._preempted() if look else NextAction.STEP
 

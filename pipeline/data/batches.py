@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.commands import command
 from pipeline.data import augment, prompts
 from pipeline.data.captions import best_reason, caption_fault, encode_text, text_fault, usable_captions
+from pipeline.data.known_rejects import NONE_KNOWN, KnownRejects
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import TRANSIENT, Reject
 from pipeline.data.modalities import TEXT, load
@@ -28,6 +29,8 @@ from pipeline.errors import DataError
 
 # Maximum number of substitutes tried for one sample.
 _MAX_SUBSTITUTES = 64
+# Maximum number of rejects that a process remembers having met; one that it has forgotten is decoded again, in vain.
+_MAX_MET = 1 << 16
 # Maximum samples and CPU seconds of a measurement of a task's cost: enough to tell images from videos.
 _MEASURED_SAMPLES = 8
 _MEASURED_S = 1.0
@@ -135,16 +138,16 @@ class Sample(NamedTuple):
 class BatchMaker:
     """Makes whole rows: samples of a batch in order, with substitutes for bad ones.
 
-    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``. They are not tried again, so a resumed run
-    sees the same samples. A transient reject holds only for the visit that found it, in this process too: batches must
+    known_bad: rejects of an earlier part of the run. They are not tried again, so a resumed run sees the same samples.
+    A transient reject holds only for the visit that found it, in this process too: batches must
     not depend on which process saw which sample before.
     """
 
-    def __init__(self, plan: TaskPlan, samples: SampleMaker, source: Source, *, known_bad: dict | None = None):
+    def __init__(self, plan: TaskPlan, samples: SampleMaker, source: Source, *, known_bad: KnownRejects | None = None):
         self.plan = plan
         self.samples = samples
         self.source = source
-        self._known = known_bad or {}
+        self._known = known_bad or NONE_KNOWN
         self._bad: dict[str, dict] = {}
 
     def row(self, index: int, *, rank: int, world_size: int) -> Row:
@@ -198,7 +201,7 @@ class BatchMaker:
         row, rejects = visit.row, []
         for attempt in range(_MAX_SUBSTITUTES):
             sample_id = self.source.id(row)
-            reject = self._known_reject(sample_id, visit.position, attempt)
+            reject = self._known_reject(sample_id, row, position=visit.position, attempt=attempt)
             if reject is None:
                 try:
                     view = View(variant, rng=self.plan.order.generator(sample_id, visit.epoch))
@@ -213,19 +216,26 @@ class BatchMaker:
             f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with {command('check')}"
         )
 
-    def _known_reject(self, sample_id: str, position: int, attempt: int) -> dict | None:
-        reject = self._known.get((position, attempt)) or self._known.get(sample_id)
-        return reject | {"journalled": True} if reject else self._bad.get(sample_id)
+    def _known_reject(self, sample_id: str, row: int, *, position: int, attempt: int) -> dict | None:
+        reason = self._known.reason((position, attempt)) or self._known.reason(sample_id)
+        if reason is None:
+            return self._bad.get(sample_id)
+        return self._reject(row, reason, "found before the run was started again") | {"journalled": True}
 
     def _new_reject(self, error: Reject, row: int, *, position: int, attempt: int) -> dict:
-        reject = {
+        reject = self._reject(row, error.reason, error.detail)
+        if error.reason in TRANSIENT:
+            return reject | {"position": position, "attempt": attempt}
+        if len(self._bad) >= _MAX_MET:
+            del self._bad[next(iter(self._bad))]
+        self._bad[reject["id"]] = reject
+        return reject
+
+    def _reject(self, row: int, reason: str, detail: str) -> dict:
+        return {
             "id": self.source.id(row),
             "data_set": self.samples.data_set.name,
             "source": self.source.media_path(row),
-            "reason": error.reason,
-            "detail": error.detail,
+            "reason": reason,
+            "detail": detail,
         }
-        if error.reason in TRANSIENT:
-            return reject | {"position": position, "attempt": attempt}
-        self._bad[reject["id"]] = reject
-        return reject

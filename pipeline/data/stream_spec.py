@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from typing import Protocol
 
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.known_rejects import KnownRejects
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.plan import TaskPlan
 from pipeline.data.shards import open_source
@@ -14,13 +16,22 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
 
 
+class Rejects(Protocol):
+    """Rejects of an earlier part of a run, or a reference to them."""
+
+    def open(self) -> KnownRejects:
+        """The rejects themselves."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamSpec:
     """The batches of one task as plain data; travels to the processes that make them.
 
     fingerprint: of the data set's rows as the run knows them (``columns.Fingerprint.digests``); every process compares
     its own rows with it. start, stop: the task's batches to make. share: the task's part of the run's steps.
-    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``. key: of the maker that each process keeps.
+    known_bad: rejects of an earlier part of the run, or a reference that opens to them. key: of the maker that each
+    process keeps.
     """
 
     task: TaskSpec
@@ -32,7 +43,7 @@ class StreamSpec:
     start: int
     stop: int
     share: float
-    known_bad: dict[str | tuple[int, int], dict]
+    known_bad: Rejects
     cache_bytes: int
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
     key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -50,4 +61,5 @@ class StreamSpec:
             )
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
         samples = SampleMaker(self.task, self.data_set, tokenizer=tokenizer, tokens=self.tokens)
-        return BatchMaker(plan, samples, source, known_bad=self.known_bad)
+        known_bad = self.known_bad.open() if self.known_bad else None
+        return BatchMaker(plan, samples, source, known_bad=known_bad)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import math
 
 import numpy as np
 
 from pipeline.report.elements import Html, fixed, table
-from pipeline.report.run_files import Run, mapping, number
+from pipeline.report.run_files import Run
+from pipeline.report.values import mapping, number
 
-# Maximum number of rejects that are listed one by one.
-_MAX_REJECTS = 100
 # Maximum number of pairs of data set and reason.
 _MAX_REASONS = 20
 
@@ -39,14 +37,13 @@ def _data_set_row(run: Run, data_set: str, tasks: list[str], counts: dict) -> tu
 def _rejected_samples(run: Run) -> Html:
     if run.rejects is None:
         return Html("<p class='quiet'>List of rejects: not available.</p>") if run.tasks else Html("")
-    if not run.rejects:
+    if not run.rejects.count:
         return Html("<p class='quiet'>Nothing was rejected.</p>")
-    reasons = collections.Counter((str(row.get("data_set")), str(row.get("reason"))) for row in run.rejects)
     columns = ("id", "data_set", "source", "reason", "task", "step")
-    first = run.rejects[:_MAX_REJECTS]
-    rows = [["–" if row.get(key) is None else str(row[key]) for key in columns] for row in first]
-    shown = f"The first {len(rows)} of {len(run.rejects):,}" if len(run.rejects) > len(rows) else f"All {len(rows)}"
-    counted = [(*reason, count) for reason, count in reasons.most_common(_MAX_REASONS)]
+    rows = [["–" if row.get(key) is None else str(row[key]) for key in columns] for row in run.rejects.first]
+    count = run.rejects.count
+    shown = f"The first {len(rows)} of {count:,}" if count > len(rows) else f"All {len(rows)}"
+    counted = [(*reason, times) for reason, times in run.rejects.reasons.most_common(_MAX_REASONS)]
     return Html(
         f"<h3>Reasons</h3>{table(('Data set', 'Reason', 'Rejects'), counted)}"
         f"<h3>{shown} rejects</h3>{table(('Id', 'Data set', 'Source', 'Reason', 'Task', 'Step'), rows)}"

@@ -8,12 +8,13 @@ import numpy as np
 
 from pipeline.report.elements import COLORS, NEUTRAL, Html, curve, figure, fixed, grid, label, percent, table
 from pipeline.report.learning import steps_axis
-from pipeline.report.run_files import Run, first_and_last_tenth, last_tenth, mapping, number
+from pipeline.report.run_files import Run, first_and_last_tenth
+from pipeline.report.values import mapping, number
 
 
 def experts(run: Run) -> Html:
     """The section of the experts: unrouted tokens, the load of each expert, and its load layer by layer."""
-    modalities, loads = run.keys("moe"), _expert_loads(run)
+    modalities, loads = run.metrics.names("moe"), _expert_loads(run)
     if not modalities:
         return _layers(run)
     columns = ("Modality", "Unrouted, first tenth", "Last tenth", "Busiest expert (× even)", "Idlest", "Below 0.1×")
@@ -22,20 +23,18 @@ def experts(run: Run) -> Html:
 
 
 def _expert_loads(run: Run) -> dict[str, np.ndarray]:
-    """Modality → mean load of each expert in the last tenth of the rows that logged it, 1 = an even share."""
+    """Modality → mean load of each expert in the last tenth of the lines that logged it, 1 = an even share."""
     loads = {}
-    for modality in run.keys("moe"):
-        found = [mapping(mapping(row.get("moe")).get(modality)).get("expert_load") for row in run.metrics]
-        rows = [[number(load) for load in row] for row in found if isinstance(row, list) and row]
-        rows = [row for row in rows if len(row) == len(rows[-1])]
-        if rows:
-            mean = np.mean(last_tenth(rows), axis=0)
-            loads[modality] = mean / mean.mean() if mean.mean() > 0 else np.full(len(mean), math.nan)
+    for modality, latest in run.metrics.loads.items():
+        # Of a very long run fewer than a tenth are kept.
+        last = list(latest)[-max(1, run.metrics.num_loads[modality] // 10) :]
+        mean = np.mean([list(map(number, load)) for load in last if len(load) == len(last[-1])], axis=0)
+        loads[modality] = mean / mean.mean() if mean.mean() > 0 else np.full(len(mean), math.nan)
     return loads
 
 
 def _modality_row(run: Run, modality: str, load: np.ndarray | None) -> tuple:
-    first, last = first_and_last_tenth(run.values("moe", modality, "unrouted_fraction")[1])
+    first, last = first_and_last_tenth(run.metrics.values("moe", modality, "unrouted_fraction")[1])
     idle = None if load is None else int(np.sum(load < 0.1))
     busiest, idlest = (math.nan, math.nan) if load is None else (load.max(), load.min())
     return modality, percent(first), percent(last), fixed(busiest, ".2f"), fixed(idlest, ".2f"), idle
@@ -44,7 +43,7 @@ def _modality_row(run: Run, modality: str, load: np.ndarray | None) -> tuple:
 def _unrouted_chart(run: Run, modalities: list[str]) -> Html:
     traces = []
     for index, modality in enumerate(modalities):
-        steps, fractions = run.values("moe", modality, "unrouted_fraction")
+        steps, fractions = run.metrics.values("moe", modality, "unrouted_fraction")
         traces += curve(steps, fractions, name=modality, color=COLORS[index % len(COLORS)])
     title = "Share of tokens that no expert took"
     axis = {"tickformat": ".0%", "rangemode": "tozero"}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from pipeline.report.learning import at_chance, losses_at_chance
-from pipeline.report.run_files import Run, first_and_last_tenth, listed, mapping, number, shares
+from pipeline.report.run_files import Run, first_and_last_tenth, shares
+from pipeline.report.values import mapping, number
 
 # A sentence, and whether it is bad news.
 Finding = tuple[str, bool]
@@ -15,7 +14,7 @@ Finding = tuple[str, bool]
 
 def findings(run: Run) -> list[Finding]:
     """The findings of a run, in order of the page."""
-    if not run.metrics:
+    if not len(run.metrics):
         return [("No step was logged.", True)]
     return [
         *_losses(run),
@@ -29,7 +28,7 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _losses(run: Run) -> list[Finding]:
-    tenths = {name: first_and_last_tenth(run.values("loss", task=name)[1]) for name in run.tasks}
+    tenths = {name: first_and_last_tenth(run.metrics.values("loss", task=name)[1]) for name in run.tasks}
     guessing = losses_at_chance(run)
     fell = [name for name, (first, last) in tenths.items() if last < first and name not in guessing]
     found = [(f"Loss fell on {len(fell)} of {len(run.tasks)} tasks.", len(fell) < len(run.tasks))]
@@ -40,9 +39,10 @@ def _losses(run: Run) -> list[Finding]:
 
 def _updates(run: Run) -> list[Finding]:
     found = []
-    lost = [row["task"] for row in run.metrics if not math.isfinite(number(row.get("loss")))]
-    if lost:
-        found.append((f"Losses that are not finite: {len(lost):,}, in {', '.join(dict.fromkeys(lost))}.", True))
+    lost = ~np.isfinite(run.metrics.all_values("loss"))
+    if lost.any():
+        names = ", ".join(run.metrics.tasks_where(lost))
+        found.append((f"Losses that are not finite: {lost.sum():,}, in {names}.", True))
     skipped = number(run.summary.get("skipped_updates"))
     if skipped > 0:
         found.append((f"Updates skipped because they were not finite: {skipped:,.0f}.", True))
@@ -70,15 +70,14 @@ def _rejects(run: Run) -> list[Finding]:
 
 
 def _alarms(run: Run) -> list[Finding]:
-    alarms = [(row["step"], str(text)) for row in run.metrics for text in listed(row.get("alarms"))]
-    if not alarms:
+    if not run.metrics.alarms:
         return []
-    step, text = alarms[0]
-    return [(f"Alarms: {len(alarms):,}; the first at step {step:,.0f}: {text}.", True)]
+    step, text = run.metrics.alarms[0]
+    return [(f"Alarms: {run.metrics.num_alarms:,}; the first at step {step:,.0f}: {text}.", True)]
 
 
 def _waits(run: Run) -> list[Finding]:
-    step_s, wait_s = (np.nansum(run.values(key)[1]) for key in ("step_s", "data_wait_s"))
+    step_s, wait_s = (np.nansum(run.metrics.values(key)[1]) for key in ("step_s", "data_wait_s"))
     if not step_s > 0 or not wait_s > 0.1 * (step_s + wait_s):
         return []
     return [(f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time.", True)]

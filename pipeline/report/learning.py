@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from pipeline.report.elements import Html, curve, figure, format_number, grid, percent, table
-from pipeline.report.run_files import Run, first_and_last_tenth, last_tenth, mapping, number
+from pipeline.report.run_files import Run, first_and_last_tenth, last_tenth
+from pipeline.report.values import mapping, number
 from pipeline.train.chance import is_guess
 
 # Maximum number of points per trace of a small chart: 25 tasks stay under a megabyte.
@@ -75,23 +76,24 @@ def _meter(value: float, chance: float) -> Html:
 
 def steps_axis(run: Run) -> dict:
     """The same range of steps for every chart, so that charts can be compared."""
-    return {"range": [0, max(1, run.metrics[-1]["step"])]}
+    return {"range": [0, max(1, float(run.metrics.steps[-1]))]}
 
 
 def losses_at_chance(run: Run) -> dict[str, float]:
     """Task → the loss of guessing, of the tasks that end there. Row by row: chance depends on the variant's batch."""
     found = {}
     for name in run.tasks:
-        rows = last_tenth([r for r in run.rows.get(name, ()) if math.isfinite(number(r.get("chance")))])
-        losses, chances = (np.array([number(r.get(key)) for r in rows]) for key in ("loss", "chance"))
-        if len(rows) and np.isfinite(losses).any() and is_guess(float(np.nanmedian(losses / chances)), 1.0):
+        losses, chances = (run.metrics.all_values(key, task=name) for key in ("loss", "chance"))
+        known = np.isfinite(chances)
+        losses, chances = last_tenth(losses[known]), last_tenth(chances[known])
+        if np.isfinite(losses).any() and is_guess(float(np.nanmedian(losses / chances)), 1.0):
             found[name] = float(np.median(chances))
     return found
 
 
 def loss(run: Run) -> Html:
     """The section of losses: a chart and a row for each task, and the terms of weighted sums."""
-    if not run.metrics:
+    if not len(run.metrics):
         return Html("")
     guessing = losses_at_chance(run)
     charts = [_loss_chart(run, name) for name in run.tasks]
@@ -102,7 +104,7 @@ def loss(run: Run) -> Html:
 
 
 def _loss_chart(run: Run, name: str) -> Html:
-    steps, values = run.values("loss", task=name)
+    steps, values = run.metrics.values("loss", task=name)
     first, last = first_and_last_tenth(values)
     return figure(
         curve(steps, values, name=name, limit=SMALL_POINTS),
@@ -115,13 +117,13 @@ def _loss_chart(run: Run, name: str) -> Html:
 
 
 def _loss_row(run: Run, name: str, *, at_chance: bool) -> tuple:
-    values = run.values("loss", task=name)[1]
+    values = run.metrics.values("loss", task=name)[1]
     first, last = first_and_last_tenth(values)
     change = percent((last - first) / abs(first) if first else math.nan)
     if at_chance:
         change = Html('<span class="bad">at chance</span>')
     num_lost = int(np.sum(~np.isfinite(values)))
-    chance = first_and_last_tenth(run.values("chance", task=name)[1])[1]
+    chance = first_and_last_tenth(run.metrics.values("chance", task=name)[1])[1]
     return name, first, last, change, len(values), num_lost, chance, _objective(run, name)
 
 
@@ -136,7 +138,8 @@ def _loss_terms(run: Run) -> Html:
     """The terms of weighted sums, before weighting."""
     rows = []
     for name in run.tasks:
-        for term in dict.fromkeys(key for row in run.rows.get(name, ()) for key in mapping(row.get("losses"))):
-            first, last = first_and_last_tenth(run.values("losses", term, task=name)[1])
-            rows.append((name, term, first, last))
+        for term in run.metrics.names("losses"):
+            values = run.metrics.values("losses", term, task=name)[1]
+            if len(values):
+                rows.append((name, term, *first_and_last_tenth(values)))
     return Html("<h3>Terms</h3>" + table(("Task", "Term", "First tenth", "Last tenth"), rows)) if rows else Html("")

@@ -6,7 +6,8 @@ import numpy as np
 
 from pipeline.report.elements import COLORS, NEUTRAL, Html, curve, figure, grid, label, line_trace, percent, table, thin
 from pipeline.report.learning import steps_axis
-from pipeline.report.run_files import Run, number, shares
+from pipeline.report.run_files import Run, shares
+from pipeline.report.values import number
 
 
 def mixture(run: Run) -> Html:
@@ -53,7 +54,7 @@ def schedules(run: Run) -> Html:
 
 
 def _learning_rate(run: Run) -> list[Html]:
-    steps, rates = thin(*run.values("learning_rate"))
+    steps, rates = thin(*run.metrics.values("learning_rate"))
     if not len(steps):
         return []
     axes = {"xaxis": steps_axis(run), "yaxis": {"exponentformat": "e"}}
@@ -61,7 +62,7 @@ def _learning_rate(run: Run) -> list[Html]:
 
 
 def _gradient_norm(run: Run) -> list[Html]:
-    steps, norms = run.values("grad_norm")
+    steps, norms = run.metrics.values("grad_norm")
     if not np.isfinite(norms).any():
         return []
     low, high = np.nanmin(norms), np.nanmax(norms)
@@ -75,8 +76,10 @@ def _gradient_norm(run: Run) -> list[Html]:
 
 def _temperatures(run: Run) -> list[Html]:
     traces = [
-        line_trace(*thin(*run.values("temperatures", pair)), color=COLORS[index % len(COLORS)], name=label(pair))
-        for index, pair in enumerate(run.keys("temperatures"))
+        line_trace(
+            *thin(*run.metrics.values("temperatures", pair)), color=COLORS[index % len(COLORS)], name=label(pair)
+        )
+        for index, pair in enumerate(run.metrics.names("temperatures"))
     ]
     if not traces:
         return []

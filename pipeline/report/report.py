@@ -15,8 +15,9 @@ from pipeline.report.findings import findings
 from pipeline.report.learning import evaluation, loss
 from pipeline.report.mixture import mixture, schedules
 from pipeline.report.page import page
-from pipeline.report.run_files import Run, mapping, number, read_run, steps_done
+from pipeline.report.run_files import Run, read_run, steps_done
 from pipeline.report.timing import structures, time
+from pipeline.report.values import mapping, number
 
 # State of a run → CSS class.
 _STATES = {"complete": "good", "not finished": "bad", "not known": "quiet"}
@@ -63,7 +64,7 @@ def _state(done: int, planned: float) -> str:
 def _wall_s(run: Run) -> float:
     """Seconds by the summary; of a run without one, by the last step."""
     total = number(mapping(run.summary.get("time")).get("total_s"))
-    logged = run.values("wall_s")[1]
+    logged = run.metrics.values("wall_s")[1]
     return float(np.nanmax(logged)) if math.isnan(total) and np.isfinite(logged).any() else total
 
 

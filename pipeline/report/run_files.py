@@ -6,8 +6,8 @@ cannot be read is left out.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -15,57 +15,43 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from pipeline.report.metrics_file import Metrics, read_lines
+from pipeline.report.values import mapping, number, records
 
-def number(value: object) -> float:
-    """``value`` if it is a finite number, else NaN."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else math.nan
-
-
-def mapping(value: object) -> dict:
-    """``value`` if it is a mapping, with its keys as text, else an empty one."""
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+# Rejects that are read one by one.
+MAX_REJECTS = 100
 
 
-def listed(value: object) -> list:
-    """``value`` if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
+@dataclasses.dataclass(frozen=True)
+class Rejects:
+    """The content of quarantine.parquet. reasons: (data set, reason) → rejects. first: the first ``MAX_REJECTS``."""
 
-
-def records(value: object) -> list[dict]:
-    """The mappings in a list."""
-    return [mapping(item) for item in listed(value) if isinstance(item, dict)]
+    count: int
+    reasons: collections.Counter
+    first: list[dict]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The content of a run directory.
 
-    metrics: in order of the steps. experts: task → variant → modality → running means by layer (``ExpertLoads``).
+    experts: task → variant → modality → running means by layer (``ExpertLoads``).
     rejects: None if the file is not readable.
     """
 
     config_text: str
     config: dict
-    metrics: list[dict]
+    metrics: Metrics
     summary: dict
     evaluations: list[dict]
     experts: dict
-    rejects: list[dict] | None
-
-    @functools.cached_property
-    def rows(self) -> dict[str, list[dict]]:
-        """The logged rows of each task."""
-        rows: dict[str, list[dict]] = {}
-        for row in self.metrics:
-            rows.setdefault(row["task"], []).append(row)
-        return rows
+    rejects: Rejects | None
 
     @property
     def tasks(self) -> list[str]:
         """Every task that any file names, in the recipe's order."""
         named = [*mapping(self.config.get("tasks")), *mapping(self.summary.get("tasks"))]
-        return list(dict.fromkeys([*named, *self.rows]))
+        return list(dict.fromkeys([*named, *self.metrics.tasks]))
 
     def task(self, name: str) -> dict:
         """A task's entry in the summary."""
@@ -79,28 +65,6 @@ class Run:
         """The data set of a task."""
         return str(self.task(name).get("data_set") or self.recipe(name).get("data_set") or "–")
 
-    def values(self, *path: str, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one key (nested ones by path) wherever it was logged; NaN if its value is no number."""
-        found = []
-        *parents, key = path
-        for row in self.metrics if task is None else self.rows.get(task, ()):
-            inner = row
-            for parent in parents:
-                inner = mapping(inner.get(parent))
-            if key in inner:
-                found.append((row["step"], number(inner[key])))
-        pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
-        return pairs[:, 0], pairs[:, 1]
-
-    def keys(self, *path: str) -> list[str]:
-        """Every key that any row logged under ``path``, sorted."""
-        names = {}
-        for row in self.metrics:
-            for key in path:
-                row = mapping(row.get(key))
-            names.update(row)
-        return sorted(names)
-
 
 def _json(text: str) -> object:
     try:
@@ -113,29 +77,33 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _rejects(path: Path) -> list[dict] | None:
+def _rejects(path: Path) -> Rejects | None:
     try:
         # Imported here: training also runs on machines without pyarrow.
         import pyarrow.parquet as pq
 
-        return pq.read_table(path).to_pylist()
+        reasons: collections.Counter = collections.Counter()
+        with pq.ParquetFile(path) as file:
+            first = next(file.iter_batches(batch_size=MAX_REJECTS), None)
+            for batch in file.iter_batches(columns=["data_set", "reason"]):
+                columns = [map(str, batch[name].to_pylist()) for name in batch.schema.names]
+                reasons.update(zip(*columns, strict=True))
+            return Rejects(file.metadata.num_rows, reasons, [] if first is None else first.to_pylist())
     except (ImportError, OSError, ValueError):
         return None
 
 
 def read_run(run_dir: Path) -> Run:
-    """Reads the files of a run directory; lines of metrics without step or task are skipped."""
+    """Reads the files of a run directory; the metrics line by line."""
     config_text = _text(run_dir / "config.yaml")
     try:
         config = mapping(yaml.safe_load(config_text))
     except yaml.YAMLError:
         config = {}
-    rows = [mapping(_json(line)) for line in _text(run_dir / "metrics.jsonl").split("\n")]
-    rows = [row for row in rows if math.isfinite(number(row.get("step"))) and isinstance(row.get("task"), str)]
     return Run(
         config_text=config_text,
         config=config,
-        metrics=sorted(rows, key=lambda row: row["step"]),
+        metrics=Metrics(read_lines(run_dir / "metrics.jsonl")),
         summary=mapping(_json(_text(run_dir / "summary.json"))),
         evaluations=records(_json(_text(run_dir / "eval.json"))),
         experts=mapping(_json(_text(run_dir / "experts.json"))),
@@ -143,8 +111,8 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def last_tenth(items: list) -> list:
-    """The last tenth of a list, at least one item."""
+def last_tenth(items: np.ndarray) -> np.ndarray:
+    """The last tenth of an array, at least one item."""
     return items[-max(1, len(items) // 10) :]
 
 
@@ -163,14 +131,14 @@ def first_and_last_tenth(values: np.ndarray) -> tuple[float, float]:
 def steps_done(run: Run) -> int:
     """The number of steps by the summary, or the last logged step if that is larger: not every step is logged."""
     counted = np.nansum([number(run.task(name).get("steps")) for name in run.tasks])
-    logged = run.metrics[-1]["step"] if run.metrics else 0
+    logged = run.metrics.steps[-1] if len(run.metrics) else 0
     return int(max(counted, logged))
 
 
 def shares(run: Run) -> dict[str, tuple[float, float, float]]:
     """Per task: the expected share of the steps, its binomial standard deviation, and the actual share."""
     weights = {name: number(run.task(name).get("weight", run.recipe(name).get("weight", 1.0))) for name in run.tasks}
-    steps = {name: number(run.task(name).get("steps", len(run.rows.get(name, ())))) for name in run.tasks}
+    steps = {name: number(run.task(name).get("steps", run.metrics.num_lines(name))) for name in run.tasks}
     weight_sum, step_sum = np.nansum(list(weights.values())), np.nansum(list(steps.values()))
     if not weight_sum > 0 or not step_sum > 0:
         return {}

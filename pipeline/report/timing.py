@@ -21,7 +21,8 @@ from pipeline.report.elements import (
     table,
 )
 from pipeline.report.learning import SMALL_POINTS, steps_axis
-from pipeline.report.run_files import Run, mapping, median, number, records
+from pipeline.report.run_files import Run, median
+from pipeline.report.values import mapping, number, records
 
 # Key of summary.json → name of this part of the total time.
 _PARTS = {
@@ -71,8 +72,8 @@ def _time_bar(parts: dict[str, float], colors: dict[str, str]) -> Html:
 def _step_times(run: Run) -> Html:
     rows, known = [], False
     for name in run.tasks:
-        step_s, wait_s = (median(run.values(key, task=name)[1]) for key in ("step_s", "data_wait_s"))
-        examples, tokens = (median(run.values(key, task=name)[1]) for key in ("examples", "tokens"))
+        step_s, wait_s = (median(run.metrics.values(key, task=name)[1]) for key in ("step_s", "data_wait_s"))
+        examples, tokens = (median(run.metrics.values(key, task=name)[1]) for key in ("examples", "tokens"))
         known = known or any(map(math.isfinite, (step_s, wait_s, examples, tokens)))
         rows.append((name, fixed(1000 * step_s), fixed(1000 * wait_s), examples, tokens))
     columns = ("Task", "Step, ms", "Wait for data, ms", "Examples a step", "Tokens a step")
@@ -89,7 +90,7 @@ def _speed(run: Run) -> Html:
 
 
 def _speed_chart(run: Run, key: str, *, title: str, tick_format: str, median_format: str) -> list[Html]:
-    steps, values = run.values(key)
+    steps, values = run.metrics.values(key)
     if not np.isfinite(values).any():
         return []
     return [

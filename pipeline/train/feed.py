@@ -14,6 +14,7 @@ from pipeline.errors import DataError
 from pipeline.train.chance import chance_of
 from pipeline.train.mixture.schedule import Schedule, Step
 from pipeline.train.quarantine import Quarantine
+from pipeline.train.reject_limit import Draws
 from pipeline.train.step_gate import StepGate
 
 # Batches on the devices ahead of the step that runs.
@@ -49,8 +50,8 @@ class Batch:
 class Feed:
     """Iterates over the batches of the steps of a schedule, in order.
 
-    to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is ready, and of one that
-    cannot be made. waits_for: the task whose stream the feed currently waits for.
+    to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, with its draws,
+    and of the one that cannot be. waits_for: the task whose stream the feed currently waits for.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class Feed:
                 while not self._schedule.wait(step, timeout_s=0.2):
                     if self._closed.is_set():
                         return
-                item = self._batch(step)
-                self._gate.ready(step)
+                item, draws = self._batch(step)
+                self._gate.ready(step, draws)
             except BaseException as e:
                 self._gate.failed(step, e)
                 self._offer(e)
@@ -98,7 +99,7 @@ class Feed:
                 continue
         return False
 
-    def _batch(self, step: int) -> Batch:
+    def _batch(self, step: int) -> tuple[Batch, Draws]:
         plan = self._schedule[step]
         self.waits_for = plan.task
         row = self._queues[plan.task].next()
@@ -109,9 +110,9 @@ class Feed:
                 f"found batch {row.batch} of {row.task} as {row.variant}"
             )
         # Order contract: rejects are on disk before their substitutes are used.
-        self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
+        draws = self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
         chance = chance_of(plan.structure, row.arrays.get("positive_ids"))
-        return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance)
+        return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance), draws
 
     def next(self, *, wait: bool = True) -> Batch | None:
         """The next batch. wait False: None if it is not ready yet. Raises the error of making it."""

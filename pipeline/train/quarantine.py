@@ -7,49 +7,56 @@ position and attempt alone, every other one for all visits of its sample.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import operator
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from pipeline.data.known_rejects import Collector, Key, KnownRejects
 from pipeline.data.plan import Row, reject_key
 from pipeline.errors import DataError, one_line
+from pipeline.train.reject_limit import Draws
 
-# Minimum number of draws before the share of rejects is compared with its limit.
-_MIN_DRAWS = 200
+T = TypeVar("T")
 _REJECT = {"id": str, "data_set": str, "source": str, "reason": str, "detail": str}
 _RECORD = _REJECT | {"task": str, "step": int}
 _VISIT = ("position", "attempt")
+# A line as ``json.dumps`` writes it, without escapes: nearly all are such, and a third of the time to read.
+_TEXT, _NUMBER = rb'[^"\\\x00-\x1f\x7f-\xff]*', rb"(?:0|[1-9][0-9]*)"
+_PLAIN_LINE = re.compile(
+    rb'\{"id": "(%(text)s)", "data_set": "%(text)s", "source": "%(text)s", "reason": "(%(text)s)", "detail": "%(text)s"'
+    rb'(?:, "position": (%(number)s), "attempt": (%(number)s))?, "task": "(%(text)s)", "step": %(number)s\}\n'
+    % {b"text": _TEXT, b"number": _NUMBER}
+)
+# Maximum number of rejects that a rank remembers having written; the journal then lists one of them again.
+_MAX_WRITTEN = 1 << 20
 _fields, _KINDS = operator.itemgetter(*_RECORD), tuple(_RECORD.values())
 
 
 class Quarantine:
-    """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory.
+    """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory."""
 
-    limits: data set → maximum share of draws that may be rejects.
-    """
-
-    def __init__(self, run_dir: Path, *, rank: int, limits: dict[str, float]) -> None:
+    def __init__(self, run_dir: Path, *, rank: int) -> None:
         self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
-        self._limits = limits
         self._file: io.FileIO | None = None
-        self._written: set[tuple] = set()
-        self.counts = {name: {"drawn": 0, "rejected": 0} for name in limits}
+        # Hashes, the oldest first: a long run of bad data must not fill the memory.
+        self._written: dict[int, None] = {}
 
-    def record(self, row: Row, *, step: int, data_set: str) -> None:
-        """Raises DataError when a data set rejects more than its limit, or when the journal cannot be written."""
-        count = self.counts[data_set]
-        count["drawn"] += len(row.ids) + len(row.rejects)
-        count["rejected"] += len(row.rejects)
-        found = {(row.task, reject_key(r)): r for r in row.rejects if not r.get("journalled")}
+    def record(self, row: Row, *, step: int, data_set: str) -> Draws:
+        """Returns the row's draws once its rejects are on disk. Raises DataError if the journal cannot be written."""
+        found = {hash((row.task, reject_key(r))): r for r in row.rejects if not r.get("journalled")}
         new = {key: r | {"task": row.task, "step": step} for key, r in found.items() if key not in self._written}
         if new:
             self._append(list(new.values()))
-            self._written |= new.keys()
-        if count["drawn"] >= _MIN_DRAWS and count["rejected"] > self._limits[data_set] * count["drawn"]:
-            self._stop(data_set, count, row)
+            self._written |= dict.fromkeys(new)
+            for key in list(itertools.islice(self._written, max(0, len(self._written) - _MAX_WRITTEN))):
+                del self._written[key]
+        return Draws.of(data_set, good=len(row.ids), rejects=row.rejects)
 
     def _append(self, records: list[dict]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -64,14 +71,6 @@ class Quarantine:
                 f"the journal of rejects, {self._path}, cannot be written: {one_line(e)}; free some space or mend the "
                 "storage, and run the same command again"
             ) from e
-
-    def _stop(self, data_set: str, count: dict, row: Row) -> None:
-        examples = "; ".join(f"{r['source'] or r['id']} ({r['reason']})" for r in row.rejects[:3])
-        raise DataError(
-            f"data set {data_set}: {count['rejected']} of {count['drawn']} samples were bad, more than "
-            f"max_reject_fraction = {self._limits[data_set]:g}. For example: {examples or 'see quarantine/'}. "
-            "Mend the data, or raise max_reject_fraction"
-        )
 
 
 def _open_to_append(path: Path) -> io.FileIO:
@@ -95,60 +94,87 @@ def _whole_lines(file: io.FileIO) -> int:
     return 0
 
 
-def read_journal(run_dir: Path, *, warn: Callable[[str], None] = lambda line: None) -> list[dict]:
-    """Every reject on record, of all ranks. warn: takes a line on damaged ones. Raises DataError if it cannot be read.
-
-    A last line without an end (a kill in the middle of a write) was never used.
-    """
-    folder, records = Path(run_dir) / "quarantine", []
+def journal_files(run_dir: Path) -> list[Path]:
+    """The journals of all ranks, sorted by name. Raises DataError if they cannot be listed."""
+    folder = Path(run_dir) / "quarantine"
     try:
-        names = sorted(n for n in os.listdir(folder) if n.startswith("rank-") and n.endswith(".jsonl"))
-        for name in names:
-            found, damaged = _read_file(folder / name)
-            records += found
-            if damaged:
-                warn(
-                    f"{folder / name}: {len(damaged)} lines are damaged, the first is line {damaged[0]}; their "
-                    "rejects are found anew, and batches may differ from those before"
-                )
+        names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
     except OSError as e:
-        raise DataError(f"the journal of rejects, {folder}, cannot be read: {one_line(e)}; mend the storage") from e
-    return records
+        raise _unreadable(folder, e) from e
+    return [folder / name for name in names if name.startswith("rank-") and name.endswith(".jsonl")]
 
 
-def _read_file(path: Path) -> tuple[list[dict], list[int]]:
-    """(the records of a file, the numbers of its damaged lines)."""
-    records, damaged = [], []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                records.append(_checked(json.loads(line)))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                damaged.append(number)
-    return records, damaged
+def read_journal(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yields (place of its line in bytes, record) of every reject in a journal, one at a time: there may be millions.
+
+    Damaged lines are left out. Raises DataError if the file cannot be read.
+    """
+    return _parsed(path, _record, warn=lambda line: None)
 
 
-def _checked(record: dict) -> dict:
+def known_bad(run_dir: Path) -> dict[str, KnownRejects]:
+    """Task → the rejects on record, of all ranks, as its stream takes them. Warns of damaged lines.
+
+    By task: a video without sound is bad for one task and good for another.
+    """
+    found: dict[str, Collector] = {}
+    for path in journal_files(run_dir):
+        for _, (task, key, reason) in _parsed(path, _known, warn=_warn):
+            if task not in found:
+                found[task] = Collector()
+            found[task].add(key, reason)
+    return {task: collector.rejects() for task, collector in found.items()}
+
+
+def _parsed(path: Path, parse: Callable[[bytes], T], *, warn: Callable[[str], None]) -> Iterator[tuple[int, T]]:
+    """Yields (place, what ``parse`` makes of the line there), but for damaged lines. warn: takes a line on those.
+
+    A last line without an end (a kill in the middle of a write) was never used.
+    """
+    place, damaged = 0, []
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    parsed = parse(line)
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    damaged.append(number)
+                else:
+                    yield place, parsed
+                place += len(line)
+    except OSError as e:
+        raise _unreadable(path, e) from e
+    if damaged:
+        warn(
+            f"{path}: {len(damaged)} lines are damaged, the first is line {damaged[0]}; their rejects are found anew, "
+            "and batches may differ from those before"
+        )
+
+
+def _known(line: bytes) -> tuple[str, Key, str]:
+    """(task, ``reject_key``, reason) of a line. Raises what ``_record`` raises."""
+    if match := _PLAIN_LINE.fullmatch(line):
+        name, reason, position, attempt, task = match.groups()
+        key = name.decode() if position is None else (int(position), int(attempt))
+        return task.decode(), key, reason.decode()
+    record = _record(line)
+    return record["task"], reject_key(record), record["reason"]
+
+
+def _record(line: bytes) -> dict:
+    record = json.loads(line)
     kinds = tuple(map(type, _fields(record)))
     if kinds != _KINDS or ("position" in record and any(type(record[name]) is not int for name in _VISIT)):
         raise TypeError(f"expected {_RECORD}, found {kinds}")
     return record
 
 
-def known_bad(run_dir: Path) -> dict[str, dict[str | tuple[int, int], dict]]:
-    """Task → ``plan.reject_key`` → reject, as the streams take it.
-
-    By task: a video without sound is bad for one task and good for another.
-    """
-    out: dict[str, dict] = {}
-    for record in read_journal(run_dir, warn=_warn):
-        reject = {name: record[name] for name in (*_REJECT, *_VISIT) if name in record}
-        out.setdefault(record["task"], {})[reject_key(reject)] = reject
-    return out
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"the journal of rejects, {path}, cannot be read: {one_line(error)}; mend the storage")
 
 
 def _warn(line: str) -> None:

@@ -88,7 +88,9 @@ class Rank:
         self._open_recorder()
         start = self.schedule.start
         stored = self.checkpoints.data(start) if start else {}
-        self.saver = Saver(self.spec, self.schedule, self.checkpoints, stored=stored)
+        self.saver = Saver(
+            self.spec, self.schedule, self.checkpoints, stored=stored, rejects_before=self.gate.rejects_before
+        )
         state, lines = start_state(self.imp, self.spec, self.checkpoints, start, mesh=self.mesh)
         if self.rank == 0:
             print("\n".join([table(self.budget), *lines, *other_machine(stored), *self._estimate()]), flush=True)
@@ -124,8 +126,8 @@ class Rank:
         self.watchdog.is_patient = lambda: self.compiler.busy or self.checkpoints.saving
 
     def _open_feed(self, queues: Mapping[str, RowQueue]) -> None:
-        limits = {name: d.max_reject_fraction for name, d in self.spec.data.data_sets.items()}
-        self.quarantine = Quarantine(Path(self.spec.run_dir), rank=self.rank, limits=limits)
+        self.gate.open(self.spec.reject_counts(self.schedule.start))
+        self.quarantine = Quarantine(Path(self.spec.run_dir), rank=self.rank)
         self.feed = Feed(
             self.schedule,
             queues,

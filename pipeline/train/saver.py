@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+from collections.abc import Callable
 
 from pipeline.data.media.machine import cpu_kind
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.reject_limit import RejectCounts
 from pipeline.train.spec import RunSpec
 
 
@@ -16,13 +18,23 @@ class Saver:
     """Saves the state with the position, the class lists, the tokenizer and the recipe.
 
     stored: the data of the checkpoint that the run goes on from; empty at the start of a run. non_finite: task → its
-    latest consecutive updates that were not finite, kept up to date by the loop.
+    latest consecutive updates that were not finite, kept up to date by the loop. rejects_before: step → the draws and
+    rejects of all processes for the steps before it.
     """
 
-    def __init__(self, spec: RunSpec, schedule: Schedule, checkpoints: Checkpoints, *, stored: dict) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        schedule: Schedule,
+        checkpoints: Checkpoints,
+        *,
+        stored: dict,
+        rejects_before: Callable[[int], RejectCounts],
+    ) -> None:
         self._spec = spec
         self._schedule = schedule
         self._checkpoints = checkpoints
+        self._rejects_before = rejects_before
         self.non_finite = collections.Counter(stored.get("non_finite", {}))
         # Data sets that left the recipe may return, and go on where they were.
         classes = {name: list(d.classes) for name, d in spec.data.data_sets.items()}
@@ -39,6 +51,7 @@ class Saver:
             "position": dataclasses.asdict(self._schedule.position_at(step)),
             "samples": self._schedule.positions_before(step),
             "non_finite": non_finite,
+            "rejects": self._rejects_before(step).as_dict(),
             "cpu_kind": cpu_kind(),
             "tokenizer": base64.b64encode(self._spec.data.tokenizer or b"").decode(),
         }

@@ -10,6 +10,7 @@ from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
+from pipeline.train.reject_limit import RejectCounts
 from pipeline.train.telemetry.spec import LoggingSpec
 
 
@@ -85,6 +86,11 @@ class RunSpec:
                     "old rows back, or put the new ones into another data set"
                 )
         return Position(**data["position"])
+
+    def reject_counts(self, step: int) -> RejectCounts:
+        """The draws and rejects before a step, as its checkpoint holds them."""
+        stored = self.open_checkpoints().data(step).get("rejects", {}) if step else {}
+        return RejectCounts({name: d.max_reject_fraction for name, d in self.data.data_sets.items()}, stored)
 
     def schedule(self, position: Position) -> Schedule:
         """The run from a position to its end."""

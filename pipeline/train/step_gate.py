@@ -1,5 +1,8 @@
 """Before each step every rank asks its gate whether to go on: all ranks take the same steps and end after the same one.
 
+What a rank has drawn for a step travels with the news that it has the step's batch, so the limit on rejects is judged
+over all ranks, step by step: every number of ranks ends before the same step.
+
 Knows nothing of Ray: ``StepCoordinator`` becomes an actor in ``pipeline/cluster/``.
 """
 
@@ -10,6 +13,12 @@ import dataclasses
 import enum
 import time
 from collections.abc import Callable
+
+from pipeline.errors import DataError
+from pipeline.train.reject_limit import Draws, RejectCounts
+
+# Steps that the coordinator remembers after it has granted them: ranks are a step or two apart.
+_KEPT_STEPS = 100
 
 
 class NextAction(enum.Enum):
@@ -26,9 +35,22 @@ class StepGate:
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop
         self._ended = False
+        self.open(RejectCounts({}))
 
-    def ready(self, step: int) -> None:
-        """This process has the batch of a step. Called by the feed's thread."""
+    def open(self, rejects: RejectCounts) -> None:
+        """Takes the counts of the run's earlier part, before its first step."""
+        self._found, self._before = rejects, RejectCounts({}, rejects.as_dict())
+        # Step → the counts of its data set, it included; only of steps after those in ``_before``.
+        self._totals: dict[int, tuple[str, int, int]] = {}
+
+    def ready(self, step: int, draws: Draws) -> None:
+        """This process has the batch of a step. Called by the feed's thread.
+
+        Raises DataError if the step's draws show that a data set rejects more than its limit.
+        """
+        self._totals[step] = self._found.add([draws])
+        if fault := self._found.fault([draws]):
+            raise DataError(fault)
 
     def failed(self, step: int, error: BaseException) -> None:
         """This process cannot make the batch of a step. Called by the feed's thread."""
@@ -39,7 +61,15 @@ class StepGate:
 
     def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         """Asked before each step by every process. wait False: None where the answer has not arrived yet."""
+        self.rejects_before(step)
         return NextAction.STOP if self._ended or self._should_stop() else NextAction.STEP
+
+    def rejects_before(self, step: int) -> RejectCounts:
+        """The draws and rejects of all processes for the steps before one. Called with steps in order."""
+        # The feed is a few steps ahead: what it has drawn for them is drawn again after a kill.
+        for done in sorted(done for done in list(self._totals) if done < step):
+            self._before.set(*self._totals.pop(done))
+        return self._before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +88,32 @@ class News:
     lines: list[tuple[bool, str]]
 
 
+class _Step:
+    """A step that a rank has a batch for, or has asked for. missing: ranks that have no batch for it yet.
+
+    decided: set once the step is granted or refused to all. total: as ``RejectCounts.add`` returns it. look: whether
+    the ranks check for preemption before it.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.missing = set(range(world_size))
+        self.draws: dict[int, Draws] = {}
+        self.decided = asyncio.Event()
+        self.total: tuple[str, int, int] | None = None
+        self.look = False
+
+
+# (whether to run the step, whether to check for preemption first, the counts of its data set): the same for every rank.
+Grant = tuple[bool, bool, tuple[str, int, int] | None]
+_REFUSED: Grant = (False, False, None)
+
+
 class StepCoordinator:
     """Grants steps to all ranks of a run together.
 
-    A step is granted once every rank has its batch. So a rank that cannot make a batch stops all of them before that
-    step, none of them inside it; and a stop that someone asks for comes after the last step that was granted.
+    A step is granted once every rank has its batch and those before. So a rank that cannot make a batch stops all of
+    them before that step, none of them inside it; and a stop that someone asks for comes after the last step that was
+    granted. Each step wakes only those that wait for it, once.
     """
 
     # Seconds between preemption checks; each check is a barrier across all ranks.
@@ -71,74 +122,96 @@ class StepCoordinator:
     def __init__(self) -> None:
         self.epoch = 0
         self.start_step = 0
-        self._changed = asyncio.Condition()
         self._heard_at = time.monotonic()
         self._running = False
         self._lines: list[tuple[bool, str]] = []
-        self._begin(1)
+        self._steps: dict[int, _Step] = {}
+        self._begin(1, 0, RejectCounts({}))
 
-    def _begin(self, world_size: int) -> None:
-        # Rank → the last step whose batch it has; -1 before the first.
-        self._ready = dict.fromkeys(range(world_size), -1)
+    def _begin(self, world_size: int, start_step: int, rejects: RejectCounts) -> None:
+        self._world_size = world_size
+        self.start_step = start_step
+        self._rejects = rejects
+        # The last step that every rank has the batch of, as of all before it.
+        self._complete = start_step - 1
         self._granted = -1
         # The last step of the run, once something has ended it.
         self._last: int | None = None
-        self._check_steps: set[int] = set()
         self._checked_at = 0.0
         self.reason: str | None = None
+        for step in self._steps.values():
+            step.decided.set()
+        self._steps = {}
 
-    async def begin(self, world_size: int, start_step: int = 0) -> int:
+    async def begin(self, world_size: int, start_step: int = 0, rejects: RejectCounts | None = None) -> int:
         """Takes a new group of workers that starts at a step. Returns its epoch; calls of older ones end with a stop.
 
-        A stop that was asked for holds for the new group too.
+        A stop that was asked for holds for the new group too. rejects: the counts before the step.
         """
-        async with self._changed:
-            self.start_step, self._heard_at = start_step, time.monotonic()
-            stopped = self._last is not None and self.reason is None
-            self.epoch, self._running = self.epoch + 1, True
-            self._begin(world_size)
-            if stopped:
-                self._last = self._granted
-            self._changed.notify_all()
+        self._heard_at = time.monotonic()
+        stopped = self._last is not None and self.reason is None
+        self.epoch, self._running = self.epoch + 1, True
+        self._begin(world_size, start_step, rejects or RejectCounts({}))
+        if stopped:
+            self._last = self._granted
         return self.epoch
 
-    async def ready(self, epoch: int, rank: int, step: int) -> None:
-        """A rank has the batch of a step."""
+    async def ready(self, epoch: int, rank: int, step: int, draws: Draws | None = None) -> None:
+        """A rank has the batch of a step. draws: what it has drawn for it."""
+        if not self._heard(epoch) or step <= self._complete:
+            return
         # An actor's calls may run in another order than they were made in.
-        await self._change(epoch, lambda: self._ready.update({rank: max(self._ready[rank], step)}))
+        entry = self._step(step)
+        entry.missing.discard(rank)
+        if draws is not None:
+            entry.draws[rank] = draws
+        while (entry := self._steps.get(self._complete + 1)) and not entry.missing:
+            self._complete += 1
+            self._judge(self._complete, entry)
+            entry.decided.set()
+
+    def _judge(self, step: int, entry: _Step) -> None:
+        """Adds what was drawn for a step to the counts. The run ends before it if that is too much."""
+        draws = [entry.draws[rank] for rank in sorted(entry.draws)]
+        entry.draws = {}
+        if draws:
+            entry.total = self._rejects.add(draws)
+            if fault := self._rejects.fault(draws):
+                self._end_before(step, fault)
 
     async def failed(self, epoch: int, rank: int, step: int, reason: str) -> None:
         """A rank cannot make the batch of a step: the run ends before it."""
-
-        def note() -> None:
-            if self._last is None or step <= self._last:
-                self._last, self.reason = step - 1, reason
-
-        await self._change(epoch, note)
+        if self._heard(epoch):
+            self._end_before(step, reason)
 
     async def end(self, epoch: int, reason: str) -> None:
         """A rank cannot go on: the run ends after the last step that was granted."""
-
-        def note() -> None:
-            self._last = self._granted if self._last is None else min(self._last, self._granted)
+        if self._heard(epoch):
+            self._end_after(self._granted)
             self.reason = self.reason or reason
-
-        await self._change(epoch, note)
-
-    async def _change(self, epoch: int, change: Callable[[], None]) -> None:
-        if epoch == self.epoch:
-            self._heard_at = time.monotonic()
-            async with self._changed:
-                change()
-                self._changed.notify_all()
 
     async def stop(self) -> None:
         """Asks for a stop after the last step that was granted."""
-        async with self._changed:
-            if self._last is None:
-                # Before the first step this refuses the first one that is asked for.
-                self._last = self._granted
-            self._changed.notify_all()
+        if self._last is None:
+            # Before the first step this refuses the first one that is asked for.
+            self._end_after(self._granted)
+
+    def _heard(self, epoch: int) -> bool:
+        """Notes a sign of life. Whether it is one of the present group."""
+        if epoch == self.epoch:
+            self._heard_at = time.monotonic()
+        return epoch == self.epoch
+
+    def _end_before(self, step: int, reason: str) -> None:
+        if self._last is None or step <= self._last:
+            self.reason = reason
+            self._end_after(step - 1)
+
+    def _end_after(self, step: int) -> None:
+        self._last = step if self._last is None else min(self._last, step)
+        for number, entry in self._steps.items():
+            if number > self._last:
+                entry.decided.set()
 
     async def print(self, error: bool, text: str) -> None:
         """Takes what a rank prints, for the driver's terminal. error: to stderr."""
@@ -162,27 +235,29 @@ class StepCoordinator:
         """The reason that a rank gave for ending the run; None without one."""
         return self.reason
 
-    async def grant(self, epoch: int, step: int) -> tuple[bool, bool]:
-        """(whether to run the step, whether to check for preemption first: the same answer for every rank)."""
-        if epoch != self.epoch:
-            return False, False
-        self._heard_at = time.monotonic()
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: epoch != self.epoch or self._ended(step) or min(self._ready.values()) >= step
-            )
-            if epoch != self.epoch or self._ended(step):
-                return False, False
-            if step > self._granted:
-                self._granted = step
-                self._decide_on_check(step)
-            return True, step in self._check_steps
+    async def grant(self, epoch: int, step: int) -> Grant:
+        """Waits until a step is granted or refused."""
+        if not self._heard(epoch):
+            return _REFUSED
+        entry = self._step(step)
+        if not self._ended(step):
+            await entry.decided.wait()
+        if epoch != self.epoch or self._ended(step):
+            return _REFUSED
+        if step > self._granted:
+            self._granted = step
+            self._decide_on_check(entry)
+            self._steps.pop(step - _KEPT_STEPS, None)
+        return True, entry.look, entry.total
 
-    def _decide_on_check(self, step: int) -> None:
+    def _step(self, step: int) -> _Step:
+        if step not in self._steps:
+            self._steps[step] = _Step(self._world_size)
+        return self._steps[step]
+
+    def _decide_on_check(self, entry: _Step) -> None:
         if time.monotonic() - self._checked_at > self.check_every_s:
-            # Ranks are a step or two apart: slower ones have yet to ask for the steps before.
-            self._check_steps = {s for s in self._check_steps if s > step - 100} | {step}
-            self._checked_at = time.monotonic()
+            entry.look, self._checked_at = True, time.monotonic()
 
     def _ended(self, step: int) -> bool:
         return self._last is not None and step > self._last

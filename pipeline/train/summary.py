@@ -27,7 +27,7 @@ def summarize(rank: Rank, done: int) -> dict:
         "compile_alarms": len(compiler.alarms),
         "tasks": _tasks(schedule, done),
         "structures": _structures(rank),
-        "rejects": rank.quarantine.counts,
+        "rejects": rank.gate.rejects_before(done).as_dict(),
         "time": _times(rank),
         "first_step_at": rank.recorder.first_step_at,
     }

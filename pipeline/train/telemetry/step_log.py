@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-
-from pipeline.files import whole_file
 
 
 class StepLog:
@@ -40,24 +39,52 @@ class StepLog:
 
 
 def cut_back(path: Path, *, keep_steps: int) -> int:
-    """Keeps the whole lines of steps up to ``keep_steps``. Returns the last step found, 0 without any."""
+    """Cuts off the lines of steps after ``keep_steps``, and a torn end. Returns the last step found, 0 without any.
+
+    Reads from the end of the file, whose steps rise, so the cost does not grow with the run.
+    """
+    try:
+        file = open(path, "r+b")
+    except FileNotFoundError:
+        return 0
     last = 0
-    if not path.exists():
-        return last
-    with (
-        whole_file(path) as temporary,
-        open(path, encoding="utf-8", errors="replace") as old,
-        open(temporary, "w", encoding="utf-8") as new,
-    ):
-        for line in old:
-            try:
-                step = json.loads(line)["step"]
-                keep, last = step <= keep_steps, max(last, step)
-            except (ValueError, KeyError, TypeError):
-                keep = False
-            if keep:
-                new.write(line if line.endswith("\n") else line + "\n")
+    with file:
+        for start, line in _lines_from_end(file):
+            step = _step(line)
+            last = max(last, step or 0)
+            if step is not None and step <= keep_steps:
+                file.truncate(start + len(line))
+                file.seek(0, os.SEEK_END)
+                file.write(b"\n")
+                return last
+        file.truncate(0)
     return last
+
+
+def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields (place in the file, line without its end) of every line, the last one first."""
+    start, size, rest = file.seek(0, os.SEEK_END), 1 << 16, b""
+    while start:
+        # Blocks grow, so that a long line or hole is not copied again and again.
+        size, begin = 2 * size, max(0, start - size)
+        file.seek(begin)
+        rest = file.read(start - begin) + rest
+        start = begin
+        stop = len(rest)
+        while (end := rest.rfind(b"\n", 0, stop)) >= 0:
+            yield start + end + 1, rest[end + 1 : stop]
+            stop = end
+        rest = rest[:stop]
+    yield 0, rest
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line, None if it has none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def to_json_values(value: Any) -> Any:

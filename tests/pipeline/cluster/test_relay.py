@@ -71,7 +71,7 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
     assert stop._deferred
     stop._asked.set()
     relay._pass_on()
-    assert asyncio.run(coordinator.grant(1, 1)) == (False, False)
+    assert asyncio.run(coordinator.grant(1, 1)) == (False, False, None)
     # The workers fail before they have saved, and Ray waits for machines.
     asyncio.run(coordinator.lost("workers [0] failed\n"))
     with pytest.raises(Ended, match="75"):

@@ -15,9 +15,11 @@ import ray
 
 from pipeline import recipe as recipes
 from pipeline.cluster.decode_shares import DecodeShare, decode_shares
+from pipeline.cluster.shared_rejects import shared
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import start_ray
 from pipeline.cluster.streams import build_stream, iterate
+from pipeline.data.known_rejects import NONE_KNOWN, Collector
 from pipeline.data.manifest import Manifest
 from pipeline.data.stream_spec import StreamSpec
 from pipeline.data.task_queue import checked_rows
@@ -61,7 +63,7 @@ def wanted(toy_recipe):
         start=2,
         stop=13,
         share=0.5,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
     )
 
@@ -89,6 +91,24 @@ def test_costs_are_measured_in_the_cluster(ray_session, wanted):
     assert shares["video_audio"].row_s > 0.001
     # The same work at half the steps.
     assert 0.2 < shares["other"].cpus / shares["video_audio"].cpus < 0.9
+
+
+def test_known_rejects_travel_as_a_reference(ray_session, wanted):
+    """However many they are: processes find them in the object store."""
+    from ray import cloudpickle
+
+    collector = Collector()
+    for number in range(20_000):
+        collector.add(f"other-{number}", "missing_file")
+    collector.add(wanted.maker().source.id(0), "not_decodable")
+    bad = shared({"video_audio": collector.rejects()})["video_audio"]
+    spec = dataclasses.replace(wanted, known_bad=bad, key="a stream that goes on")
+    assert len(cloudpickle.dumps(spec)) < len(cloudpickle.dumps(wanted)) + 2000
+    found = list(iterate(build_stream(spec, world_size=1, options=DecodeOptions())))
+    maker = dataclasses.replace(wanted, known_bad=collector.rejects()).maker()
+    alone = [maker.row(index, rank=0, world_size=1) for index in range(2, 13)]
+    assert [(row.ids, row.rejects) for row in found] == [(row.ids, row.rejects) for row in alone]
+    assert any(reject["journalled"] for row in found for reject in row.rejects)
 
 
 def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import prompts
+from pipeline.data import batches, prompts
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.captions import encode_text, usable_captions
 from pipeline.data.columns import NOT_UTF8
+from pipeline.data.known_rejects import NONE_KNOWN, Collector, KnownRejects
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import Row, TaskPlan, group_arrays
@@ -66,12 +67,20 @@ class SpyingSource:
         return self.inner.clip(row)
 
 
-def make_batches(data_set, task, *, tokenizer=None, bad: dict | None = None, seed: int = 3) -> BatchMaker:
+def make_batches(data_set, task, *, tokenizer=None, bad: KnownRejects | None = None, seed: int = 3) -> BatchMaker:
     media = tuple(m for m in task.modalities if m != "text")
     source = SpyingSource(MediaSource(data_set, modalities=media))
     plan = TaskPlan(task, seed=seed, num_rows=source.num_rows, num_batches=NUM_BATCHES)
     samples = SampleMaker(task, data_set, tokenizer=tokenizer, tokens=TokenSpec())
     return BatchMaker(plan, samples, source, known_bad=bad)
+
+
+def known(reasons: dict) -> KnownRejects:
+    """Rejects of an earlier part of a run. reasons: by their key."""
+    collector = Collector()
+    for key, reason in reasons.items():
+        collector.add(key, reason)
+    return collector.rejects()
 
 
 def make_samples(data_set, task, *, tokenizer=None) -> SampleMaker:
@@ -163,8 +172,7 @@ def test_ranks_together_hold_the_same_batch(images, make_task, tokenizer, world_
 def test_known_bad_ids_are_not_tried_again(images, make_task):
     first = make_batches(images, make_task())
     rows = [first.row(index, rank=0, world_size=1) for index in range(NUM_BATCHES)]
-    bad = {r["id"]: r for row in rows for r in row.rejects}
-    again = make_batches(images, make_task(), bad=bad)
+    again = make_batches(images, make_task(), bad=known({r["id"]: r["reason"] for row in rows for r in row.rejects}))
     for index, row in enumerate(rows):
         assert_equal_rows(again.row(index, rank=0, world_size=1), row)
     assert set(again.source.decoded).isdisjoint(BAD)
@@ -172,12 +180,13 @@ def test_known_bad_ids_are_not_tried_again(images, make_task):
 
 
 def test_known_bad_ids_get_their_substitutes_even_where_the_file_is_good(images, make_task):
-    reject = {"id": "id-0", "data_set": "toy", "source": "s", "reason": "not_decodable", "detail": "d"}
-    maker = make_batches(images, make_task(), bad={"id-0": reject})
+    maker = make_batches(images, make_task(), bad=known({"id-0": "not_decodable"}))
     for index in range(NUM_BATCHES):
         row = maker.row(index, rank=0, world_size=1)
         assert row.ids == [f"id-{i}" for i in expected_samples(maker.plan, index, BAD | {0})[0]]
-        assert all(r == reject | {"journalled": True} for r in row.rejects if r["id"] == "id-0")
+        for reject in (r for r in row.rejects if r["id"] == "id-0"):
+            assert reject["journalled"] and (reject["reason"], reject["data_set"]) == ("not_decodable", "toy")
+            assert reject["source"] == maker.source.media_path(0)
 
 
 def test_nothing_but_bad_samples_stop_the_run(tmp_path, write_manifest, make_data_set, make_task):
@@ -578,9 +587,9 @@ def test_a_later_window_has_its_sound_too(tmp_path, write_video, write_manifest,
 # --- rejects of one task ---
 
 
-def bad_for(run_dir, task) -> dict[str, dict]:
+def bad_for(run_dir, task) -> KnownRejects:
     """The rejects that a resume passes to the streams of a task."""
-    return known_bad(run_dir).get(task.name, {})
+    return known_bad(run_dir).get(task.name, NONE_KNOWN)
 
 
 def test_what_one_task_rejects_stays_good_for_another_after_a_resume(
@@ -594,15 +603,24 @@ def test_what_one_task_rejects_stays_good_for_another_after_a_resume(
     frames = make_task(name="frames", modalities=("video",), variants=(VIDEO_VARIANT,))
     sound = make_task(name="sound", modalities=("audio",), variants=(Variant("all", 4),))
 
-    journal = Quarantine(tmp_path / "run", rank=0, limits={"toy": 1.0})
+    journal = Quarantine(tmp_path / "run", rank=0)
     for index in range(NUM_BATCHES):
         journal.record(make_batches(data_set, sound).row(index, rank=0, world_size=1), step=index, data_set="toy")
-    assert "id-0" in bad_for(tmp_path / "run", sound)
+    assert bad_for(tmp_path / "run", sound).reason("id-0")
 
     before = make_batches(data_set, frames)
     after = make_batches(data_set, frames, bad=bad_for(tmp_path / "run", frames))
     for index in range(NUM_BATCHES):
         assert_equal_rows(after.row(index, rank=0, world_size=1), before.row(index, rank=0, world_size=1))
+
+
+def test_what_a_process_remembers_is_bounded(images, make_task, monkeypatch):
+    """Samples that it has forgotten are tried again, and rows are the same."""
+    monkeypatch.setattr(batches, "_MAX_MET", 1)
+    small, whole = make_batches(images, make_task()), make_batches(images, make_task())
+    for index in range(NUM_BATCHES):
+        assert_equal_rows(small.row(index, rank=0, world_size=1), whole.row(index, rank=0, world_size=1))
+        assert len(small._bad) <= 1
 
 
 # --- rejects that depend on a clock ---
@@ -636,7 +654,7 @@ def test_what_hung_before_a_kill_is_left_out_after_it_there_and_nowhere_else(ima
         [make_batches(images, make_task()).row(i, rank=0, world_size=1) for i in range(NUM_BATCHES)],
     )
     hangs = np.random.default_rng(seed).choice(4 * NUM_BATCHES, 2 * NUM_BATCHES, replace=False).tolist()
-    alone, journal = hanging_batches(images, task, hangs=hangs), Quarantine(tmp_path, rank=0, limits={"toy": 1.0})
+    alone, journal = hanging_batches(images, task, hangs=hangs), Quarantine(tmp_path, rank=0)
     rows = []
     for killed_at in range(NUM_BATCHES):
         rows.append(alone.row(killed_at, rank=0, world_size=1))

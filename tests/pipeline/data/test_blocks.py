@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from pipeline.data.blocks import Blocks, block_bytes, rows_per_block
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.spec import TokenSpec
 from pipeline.data.stream_spec import StreamSpec
 
@@ -22,7 +23,7 @@ def spec(make_task, make_data_set):
         start=2,
         stop=13,
         share=0.5,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
     )
 

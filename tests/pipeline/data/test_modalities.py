@@ -14,6 +14,7 @@ from model.imp import Imp
 from pipeline import recipe as recipes
 from pipeline.cluster.streams import StreamSpec, block_bytes
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, load, load_modality
 from pipeline.data.plan import TaskPlan, group_arrays
@@ -139,7 +140,7 @@ def test_blocks_of_a_stream_count_added_modalities(manifest):
     recipe = make_recipe(manifest, modalities=["depth"], objective="softmax", variants=[])
     task, data_set = specs.task_specs(recipe)["rooms"], specs.data_set_specs(recipe)["rooms"]
     counts = {"seed": 0, "start": 0, "stop": 1, "share": 1.0, "cache_bytes": 0}
-    known = {"tokenizer": None, "fingerprint": {}, "known_bad": {}}
+    known = {"tokenizer": None, "fingerprint": {}, "known_bad": NONE_KNOWN}
     spec = StreamSpec(task=task, data_set=data_set, tokens=specs.token_spec(recipe), **counts, **known)
     assert block_bytes(spec, 3) == 3 * 2 * 16 * 64 * 4
 

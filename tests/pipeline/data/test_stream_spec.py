@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.spec import TokenSpec
 from pipeline.data.stream_spec import StreamSpec
@@ -25,7 +26,7 @@ def test_a_machine_that_sees_other_rows_is_a_wrong_request(tmp_path, make_task, 
         start=0,
         stop=5,
         share=1.0,
-        known_bad={},
+        known_bad=NONE_KNOWN,
         cache_bytes=0,
     )
     spec.maker()

@@ -33,7 +33,7 @@ class DirectQueue:
             tokens=spec.data.tokens,
         )
         plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
-        bad = known_bad(Path(spec.run_dir)).get(task.name, {})
+        bad = known_bad(Path(spec.run_dir)).get(task.name)
         source = open_source(data_set, modalities=task.media, cache_bytes=cache_bytes)
         self._maker, self._next = BatchMaker(plan, samples, source, known_bad=bad), start
 

@@ -1,4 +1,4 @@
-"""The journal of rejects: written before it is used, read after a kill, and the limit that stops a run."""
+"""The journal of rejects: written before it is used, and read after a kill."""
 
 import dataclasses
 import json
@@ -8,11 +8,13 @@ import resource
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.plan import Row
 from pipeline.errors import DataError
+from pipeline.report import quarantine_table
 from pipeline.report.quarantine_table import write_table
 from pipeline.train import quarantine
-from pipeline.train.quarantine import Quarantine, known_bad, read_journal
+from pipeline.train.quarantine import Quarantine, journal_files, known_bad, read_journal
 
 
 def reject(sample_id: str, data_set: str = "pets", **fields) -> dict:
@@ -24,8 +26,20 @@ def row(*rejects: dict, drawn: int = 4, task: str = "pet_text") -> Row:
     return Row(task, 0, 0, "v", [f"good-{i}" for i in range(drawn)], list(rejects), {})
 
 
-def journal(run_dir, rank: int = 0, **limits: float) -> Quarantine:
-    return Quarantine(run_dir, rank=rank, limits=limits or {"pets": 0.5})
+def journal(run_dir, rank: int = 0) -> Quarantine:
+    return Quarantine(run_dir, rank=rank)
+
+
+def records(run_dir) -> list[dict]:
+    return [record for path in journal_files(run_dir) for _, record in read_journal(path)]
+
+
+def known(run_dir, task: str = "pet_text") -> set:
+    """The ids, among all that these tests use, that the streams of a task are told of."""
+    bad = known_bad(run_dir).get(task, NONE_KNOWN)
+    found = {name for name in "abcdefxyz" if bad.reason(name)}
+    assert len(found) == len(bad)
+    return found
 
 
 def lines(run_dir, rank: int = 0) -> list[str]:
@@ -44,7 +58,7 @@ def test_a_reject_is_on_disk_when_record_returns(tmp_path, monkeypatch):
 
 def test_nothing_is_written_without_rejects(tmp_path):
     journal(tmp_path).record(row(), step=0, data_set="pets")
-    assert not (tmp_path / "quarantine").exists() and read_journal(tmp_path) == [] and known_bad(tmp_path) == {}
+    assert not (tmp_path / "quarantine").exists() and records(tmp_path) == [] and known_bad(tmp_path) == {}
 
 
 def test_a_reject_is_listed_once(tmp_path):
@@ -64,23 +78,27 @@ def test_a_reject_met_twice_in_one_row_is_listed_once(tmp_path):
 
 def test_equal_ids_of_two_tasks_are_two_rejects(tmp_path):
     """A sample that is bad for one task may serve another, also on the same data set."""
-    both = journal(tmp_path, pets=0.5, cars=0.5)
+    both = journal(tmp_path)
     both.record(row(reject("a")), step=1, data_set="pets")
     both.record(dataclasses.replace(row(reject("a", "cars")), task="car_text"), step=2, data_set="cars")
-    assert known_bad(tmp_path) == {"pet_text": {"a": reject("a")}, "car_text": {"a": reject("a", "cars")}}
+    assert set(known_bad(tmp_path)) == {"pet_text", "car_text"}
+    assert known(tmp_path) == known(tmp_path, "car_text") == {"a"}
 
 
 def test_known_bad_is_what_the_streams_had_found(tmp_path):
-    rejects = [reject("a", detail="'quotes' ü \u2028 \n end"), reject("b", reason="missing_file")]
+    odd = "'quotes' \" ü \u2028 \n end"
+    rejects = [reject("a", detail=odd), reject("b", reason="missing_file"), reject(odd, reason="too_long"), reject("")]
     journal(tmp_path).record(row(*rejects), step=1, data_set="pets")
-    assert known_bad(tmp_path) == {"pet_text": {r["id"]: r for r in rejects}}
+    found = known_bad(tmp_path)["pet_text"]
+    assert {r["id"]: found.reason(r["id"]) for r in rejects} == {r["id"]: r["reason"] for r in rejects}
+    assert len(found) == 4 and found.reason("c") is found.reason((0, 0)) is None
 
 
 def test_journals_of_all_ranks_are_read(tmp_path):
     for rank, name in enumerate("ab"):
         journal(tmp_path, rank).record(row(reject(name)), step=rank, data_set="pets")
-    assert [r["id"] for r in read_journal(tmp_path)] == ["a", "b"]
-    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "b"}
+    assert [r["id"] for r in records(tmp_path)] == ["a", "b"]
+    assert known(tmp_path) == {"a", "b"}
 
 
 @pytest.fixture
@@ -93,12 +111,38 @@ def torn(tmp_path):
 
 
 def test_a_torn_last_line_is_ignored(torn):
-    assert [r["id"] for r in read_journal(torn)] == ["a"] and set(known_bad(torn)["pet_text"]) == {"a"}
+    assert [r["id"] for r in records(torn)] == ["a"] and known(torn) == {"a"}
 
 
 def test_what_follows_a_torn_line_is_not_lost(torn):
     journal(torn).record(row(reject("b"), reject("c")), step=2, data_set="pets")
-    assert set(known_bad(torn)["pet_text"]) == {"a", "b", "c"}
+    assert known(torn) == {"a", "b", "c"}
+
+
+def test_lines_are_read_alike_with_and_without_the_short_cut(tmp_path, monkeypatch):
+    """The pattern of a plain line takes nothing that a JSON reader would not, and reads the same in it."""
+    whole = json.dumps(reject("a", position=3, attempt=0) | {"task": "pet_text", "step": 7}).encode()
+    changes = [b"\x00", b"\x7f", b"\\", b'"', b"0", b"-", b" ", b"\xc3", b"\r", b",", b"}", b"7" * 30]
+    damaged = [whole[:i] + c + whole[i + cut :] for i in range(len(whole)) for c in changes for cut in (0, 1)]
+    differ = [line for line in damaged if _outcome(line + b"\n") != _outcome(line + b" \n")]
+    assert quarantine._PLAIN_LINE.fullmatch(whole + b"\n") and not differ
+
+
+def _outcome(line: bytes) -> object:
+    try:
+        return quarantine._known(line)
+    except (ValueError, KeyError, TypeError) as e:
+        return "damaged" if isinstance(e, ValueError) else type(e)
+
+
+def test_what_a_rank_remembers_is_bounded(tmp_path, monkeypatch):
+    """A reject that was forgotten is listed again, and read once."""
+    monkeypatch.setattr(quarantine, "_MAX_WRITTEN", 2)
+    small = journal(tmp_path)
+    for name in "abcca":
+        small.record(row(reject(name)), step=1, data_set="pets")
+    assert [json.loads(line)["id"] for line in lines(tmp_path)] == ["a", "b", "c", "a"]
+    assert len(small._written) == 2 and known(tmp_path) == set("abc")
 
 
 def hung(sample_id: str, position: int, attempt: int = 0) -> dict:
@@ -110,7 +154,9 @@ def test_a_transient_reject_is_listed_for_each_visit_that_found_it(tmp_path):
     first.record(row(*visits), step=1, data_set="pets")
     first.record(row(hung("a", 9)), step=2, data_set="pets")
     assert len(lines(tmp_path)) == 3
-    assert known_bad(tmp_path) == {"pet_text": {(3, 0): visits[0], (9, 0): visits[1], (9, 1): visits[2]}}
+    found = known_bad(tmp_path)["pet_text"]
+    assert len(found) == 3 and all(found.reason(visit) == "hung" for visit in ((3, 0), (9, 0), (9, 1)))
+    assert found.reason("a") is found.reason((3, 1)) is found.reason((1, 9)) is None
 
 
 def test_a_torn_line_is_cut_off_before_the_next(torn):
@@ -145,7 +191,7 @@ def test_damaged_lines_are_named_and_lose_themselves_alone(tmp_path, capsys, dam
     path = tmp_path / "quarantine" / "rank-0.jsonl"
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + damage + b"\n" + second)
-    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "b"}
+    assert known(tmp_path) == {"a", "b"}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {path}: 1 lines are damaged, the first is line 2; ")
 
@@ -177,56 +223,39 @@ def test_a_journal_on_a_full_disk_is_a_fault_of_the_storage(tmp_path):
             full.record(row(reject("b", detail="x" * 300)), step=2, data_set="pets")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert set(known_bad(tmp_path)["pet_text"]) == {"a"}
+    assert known(tmp_path) == {"a"}
     journal(tmp_path).record(row(reject("c")), step=2, data_set="pets")
-    assert set(known_bad(tmp_path)["pet_text"]) == {"a", "c"}
+    assert known(tmp_path) == {"a", "c"}
 
 
-# --- the limit ---
+# --- what was drawn ---
 
 
-def test_too_many_rejects_stop_the_run_with_examples(tmp_path):
-    limited = journal(tmp_path, pets=0.1)
-    limited.record(row(reject("a"), drawn=179), step=1, data_set="pets")
-    with pytest.raises(DataError) as caught:
-        limited.record(row(*(reject(f"x{i}") for i in range(25)), drawn=0), step=2, data_set="pets")
-    assert str(caught.value) == (
-        "data set pets: 26 of 205 samples were bad, more than max_reject_fraction = 0.1. For example: "
-        "/media/x0.png (not_decodable); /media/x1.png (not_decodable); /media/x2.png (not_decodable). "
-        "Mend the data, or raise max_reject_fraction"
-    )
-    # What stopped the run is on record too.
-    assert len(lines(tmp_path)) == 26
-
-
-def test_as_many_as_the_limit_are_allowed(tmp_path):
-    limited = journal(tmp_path, pets=0.1)
-    limited.record(row(*(reject(f"x{i}") for i in range(20)), drawn=180), step=1, data_set="pets")
-    assert limited.counts == {"pets": {"drawn": 200, "rejected": 20}}
-    with pytest.raises(DataError, match="21 of 201"):
-        limited.record(row(reject("y"), drawn=0), step=2, data_set="pets")
-
-
-def test_a_share_of_few_says_nothing(tmp_path):
-    journal(tmp_path, pets=0.0).record(row(*(reject(f"x{i}") for i in range(190)), drawn=9), step=1, data_set="pets")
-
-
-def test_known_rejects_count_again(tmp_path):
-    """A substitute is a substitute, whenever its reason was found: half of what this data set gives is bad."""
-    limited = journal(tmp_path, pets=0.4)
-    with pytest.raises(DataError, match="100 of 200"):
-        for step in range(100):
-            limited.record(row(reject("a"), drawn=1), step=step, data_set="pets")
-
-
-def test_data_sets_are_counted_apart(tmp_path):
-    both = journal(tmp_path, pets=0.1, cars=0.1)
-    both.record(row(drawn=1000), step=1, data_set="pets")
-    with pytest.raises(DataError, match=r"data set cars: 30 of 230 .* a \(no_text\)"):
-        both.record(row(*[reject("a", "cars", source="", reason="no_text")] * 30, drawn=200), step=2, data_set="cars")
+def test_every_draw_counts_whenever_its_reject_was_found(tmp_path):
+    """A substitute is a substitute: of a batch of four, one sample was met bad twice, one was known before."""
+    bad = [reject("a"), reject("a"), reject("b", source="", journalled=True)]
+    draws = journal(tmp_path).record(row(*bad, drawn=4), step=1, data_set="pets")
+    assert draws[:3] == ("pets", 7, 3)
+    assert draws.examples == (*["/media/a.png (not_decodable)"] * 2, "b (not_decodable)")
+    assert journal(tmp_path).record(row(drawn=4), step=2, data_set="pets") == ("pets", 4, 0, ())
 
 
 # --- the table ---
+
+
+def test_the_table_holds_each_reject_once_in_order_of_the_steps(tmp_path, monkeypatch):
+    """Whatever the order of journals and lines, a resume's among them, and however many rows are written at once."""
+    monkeypatch.setattr(quarantine_table, "_GROUP_ROWS", 2)
+    for rank, steps in enumerate([{"a": 5, "b": 9, "c": 7}, {"d": 8, "a": 3, "e": 2}]):
+        for name, step in steps.items():
+            journal(tmp_path, rank).record(row(reject(name, detail="ü" * step)), step=step, data_set="pets")
+    journal(tmp_path).record(row(reject("a", reason="no_text")), step=4, data_set="pets")
+    with open(tmp_path / "quarantine" / "rank-0.jsonl", "ab") as file:
+        file.write(b"damaged\n")
+    found = pq.read_table(write_table(tmp_path)).to_pylist()
+    assert [(r["id"], r["step"]) for r in found] == [("e", 2), ("a", 3), ("a", 4), ("c", 7), ("d", 8), ("b", 9)]
+    assert [r["reason"] for r in found if r["id"] == "a"] == ["not_decodable", "no_text"]
+    assert all(r["detail"] == "ü" * r["step"] for r in found if r["reason"] != "no_text")
 
 
 def test_table(tmp_path):

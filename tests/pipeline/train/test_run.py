@@ -249,4 +249,7 @@ def test_stop_saves_and_goes_on(toy_recipe, tmp_path, compile_cache):
     assert summary["steps"] == 7
     summary = bare_run.run(recipe, tmp_path / "run")
     assert (summary["start_step"], summary["steps"]) == (7, 14)
+    # The feed was ahead of the stop: what it had drawn for later steps was drawn again, and counts once.
+    good = sum(count["drawn"] - count["rejected"] for count in summary["rejects"].values())
+    assert good == sum(task["examples"] for task in summary["tasks"].values())
     assert [r["step"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 15))

@@ -3,10 +3,13 @@
 import asyncio
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import DataError
+from pipeline.train.reject_limit import Draws, RejectCounts, too_many
 from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
 
 
@@ -42,7 +45,7 @@ class Rank:
         ahead = asyncio.ensure_future(self.coordinator.grant(1, 0))
         for step in range(self.num_steps):
             answer, ahead = ahead, asyncio.ensure_future(self.coordinator.grant(1, step + 1))
-            run, look = await answer
+            run, look, _ = await answer
             if not run:
                 break
             if step == self.ends_at:
@@ -114,15 +117,15 @@ def test_a_new_group_begins_afresh_and_calls_of_the_old_one_end():
         assert await coordinator.begin(2) == 1
         waiting = asyncio.ensure_future(coordinator.grant(1, 0))
         await asyncio.sleep(0)
-        assert await coordinator.begin(1) == 2
-        assert await waiting == (False, False)
+        assert await coordinator.begin(1, 7) == 2
+        assert await waiting == (False, False, None)
         await coordinator.ready(1, 0, 5)  # late, and of no account
         await coordinator.ready(2, 0, 7)
         assert (await coordinator.grant(2, 7))[0]
         await coordinator.stop()
         assert not (await coordinator.grant(2, 8))[0]
         # A stop that was asked for holds for the group after, too.
-        await coordinator.begin(1)
+        await coordinator.begin(1, 8)
         await coordinator.ready(3, 0, 8)
         assert not (await coordinator.grant(3, 8))[0]
 
@@ -145,9 +148,133 @@ def test_a_step_waits_for_the_slowest_rank():
 def test_news_of_batches_may_come_in_another_order():
     async def story():
         coordinator = StepCoordinator()
-        await coordinator.begin(1)
+        await coordinator.begin(1, 8)
         await coordinator.ready(1, 0, 9)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(coordinator.grant(1, 9), 0.05)
         await coordinator.ready(1, 0, 8)
         assert (await asyncio.wait_for(coordinator.grant(1, 9), 1))[0]
 
     asyncio.run(story())
+
+
+def test_each_step_wakes_those_that_wait_for_it_alone():
+    """At any number of ranks: news of a batch that leaves others missing wakes nobody."""
+
+    async def story():
+        coordinator, woken = StepCoordinator(), []
+        await coordinator.begin(64)
+
+        async def rank(number: int, step: int):
+            await coordinator.grant(1, step)
+            woken.append((step, number))
+
+        waiting = [asyncio.ensure_future(rank(number, step)) for step in (0, 1) for number in range(64)]
+        await asyncio.sleep(0)
+        events = [coordinator._steps[step].decided for step in (0, 1)]
+        for number in range(63):
+            await coordinator.ready(1, number, 0)
+            assert not any(event.is_set() for event in events)
+        await coordinator.ready(1, 63, 0)
+        await asyncio.sleep(0.01)
+        assert woken == [(0, number) for number in range(64)] and not events[1].is_set()
+        for task in waiting:
+            task.cancel()
+
+    asyncio.run(story())
+
+
+def test_what_is_remembered_of_steps_is_bounded():
+    async def story():
+        coordinator = StepCoordinator()
+        await coordinator.begin(2)
+        for step in range(1000):
+            for rank in range(2):
+                await coordinator.ready(1, rank, step, Draws("pets", 4, 0))
+            assert await coordinator.grant(1, step) == (True, step == 0, ("pets", 8 * (step + 1), 0))
+        assert len(coordinator._steps) <= 100
+
+    asyncio.run(story())
+
+
+# --- rejects ---
+
+STEP_SAMPLES = 256
+
+
+def shares(samples: np.ndarray, world_size: int) -> list[list[Draws]]:
+    """The draws of each rank for each step, of samples that are bad where True: ranks share a batch in equal parts."""
+    parts = samples.reshape(-1, world_size, STEP_SAMPLES // world_size)
+    names = np.arange(len(samples)).reshape(parts.shape)
+
+    def draws(bad, numbers):
+        rejects = [{"id": str(n), "source": "", "reason": "no_text"} for n in numbers[bad]]
+        return Draws.of("pets", good=int((~bad).sum()), rejects=rejects)
+
+    return [[draws(*one) for one in zip(*ranks, strict=True)] for ranks in zip(parts, names, strict=True)]
+
+
+def outcome(samples, world_size: int, *, start: int = 0, counts: dict | None = None, seed: int = 0):
+    """(the steps that run, why no more, the counts after each), with news that arrive in a random order."""
+
+    async def story():
+        coordinator, draw = StepCoordinator(), random.Random(seed)
+        await coordinator.begin(world_size, start, RejectCounts({"pets": 0.05}, counts))
+        steps = list(enumerate(shares(samples, world_size)))[start:]
+        granted = []
+        # A feed is two steps ahead.
+        for first in range(0, len(steps), 2):
+            news = [(rank, step, d) for step, ranks in steps[first : first + 2] for rank, d in enumerate(ranks)]
+            for rank, step, draws in draw.sample(news, len(news)):
+                await coordinator.ready(1, rank, step, draws)
+            for step, _ in steps[first : first + 2]:
+                run, _, total = await coordinator.grant(1, step)
+                granted += [total] if run else []
+        return len(granted), coordinator.reason, granted
+
+    return asyncio.run(story())
+
+
+def test_every_number_of_ranks_ends_before_the_same_step_for_the_same_reason():
+    samples = np.random.default_rng(7).random(12 * STEP_SAMPLES) < 0.08
+    alone = outcome(samples, 1)
+    assert 0 < alone[0] < 2000 / STEP_SAMPLES
+    # The step it ends before is the first after which the share is too much.
+    bad = np.cumsum(samples.reshape(-1, STEP_SAMPLES).sum(1)).tolist()
+    first = next(i for i, k in enumerate(bad) if too_many(STEP_SAMPLES * (i + 1), k, limit=0.05))
+    assert alone[0] == first and f"{bad[first]} of {STEP_SAMPLES * (first + 1)} samples were bad" in alone[1]
+    for world_size, seed in ((2, 1), (2, 2), (256, 3)):
+        assert outcome(samples, world_size, seed=seed) == alone
+
+
+@pytest.mark.parametrize("world_size", [1, 256])
+def test_healthy_data_go_on_at_every_number_of_ranks(world_size):
+    samples = np.random.default_rng(3).random(100 * STEP_SAMPLES) < 0.03
+    assert outcome(samples, world_size)[:2] == (100, None)
+
+
+def test_a_resume_goes_on_from_the_counts_before_its_step():
+    """Steps that are drawn again are not counted again."""
+    samples = np.random.default_rng(7).random(12 * STEP_SAMPLES) < 0.08
+    steps, reason, totals = outcome(samples, 2)
+    _, drawn, rejected = totals[1]
+    stored = {"pets": {"drawn": drawn, "rejected": rejected}}
+    assert outcome(samples, 4, start=2, counts=stored) == (steps - 2, reason, totals[2:])
+
+
+def test_one_process_ends_as_a_coordinator_does():
+    samples = np.random.default_rng(7).random(12 * STEP_SAMPLES) < 0.08
+    steps, reason, totals = outcome(samples, 1)
+    gate = StepGate()
+    gate.open(RejectCounts({"pets": 0.05}))
+    batches = [one for (one,) in shares(samples, 1)]
+    for step in range(steps):
+        gate.ready(step, batches[step])
+    # The feed is ahead of the loop, a checkpoint holds what was drawn before its step.
+    for step in range(steps):
+        gate.next_action(step)
+        before = totals[step - 1][1:] if step else (0, 0)
+        assert gate.rejects_before(step).as_dict() == {"pets": dict(zip(("drawn", "rejected"), before, strict=True))}
+    with pytest.raises(DataError) as caught:
+        gate.ready(steps, batches[steps])
+    assert str(caught.value) == reason

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -53,6 +54,30 @@ def test_bytes_that_are_no_text_are_dropped(tmp_path):
     path.write_bytes(line(1).encode() + b'{"step": 2, "\xff\xfe')
     cut_back(path, keep_steps=5)
     assert steps(path) == [1]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 500, 2999, 3000, 5000])
+@pytest.mark.parametrize("end", [b"", b"\0" * 300_000, b'{"step": 3001, "x', b"\n\n3\n"])
+def test_a_long_file_is_cut_at_the_right_line(tmp_path, keep, end):
+    """Lines longer and shorter than a block that is read, the file longer than several."""
+    path = tmp_path / "samples.jsonl"
+    lines = [json.dumps({"step": s, "ids": "i" * (200_000 if s % 1000 == 1 else 300)}) + "\n" for s in range(1, 3001)]
+    path.write_bytes("".join(lines).encode() + end)
+    assert cut_back(path, keep_steps=keep) == 3000
+    assert path.read_text() == "".join(lines[:keep])
+
+
+def test_cutting_back_reads_the_end_alone(tmp_path):
+    """A run of a million steps starts as soon as one of ten: a hole of a gigabyte before the last lines is not read."""
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "wb") as file:
+        file.seek(1 << 30)
+        file.write(("\n" + "".join(map(line, range(7, 12)))).encode())
+    began = tracemalloc.start() or tracemalloc.get_traced_memory()[0]
+    assert cut_back(path, keep_steps=9) == 11
+    peak = tracemalloc.get_traced_memory()[1] - began
+    tracemalloc.stop()
+    assert peak < 1 << 20 and path.stat().st_size == (1 << 30) + 1 + sum(len(line(s)) for s in (7, 8, 9))
 
 
 def test_no_file_is_no_error(tmp_path):
