@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from pipeline.train.goodput import Goodput, goodput
+
 
 def number(value: object) -> float:
     """``value`` if it is a finite number, else NaN."""
@@ -42,7 +44,7 @@ class Run:
     """The content of a run directory.
 
     metrics: in order of the steps. experts: task → variant → modality → running means by layer (``ExpertLoads``).
-    rejects: None if the file is not readable.
+    rejects: None if the file is not readable. goodput: None without a log of attempts.
     """
 
     config_text: str
@@ -52,6 +54,7 @@ class Run:
     evaluations: list[dict]
     experts: dict
     rejects: list[dict] | None
+    goodput: Goodput | None
 
     @functools.cached_property
     def rows(self) -> dict[str, list[dict]]:
@@ -140,6 +143,7 @@ def read_run(run_dir: Path) -> Run:
         evaluations=records(_json(_text(run_dir / "eval.json"))),
         experts=mapping(_json(_text(run_dir / "experts.json"))),
         rejects=_rejects(run_dir / "quarantine.parquet"),
+        goodput=goodput(run_dir),
     )
 
 

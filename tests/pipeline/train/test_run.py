@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from jax.sharding import AbstractMesh
@@ -19,6 +21,7 @@ from jax.sharding import AbstractMesh
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
 from pipeline.plan import plan
+from pipeline.train.goodput import goodput
 from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
@@ -96,6 +99,19 @@ def test_killed_runs_equal_the_one_left_alone(whole, tmp_path):
     assert [[r[k] for k in exact] for r in killed] == [[r[k] for k in exact] for r in expected]
     assert read_jsonl(run_dir / "samples.jsonl") == read_jsonl(left_alone / "samples.jsonl")
     assert_same_state(left_alone, run_dir)
+    assert_that_all_time_is_known(run_dir)
+
+
+def assert_that_all_time_is_known(run_dir: Path) -> None:
+    """Of a run that was killed three times, and ended after step 14."""
+    life = goodput(run_dir)
+    assert len(life.attempts) == 4 and life.attempts[-1].last_step == 14
+    again = [a.last_step - b.start_step for a, b in itertools.pairwise(life.attempts)]
+    assert life.lost_steps == sum(max(0, steps) for steps in again)
+    assert (life.parts_s["lost"] > 0) == (life.lost_steps > 0)
+    assert sum(life.parts_s.values()) == pytest.approx(life.up_s, rel=0.005)
+    assert life.parts_s["other"] <= 0.005 * life.wall_s
+    assert all(life.parts_s[part] > 0 for part in ("steps", "start", "save")) and life.down_s > 0
 
 
 @pytest.mark.slow
@@ -119,7 +135,6 @@ def test_a_run_whose_newest_checkpoint_is_damaged_equals_the_one_left_alone(whol
 
 def assert_same_state(first: Path, second: Path) -> None:
     import jax
-    import numpy as np
 
     from pipeline.evaluate.trained_model import TrainedModel
 
@@ -198,8 +213,6 @@ def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int, flags: st
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache, quick_compile):
     """Experts over two devices, then everything over two, then one device: the losses of one device throughout."""
-    import numpy as np
-
     task = toy_recipe["tasks"]["image_text"] | {"objective": {"nce": 1.0, "softmax": 0.5}}
     toy_recipe["tasks"], cluster = {"image_text": task}, {"compile_cache": str(compile_cache)}
     toy_recipe["train"]["num_steps"] = 6
