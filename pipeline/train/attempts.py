@@ -19,10 +19,12 @@ from pipeline.errors import one_line
 
 FOLDER = "attempts"
 # Minimum seconds between two lines of steps, and their minimum share of the time since the attempt began: what a kill
-# leaves unknown is a small part of the attempt, and an attempt of weeks has a few thousand lines. Ranks other than 0
-# matter for their sums alone.
-_EVERY_S, _EVERY_SHARE = 0.1, 0.005
+# leaves unknown is a hundredth of the attempt at most, and one of weeks has a thousand lines. Ranks other than 0 matter
+# for their sums alone.
+_EVERY_S, _EVERY_SHARE = 0.1, 0.01
 _OTHERS_EVERY_S, _OTHERS_EVERY_SHARE = 10.0, 0.05
+# The beginning of a line that begins an attempt.
+_OPEN = b'{"event": "open"'
 # Maximum number of characters of the reason for an end.
 _MAX_REASON = 200
 
@@ -111,13 +113,19 @@ def command_attempt(run_dir: Path, *, began: float) -> Iterator[CommandAttempt]:
 def read_file(path: Path) -> list[dict]:
     """The whole lines of one file of the log, in order; empty without it."""
     lines = []
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("event"), str) and _is_time(line.get("at")):
-                    lines.append(line)
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        lines = [line for text in file if (line := _line(text))]
     return lines
+
+
+def _line(text: bytes) -> dict | None:
+    """A line of the log; None where it is cut off or foreign."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(line, dict) and isinstance(line.get("event"), str) and _is_time(line.get("at"))
+    return line if known else None
 
 
 def _is_time(value: object) -> bool:
@@ -131,8 +139,20 @@ def read_command_and_rank_0(run_dir: Path) -> list[dict]:
     return sorted(lines, key=lambda line: line["at"])
 
 
-def read_ranks(run_dir: Path) -> dict[int, list[dict]]:
-    """Rank → its lines."""
+def last_lines_of_ranks(run_dir: Path) -> dict[int, list[dict]]:
+    """Rank → the last line of each of its attempts. Parses no other: there may be hundreds of ranks and attempts."""
     paths = (Path(run_dir) / FOLDER).glob("rank-*.jsonl")
     numbers = {path: path.stem.removeprefix("rank-") for path in paths}
-    return {int(n): read_file(path) for path, n in sorted(numbers.items()) if n.isdigit()}
+    return {int(n): _last_lines(path) for path, n in sorted(numbers.items()) if n.isdecimal()}
+
+
+def _last_lines(path: Path) -> list[dict]:
+    found, last = [], b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        for text in file:
+            if text.startswith(_OPEN):
+                found.append(last)
+            # The last line of a killed process may be cut off.
+            last = text if text.endswith(b"}\n") else last
+        found.append(last)
+    return [line for text in found if (line := _line(text))]

@@ -11,7 +11,7 @@ import itertools
 import math
 from pathlib import Path
 
-from pipeline.train.attempts import read_command_and_rank_0, read_ranks
+from pipeline.train.attempts import last_lines_of_ranks, read_command_and_rank_0
 
 # The parts of the time in which an attempt ran: steps that were kept, and their waits for data; waits for the compiler;
 # from the beginning to the first step without its waits; saves; steps that were run again later, with their waits for
@@ -27,7 +27,7 @@ _ADVICE = {
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Counters:
     """Sums of an attempt's loop up to a step, in seconds. waits: for data by stage."""
 
@@ -236,9 +236,9 @@ def _number(value: object) -> float:
 def _rank_waits(run_dir: Path) -> dict[int, float]:
     """Rank → seconds that it waited for its own data; empty for a run of one rank."""
     found = {}
-    for rank, lines in read_ranks(run_dir).items():
-        last = [attempt.counters[-1].waits for attempt in _attempts(lines) if attempt.counters]
-        found[rank] = sum(value for waits in last for name, value in waits.items() if name != "ranks")
+    for rank, lines in last_lines_of_ranks(run_dir).items():
+        waits = [_counters(line).waits for line in lines]
+        found[rank] = sum(value for each in waits for name, value in each.items() if name != "ranks")
     return found if len(found) > 1 else {}
 
 

@@ -143,6 +143,9 @@ def test_ranks_are_compared_by_the_waits_for_their_own_data(tmp_path):
     again = note(250.0, 30, steps=100.0, stream=4.0, ranks=50.0)
     write_log(tmp_path, "rank-1.jsonl", [opened(30.0, 0), ended, opened(210.0, 10), again])
     assert goodput(tmp_path).rank_waits_s == {0: 35, 1: 7}
+    with open(tmp_path / "attempts/rank-1.jsonl", "a") as file:
+        file.write('{"event": "step", "at": 260.0, "step": 31, "waits": {"stream": 9')
+    assert goodput(tmp_path).rank_waits_s == {0: 35, 1: 7}
 
 
 def test_cut_off_and_foreign_lines_count_for_nothing(tmp_path):
@@ -162,7 +165,7 @@ def test_cut_off_and_foreign_lines_count_for_nothing(tmp_path):
 
 
 def test_a_long_attempt_leaves_few_lines_and_a_kill_leaves_little_unknown(tmp_path, monkeypatch):
-    """A million steps of a second: a line at least every half per cent of the time so far."""
+    """A million steps of a second: a line at least every hundredth of the time so far."""
     clock = [0.0]
     monkeypatch.setattr(attempts.time, "perf_counter", lambda: clock[0])
     written = []
@@ -172,9 +175,9 @@ def test_a_long_attempt_leaves_few_lines_and_a_kill_leaves_little_unknown(tmp_pa
     for step in range(1, 1_000_001):
         clock[0] = float(step)
         attempt.step(step, {})
-    assert [event for event, _ in written[:2]] == ["open", "step"] and len(written) < 4000
+    assert [event for event, _ in written[:2]] == ["open", "step"] and len(written) < 1200
     times = [at - began for _, at in written] + [1e6]
-    assert all(b - a <= 0.005 * b + 1.01 for a, b in itertools.pairwise(times))
+    assert all(b - a <= 0.01 * b + 1.01 for a, b in itertools.pairwise(times))
 
 
 def test_a_command_notes_how_it_ended(tmp_path):
