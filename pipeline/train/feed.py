@@ -50,7 +50,7 @@ class Batch:
     arrays: dict
     ids: list[str]
     chance: float
-    made_s: dict[str, float]
+    made_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def waits(self, wait_s: float) -> dict[str, float]:
         """The seconds waited for this batch by stage: what was waited for is the end of making it."""

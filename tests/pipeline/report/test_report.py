@@ -231,6 +231,23 @@ def test_where_the_time_of_all_attempts_went(tmp_path):
     assert "10 steps were run again" in page.text["time"] and "3 min 10 s" in page.text["header"]
 
 
+def test_waits_for_data_are_said_with_what_to_change(tmp_path):
+    """As long as the steps: 0.2 s each in the median, 8 s over 40 steps."""
+    run_dir = write_run(tmp_path / "demo")
+    rows = [json.loads(line) | {"step_s": 0.2, "data_wait_s": 0.2} for line in open(run_dir / "metrics.jsonl")]
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "Waiting for data took 50% of the logged time." in Page(write_report(run_dir)).text["header"]
+    opened = {"event": "open", "at": 0.0, "start_step": 0, "advice": {"align": "add CPUs"}}
+    sums = {"steps_s": 8.0, "compile_wait_s": 0.0, "save_s": 0.0, "waits": {"stream": 8.0}, "slowest": "align"}
+    (run_dir / "attempts").mkdir()
+    lines = [opened, {"event": "step", "at": 16.0, "step": 40} | sums]
+    (run_dir / "attempts/rank-0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = Page(write_report(run_dir))
+    advice = "most of it for decoded batches of align: add CPUs."
+    assert f"of the logged time — {advice}" in page.text["header"] and f"Waiting: {advice}" in page.text["time"]
+    assert page.row("time", "decoding, and batches on their way here")[1:] == ["8.0 s", "50.0%"]
+
+
 def test_load_by_layer(tmp_path):
     """Variants by their steps: a quarter of 0.5 and three of 0.1 are 0.2, of two experts 0.4 times an even share."""
     page = Page(write_report(write_run(tmp_path / "demo")))
