@@ -19,6 +19,7 @@ import yaml
 from jax.sharding import AbstractMesh
 
 from pipeline import recipe as recipes
+from pipeline.cli import main
 from pipeline.errors import RequestError
 from pipeline.plan import plan
 from pipeline.train.goodput import goodput
@@ -142,6 +143,36 @@ def assert_same_state(first: Path, second: Path) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
+
+
+@pytest.mark.slow
+def test_steps_that_are_run_again_give_what_they_gave(whole, tmp_path, capsys):
+    """From the checkpoint of step 10 and from the start; then with one bit of a loss flipped; then of a parameter."""
+    run_dir = shutil.copytree(whole[1], tmp_path / "run")
+    before = contents(run_dir)
+    for steps, said in (("12:14", "steps 11 to 14, 4 of them logged, replayed from checkpoint 10"), ("1:3", "1 to 3")):
+        assert main(["check", "--replay", str(run_dir), "--steps", steps]) == 0
+        assert said in capsys.readouterr().out
+    assert contents(run_dir) == before
+    metrics = (run_dir / "metrics.jsonl").read_text().splitlines()
+    loss = json.loads(metrics[12])["loss"]
+    flipped = float((np.float32(loss).view(np.uint32) ^ 1).view(np.float32))
+    (run_dir / "metrics.jsonl").write_text("\n".join(metrics).replace(f'"loss": {loss}', f'"loss": {flipped}') + "\n")
+    assert main(["check", "--replay", str(run_dir), "--steps", "11:14"]) == 1
+    found = capsys.readouterr().out
+    assert found.startswith("step 13 (") and f"  loss: {flipped} in the log, {loss} now\n" in found
+    arrays = max((p for p in (run_dir / "checkpoints/10").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    assert main(["check", "--replay", str(run_dir), "--steps", "11:14"]) == 1
+    assert "failed: checkpoint 10 is damaged: " in capsys.readouterr().err
+    assert main(["check", "--replay", str(run_dir), "--steps", "4:5"]) == 2
+    assert "the oldest is that of step 10: ask for 11:…, or ask for 1:…" in capsys.readouterr().err
 
 
 def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
