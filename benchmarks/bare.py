@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipeline import recipe as recipes
 from pipeline.corpus import build_corpus
+from pipeline.data.direct_queue import DirectQueue, direct_queues
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.plan import plan
 from pipeline.train.run import train
-from tests.pipeline.train.bare_run import DirectQueue
 
 # Maximum bytes of decoded media in memory.
 _CACHE_BYTES = 2 << 30
@@ -28,10 +28,8 @@ def trained(raw: dict) -> Iterator[tuple[TrainedModel, dict, Path]]:
         spec = plan(recipe, Path(folder))
 
         def queues(schedule) -> dict[str, DirectQueue]:
-            return {
-                name: DirectQueue(spec, task, start=0, stop=schedule.batches_at_most(name), cache_bytes=_CACHE_BYTES)
-                for name, task in spec.data.tasks.items()
-            }
+            batches = {name: (0, schedule.batches_at_most(name)) for name in spec.data.tasks}
+            return direct_queues(spec.data, batches, seed=spec.mixture.seed, cache_bytes=_CACHE_BYTES)
 
         # Standard output is the benchmark's.
         with contextlib.redirect_stdout(io.StringIO()):

@@ -17,7 +17,9 @@ from pipeline.plan import plan
 from pipeline.recipe import Recipe, specs
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
+from pipeline.train.attempts import CommandAttempt, command_attempt
 from pipeline.train.devices import check_backend
+from pipeline.train.goodput import goodput
 from pipeline.train.spec import RunSpec
 from pipeline.waiting import waiting_for
 
@@ -48,17 +50,20 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         if done:
             stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {typed_command()}")
         _announce(spec, done, changes)
-        if done < num_steps:
-            # These files describe a shorter run.
-            for name in _RESULTS:
-                (run_dir / name).unlink(missing_ok=True)
-        summary = _train(spec, cluster, clock, stop) if done < num_steps else _old_summary(run_dir, done)
-        if summary["steps"] < num_steps:
-            with contextlib.suppress(OSError):
-                print(f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}", flush=True)
-            return False
-        stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {typed_command()}")
-        _finish(recipe, run_dir, summary, clock)
+        with command_attempt(run_dir, began=clock.started) as attempt:
+            if done < num_steps:
+                # These files describe a shorter run.
+                for name in _RESULTS:
+                    (run_dir / name).unlink(missing_ok=True)
+            summary = _train(spec, cluster, clock, stop) if done < num_steps else _old_summary(run_dir, done)
+            if summary["steps"] < num_steps:
+                attempt.outcome = "stopped"
+                line = f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}"
+                with contextlib.suppress(OSError):
+                    print(line, flush=True)
+                return False
+            stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {typed_command()}")
+            _finish(recipe, run_dir, summary, clock, attempt)
     return True
 
 
@@ -109,7 +114,7 @@ def _old_summary(run_dir: Path, done: int) -> dict:
     return old if old.get("steps") == done else {"steps": done, "time": {}}
 
 
-def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None:
+def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt: CommandAttempt) -> None:
     """Evaluates, writes the quarantine list and the report, and adds all times to the summary."""
     from pipeline.evaluate.measure import evaluate_run, print_table
     from pipeline.evaluate.trained_model import TrainedModel
@@ -127,6 +132,9 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock) -> None
     write_json(run_dir / "eval.json", results)
     summary["time"] |= {name: round(value, 3) for name, value in clock.times.items()}
     summary["time"]["total_s"] = round(time.time() - clock.started, 3)
+    attempt.seen()
+    if life := goodput(run_dir):
+        summary["goodput"] = life.values()
     write_json(run_dir / "summary.json", summary)
     report = write_report(run_dir)
     print_table(results)
@@ -148,6 +156,12 @@ def _print_times(summary: dict) -> None:
     times = summary["time"]
     parts = [f"{label} {times[key]:.0f} s" for key, label in names.items() if key in times]
     print("where the time went: " + ", ".join(parts) + f"; total {times['total_s']:.0f} s")
+    life = summary.get("goodput", {})
+    if life.get("restarts"):
+        print(
+            f"over {life['restarts'] + 1} attempts, {life['up_s']:.0f} s: {life['share_of_up']['steps']:.0%} steps, "
+            f"{life['share_of_up']['lost']:.0%} steps that were run again; between them {life['down_s']:.0f} s"
+        )
     if "first_step_s" in times:
         print(
             f"first step after {times['first_step_s']:.0f} s; {summary['compile_count']} compiled graphs for "

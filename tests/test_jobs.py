@@ -108,6 +108,10 @@ def test_what_a_run_leaves_behind(recipe_file, whole):
     }
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["compile_count"] == len({(r["task"], r["variant"]) for r in metrics(whole)})
+    life = summary["goodput"]
+    assert sum(life["share_of_up"].values()) == pytest.approx(1, abs=0.005) and life["restarts"] == 0
+    assert life["parts_s"]["other"] <= 0.005 * life["wall_s"] and life["wall_s"] == life["up_s"]
+    assert life["parts_s"]["end"] >= summary["time"]["evaluation_s"]
 
     # A finished run says so and changes nothing.
     before = (whole / "metrics.jsonl").stat().st_mtime_ns

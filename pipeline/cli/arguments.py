@@ -36,14 +36,16 @@ def recipe_file(text: str) -> Path:
     raise argparse.ArgumentTypeError(f"expected a file or one of {', '.join(names)}; found {text}{hint}")
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """default: the recipe's name if --config may be left out."""
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser, *, default: str | None = None, required: bool | None = None
+) -> None:
+    """default: the recipe's name if --config may be left out. required: by default, if there is no such name."""
     says = "the recipe: a YAML file, or the name of one that comes with imp"
     parser.add_argument(
         "--config",
         type=recipe_file,
         default=recipe_file(default) if default else None,
-        required=default is None,
+        required=default is None if required is None else required,
         metavar="FILE",
         help=says + (f" (default: {default})" if default else ""),
     )
@@ -59,6 +61,14 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, *, default: str | None
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """The first and the last step of "5:9", for argparse."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST, e.g. 101:200, found {text}")
+    return int(first), int(last)
 
 
 def positive(text: str) -> int:

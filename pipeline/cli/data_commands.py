@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli.arguments import add_recipe_arguments, make_parser, positive
+from pipeline.cli.arguments import add_recipe_arguments, make_parser, positive, step_range
 from pipeline.commands import command
 from pipeline.credentials import redacted, redacted_values
-from pipeline.errors import EXIT_DONE, EXIT_REQUEST, RequestError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from pipeline.files import make_folder
 from pipeline.stopping import Stop
 from pipeline.waiting import waiting_for
@@ -67,15 +67,23 @@ def check_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         check,
         "Look at a recipe's data before a run: rows, a decoded sample of them, captions, labels, the overlap of\n"
-        "held-out and training data, and the CPUs that decoding needs.",
+        "held-out and training data, and the CPUs that decoding needs.\n"
+        "With --replay: run logged steps of a run again from a checkpoint, here and now, and compare their results.",
         epilog=f"""\
 examples:
   {check} --config pets.yaml
   {check} --config pets.yaml --sample 2000 --json > check.json
+  {check} --replay runs/pets --steps 4001:4100
 
-exit codes: 0 usable, 1 failed, 2 a run would stop, 75 stopped: run it again""",
+exit codes: 0 usable, or equal; 1 failed, or a step differs; 2 a run would stop, or a wrong request; 75 stopped""",
     )
-    add_recipe_arguments(parser)
+    add_recipe_arguments(parser, required=False)
+    parser.add_argument(
+        "--replay", type=Path, metavar="RUN", help="a run's directory, in place of --config; nothing is written there"
+    )
+    parser.add_argument(
+        "--steps", type=step_range, metavar="FIRST:LAST", help="the steps to replay, as metrics.jsonl counts them"
+    )
     parser.add_argument(
         "--sample", type=int, default=200, metavar="ROWS", help="rows to decode of each data set (default: 200)"
     )
@@ -95,6 +103,10 @@ def _check(arguments: argparse.Namespace, stop: Stop) -> int:
 
     from pipeline import recipe as recipes
 
+    if arguments.replay or arguments.steps:
+        return _replay(arguments)
+    if arguments.config is None:
+        raise RequestError("--config: expected a recipe to look at, or --replay RUN --steps FIRST:LAST")
     if arguments.sample < 1 or (arguments.step_s is not None and arguments.step_s <= 0):
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
@@ -107,6 +119,23 @@ def _check(arguments: argparse.Namespace, stop: Stop) -> int:
     else:
         print_check(result)
     return EXIT_DONE if result["usable"] else EXIT_REQUEST
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    if not (arguments.replay and arguments.steps) or arguments.config:
+        raise RequestError(
+            "expected --replay RUN with --steps FIRST:LAST and without --config: the recipe is the run's; --set may "
+            "say where its data are now"
+        )
+    with waiting_for("libraries to load"):
+        from pipeline.replay import replay
+
+    result = replay(arguments.replay, *arguments.steps, overrides=arguments.overrides)
+    print(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else "\n".join(result.lines()))
+    return EXIT_DONE if result.difference is None else EXIT_FAILED
 
 
 def preprocess_parser() -> argparse.ArgumentParser:

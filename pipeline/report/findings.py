@@ -80,4 +80,5 @@ def _waits(run: Run) -> list[Finding]:
     step_s, wait_s = (np.nansum(run.metrics.values(key)[1]) for key in ("step_s", "data_wait_s"))
     if not step_s > 0 or not wait_s > 0.1 * (step_s + wait_s):
         return []
-    return [(f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time.", True)]
+    advice = f" — {run.goodput.advice}" if run.goodput and run.goodput.advice else ""
+    return [(f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time{advice}.", True)]

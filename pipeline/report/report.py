@@ -62,7 +62,9 @@ def _state(done: int, planned: float) -> str:
 
 
 def _wall_s(run: Run) -> float:
-    """Seconds by the summary; of a run without one, by the last step."""
+    """Seconds of all attempts; of a run without a log of them, by the summary or the last step."""
+    if run.goodput is not None:
+        return run.goodput.up_s
     total = number(mapping(run.summary.get("time")).get("total_s"))
     logged = run.metrics.values("wall_s")[1]
     return float(np.nanmax(logged)) if math.isnan(total) and np.isfinite(logged).any() else total

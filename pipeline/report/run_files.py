@@ -17,6 +17,7 @@ import yaml
 
 from pipeline.report.metrics_file import Metrics, read_lines
 from pipeline.report.values import mapping, number, records
+from pipeline.train.goodput import Goodput, goodput
 
 # Rejects that are read one by one.
 MAX_REJECTS = 100
@@ -36,7 +37,7 @@ class Run:
     """The content of a run directory.
 
     experts: task → variant → modality → running means by layer (``ExpertLoads``).
-    rejects: None if the file is not readable.
+    rejects: None if the file is not readable. goodput: None without a log of attempts.
     """
 
     config_text: str
@@ -46,6 +47,7 @@ class Run:
     evaluations: list[dict]
     experts: dict
     rejects: Rejects | None
+    goodput: Goodput | None
 
     @property
     def tasks(self) -> list[str]:
@@ -108,6 +110,7 @@ def read_run(run_dir: Path) -> Run:
         evaluations=records(_json(_text(run_dir / "eval.json"))),
         experts=mapping(_json(_text(run_dir / "experts.json"))),
         rejects=_rejects(run_dir / "quarantine.parquet"),
+        goodput=goodput(run_dir),
     )
 
 

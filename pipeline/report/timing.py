@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 
 import numpy as np
@@ -23,49 +24,105 @@ from pipeline.report.elements import (
 from pipeline.report.learning import SMALL_POINTS, steps_axis
 from pipeline.report.run_files import Run, median
 from pipeline.report.values import mapping, number, records
+from pipeline.train.goodput import Goodput
 
-# Key of summary.json → name of this part of the total time.
+# Part of a run's time → its name.
 _PARTS = {
-    "corpus_s": "corpus",
-    "start_s": "start",
-    "compile_s": "compile",
-    "data_wait_s": "waiting for data",
-    "steps_s": "steps",
-    "save_s": "checkpoints",
-    "evaluation_s": "evaluation",
+    "steps": "steps",
+    "data": "waiting for data",
+    "compile": "waiting for the compiler",
+    "start": "starts",
+    "save": "saves",
+    "lost": "steps run again",
+    "end": "last saves, evaluation, report",
+    "other": "other",
+    "down": "between attempts",
 }
+# Stage of the waits for data → its name.
+_STAGES = {
+    "sampler": "the sampler's choice of a task",
+    "stream": "decoding, and batches on their way here",
+    "journal": "the journal of rejects",
+    "devices": "arrays on their way to the devices",
+    "ranks": "other ranks, which had no batch yet",
+}
+# Minimum share of the time at which a part is shown.
+_SHOWN = 0.0005
+# Maximum number of attempts, the latest, and of ranks, those that waited longest, in a table.
+_MAX_ATTEMPTS, _MAX_RANKS = 20, 8
 
 
 def time(run: Run) -> Html:
-    """The section of the parts of the total time, the medians of each task, and the speed over the steps."""
-    times = {name: number(value) for name, value in mapping(run.summary.get("time")).items()}
-    total = times.pop("total_s", math.nan)
-    first_step = times.pop("first_step_s", math.nan)
-    parts = {_PARTS.get(name, name.removesuffix("_s")): spent for name, spent in times.items() if spent > 0}
-    rest = total - sum(parts.values())
-    if rest > 0.001 * total:
-        parts["other"] = rest
-    content = _parts(parts, total=total, first_step=first_step) if parts else ""
-    if rest < -0.001 * total:
-        content += "<p class='quiet'>Parts that ran side by side add up to more than the total.</p>"
+    """The section of where the time of all attempts went, the medians of each task, and the speed over the steps."""
+    life = run.goodput
+    content = "" if life is None else _life(life) + _data_waits(life) + _attempts(life)
     return Html(content + _step_times(run) + _speed(run))
 
 
-def _parts(parts: dict[str, float], *, total: float, first_step: float) -> str:
+def _life(life: Goodput) -> str:
     """A bar of the parts, and a table that is also its legend."""
-    colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(parts)} | {"other": NEUTRAL}
+    parts = {name: spent for name, spent in life.parts_s.items() if spent > _SHOWN * life.wall_s}
+    parts |= {"down": life.down_s} if life.down_s else {}
+    colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(_PARTS)}
+    colors |= {"other": NEUTRAL, "down": "var(--rule)"}
     swatch = '<i class="swatch" style="background:{}"></i>'
-    named = {Html(swatch.format(colors[name]) + escape(name)): spent for name, spent in parts.items()}
-    named |= {Html("<b>total</b>"): total, "first step done after": first_step}
-    whole = total if total > 0 else sum(parts.values())
-    rows = [(name, right(duration(spent)), percent(spent / whole)) for name, spent in named.items()]
-    return _time_bar(parts, colors) + table(("Part", "Time", "Of the total"), rows)
+    rows = [
+        (
+            Html(swatch.format(colors[name]) + escape(_PARTS[name])),
+            right(duration(spent)),
+            percent(spent / life.up_s) if name != "down" else right("–"),
+            percent(spent / life.wall_s),
+        )
+        for name, spent in parts.items()
+    ]
+    for name, spent in {"attempts": life.up_s, "first command to last sign of life": life.wall_s}.items():
+        share = percent(spent / life.up_s) if name == "attempts" else right("–")
+        rows.append((Html(f"<b>{name}</b>"), right(duration(spent)), share, percent(spent / life.wall_s)))
+    columns = ("Part", "Time", "Of the attempts", "Of the whole time")
+    named = {_PARTS[name]: (spent, colors[name]) for name, spent in parts.items()}
+    return _time_bar(named) + table(columns, rows)
 
 
-def _time_bar(parts: dict[str, float], colors: dict[str, str]) -> Html:
-    """A stacked bar without a chart library: it needs no axis."""
+def _data_waits(life: Goodput) -> str:
+    """What was waited for, by stage and rank, and what to do about it."""
+    waits = {name: spent for name, spent in life.waits_s.items() if spent > _SHOWN * life.wall_s}
+    if not waits:
+        return ""
+    whole = life.parts_s["data"] + life.parts_s["steps"]
+    rows = [(_STAGES.get(name, name), right(duration(spent)), percent(spent / whole)) for name, spent in waits.items()]
+    out = "<h3>Waits for data</h3>" + table(("Waiting for", "Time", "Of steps and their waits"), rows)
+    if life.advice:
+        out += f"<p>Waiting: {escape(life.advice)}.</p>"
+    slowest = sorted(life.rank_waits_s, key=lambda rank: -life.rank_waits_s[rank])[:_MAX_RANKS]
+    ranks = [(f"rank {rank}", right(duration(life.rank_waits_s[rank]))) for rank in slowest]
+    return out + (table(("Ranks that waited longest", "For their own data"), ranks) if ranks else "")
+
+
+def _attempts(life: Goodput) -> str:
+    """The latest attempts: when they ran, over which steps, and how they ended."""
+    if len(life.attempts) < 2:
+        return ""
+    latest = list(enumerate(life.attempts, 1))[-_MAX_ATTEMPTS:]
+    rows = [
+        (
+            str(number),
+            f"{datetime.datetime.fromtimestamp(a.began_at, datetime.UTC):%Y-%m-%d %H:%M:%S}",
+            right(duration(a.seen_at - a.began_at)),
+            str(a.facts.get("world_size", "–")),
+            "–" if a.start_step is None else f"{a.start_step:,} to {a.last_step:,}",
+            a.outcome or "killed, or still runs",
+        )
+        for number, a in latest
+    ]
+    note = f"<p>{life.lost_steps:,} steps were run again.</p>" if life.lost_steps else ""
+    columns = ("Attempt", "Began (UTC)", "Time", "Workers", "Steps", "How it ended")
+    return "<h3>Attempts</h3>" + note + table(columns, rows)
+
+
+def _time_bar(parts: dict[str, tuple[float, str]]) -> Html:
+    """A stacked bar without a chart library: it needs no axis. parts: name → (seconds, color)."""
     piece = '<i style="flex:{:.6g} 0 0;background:{}" title="{}: {}"></i>'
-    pieces = (piece.format(spent, colors[name], escape(name), duration(spent)) for name, spent in parts.items())
+    pieces = (piece.format(spent, color, escape(name), duration(spent)) for name, (spent, color) in parts.items())
     return Html(f'<div class="stack">{"".join(pieces)}</div>')
 
 

@@ -42,6 +42,18 @@ class CheckpointFolder:
         # From the newest on: of a long run's many checkpoints only one is examined.
         return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
 
+    def newest_before(self, step: int) -> int | None:
+        """The step of the newest whole checkpoint of less than ``step`` updates."""
+        return next((s for s in reversed(self._folders()) if s < step and self._fault(s) is None), None)
+
+    def oldest_from(self, step: int) -> int | None:
+        """The step of the oldest whole checkpoint of ``step`` updates or more."""
+        return next((s for s in self._folders() if s >= step and self._fault(s) is None), None)
+
+    def damage(self, step: int) -> str | None:
+        """What of a checkpoint is not what was written, in words. Reads every byte."""
+        return self._fault(step, look=_changed_file)
+
     @property
     def latest_bytes(self) -> int:
         """The size of the newest whole checkpoint, 0 without one."""

@@ -7,10 +7,13 @@ import os
 import re
 import resource
 import sys
+from importlib.metadata import version
 
 import jax
 
 from model.config import ModelConfig
+from pipeline import __version__
+from pipeline.data.media.machine import cpu_kind
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
 from pipeline.waiting import at_most
 
@@ -66,6 +69,18 @@ def check_backend(accelerator: str) -> None:
         raise RequestError(
             f"{asked}: JAX computes on {found} here; install its {accelerator} build, and see what JAX_PLATFORMS says"
         )
+
+
+def world() -> dict[str, object]:
+    """The world that computes a run, and what its bits depend on, as plain values."""
+    libraries = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    return {
+        "world_size": jax.process_count(),
+        "num_devices": jax.device_count(),
+        "device": jax.devices()[0].device_kind,
+        "cpu_kind": cpu_kind(),
+        "libraries": {"imp": __version__} | libraries,
+    }
 
 
 def memory() -> dict[str, int]:

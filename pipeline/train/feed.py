@@ -17,6 +17,9 @@ from pipeline.train.quarantine import Quarantine
 from pipeline.train.reject_limit import Draws
 from pipeline.train.step_gate import StepGate
 
+# Stages of making a batch, in this order: the sampler's choice of a task, the batch decoded and brought here by the
+# task's stream, its rejects journalled, its arrays put on the devices.
+STAGES = ("sampler", "stream", "journal", "devices")
 # Batches on the devices ahead of the step that runs.
 _DEPTH = 2
 # Seconds for the thread, which may be putting a batch on a device, and for all queues' threads to end.
@@ -38,13 +41,38 @@ class RowQueue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step's batch on the devices. ids: this process's samples. chance: the loss of guessing (``chance_of``)."""
+    """One step's batch on the devices.
+
+    ids: this process's samples. chance: the loss of guessing (``chance_of``). made_s: seconds of each of ``STAGES``.
+    """
 
     step: int
     plan: Step
     arrays: dict
     ids: list[str]
     chance: float
+    made_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def waits(self, wait_s: float) -> dict[str, float]:
+        """The seconds waited for this batch by stage: what was waited for is the end of making it."""
+        waits, left = {}, wait_s
+        for stage in reversed(STAGES):
+            waits[stage] = min(left, self.made_s[stage])
+            left -= waits[stage]
+        # Threads that waited for the processor: the stream is the part that others serve.
+        waits["stream"] += left
+        return waits
+
+
+class _Laps:
+    """Seconds of the stages of one batch, each from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds, self._ended = dict.fromkeys(STAGES, 0.0), time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._ended = now - self._ended, now
 
 
 class Feed:
@@ -76,12 +104,14 @@ class Feed:
 
     def _work(self) -> None:
         for step in self._schedule.steps:
+            laps = _Laps()
             try:
                 # An adaptive sampler may need more losses before it can choose this step's task.
                 while not self._schedule.wait(step, timeout_s=0.2):
                     if self._closed.is_set():
                         return
-                item, draws = self._batch(step)
+                laps.end("sampler")
+                item, draws = self._batch(step, laps)
                 self._gate.ready(step, draws)
             except BaseException as e:
                 self._gate.failed(step, e)
@@ -99,11 +129,12 @@ class Feed:
                 continue
         return False
 
-    def _batch(self, step: int) -> tuple[Batch, Draws]:
+    def _batch(self, step: int, laps: _Laps) -> tuple[Batch, Draws]:
         plan = self._schedule[step]
         self.waits_for = plan.task
         row = self._queues[plan.task].next()
         self.waits_for = None
+        laps.end("stream")
         if (row.task, row.batch, row.variant) != (plan.task, plan.batch, plan.variant.name):
             raise DataError(
                 f"step {step}: expected batch {plan.batch} of {plan.task} as {plan.variant.name}, "
@@ -111,8 +142,11 @@ class Feed:
             )
         # Order contract: rejects are on disk before their substitutes are used.
         draws = self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
+        laps.end("journal")
         chance = chance_of(plan.structure, row.arrays.get("positive_ids"))
-        return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance), draws
+        arrays = self._to_devices(group_arrays(row.arrays))
+        laps.end("devices")
+        return Batch(step, plan, arrays, row.ids, chance, laps.seconds), draws
 
     def next(self, *, wait: bool = True) -> Batch | None:
         """The next batch. wait False: None if it is not ready yet. Raises the error of making it."""

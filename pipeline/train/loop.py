@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.train.compiler import StepCompiler
-from pipeline.train.feed import Batch, Feed
+from pipeline.train.feed import STAGES, Batch, Feed
 from pipeline.train.step_gate import NextAction, StepGate
 from pipeline.train.telemetry.step_log import to_json_values
 
@@ -40,14 +40,38 @@ class Hooks:
     heartbeat: Callable[[str], None] = lambda finished: None
 
 
+# What the loop waits for in the name of data: a stage of making the batch, or another rank that has none yet.
+RANKS = "ranks"
+WAITS = (*STAGES, RANKS)
+
+
 @dataclasses.dataclass
 class Times:
-    """Seconds that the loop spent on each part."""
+    """Seconds that the loop spent on each part, without a gap from its start to the end of its last step or save.
 
-    data_wait_s: float = 0.0
+    waits: for data, by what was waited for (``WAITS``). tasks: task → seconds waited for its data.
+    """
+
     compile_wait_s: float = 0.0
     steps_s: float = 0.0
     save_s: float = 0.0
+    waits: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
+    tasks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    @property
+    def data_wait_s(self) -> float:
+        """Seconds waited for data, for whatever reason."""
+        return sum(self.waits.values())
+
+    def values(self) -> dict:
+        """The sums so far as plain values; slowest: the task whose data were waited for longest, None without any."""
+        return {
+            "steps_s": round(self.steps_s, 6),
+            "compile_wait_s": round(self.compile_wait_s, 6),
+            "save_s": round(self.save_s, 6),
+            "waits": {name: round(value, 6) for name, value in self.waits.items()},
+            "slowest": max(self.tasks, key=self.tasks.get) if self.tasks else None,
+        }
 
 
 @dataclasses.dataclass
@@ -56,8 +80,12 @@ class _Pending:
 
     batch: Batch
     metrics: dict
-    data_wait_s: float
+    waits: dict[str, float]
     compile_wait_s: float
+
+    @property
+    def data_wait_s(self) -> float:
+        return sum(self.waits.values())
 
 
 class Loop:
@@ -119,6 +147,7 @@ class Loop:
         while step < self._steps.stop:
             action, others_wait_s = self._next_action(step)
             if action is NextAction.STOP:
+                self.times.waits[RANKS] += others_wait_s
                 break
             if action is NextAction.SAVE:
                 self._save(step)
@@ -128,7 +157,7 @@ class Loop:
                 # With several processes the gate has stopped all of them before this step.
                 self._end(e)
                 break
-            self._update(step, batch, data_wait_s + others_wait_s)
+            self._update(step, batch, batch.waits(data_wait_s) | {RANKS: others_wait_s})
             step += 1
             if step % self._checkpoint_every == 0:
                 self._save(step)
@@ -164,7 +193,7 @@ class Loop:
         batch = self._feed.next(wait=False)
         return (batch, 0.0) if batch is not None else self._wait(self._feed.next)
 
-    def _update(self, step: int, batch: Batch, data_wait_s: float) -> None:
+    def _update(self, step: int, batch: Batch, waits: dict[str, float]) -> None:
         compiled, compile_wait_s = self._compiler.ready(batch.plan.structure), 0.0
         if compiled is None:
             compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.plan.structure))
@@ -174,7 +203,7 @@ class Loop:
             metrics = compiled(self.state, batch.arrays, self._learning_rates[step])
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish()
-        self._pending = _Pending(batch, metrics, data_wait_s, compile_wait_s)
+        self._pending = _Pending(batch, metrics, waits, compile_wait_s)
 
     def _wait(self, get: Callable[[], T]) -> tuple[T, float]:
         """(the result of ``get``, seconds it took). The step before ends first: the device then waits too."""
@@ -194,13 +223,19 @@ class Loop:
         # From the end of the step before to the end of this one, less what the device waited for.
         step_s = max(0.0, now - self._ended - waited)
         self._ended = now
-        self.times.data_wait_s += pending.data_wait_s
+        self._count_waits(pending)
         self.times.compile_wait_s += pending.compile_wait_s
         self.times.steps_s += step_s
         self._hooks.heartbeat(f"step {pending.batch.step + 1}")
         self._check_finite(values, pending.batch)
         self._hooks.observe(pending.batch.step, values["loss"])
         self._call(self._hooks.record, self._record(pending, values, step_s))
+
+    def _count_waits(self, pending: _Pending) -> None:
+        for name, waited_s in pending.waits.items():
+            self.times.waits[name] += waited_s
+        if pending.data_wait_s:
+            self.times.tasks[pending.batch.plan.task] += pending.data_wait_s
 
     def _record(self, pending: _Pending, values: dict, step_s: float) -> dict:
         plan = pending.batch.plan
@@ -246,5 +281,7 @@ class Loop:
         if self._call(self._hooks.save, step, self.state):
             self._saved = step
         self._hooks.heartbeat(f"saving after step {step}")
-        self._ended = time.perf_counter()
-        self.times.save_s += self._ended - started
+        saved_s = time.perf_counter() - started
+        # Left out of the step to come, which the rest of the time since the last one counts towards.
+        self._ended += saved_s
+        self.times.save_s += saved_s

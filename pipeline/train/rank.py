@@ -16,8 +16,9 @@ from model.imp import Imp
 from model.step import compile_step, learning_rates, state_shapes
 from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
+from pipeline.train.attempts import RankAttempt
 from pipeline.train.compiler import StepCompiler
-from pipeline.train.devices import use_compile_cache, use_compute_type
+from pipeline.train.devices import use_compile_cache, use_compute_type, world
 from pipeline.train.feed import Feed, RowQueue, close_queues
 from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
 from pipeline.train.forecast import lines as forecast_lines
@@ -68,9 +69,10 @@ class Rank:
             self.checkpoints = spec.open_checkpoints()
             parts.callback(self.checkpoints.close)
             self.config = use_compute_type(spec.model)
-            self.mesh = _mesh(self.config, self.schedule, expert_parallel=spec.placement.expert_parallel)
+            self.mesh = run_mesh(self.config, self.schedule, expert_parallel=spec.placement.expert_parallel)
             self.imp = Imp.for_structures(self.config, self.schedule.model_structures)
             self.checkpoints.check_space(state_shapes(self.imp))
+            self.attempt = self._attempt()
             self._parts = parts.pop_all()
 
     def open(self, make_queues: QueueMaker) -> None:
@@ -103,12 +105,17 @@ class Rank:
             done = self.loop.run()
         except DataError as e:
             raise DataError(self._how_it_ended(e)) from e
+        self.attempt.trained(done, self.loop.times.values())
         self.checkpoints.wait()
         return done
 
     def close(self) -> None:
         """Closes all parts, the last one opened first, whatever one of them raises."""
         self._parts.close()
+
+    def _attempt(self) -> RankAttempt:
+        facts = world() | {"advice": dict(self.spec.logging.feed_advice)}
+        return RankAttempt(Path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
 
     def _open_compiler(self) -> None:
         spec, placement = self.spec, self.spec.placement
@@ -171,6 +178,7 @@ class Rank:
 
     def _record(self, values: dict) -> None:
         self._wait.done()
+        self.attempt.step(values["step"], self.loop.times.values())
         expected = self.schedule.expected_before(values["step"])[values["task"]]
         alarms = self.compiler.new_alarms()
         self.recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
@@ -206,7 +214,7 @@ def _state_bytes(imp: Imp) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
 
 
-def _mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
+def run_mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
     """The mesh of all devices. Raises RequestError if they cannot run a structure of the schedule."""
     backend = jax.default_backend()
     if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import jax
@@ -76,7 +75,10 @@ def _structures(rank: Rank) -> list[dict]:
 def _times(rank: Rank) -> dict[str, float]:
     times, train_s = rank.loop.times, time.perf_counter() - rank.began
     return {
-        **{name: round(value, 3) for name, value in dataclasses.asdict(times).items()},
+        "data_wait_s": round(times.data_wait_s, 3),
+        "compile_wait_s": round(times.compile_wait_s, 3),
+        "steps_s": round(times.steps_s, 3),
+        "save_s": round(times.save_s, 3),
         "compile_s": round(sum(rank.compiler.compile_s.values()), 3),
         "compile_share": round(times.compile_wait_s / train_s, 4),
         "train_s": round(train_s, 3),

@@ -186,7 +186,6 @@ def test_evaluation_is_above_chance_only_beyond_binomial_noise(tmp_path):
 
 def test_time_experts_and_data_numbers(tmp_path):
     page = Page(write_report(write_run(tmp_path / "demo")))
-    assert page.row("time", "other")[1:] == ["10.0 s", "12.5%"]
     # Steps of "align" are even; 0.1, 0.2 and 0.3 s take turns, so the median is 0.2 s.
     assert page.row("time", "align")[1:] == ["200.0", "10.0", "8", "1,568"]
     assert page.row("experts", "vision")[1:] == ["30.0%", "30.0%", "2.00", "0.00", "1"]
@@ -195,6 +194,58 @@ def test_time_experts_and_data_numbers(tmp_path):
     assert "The first 100 of 120 rejects" in page.text["data"]
     assert page.row("data", "id-99")[2:4] == ["source-99", "reason-99"]
     assert not any(row[0] == "id-100" for row in page.rows["data"])
+
+
+def write_attempts(run_dir: Path, *, hostile: str = "") -> None:
+    """10 s to the first step, 60 s of steps of which 20 s are lost, 20 s of waits; 100 s later, 10 s and 90 s."""
+    sums = {"compile_wait_s": 0.0, "save_s": 0.0, "slowest": f"align{hostile}"}
+    rank_0 = [
+        {"event": "open", "at": 1e9, "start_step": 0, "world_size": f"2{hostile}"},
+        {"event": "step", "at": 1e9 + 10, "step": 0, "steps_s": 0.0, "waits": {}} | sums,
+        {"event": "step", "at": 1e9 + 90, "step": 30, "steps_s": 60.0, "waits": {f"stream{hostile}": 20.0}} | sums,
+        {"event": "open", "at": 1e9 + 190, "start_step": 20, "world_size": 2},
+        {"event": "step", "at": 1e9 + 200, "step": 20, "steps_s": 0.0, "waits": {}} | sums,
+        {"event": "step", "at": 1e9 + 290, "step": 40, "steps_s": 90.0, "waits": {}} | sums,
+    ]
+    end = [{"event": "begin", "at": 1e9 + 190}, {"event": "end", "at": 1e9 + 290, "outcome": f"stopped{hostile}"}]
+    (run_dir / "attempts").mkdir()
+    for name, lines in (("rank-0", rank_0), ("rank-1", rank_0[:3]), ("command", end)):
+        (run_dir / "attempts" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_where_the_time_of_all_attempts_went(tmp_path):
+    run_dir = write_run(tmp_path / "demo")
+    write_attempts(run_dir)
+    page = Page(write_report(run_dir))
+    # Of 90 s and 100 s; a third of the first attempt's steps and waits was run again.
+    assert page.row("time", "steps")[1:] == ["2 min 10 s", "68.4%", "44.8%"]
+    assert page.row("time", "waiting for data")[1:] == ["13.3 s", "7.0%", "4.6%"]
+    assert page.row("time", "steps run again")[1:] == ["26.7 s", "14.0%", "9.2%"]
+    assert page.row("time", "starts")[1:] == ["20.0 s", "10.5%", "6.9%"]
+    assert page.row("time", "between attempts")[1:] == ["1 min 40 s", "–", "34.5%"]
+    assert page.row("time", "attempts")[1:] == ["3 min 10 s", "100.0%", "65.5%"]
+    assert page.row("time", "decoding, and batches on their way here")[1:] == ["13.3 s", "9.3%"]
+    assert page.row("time", "rank 1")[1:] == ["20.0 s"]
+    assert page.row("time", "1") == ["1", "2001-09-09 01:46:40", "1 min 30 s", "2", "0 to 30", "killed, or still runs"]
+    assert page.row("time", "2")[2:] == ["1 min 40 s", "2", "20 to 40", "stopped"]
+    assert "10 steps were run again" in page.text["time"] and "3 min 10 s" in page.text["header"]
+
+
+def test_waits_for_data_are_said_with_what_to_change(tmp_path):
+    """As long as the steps: 0.2 s each in the median, 8 s over 40 steps."""
+    run_dir = write_run(tmp_path / "demo")
+    rows = [json.loads(line) | {"step_s": 0.2, "data_wait_s": 0.2} for line in open(run_dir / "metrics.jsonl")]
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "Waiting for data took 50% of the logged time." in Page(write_report(run_dir)).text["header"]
+    opened = {"event": "open", "at": 0.0, "start_step": 0, "advice": {"align": "add CPUs"}}
+    sums = {"steps_s": 8.0, "compile_wait_s": 0.0, "save_s": 0.0, "waits": {"stream": 8.0}, "slowest": "align"}
+    (run_dir / "attempts").mkdir()
+    lines = [opened, {"event": "step", "at": 16.0, "step": 40} | sums]
+    (run_dir / "attempts/rank-0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = Page(write_report(run_dir))
+    advice = "most of it for decoded batches of align: add CPUs."
+    assert f"of the logged time — {advice}" in page.text["header"] and f"Waiting: {advice}" in page.text["time"]
+    assert page.row("time", "decoding, and batches on their way here")[1:] == ["8.0 s", "50.0%"]
 
 
 def test_load_by_layer(tmp_path):
@@ -329,8 +380,8 @@ def test_text_from_files_cannot_become_markup(tmp_path):
     (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     summary = json.loads((run_dir / "summary.json").read_text())
     summary |= {"world_size": hostile, "rejects": {closing: {"drawn": 1, "rejected": 1}}}
-    summary["time"][closing] = 3.0
     (run_dir / "summary.json").write_text(json.dumps(summary))
+    write_attempts(run_dir, hostile=closing)
 
     page = Page(write_report(run_dir))
     assert "<script>alert" not in page.source and "<img" not in page.source and closing not in page.source

@@ -8,45 +8,12 @@ import sys
 from pathlib import Path
 
 from pipeline import recipe as recipes
-from pipeline.data.batches import BatchMaker, SampleMaker
-from pipeline.data.plan import Row, TaskPlan
-from pipeline.data.shards import open_source
-from pipeline.data.spec import TaskSpec
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.direct_queue import direct_queues
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
-from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import StepGate
-
-
-class DirectQueue:
-    """Makes each row when it is asked for, through the same code as a stream's process."""
-
-    def __init__(self, spec: RunSpec, task: TaskSpec, *, start: int, stop: int, cache_bytes: int = 0):
-        data_set = spec.data.data_sets[task.data_set]
-        samples = SampleMaker(
-            task,
-            data_set,
-            tokenizer=Tokenizer(spec.data.tokenizer) if spec.data.tokenizer else None,
-            tokens=spec.data.tokens,
-        )
-        plan = TaskPlan(task, seed=spec.mixture.seed, num_rows=spec.data.num_rows[task.data_set], num_batches=stop)
-        bad = known_bad(Path(spec.run_dir)).get(task.name)
-        source = open_source(data_set, modalities=task.media, cache_bytes=cache_bytes)
-        self._maker, self._next = BatchMaker(plan, samples, source, known_bad=bad), start
-
-    def next(self) -> Row:
-        row = self._maker.row(self._next, rank=0, world_size=1)
-        self._next += 1
-        return row
-
-    def close(self) -> None:
-        """Nothing: no row is made ahead."""
-
-    def join(self, timeout_s: float) -> bool:
-        return True
 
 
 def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
@@ -57,10 +24,8 @@ def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
 
     def make_queues(schedule):
         begins = schedule.batches_before(schedule.start)
-        return {
-            n: DirectQueue(spec, t, start=begins[n], stop=schedule.batches_at_most(n))
-            for n, t in spec.data.tasks.items()
-        }
+        batches = {name: (begins[name], schedule.batches_at_most(name)) for name in spec.data.tasks}
+        return direct_queues(spec.data, batches, seed=spec.mixture.seed, known_bad=known_bad(run_dir))
 
     spec.open_checkpoints().remove_leftovers()
     return train(spec, make_queues, gate=StepGate(should_stop))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.train.feed import Batch
 from pipeline.train.loop import Hooks, Loop
 from pipeline.train.step_gate import NextAction, StepGate
 
@@ -54,7 +55,9 @@ class FakeFeed:
         variant = types.SimpleNamespace(name="all")
         task = self.tasks[step % len(self.tasks)]
         plan = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
-        return types.SimpleNamespace(step=step, plan=plan, arrays={}, ids=[str(step)], chance=1.5)
+        # The last 0.1 s of making it were spent on the devices, the 0.05 s before on the journal.
+        made_s = {"sampler": 0.0, "stream": 5.0, "journal": 0.05, "devices": 0.1}
+        return Batch(step, plan, {}, [str(step)], 1.5, made_s)
 
     def next(self, *, wait=True):
         if self.batches[0].step in self.late:
@@ -122,6 +125,39 @@ def test_waits_are_charged_to_the_step_that_waited_and_all_times_add_up(monkeypa
     assert [r["step_s"] for r in records] == pytest.approx([STEP_S] * 6, abs=1e-6)
     times = loop.times
     assert times.compile_wait_s + times.data_wait_s + times.steps_s == pytest.approx(wall_s)
+    stages = {"sampler": 0, "stream": WAIT_S - 0.15, "journal": 0.05, "devices": 0.1, "ranks": 0}
+    assert times.waits == pytest.approx(stages, abs=1e-6)
+    assert times.values()["slowest"] == "t"
+
+
+def test_records_and_saves_leave_no_gap_between_the_times(monkeypatch):
+    """A record takes 0.01 s, a save 0.2 s; the step before a save ends first, so that the device waits for both."""
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    monkeypatch.setattr("pipeline.train.loop.time", time)
+    loop = Loop(
+        state={"a": 0, "b": 0},
+        feed=FakeFeed(5, late=[3]),
+        compiler=FakeCompiler([]),
+        gate=StepGate(),
+        hooks=Hooks(record=lambda r: time.sleep(0.01), save=lambda step, state: time.sleep(0.2)),
+        steps=range(5),
+        learning_rates=np.arange(5, dtype=np.float32),
+        checkpoint_every=2,
+    )
+    began = time.perf_counter()
+    loop.run()
+    times, wall_s = loop.times, time.perf_counter() - began
+    assert times.save_s == pytest.approx(3 * 0.2) and times.data_wait_s == pytest.approx(WAIT_S)
+    assert times.compile_wait_s == pytest.approx(2 * WAIT_S)
+    # All but the last step's record.
+    measured = times.steps_s + times.data_wait_s + times.compile_wait_s + times.save_s
+    assert measured == pytest.approx(wall_s - 0.01)
+
+
+def test_a_wait_longer_than_a_batch_took_to_make_is_the_streams():
+    batch = Batch(0, None, {}, [], 1.0, {"sampler": 0.25, "stream": 0.5, "journal": 0.0, "devices": 0.25})
+    assert batch.waits(0.125) == {"devices": 0.125, "journal": 0, "stream": 0, "sampler": 0}
+    assert batch.waits(2.0) == {"devices": 0.25, "journal": 0, "stream": 1.5, "sampler": 0.25}
 
 
 def test_a_step_is_recorded_before_the_host_waits_for_the_next_ones_compiler(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -12,13 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from jax.sharding import AbstractMesh
 
 from pipeline import recipe as recipes
+from pipeline.cli import main
 from pipeline.errors import RequestError
 from pipeline.plan import plan
+from pipeline.train.goodput import goodput
 from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
@@ -96,6 +100,19 @@ def test_killed_runs_equal_the_one_left_alone(whole, tmp_path):
     assert [[r[k] for k in exact] for r in killed] == [[r[k] for k in exact] for r in expected]
     assert read_jsonl(run_dir / "samples.jsonl") == read_jsonl(left_alone / "samples.jsonl")
     assert_same_state(left_alone, run_dir)
+    assert_that_all_time_is_known(run_dir)
+
+
+def assert_that_all_time_is_known(run_dir: Path) -> None:
+    """Of a run that was killed three times, and ended after step 14."""
+    life = goodput(run_dir)
+    assert len(life.attempts) == 4 and life.attempts[-1].last_step == 14
+    again = [a.last_step - b.start_step for a, b in itertools.pairwise(life.attempts)]
+    assert life.lost_steps == sum(max(0, steps) for steps in again)
+    assert (life.parts_s["lost"] > 0) == (life.lost_steps > 0)
+    assert sum(life.parts_s.values()) == pytest.approx(life.up_s, rel=0.005)
+    assert life.parts_s["other"] <= 0.005 * life.wall_s
+    assert all(life.parts_s[part] > 0 for part in ("steps", "start", "save")) and life.down_s > 0
 
 
 @pytest.mark.slow
@@ -119,7 +136,6 @@ def test_a_run_whose_newest_checkpoint_is_damaged_equals_the_one_left_alone(whol
 
 def assert_same_state(first: Path, second: Path) -> None:
     import jax
-    import numpy as np
 
     from pipeline.evaluate.trained_model import TrainedModel
 
@@ -127,6 +143,36 @@ def assert_same_state(first: Path, second: Path) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")}
+
+
+@pytest.mark.slow
+def test_steps_that_are_run_again_give_what_they_gave(whole, tmp_path, capsys):
+    """From the checkpoint of step 10 and from the start; then with one bit of a loss flipped; then of a parameter."""
+    run_dir = shutil.copytree(whole[1], tmp_path / "run")
+    before = contents(run_dir)
+    for steps, said in (("12:14", "steps 11 to 14, 4 of them logged, replayed from checkpoint 10"), ("1:3", "1 to 3")):
+        assert main(["check", "--replay", str(run_dir), "--steps", steps]) == 0
+        assert said in capsys.readouterr().out
+    assert contents(run_dir) == before
+    metrics = (run_dir / "metrics.jsonl").read_text().splitlines()
+    loss = json.loads(metrics[12])["loss"]
+    flipped = float((np.float32(loss).view(np.uint32) ^ 1).view(np.float32))
+    (run_dir / "metrics.jsonl").write_text("\n".join(metrics).replace(f'"loss": {loss}', f'"loss": {flipped}') + "\n")
+    assert main(["check", "--replay", str(run_dir), "--steps", "11:14"]) == 1
+    found = capsys.readouterr().out
+    assert found.startswith("step 13 (") and f"  loss: {flipped} in the log, {loss} now\n" in found
+    arrays = max((p for p in (run_dir / "checkpoints/10").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(arrays.read_bytes())
+    data[len(data) // 2] ^= 1
+    arrays.write_bytes(data)
+    assert main(["check", "--replay", str(run_dir), "--steps", "11:14"]) == 1
+    assert "failed: checkpoint 10 is damaged: " in capsys.readouterr().err
+    assert main(["check", "--replay", str(run_dir), "--steps", "4:5"]) == 2
+    assert "the oldest is that of step 10: ask for 11:…, or ask for 1:…" in capsys.readouterr().err
 
 
 def refused_before_any_queue(recipe: dict, run_dir: Path) -> str:
@@ -198,8 +244,6 @@ def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int, flags: st
 @pytest.mark.slow
 def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache, quick_compile):
     """Experts over two devices, then everything over two, then one device: the losses of one device throughout."""
-    import numpy as np
-
     task = toy_recipe["tasks"]["image_text"] | {"objective": {"nce": 1.0, "softmax": 0.5}}
     toy_recipe["tasks"], cluster = {"image_text": task}, {"compile_cache": str(compile_cache)}
     toy_recipe["train"]["num_steps"] = 6
