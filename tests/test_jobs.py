@@ -113,6 +113,10 @@ def test_what_a_run_leaves_behind(recipe_file, whole):
     assert life["parts_s"]["other"] <= 0.005 * life["wall_s"] and life["wall_s"] == life["up_s"]
     assert life["parts_s"]["end"] >= summary["time"]["evaluation_s"]
 
+    # Without Ray, and with the rejects of the journal: the same bits.
+    again = run_job("check.py", "--replay", whole, "--steps", "36:40")
+    assert "equal bit for bit: steps 36 to 40, 5 of them logged, replayed from checkpoint 35" in again
+
     # A finished run says so and changes nothing.
     before = (whole / "metrics.jsonl").stat().st_mtime_ns
     assert "is finished" in run_job("pretrain.py", "--config", path, "--run-dir", whole)
