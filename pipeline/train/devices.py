@@ -132,8 +132,15 @@ def use_compute_type(config: ModelConfig) -> ModelConfig:
 
 
 def use_compile_cache(folder: str | None) -> None:
-    """Keeps compiled steps in a folder for later processes; None: keeps none."""
+    """Keeps compiled steps in a folder, for later processes; does not if that is None or cannot be made."""
     if folder is None:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        # JAX would warn of it in the middle of the steps, and name its own source file.
+        line = f"warning: compiled steps are not kept for later runs (cluster.compile_cache): {one_line(e)}"
+        print(line, file=sys.stderr, flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

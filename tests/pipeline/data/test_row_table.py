@@ -139,7 +139,7 @@ def test_a_look_at_some_rows_is_one_at_pieces_from_all_over_the_manifest(tmp_pat
     monkeypatch.setattr(row_table, "_MAX_COPIED_ROWS", 0)
     assert looked_at(lies, 250) == [*range(100), *range(4900, 5000), *range(9900, 9950)]
     # The number of requests is bounded, however many rows are asked for.
-    monkeypatch.setattr(row_groups, "_MAX_GROUPS_LOOKED_AT", 2)
+    monkeypatch.setattr(row_groups, "_MAX_SAMPLED_GROUPS", 2)
     assert looked_at(lies, 5000) == [*range(100), *range(9900, NUM_ROWS)]
 
 

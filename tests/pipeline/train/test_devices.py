@@ -32,6 +32,15 @@ def test_peak_of_a_kind(kind, peak):
     assert devices.peak_flops(kind) == peak
 
 
+def test_a_compile_cache_that_cannot_be_made_is_left_out(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    devices.use_compile_cache(str(tmp_path / "file/compiled"))
+    assert jax.config.jax_compilation_cache_dir == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: compiled steps are not kept for later runs (cluster.compile_cache): ")
+
+
 class Device:
     def __init__(self, **stats):
         self.stats = stats
