@@ -1,0 +1,89 @@
+"""The gates of two workers with a step coordinator in a thread of its own in the place of an actor."""
+
+import asyncio
+import threading
+import types
+
+import pytest
+
+from pipeline.cluster import worker
+from pipeline.cluster.worker import WorkerGate
+from pipeline.train.reject_limit import Draws, RejectCounts
+from pipeline.train.step_gate import NextAction, StepCoordinator
+
+START = 7
+STORED = {"pets": {"drawn": 100, "rejected": 3}}
+
+
+class Actor:
+    """Calls of a coordinator as an actor's handle takes them."""
+
+    def __init__(self, coordinator: StepCoordinator, loop: asyncio.AbstractEventLoop):
+        self._coordinator, self._loop = coordinator, loop
+
+    def __getattr__(self, name: str):
+        method = getattr(self._coordinator, name)
+        return types.SimpleNamespace(remote=lambda *args: asyncio.run_coroutine_threadsafe(method(*args), self._loop))
+
+
+@pytest.fixture
+def gates(monkeypatch):
+    """Two ranks that go on from the checkpoint of step 7."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    told = []
+    monkeypatch.setattr(worker.ray, "get", lambda future: future.result(10))
+    monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([f for f in refs if f.done()], []))
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: types.SimpleNamespace(get_world_size=lambda: 2))
+    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
+    monkeypatch.setattr(worker.collective, "broadcast_from_rank_zero", lambda one: told.append(one) or told[0])
+    checkpoints = types.SimpleNamespace(latest_step=START, remove_leftovers=lambda: None)
+    spec = types.SimpleNamespace(
+        open_checkpoints=lambda: checkpoints, reject_counts=lambda step: RejectCounts({"pets": 0.05}, STORED)
+    )
+    actor = Actor(StepCoordinator(), loop)
+    made = [WorkerGate(actor, spec, rank=rank, elastic=False, checked_step=START) for rank in range(2)]
+    for gate in made:
+        gate.open(spec.reject_counts(START))
+    yield made, actor
+    # Answers that are asked for ahead.
+    actor.stop.remote().result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def draws(rejected: int = 0) -> Draws:
+    return Draws("pets", 50, rejected, ("a (no_text)",) if rejected else ())
+
+
+def test_all_ranks_count_alike_and_end_before_the_same_step(gates):
+    (first, second), actor = gates
+    assert (first.epoch, first.start_step) == (second.epoch, second.start_step) == (1, START)
+    # The feeds are ahead of the loops.
+    for step in (7, 8):
+        first.ready(step, draws())
+    assert first.next_action(7, wait=False) is None
+    second.ready(7, draws(1))
+    for gate in (first, second):
+        assert gate.next_action(7) is NextAction.STEP
+        # Before step 8: what the checkpoint holds, and both ranks' draws for step 7.
+        assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
+    second.ready(8, draws(30))
+    for gate in (first, second):
+        assert gate.next_action(8) is NextAction.STOP
+        # The step that was not run is drawn again, and counts then.
+        assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
+    assert actor.why.remote().result(10).startswith("data set pets: 34 of 300 samples were bad, more than")
+
+
+def test_a_checkpoint_holds_the_counts_before_its_step_whatever_was_granted_since(gates):
+    (first, second), _ = gates
+    for step in (7, 8):
+        for gate in (first, second):
+            gate.ready(step, draws())
+    assert [first.next_action(step) for step in (7, 8)] == [NextAction.STEP] * 2
+    # A save before step 8, once its answer is here.
+    assert first.rejects_before(8).as_dict()["pets"]["drawn"] == 200
+    assert first.rejects_before(9).as_dict()["pets"]["drawn"] == 300
