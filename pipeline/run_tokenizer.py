@@ -11,9 +11,12 @@ from pipeline.data import prompts
 from pipeline.data.captions import text_fault
 from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.storage import read_bytes
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import EXPECTED, Tokenizer, train_tokenizer
+from pipeline.errors import RequestError
 from pipeline.recipe import Recipe, specs
 from pipeline.run_dir import CONFIG, TOKENIZER
 from pipeline.train.checkpoint_folder import CheckpointFolder
@@ -40,6 +43,15 @@ def choose_tokenizer(
         return Tokenizer(stored)
     sentences = itertools.chain.from_iterable(_sentences(task, data.data_sets[task.data_set]) for task in readers)
     return train_tokenizer(sentences, vocab_size=recipe.text.vocab_size)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Reads a tokenizer file. Raises RequestError if there is none or it cannot be read."""
+    try:
+        return Tokenizer(read_bytes(path))
+    except Reject as e:
+        found = "no bytes" if e.reason == "empty_file" else "no file there"
+        raise RequestError(f"{EXPECTED} at {path}, found {found}") from e
 
 
 def _own_tokenizer(run_dir: Path) -> Tokenizer | None:
