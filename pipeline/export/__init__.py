@@ -5,7 +5,8 @@ given. No code from the files is run.
 """
 
 from pipeline.export.config import read_config
-from pipeline.export.encoder import Encoder, load
-from pipeline.export.folder import check_new, load_model, save_model
+from pipeline.export.encoder import Encoder
+from pipeline.export.folder import check_new, save_model
+from pipeline.export.loading import load, load_model
 
 __all__ = ["Encoder", "check_new", "load", "load_model", "read_config", "save_model"]

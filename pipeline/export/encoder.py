@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.media.errors import Reject
-from pipeline.data.modalities import MODALITIES, TEXT, Modality, embedder_name
+from pipeline.data.modalities import TEXT, Modality, embedder_name
 from pipeline.data.modalities import load as load_object
 from pipeline.data.prompts import eval_templates
 from pipeline.data.sample_tokens import View, evaluation_tokens
 from pipeline.data.spec import TokenSpec
 from pipeline.data.tokenizer import encode_text
 from pipeline.errors import RequestError, some_of
-from pipeline.export import choices
+from pipeline.export import choices, requests
 from pipeline.export.choices import FEATURES, Options
 from pipeline.export.features import Features, class_anchors, mean_over_clips, pooled, unit
-from pipeline.export.folder import load_parts, load_tokenizer
 from pipeline.export.inputs import Input, is_built_in
 from pipeline.export.media import Rates, canonical
 
 # Argument → modality.
-_ARGUMENTS = {"images": "image", "videos": "video", "audio": "audio", "texts": TEXT}
-
-
-def load(folder: Path | str, *, modalities: Mapping[str, Modality] | None = None, **changes: object) -> Encoder:
-    """The exported model of a folder.
-
-    modalities: those that the recipe added, by name, as ``pipeline.data.modalities`` describes them; an export names no
-    code. changes: fields of ModelConfig with other values here, such as ``dtype="float32"``.
-    Raises RequestError, in one line, for a folder that is damaged, incomplete or of another format.
-    """
-    folder = Path(folder)
-    config, imp, params = load_parts(folder, changes)
-    tokenizer = load_tokenizer(folder, config)
-    return Encoder(Features(imp, params), config, tokenizer, {**MODALITIES, **(modalities or {})})
+ARGUMENTS = {"images": "image", "videos": "video", "audio": "audio", "texts": TEXT}
 
 
 class Encoder:
@@ -50,7 +35,7 @@ class Encoder:
 
     def __init__(self, model: Features, config: Any, tokenizer: Any, modalities: Mapping[str, Modality]) -> None:
         self.model, self.config = model, config
-        self._tokenizer, self._modalities = tokenizer, modalities
+        self.tokenizer, self._modalities = tokenizer, modalities
         sizes = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(TokenSpec)}
         self._sizes = TokenSpec(**sizes)
 
@@ -83,9 +68,9 @@ class Encoder:
         largest. clips: windows of a video or sound, evenly spaced, whose embeddings are averaged. fps, sample_rate: of
         videos and sounds that are arrays.
         """
-        given = _given(images=images, videos=videos, audio=audio, texts=texts, **(media or {}))
+        given = requests.given(images=images, videos=videos, audio=audio, texts=texts, **(media or {}))
         options, rates = Options(space, data_set, size, frames, clips), Rates(fps, sample_rate)
-        names = [_ARGUMENTS.get(argument, argument) for argument in given]
+        names = [ARGUMENTS.get(argument, argument) for argument in given]
         space = choices.choose_space(self.config.inputs, names, options)
         out = {}
         for (argument, items), name in zip(given.items(), names, strict=True):
@@ -127,9 +112,9 @@ class Encoder:
         those that were trained. A classifier trained with sigmoid gives each class a probability of its own. The rest
         as in ``embed``.
         """
-        argument, items = _only(_given(images=images, videos=videos, audio=audio, **(media or {})))
+        argument, items = requests.only(requests.given(images=images, videos=videos, audio=audio, **(media or {})))
         options, rates = Options(None, data_set, size, frames, clips), Rates(fps, sample_rate)
-        name = _ARGUMENTS.get(argument, argument)
+        name = ARGUMENTS.get(argument, argument)
         one = choices.choose_classifier(self.config.inputs, name, options)
         columns = self.config.classifiers[one.data_set]
         wanted = tuple(one.classes if classes is None else classes)
@@ -139,7 +124,7 @@ class Encoder:
         if not items:
             return []
         logits = mean_over_clips(lambda x: self.model.logits(x, one.data_set), features)
-        return _named(logits[:, [columns.index(c) for c in wanted]], wanted, one.objective)
+        return requests.named(logits[:, [columns.index(c) for c in wanted]], wanted, one.objective)
 
     def zero_shot(
         self,
@@ -162,9 +147,9 @@ class Encoder:
         prompts: sentences with {} in place of the class, whose embeddings are averaged; by default those of evaluation.
         Probabilities are by the temperature that the space was trained with. The rest as in ``embed``.
         """
-        argument, items = _only(_given(images=images, videos=videos, audio=audio, **(media or {})))
+        argument, items = requests.only(requests.given(images=images, videos=videos, audio=audio, **(media or {})))
         options, rates = Options(None, data_set, size, frames, clips), Rates(fps, sample_rate)
-        name, classes = _ARGUMENTS.get(argument, argument), tuple(classes)
+        name, classes = ARGUMENTS.get(argument, argument), tuple(classes)
         space = choices.choose_space(self.config.inputs, [name, TEXT], options)
         one = choices.choose_input(self.config.inputs, name, space, options)
         of_text = choices.choose_input(self.config.inputs, TEXT, space, options, beside=[name])
@@ -178,7 +163,7 @@ class Encoder:
         if not items:
             return []
         cosines = mean_over_clips(lambda x: unit(self._project(x, one)) @ anchors.T, features)
-        return _named(cosines / self.model.temperature(*one.pair), classes, "softmax")
+        return requests.named(cosines / self.model.temperature(*one.pair), classes, "softmax")
 
     # --- from items to features ---
 
@@ -192,13 +177,16 @@ class Encoder:
         return pooled(self.model, one.embedder, samples).reshape(len(items), clips, self.config.model.width)
 
     def _texts(self, argument: str, items: list, one: Input) -> Iterator[dict]:
-        if self._tokenizer is None:
-            raise RequestError("texts: the exported model has no tokenizer")
+        if self.tokenizer is None:
+            raise RequestError(
+                "texts: expected a tokenizer and its package (sentencepiece or tokenizers), found none: pip install it, "
+                "or use a model that was trained on texts"
+            )
         for number, text in enumerate(items):
             if not isinstance(text, str):
                 raise RequestError(f"{argument}[{number}]: expected a str, found {type(text).__name__}")
             try:
-                arrays = encode_text(self._tokenizer, text, one.text_length)
+                arrays = encode_text(self.tokenizer, text, one.text_length)
             except Reject as e:
                 raise RequestError(f"{argument}[{number}]: {e}") from e
             yield {name.partition("/")[2]: array for name, array in arrays.items()}
@@ -213,6 +201,8 @@ class Encoder:
                     yield evaluation_tokens(clip, modality, settings, view, self._sizes)
             except (Reject, RequestError) as e:
                 raise RequestError(f"{argument}[{number}]: {e}") from e
+            except ModuleNotFoundError as e:
+                raise RequestError(f"{argument}: expected the package {e.name}: pip install {e.name}") from e
 
     def _modality(self, one: Input) -> tuple[Modality, Any]:
         """The modality of an input, and its settings."""
@@ -242,37 +232,3 @@ class Encoder:
         if not len(features):
             return np.zeros((0, self.config.model.common_dim), np.float32)
         return unit(self._projected(features, one))
-
-
-def _given(**arguments: Any) -> dict[str, list]:
-    """The inputs of a request as lists."""
-    given = {name: _listed(items) for name, items in arguments.items() if items is not None}
-    if not given:
-        raise RequestError(f"expected at least one of {', '.join(arguments)}, found none")
-    return given
-
-
-def _listed(items: Any) -> list:
-    """A list of items; one item that is no list or tuple, nor an array of several, is a list of one."""
-    if isinstance(items, str | Path) or hasattr(items, "getexif"):
-        return [items]
-    if isinstance(items, np.ndarray):
-        raise RequestError("expected a list of items, found one array; put it into a list")
-    return list(items)
-
-
-def _only(given: dict[str, list]) -> tuple[str, list]:
-    if len(given) != 1:
-        raise RequestError(f"expected one kind of input, found {some_of(given)}")
-    return next(iter(given.items()))
-
-
-def _named(scores: np.ndarray, names: Sequence[str], objective: str) -> list[dict[str, float]]:
-    scores = scores.astype(np.float64)
-    if objective == "sigmoid":
-        probabilities = 1 / (1 + np.exp(-scores))
-    else:
-        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    return [{names[i]: float(row[i]) for i in ranks} for row, ranks in zip(probabilities, order, strict=True)]

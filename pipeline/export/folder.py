@@ -1,4 +1,4 @@
-"""The files of an exported model, written whole or not at all and compared with their digests when they are read.
+"""The files of an exported model, written whole or not at all; ``loading`` reads them.
 
 ``model.safetensors``: the float32 parameters. ``config.json``: all else (``config.ExportConfig``), written last.
 ``tokenizer.model`` (sentencepiece) or ``tokenizer.json`` where the run has one. ``selftest.safetensors``: small inputs
@@ -20,11 +20,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from model.imp import Imp
+from pipeline.data.modalities import MODALITIES
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError, one_line
-from pipeline.export.config import CONFIG, FORMAT, ExportConfig, StoredFile, read_config
+from pipeline.export.config import CONFIG, FORMAT, ExportConfig, StoredFile
+from pipeline.export.encoder import Encoder
+from pipeline.export.features import Features
 from pipeline.export.inputs import Input
-from pipeline.export.parameters import PARAMETERS, named_arrays, read_parameters
+from pipeline.export.parameters import PARAMETERS, named_arrays
+from pipeline.export.selftest import write_selftest
 from pipeline.files import TEMPORARY_SUFFIX, sha256_of, whole_file, write_bytes, write_json
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -68,6 +72,9 @@ def save_model(
         if tokenizer:
             # As pipeline.data.tokenizer.Tokenizer tells the two kinds apart.
             write_bytes(temporary / TOKENIZERS[tokenizer.startswith(b"{")], tokenizer)
+        if inputs:
+            reader = Tokenizer(tokenizer) if tokenizer else None
+            write_selftest(temporary, Encoder(Features(imp, params), config, reader, MODALITIES))
         files = {path.name: _stored(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / CONFIG, dataclasses.asdict(dataclasses.replace(config, files=files)))
 
@@ -108,49 +115,8 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_model(folder: Path | str, **changes: object) -> tuple[Imp, dict]:
-    """The model and its parameters, bit for bit as they were saved, on jax's default device.
-
-    changes: fields of ModelConfig that need other values here, such as ``dtype="float32"`` on a CPU for a model that
-    was exported on a GPU.
-    Raises RequestError, with what was expected and found, where a file is missing, damaged or of another model.
-    """
-    return load_parts(Path(folder), changes)[1:]
-
-
-def load_parts(folder: Path, changes: Mapping[str, object]) -> tuple[ExportConfig, Imp, dict]:
-    """config.json with the model and its parameters, as ``load_model`` returns them."""
-    config = read_config(folder)
-    try:
-        imp = config.imp(dataclasses.replace(config.model, **changes))
-    except (ValueError, TypeError) as e:
-        raise RequestError(f"{folder / CONFIG}: {one_line(e)}") from e
-    for name, stored in config.files.items():
-        _check_file(folder / Path(name).name, stored)
-    return config, imp, read_parameters(folder / PARAMETERS, imp.shapes())
-
-
-def load_tokenizer(folder: Path, config: ExportConfig) -> Tokenizer | None:
-    """The tokenizer of a folder whose files are as config.json says; None without one."""
-    name = next((name for name in TOKENIZERS if name in config.files), None)
-    return None if name is None else Tokenizer((folder / name).read_bytes())
-
-
 def _stored(path: Path) -> StoredFile:
     return StoredFile(path.stat().st_size, sha256_of(path))
-
-
-def _check_file(path: Path, stored: StoredFile) -> None:
-    """Raises RequestError where a file is not the one that was exported."""
-    again = "copy the exported folder again"
-    try:
-        size = path.stat().st_size
-        if size != stored.bytes:
-            raise RequestError(f"{path}: expected the {stored.bytes} bytes that were exported, found {size}; {again}")
-        if sha256_of(path) != stored.sha256:
-            raise RequestError(f"{path}: expected the bytes that were exported, found others; {again}")
-    except OSError as e:
-        raise RequestError(f"{path}: expected a file of the exported model, found {_why(e)}; {again}") from e
 
 
 def _why(error: OSError) -> str:

@@ -361,7 +361,7 @@ def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, cap
 
     out = tmp_path / "exported"
     assert main(["export", "--run", str(run_dir), "--out", str(out)]) == 0
-    expected = f"{out}: the model of step 2 (config.json, model.safetensors, tokenizer.model)"
+    expected = f"{out}: the model of step 2 (config.json, model.safetensors, selftest.safetensors, tokenizer.model)"
     assert capsys.readouterr().out.splitlines()[-1] == expected
     model, (imp, params) = TrainedModel(run_dir), load_model(out)
     assert_equal(model.params, params)

@@ -2,7 +2,10 @@
 
 import base64
 import dataclasses
+import hashlib
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from model.imp import Imp
 from pipeline.cli import main
@@ -19,7 +24,8 @@ from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.evaluate import measure
 from pipeline.evaluate.trained_model import TrainedModel
-from pipeline.export import load
+from pipeline.export import load, save_model
+from pipeline.export.selftest import check_selftest
 from pipeline.recipe import EvaluationSettings
 from tests.toy_recipe import DIGITS
 
@@ -279,3 +285,57 @@ def test_a_modality_of_the_recipe_needs_its_description(encoder):
     known = Encoder(encoder.model, config, None, {"depth": DEPTH_AS_VISION})
     found = known.embed(media={"depth": [PIXELS + 9]})["depth"]
     np.testing.assert_array_equal(found, encoder.embed(images=[PIXELS + 9], space="text_vision")["images"])
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def rewrite_selftest(folder: Path, change, **place: str) -> None:
+    """Changes the arrays of a self-test and the place that computed them, with a digest that fits."""
+    path, config = folder / "selftest.safetensors", json.loads((folder / "config.json").read_text())
+    with safe_open(path, framework="numpy") as file:
+        there = json.loads(file.metadata()["place"]) | place
+    arrays = {name: array.copy() for name, array in load_file(path).items()}
+    change(arrays)
+    save_file(arrays, path, {"place": json.dumps(there)})
+    data = path.read_bytes()
+    config["files"][path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_machine_that_comes_to_other_embeddings_is_told_which_and_by_how_much(copy, encoder):
+    check_selftest(copy, encoder)
+    arrays = load_file(copy / "selftest.safetensors")
+    spaces = {name.removeprefix("embedding/") for name in arrays if name.startswith("embedding/")}
+    found = {"image/text_vision", "video/text_vision", "video/audio_vision", "audio/audio_vision", "text/text_vision"}
+    assert spaces == found | {f"{name}/features" for name in ("image", "video", "audio", "text")}
+
+    def nudge(arrays: dict) -> None:
+        arrays["embedding/audio/audio_vision"][3] += 1e-5
+
+    rewrite_selftest(copy, nudge)
+    with pytest.raises(RequestError, match=r"differ on the same kind of machine: audio in audio_vision by \d\.\de-05$"):
+        check_selftest(copy, encoder)
+    # Elsewhere that is rounding, and other channels are not.
+    rewrite_selftest(copy, lambda arrays: None, jax="0.0.1")
+    check_selftest(copy, encoder)
+    rewrite_selftest(copy, lambda arrays: arrays.update({"input/image": arrays["input/image"][..., ::-1].copy()}))
+    with pytest.raises(RequestError, match=r"more than the 0.001 allowed .*: image in features by .*; image in text_v"):
+        check_selftest(copy, encoder)
+
+
+def test_an_export_without_its_selftest_is_not_whole(copy):
+    (copy / "selftest.safetensors").unlink()
+    with pytest.raises(RequestError, match=r"selftest.safetensors: expected a file of the exported model"):
+        load(copy)
+
+
+def test_an_export_without_preparations_says_so(exported, encoder, tmp_path):
+    save_model(tmp_path / "bare", encoder.model.imp, encoder.model.params, step=1, classes=encoder.config.classifiers)
+    bare = load(tmp_path / "bare")
+    with pytest.raises(RequestError, match="image: the model was trained on inputs that it does not name"):
+        bare.embed(images=[PIXELS], space="features")
+    with pytest.raises(RequestError, match=r"expected the self-test of an exported model, found"):
+        load(tmp_path / "bare", verify=True)
