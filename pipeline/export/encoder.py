@@ -179,7 +179,7 @@ class Encoder:
     def _texts(self, argument: str, items: list, one: Input) -> Iterator[dict]:
         if self.tokenizer is None:
             raise RequestError(
-                "texts: expected a tokenizer and its package (sentencepiece or tokenizers), found none: pip install it, "
+                "texts: expected a tokenizer and its package (sentencepiece or tokenizers), found none: install it, "
                 "or use a model that was trained on texts"
             )
         for number, text in enumerate(items):
