@@ -26,10 +26,10 @@ from PIL import Image
 
 from benchmarks import bare, timing
 from pipeline.data.batches import SampleMaker
-from pipeline.data.captions import encode_text
 from pipeline.data.plan import group_arrays
 from pipeline.data.sample_tokens import View
 from pipeline.data.sources import MediaSource
+from pipeline.data.tokenizer import encode_text
 
 STYLES = ("openmoji", "noto", "noto-v1", "fluent-emoji-flat", "emojione", "emojione-v1")
 UNSEEN = "twemoji"

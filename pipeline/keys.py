@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from annotated_types import Ge
+try:
+    from annotated_types import Ge, Interval
+except ImportError:  # only pydantic reads them, which needs this package itself
+
+    def Ge(ge: Any) -> None: ...
+
+    def Interval(**bounds: Any) -> None: ...
+
 
 FromOne = Annotated[int, Ge(1)]
 

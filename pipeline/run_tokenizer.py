@@ -11,9 +11,11 @@ from pipeline.data import prompts
 from pipeline.data.captions import CaptionCount, text_fault
 from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
+from pipeline.data.media.errors import Reject
+from pipeline.data.media.storage import read_bytes
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec
-from pipeline.data.tokenizer import NoText, Tokenizer, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import EXPECTED, NoText, Tokenizer, train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import counts_line
@@ -46,6 +48,17 @@ def choose_tokenizer(
     except NoText as e:
         # Text of labels always has characters, those of the prompts: all readers read captions.
         raise RequestError(_no_captions(readers[0], data.data_sets[readers[0].data_set])) from e
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Reads a tokenizer file. Raises RequestError if there is none or it cannot be read."""
+    try:
+        return Tokenizer(read_bytes(path))
+    except Reject as e:
+        found = "no bytes" if e.reason == "empty_file" else "no file there"
+        raise RequestError(f"{EXPECTED} at {path}, found {found}") from e
+    except RequestError as e:
+        raise RequestError(f"{e} ({path})") from e
 
 
 def _own_tokenizer(run_dir: Path) -> Tokenizer | None:

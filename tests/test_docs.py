@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import re
 import shlex
@@ -32,6 +33,7 @@ from PIL import Image
 from pipeline import cli
 from pipeline import recipe as recipes
 from pipeline.data.importers import LAYOUTS
+from pipeline.data.spec import ImageSpec, Variant
 from pipeline.errors import RequestError
 from tests.doc_blocks import ROOT, Block, blocks
 
@@ -153,6 +155,9 @@ def merged(base: dict, over: dict) -> dict:
     return out
 
 
+SMALL = Variant("32x32", global_batch_size=1, size=32, grid=(1, 2, 2), num_vision_tokens=4)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """A small model as ``imp export`` writes it, with a classifier of the data set "pets" and a tokenizer."""
@@ -160,6 +165,7 @@ def exported(tmp_path_factory) -> Path:
     from model.imp import Imp
     from pipeline.data.tokenizer import train_tokenizer
     from pipeline.export import save_model
+    from pipeline.export.inputs import Input
 
     folder = tmp_path_factory.mktemp("exported")
     tokenizer = train_tokenizer(["a cat on a mat", "a dog in the fog"], vocab_size=24, into=folder / "tokenizer.model")
@@ -167,7 +173,13 @@ def exported(tmp_path_factory) -> Path:
     config = ModelConfig(vocab_size=tokenizer.vocab_size, **sizes)
     imp = Imp(config, modalities=("text", "vision"), pairs=(("text", "vision"),), classifiers={"pets": 2})
     classes = {"pets": ["cat", "dog"]}
-    save_model(folder / "model", imp, imp.init(0), step=1, classes=classes, tokenizer=tokenizer.model)
+    image = Input("pets", "image", "vision", settings=ImageSpec(short_side=32), variants=(SMALL,))
+    inputs = (
+        dataclasses.replace(image, pair=("text", "vision")),
+        dataclasses.replace(image, classes=("cat", "dog"), objective="softmax"),
+        Input("pets", "text", "text", text_length=16, pair=("text", "vision"), beside=("image",)),
+    )
+    save_model(folder / "model", imp, imp.init(0), step=1, classes=classes, tokenizer=tokenizer.model, inputs=inputs)
     return folder / "model"
 
 

@@ -131,7 +131,7 @@ def export_parser() -> argparse.ArgumentParser:
 example:
   {export} --run runs/pets --out exported
 
-pipeline.export.load_model reads the folder without Ray; README.md shows how.
+pipeline.export.load reads the folder without Ray; docs/evaluation-and-use.md shows how.
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
@@ -147,10 +147,12 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
 
     check_new(arguments.out)
     make_folder(arguments.out.absolute().parent, "--out in")
+    from pipeline.evaluate.inputs import exported_inputs, exported_prompts
     from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run)
+    inputs = exported_inputs(model)
     save_model(
         arguments.out,
         model.imp,
@@ -158,6 +160,8 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
         step=model.step,
         classes={name: list(model.data_sets[name].classes) for name in model.imp.classifiers},
         tokenizer=model.tokenizer.model if model.tokenizer else None,
+        inputs=inputs,
+        prompts=exported_prompts(inputs),
     )
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
     print(f"{arguments.out}: the model of step {model.step} ({files})")

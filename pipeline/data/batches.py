@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.commands import command
 from pipeline.data import augment, prompts
-from pipeline.data.captions import best_reason, caption_fault, encode_text, text_fault, usable_captions
+from pipeline.data.captions import best_reason, caption_fault, text_fault, usable_captions
 from pipeline.data.known_rejects import NONE_KNOWN, KnownRejects
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import TRANSIENT, Reject
@@ -24,7 +24,7 @@ from pipeline.data.plan import Row, TaskPlan
 from pipeline.data.sample_tokens import TokenContext, View
 from pipeline.data.sources import Source
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, encode_text
 from pipeline.errors import DataError
 
 # Maximum number of substitutes tried for one sample.

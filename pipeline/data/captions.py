@@ -1,15 +1,12 @@
-"""Captions of a row: which of them are usable, why the others are not, and their tokens."""
+"""Captions of a row: which of them are usable, and why the others are not."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Iterable
 
-import numpy as np
-
 from pipeline.data.columns import NOT_UTF8
-from pipeline.data.media.errors import Reject
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, no_tokens
 
 # Reasons for which a row without a usable text may be rejected; the first one found among its texts is given.
 _REASONS = ("bad_text", "text_too_long", "no_text")
@@ -32,12 +29,8 @@ def caption_fault(text: str, tokenizer: Tokenizer, *, max_characters: int) -> tu
     """(reason, detail) why a caption cannot be used with a tokenizer; None for a usable one."""
     fault = text_fault(text, max_characters=max_characters)
     if fault is None and not tokenizer.has_tokens(text):
-        return _no_tokens(text)
+        return no_tokens(text)
     return fault
-
-
-def _no_tokens(text: str) -> tuple[str, str]:
-    return "no_text", f"no tokens in {text[:_MAX_SHOWN]!r}"
 
 
 def usable_captions(texts: Iterable[str], tokenizer: Tokenizer, *, max_characters: int) -> tuple[str, ...]:
@@ -48,15 +41,6 @@ def usable_captions(texts: Iterable[str], tokenizer: Tokenizer, *, max_character
 def best_reason(faults: Iterable[tuple[str, str]]) -> tuple[str, str]:
     """The most informative of the faults of a row that has no usable text."""
     return min(faults, key=lambda fault: _REASONS.index(fault[0]), default=("no_text", "no text"))
-
-
-def encode_text(tokenizer: Tokenizer, text: str, length: int) -> dict[str, np.ndarray]:
-    """The arrays of one text of a sample. Raises Reject for a text without tokens."""
-    ids = tokenizer.encode(text, length)
-    if not ids.any():
-        raise Reject(*_no_tokens(text))
-    positions = np.arange(len(ids), dtype=np.int32)[:, None]
-    return {"text/tokens": ids, "text/positions": positions, "text/mask": ids != 0}
 
 
 class CaptionCount:

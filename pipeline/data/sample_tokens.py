@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from pipeline.data import augment
+from pipeline.data.modalities import Modality, load
 from pipeline.data.spec import AudioSpec, Augment, ImageSpec, SoundAugment, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import choose_tokens, grid_positions, patchify, spectrogram_tokens
 from pipeline.data.variants import view_frames, window_starts
@@ -63,6 +65,17 @@ class Tokens:
     tokens: np.ndarray
     positions: np.ndarray
     start_s: float | None = None
+
+
+def evaluation_tokens(
+    array: np.ndarray, modality: Modality, settings: Any, view: View, sizes: TokenSpec
+) -> dict[str, np.ndarray]:
+    """{"tokens", "positions"} of one modality of a clip as evaluation and an exported model see it.
+
+    view: one without a generator, so that nothing is drawn, changed or dropped.
+    """
+    made = load(modality.tokens)(array, settings, TokenContext(view, sizes))
+    return {"tokens": made.tokens, "positions": made.positions}
 
 
 def image_tokens(pixels: np.ndarray, spec: ImageSpec, context: TokenContext) -> Tokens:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from annotated_types import Interval
-
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Embedder, Modality, load
-from pipeline.keys import key
+from pipeline.keys import Interval, key
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
 # file, memory, a repository), so the recipe must name them.

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.media.errors import Reject
-from pipeline.data.media.storage import read_bytes
 from pipeline.errors import RequestError, one_line
 from pipeline.files import write_bytes
 
-_EXPECTED = "text.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer.json"
+# What RequestErrors say that a file should be.
+EXPECTED = "text.tokenizer: expected a sentencepiece model or a Hugging Face tokenizer.json"
 # Characters in which most texts that have a token have their first.
 _BEGINNING = 256
-# Maximum characters shown of a library's message.
-_MAX_SHOWN = 160
+# Maximum characters shown of a library's message, and of a text.
+_MAX_SHOWN, _MAX_TEXT = 160, 40
 
 
 class Tokenizer:
@@ -66,7 +66,7 @@ class _SentencePiece:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as e:
-            raise RequestError(f"{_EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
+            raise RequestError(f"{EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
         if self._processor.pad_id() != 0:
             raise RequestError(f"text.tokenizer: expected pad id 0, found {self._processor.pad_id()}")
         self.vocab_size = self._processor.get_piece_size()
@@ -105,7 +105,7 @@ class _HuggingFace:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as e:  # a Rust panic is not an Exception
-            raise RequestError(f"{_EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
+            raise RequestError(f"{EXPECTED}: {one_line(e, limit=_MAX_SHOWN)}") from e
 
     def ids(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -122,23 +122,26 @@ def _is_pad(token: str, padding: dict | None) -> bool:
     return named or re.fullmatch(r"[<\[]\|?pad(ding)?\|?[>\]]", token, re.IGNORECASE) is not None
 
 
-def load_tokenizer(path: str) -> Tokenizer:
-    """Reads a tokenizer file. Raises RequestError if there is none or it cannot be read."""
-    try:
-        return Tokenizer(read_bytes(path))
-    except Reject as e:
-        found = "no bytes" if e.reason == "empty_file" else "no file there"
-        raise RequestError(f"{_EXPECTED} at {path}, found {found}") from e
-    except RequestError as e:
-        raise RequestError(f"{e} ({path})") from e
-
-
 class NoText(RequestError):
     """Text without a character that a tokenizer could learn from."""
 
 
 # What sentencepiece says of no sentences, and of sentences of whitespace and control characters alone.
 _NO_TEXT = ("sentences_.empty()", "all_chars_count")
+
+
+def encode_text(tokenizer: Tokenizer, text: str, length: int) -> dict[str, np.ndarray]:
+    """The arrays of one text of a sample. Raises Reject for a text without tokens."""
+    ids = tokenizer.encode(text, length)
+    if not ids.any():
+        raise Reject(*no_tokens(text))
+    positions = np.arange(len(ids), dtype=np.int32)[:, None]
+    return {"text/tokens": ids, "text/positions": positions, "text/mask": ids != 0}
+
+
+def no_tokens(text: str) -> tuple[str, str]:
+    """(reason, detail) of a text without tokens."""
+    return "no_text", f"no tokens in {text[:_MAX_TEXT]!r}"
 
 
 def train_tokenizer(sentences: Iterable[str], *, vocab_size: int, into: Path | None = None) -> Tokenizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from PIL import Image
 
 from pipeline.data.spec import Augment, TokenSpec, Variant
 from pipeline.data.tokens import kept_tokens
@@ -144,5 +143,7 @@ def _view(frames: np.ndarray, box: tuple[float, float, float, float], size: int)
 
 
 def _resize(frame: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    from PIL import Image  # an exported model does without where nothing is to be resized
+
     image = Image.fromarray(np.ascontiguousarray(frame))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -8,27 +8,25 @@ embeddings before these are normalised and ranked.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data import prompts
-from pipeline.data.batches import SampleMaker
-from pipeline.data.captions import encode_text, usable_captions
+from pipeline.data.captions import usable_captions
 from pipeline.data.media.errors import Reject
 from pipeline.data.plan import group_arrays
-from pipeline.data.sample_tokens import View
+from pipeline.data.sample_tokens import View, evaluation_tokens
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import TaskSpec, Variant
+from pipeline.data.tokenizer import encode_text
 from pipeline.errors import RequestError
+from pipeline.evaluate.inputs import variants_of
 from pipeline.evaluate.metrics import classification, retrieval
 from pipeline.evaluate.trained_model import TrainedModel
+from pipeline.export.features import class_anchors, mean_over_clips, pooled, unit
 from pipeline.recipe import EvaluationSettings, specs
-
-# Number of views for one call of the model: a multiple of its batch, so that only the last batch is filled up.
-_VIEWS = 64
 
 # (metrics, chance, number of examples).
 Measured = tuple[dict[str, float], dict[str, float], int]
@@ -119,17 +117,10 @@ def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
 
 def _variant_for(model: TrainedModel, settings: EvaluationSettings) -> Variant:
     """The largest input that the tasks of this data set and kind trained on, nothing dropped (the paper's rule)."""
-
-    def fits(task: TaskSpec) -> bool:
-        if task.weight == 0:
-            return False
-        if settings.kind == "classify":
-            return task.classified == settings.modality
-        return task.contrasts and settings.modality in task.modalities
-
-    variants = [v for t in model.tasks.values() if t.data_set == settings.data_set and fits(t) for v in t.variants]
-    largest = max(variants, key=lambda v: (np.prod(v.grid), -v.drop_rate))
-    return dataclasses.replace(largest, drop_rate=0.0, name=largest.name.split("-")[0])
+    classified = settings.kind == "classify"
+    return variants_of(
+        model.tasks.values(), data_set=settings.data_set, modality=settings.modality, classified=classified
+    )[0]
 
 
 def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, task: TaskSpec) -> HeldOut:
@@ -140,46 +131,31 @@ def _held_out(model: TrainedModel, settings: EvaluationSettings, manifest: str, 
         manifest=manifest,
         limits=specs.decode_limits(model.recipe),
     )
-    # Without objectives a sample is its media alone, so a row without labels or text is no reject.
-    only = dataclasses.replace(task, modalities=(settings.modality,), objectives=(), pairs=(), classified=None)
-    maker = SampleMaker(only, data_set, tokenizer=model.tokenizer, tokens=model.tokens)
     variant = _variant_for(model, settings)
     labels, texts = [], []
-    modality, tokenizer = task.embedder(settings.modality), model.tokenizer
+    embedder, tokenizer = task.embedder(settings.modality), model.tokenizer
+    modality, decoding = data_set.modality(settings.modality), data_set.settings(settings.modality)
 
     def views() -> Iterator[dict]:
         for row in range(source.num_rows):
             try:
+                # A row without labels or text is no reject: a sample is its media alone.
                 clip = source.clip(row)
                 windows = [View(variant, window=(i, settings.clips)) for i in range(settings.clips)]
-                arrays = [maker.arrays(clip, view) for view in windows]
+                array = clip.media[settings.modality]
+                samples = [evaluation_tokens(array, modality, decoding, view, model.tokens) for view in windows]
             except Reject:
                 continue
             labels.append(clip.labels)
             limit = task.max_characters
             texts.append(usable_captions(clip.text, tokenizer, max_characters=limit) if tokenizer else ())
-            yield from (group_arrays(a)[modality] for a in arrays)
+            yield from samples
 
-    features = _features(model, modality, views())
+    features = pooled(model, embedder, views())
     if not labels:
         raise RequestError(f"evaluate: none of the {source.num_rows} rows of {manifest} could be read")
     features = features.reshape(len(labels), settings.clips, -1)
     return HeldOut(features, labels, texts, source.num_rows - len(labels), variant)
-
-
-def _features(model: TrainedModel, modality: str, views: Iterator[dict]) -> np.ndarray:
-    """(views, width) float32, (0,) without views. Only one batch of views is in memory at a time."""
-    parts = []
-    while part := list(itertools.islice(views, _VIEWS)):
-        parts.append(model.features(modality, part))
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def _each_clip(function: Callable[[np.ndarray], np.ndarray], features: np.ndarray) -> np.ndarray:
-    """``function`` of (n, width) over (rows, clips, width): the mean over the clips of a row, (rows, ...)."""
-    rows, clips, width = features.shape
-    values = function(features.reshape(rows * clips, width))
-    return values.reshape(rows, clips, -1).mean(1)
 
 
 def _classes(model: TrainedModel, settings: EvaluationSettings) -> list[str]:
@@ -199,7 +175,7 @@ def _label_indices(classes: list[str], labels: list[tuple[str, ...]]) -> tuple[n
 def _classify(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec, held_out: HeldOut) -> Measured:
     classes, order = _classes(model, settings), list(model.data_sets[settings.data_set].classes)
     rows, labels = _label_indices(classes, held_out.labels)
-    logits = _each_clip(lambda x: model.logits(x, settings.data_set), held_out.features[rows])
+    logits = mean_over_clips(lambda x: model.logits(x, settings.data_set), held_out.features[rows])
     return classification(logits[:, [order.index(c) for c in classes]], labels), _chance(classes), len(rows)
 
 
@@ -211,12 +187,12 @@ def _zero_shot(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
     source = task.embedder(settings.modality)
     texts = [template.format(c) for c in classes for template in templates]
     projected = _project_texts(model, task, texts, target=source)
-    anchors = _unit(projected.reshape(len(classes), len(templates), -1).mean(1))
+    anchors = class_anchors(projected, len(templates))
 
     def cosines(features: np.ndarray) -> np.ndarray:
-        return _unit(model.project(features, source=source, target="text")) @ anchors.T
+        return unit(model.project(features, source=source, target="text")) @ anchors.T
 
-    logits = _each_clip(cosines, held_out.features[rows])
+    logits = mean_over_clips(cosines, held_out.features[rows])
     return classification(logits, labels), _chance(classes), len(rows)
 
 
@@ -228,8 +204,8 @@ def _retrieval(model: TrainedModel, settings: EvaluationSettings, task: TaskSpec
         raise RequestError(
             f"evaluate: no held-out row of {settings.data_set} has a usable text, so nothing to retrieve"
         )
-    media = _unit(_each_clip(lambda x: model.project(x, source=source, target="text"), held_out.features))
-    metrics = retrieval(media, _unit(_project_texts(model, task, texts, target=source)), owner)
+    media = unit(mean_over_clips(lambda x: model.project(x, source=source, target="text"), held_out.features))
+    metrics = retrieval(media, unit(_project_texts(model, task, texts, target=source)), owner)
     count = len(media)
     chance = {f"{side}_retrieval_recall@{k}": min(1.0, k / count) for side in ("image", "text") for k in (1, 5, 10)}
     return metrics, chance, count
@@ -242,10 +218,6 @@ def _project_texts(model: TrainedModel, task: TaskSpec, texts: list[str], *, tar
 
 def _chance(classes: list[str]) -> dict[str, float]:
     return {"acc1": 1 / len(classes), "acc5": min(1.0, 5 / len(classes)), "mean_per_class_recall": 1 / len(classes)}
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
 def print_table(results: list[dict]) -> None:

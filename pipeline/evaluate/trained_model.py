@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from model.config import NO_VOCABULARY, ModelConfig
 from model.imp import Imp
@@ -18,16 +17,14 @@ from model.structure import Structure
 from pipeline import recipe as recipes
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
+from pipeline.export.features import Features
 from pipeline.recipe import specs
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import host_device, use_compute_type
 from pipeline.train.mixture.structures import structure_of
 
-# Samples in a batch of the model.
-_BATCH = 64
 
-
-class TrainedModel:
+class TrainedModel(Features):
     """The parameters of the newest checkpoint with all that is needed to feed them.
 
     Everything comes from the checkpoint: the recipe, the class lists, the tokenizer.
@@ -45,15 +42,8 @@ class TrainedModel:
             tokenizer = base64.b64decode(data["tokenizer"])
             self.tokenizer = Tokenizer(tokenizer) if tokenizer else None
             self.tokens = specs.token_spec(self.recipe)
-            self.imp = Imp.for_structures(self._config(), self._structures())
-            self.params = _load_parameters(checkpoints, self.imp, self.step)
-        # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
-        self._encode = jax.jit(
-            lambda params, modality, arrays: self.imp.encode(
-                params, modality, arrays["tokens"], arrays["positions"], arrays.get("mask")
-            ),
-            static_argnums=1,
-        )
+            imp = Imp.for_structures(self._config(), self._structures())
+            super().__init__(imp, _load_parameters(checkpoints, imp, self.step))
 
     def _config(self) -> ModelConfig:
         vocab_size = self.tokenizer.vocab_size if self.tokenizer else NO_VOCABULARY
@@ -80,25 +70,6 @@ class TrainedModel:
                 raise RequestError(f"data_sets.{name}.classes: the model was trained on another list of classes")
             self.data_sets[name] = data_set
         self.recipe = recipe
-
-    def features(self, modality: str, samples: list[dict]) -> np.ndarray:
-        """(n, width) float32 pooled features. samples: {"tokens", "positions"[, "mask"]} of one shape."""
-        out = []
-        for first in range(0, len(samples), _BATCH):
-            part = samples[first : first + _BATCH]
-            # The last batch is filled up with copies: one shape, one compile.
-            filled = part + [part[-1]] * (_BATCH - len(part))
-            arrays = {name: np.stack([s[name] for s in filled]) for name in part[0]}
-            out.append(np.asarray(self._encode(self.params, modality, arrays))[: len(part)])
-        return np.concatenate(out)
-
-    def project(self, features: np.ndarray, *, source: str, target: str) -> np.ndarray:
-        """(n, K) in the common space of a pair, before normalisation."""
-        return np.asarray(self.imp.project(self.params, features, source=source, target=target))
-
-    def logits(self, features: np.ndarray, data_set: str) -> np.ndarray:
-        """(n, classes of the data set)."""
-        return np.asarray(self.imp.module(self.params, f"classifier_{data_set}")(features))
 
 
 def _load_parameters(checkpoints: Checkpoints, imp: Imp, step: int) -> dict:

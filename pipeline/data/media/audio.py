@@ -144,13 +144,13 @@ def _collect(container, stream, *, start_s: float, stop_s: float) -> tuple[np.nd
 
 def to_mono(samples: np.ndarray, *, rate: float, spec: AudioSpec) -> np.ndarray:
     """(n, channels) float32 at ``rate`` Hz → (m,) at the spec's rate. Raises Reject if there are no samples."""
-    import soxr
-
     if not samples.size:
         raise Reject("no_sound", "no samples in the asked range")
     # numpy's mean over such a short axis takes longer than decoding.
     mono = functools.reduce(np.add, samples.T) / np.float32(samples.shape[1])
     if rate != spec.sample_rate_hz:
+        import soxr
+
         mono = soxr.resample(mono, rate, spec.sample_rate_hz)
     return mono.astype(np.float32, copy=False)
 

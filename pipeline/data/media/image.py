@@ -36,12 +36,24 @@ def _read_pillow(source: str | bytes, spec: ImageSpec, *, start_s: float, end_s:
     except UnidentifiedImageError as e:
         raise Reject("not_decodable", f"Pillow: damaged, or none of {', '.join(FORMATS)}") from e
     with opened as image:
-        target = canonical_size(image.size, spec.short_side)
-        for width, height in (image.size, target):
-            check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels ({width}x{height})")
+        target = _check_size(image.size, spec)
         # Large JPEGs are decoded at a half, a quarter or an eighth of their size; other formats ignore this.
         image.draft(image.mode, (2 * target[0], 2 * target[1]))
-        return np.asarray(resize_short_side(_upright(_to_rgb(image)), spec.short_side))
+        return canonical_pixels(image, spec)
+
+
+def _check_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """The canonical (width, height). Raises Reject beyond the cap, before or after resizing."""
+    target = canonical_size(size, spec.short_side)
+    for width, height in (size, target):
+        check_cap(width * height, spec.max_pixels, reason="too_large", what=f"pixels ({width}x{height})")
+    return target
+
+
+def canonical_pixels(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """(H, W, 3) uint8 of an open image, the short side ``spec.short_side`` pixels."""
+    _check_size(image.size, spec)
+    return np.asarray(resize_short_side(_upright(_to_rgb(image)), spec.short_side))
 
 
 BUILT_IN = {"pillow": _read_pillow}

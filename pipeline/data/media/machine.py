@@ -17,12 +17,12 @@ def cpu_kind() -> str:
 
     Machines with equal values decode every file to the same bits.
     """
-    here = _cpu_flags()
+    here = cpu_flags()
     cpu = " ".join([platform.machine(), *(name for name in _INSTRUCTIONS if name in here)])
     return ", ".join([cpu, *(f"{name} {_version(name)}" for name in _LIBRARIES)])
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     """Flags of the first CPU; empty on systems without /proc/cpuinfo."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

@@ -42,7 +42,12 @@ def decode_video(
     """(T, H, W, 3) uint8: at each time start_s + i / fps the last frame shown by then, at most ``max_frames``."""
     start_s, end_s = clip_times(start_s, end_s)
     clip = run(spec.decoder, source, spec, built_in=BUILT_IN, start_s=start_s, end_s=end_s)
-    clip = check_array(clip, dtype=np.uint8, ndim=4, what="uint8 (T, H, W, 3)")[: spec.max_frames]
+    return canonical_frames(check_array(clip, dtype=np.uint8, ndim=4, what="uint8 (T, H, W, 3)"), spec)
+
+
+def canonical_frames(clip: np.ndarray, spec: VideoSpec) -> np.ndarray:
+    """(T, H, W, 3) uint8 at the spec's rate, cut and resized to a canonical clip."""
+    clip = clip[: spec.max_frames]
     if min(clip.shape[1:3]) == spec.short_side:
         return clip
     _canonical_size(clip.shape[2], clip.shape[1], spec)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data import batches, prompts
 from pipeline.data.batches import BatchMaker, SampleMaker
-from pipeline.data.captions import encode_text, usable_captions
+from pipeline.data.captions import usable_captions
 from pipeline.data.columns import NOT_UTF8
 from pipeline.data.known_rejects import NONE_KNOWN, Collector, KnownRejects
 from pipeline.data.media.clip import Clip
@@ -21,6 +21,7 @@ from pipeline.data.plan import Row, TaskPlan, group_arrays
 from pipeline.data.sample_tokens import View
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TaskSpec, TokenSpec, Variant, VideoSpec
+from pipeline.data.tokenizer import encode_text
 from pipeline.data.tokens import patchify, spectrogram_tokens
 from pipeline.errors import DataError
 from pipeline.train.mixture.structures import structure_of

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
 from pipeline.data import prompts
-from pipeline.data.tokenizer import NoText, Tokenizer, _pieces, load_tokenizer, train_tokenizer
+from pipeline.data.tokenizer import NoText, Tokenizer, _pieces, train_tokenizer
 from pipeline.errors import RequestError
+from pipeline.run_tokenizer import load_tokenizer
 
 SENTENCES = ["the quick brown fox jumps over the lazy dog", "a picture of a cat", "this is a red dog"] * 3
 

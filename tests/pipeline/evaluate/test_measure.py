@@ -11,6 +11,7 @@ from pipeline.data.spec import AudioSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import spectrogram_tokens
 from pipeline.errors import RequestError
 from pipeline.evaluate import measure as run
+from pipeline.export import features
 from pipeline.recipe import EvaluationSettings
 from pipeline.recipe.settings import ClusterSettings
 
@@ -172,7 +173,7 @@ def test_entries_with_other_clips_do_not_share_their_features(make_model, scored
 def test_views_wait_for_the_model_a_batch_at_a_time(make_model, scored, monkeypatch):
     whole, parts = make_model({"kind": "classify", "clips": 3}), make_model({"kind": "classify", "clips": 3})
     run.evaluate_run(None, whole)
-    monkeypatch.setattr(run, "_VIEWS", 4)
+    monkeypatch.setattr(features, "BATCH", 4)
     run.evaluate_run(None, parts)
     assert [n for _, n in whole.seen] == [9] and [n for _, n in parts.seen] == [4, 4, 1]
     assert (scored[0][0] == scored[1][0]).all()
