@@ -132,7 +132,7 @@ def use_compute_type(config: ModelConfig) -> ModelConfig:
 
 
 def use_compile_cache(folder: str | None) -> None:
-    """Keeps compiled steps in a folder, for later processes; does not if that is None or cannot be made."""
+    """Keeps compiled steps in a folder, for later processes; None: does not."""
     if folder is None:
         return
     try:
