@@ -1,9 +1,9 @@
-"""Packs the recipes of configs/ into the wheel, as ``pipeline/configs``. All else is in pyproject.toml."""
+"""Packs configs/, the recipes and their schema, into the wheel as ``pipeline/configs``. All else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
 setup(
     packages=[*find_packages(include=["model*", "pipeline*"]), "pipeline.configs"],
     package_dir={"pipeline.configs": "configs"},
-    package_data={"pipeline.configs": ["*.yaml"], "model": ["py.typed"], "pipeline": ["py.typed"]},
+    package_data={"pipeline.configs": ["*.yaml", "*.json"], "model": ["py.typed"], "pipeline": ["py.typed"]},
 )

@@ -127,11 +127,12 @@ def _init_step(source: Path) -> int:
     checkpoints = CheckpointFolder(source)
     try:
         step, lines = checkpoints.choose()
+        found = checkpoints.data(step)["step"]
     except RequestError as e:
         raise RequestError(f"init.from: {e}") from e
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
-    return checkpoints.data(step)["step"]
+    return found
 
 
 def _check_writers(recipe: Recipe) -> None:
