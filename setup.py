@@ -1,4 +1,4 @@
-"""Packs configs/, the recipes and their schema, into the wheel as ``pipeline/configs``. All else is in pyproject.toml."""
+"""Packs configs/ (recipes and their schema) into the wheel as ``pipeline/configs``. The rest is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
