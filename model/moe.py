@@ -26,7 +26,7 @@ from model.initializers import lecun_normal, normal
 from model.layers import weight_product
 from model.shapes import Array, Bool, Float, Int
 
-# Names, for remat policies, of the experts' hidden activations before GELU and of what comes back from the experts.
+# Names, for remat policies, of the experts' hidden activations before GELU and of their outputs.
 HIDDEN, OUTPUT = "expert_hidden", "expert_output"
 
 # Maximum number of tokens in a group for which multiplying with one-hot masks takes at most 2 % longer on a GPU than

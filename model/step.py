@@ -187,14 +187,16 @@ def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deter
     Of the remat policies whose step fits into memory it gets the one that recomputes least, and plain attention if
     steps must be deterministic.
     """
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform == "gpu" else None
-    if limit is None:
+    if devices[0].platform != "gpu":
         return imp
     config = imp.config
     if deterministic and config.attention == "auto":
         # Steps with cuDNN's kernel do not run that way in jax 0.11.2: they end with "IndexError: raw_hash_map::at".
         config = dataclasses.replace(config, attention="xla")
-    if config.remat == "auto":
+    # A process can ask its own devices alone. All must come to the same program, so a run's devices are of one kind.
+    own = next((d for d in devices if d.process_index == jax.process_index()), None)
+    limit = None if own is None else (own.memory_stats() or {}).get("bytes_limit")
+    if config.remat == "auto" and limit is not None:
         fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
         fixed //= len(devices) if fsdp else 1
         room = _USABLE * limit - fixed

@@ -82,9 +82,16 @@ def test_remat_follows_the_memory(tiny, inputs):
     structure = Structure("nce", 64, (inputs("vision", 12), inputs("text", 8)))
     imp = Imp.for_structures(tiny(depth=4), [structure])
 
-    def settled(gib: float, *, platform: str = "gpu", deterministic: bool = False) -> tuple[str, str]:
-        device = types.SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": int(gib * 2**30)})
-        found = step._settled(imp, structure, [device], fsdp=False, deterministic=deterministic).config
+    def refuse() -> dict:
+        raise RuntimeError("MemoryStats is only supported for addressable devices")
+
+    def settled(gib: float | None, *, platform: str = "gpu", deterministic: bool = False) -> tuple[str, str]:
+        own = types.SimpleNamespace(
+            platform=platform, process_index=0, memory_stats=lambda: gib and {"bytes_limit": int(gib * 2**30)}
+        )
+        # As jax does: another process's device cannot be asked.
+        other = types.SimpleNamespace(platform=platform, process_index=1, memory_stats=refuse)
+        found = step._settled(imp, structure, [other, own], fsdp=False, deterministic=deterministic).config
         return found.remat, found.attention
 
     chosen = [settled(gib)[0] for gib in (1.0, 0.0055, 0.004, 1e-4)]
@@ -94,4 +101,6 @@ def test_remat_follows_the_memory(tiny, inputs):
     assert chosen == sorted(chosen, key=order.index)
     assert len(set(chosen)) > 2
     assert settled(1.0, platform="cpu") == ("auto", "auto")
+    # Some of jax's allocators keep no statistics.
+    assert settled(None, deterministic=True) == ("auto", "xla")
     assert settled(1.0, deterministic=True) == ("none", "xla")
