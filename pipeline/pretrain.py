@@ -14,6 +14,7 @@ from pipeline.cluster.start import end_ray, start_ray
 from pipeline.commands import typed_command
 from pipeline.corpus import build_corpus
 from pipeline.plan import plan
+from pipeline.ray_job import grace_warning
 from pipeline.recipe import Recipe, specs
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
@@ -80,6 +81,8 @@ def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
 def _announce(spec: RunSpec, done: int, changes: list[str]) -> None:
     """Prints the step at which the run goes on. changes: of the mixture."""
     for line in spec.open_checkpoints().faults():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    if line := grace_warning():
         print(f"warning: {line}", file=sys.stderr, flush=True)
     if done:
         print(f"resuming {spec.run_dir} after step {done} of {spec.mixture.num_steps}", flush=True)

@@ -10,6 +10,7 @@ from pipeline.commands import command
 from pipeline.credentials import redacted, redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from pipeline.files import make_folder
+from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
 from pipeline.waiting import waiting_for
 
@@ -44,6 +45,7 @@ def import_parser() -> argparse.ArgumentParser:
 def _import(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.data.importers import import_layout
 
+    check_outlives(arguments.out, "--out")
     make_folder(arguments.out.absolute().parent, "--out in")
     options = {}
     for text in arguments.option:
@@ -173,6 +175,7 @@ def _preprocess(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline import recipe as recipes
 
     recipe = recipes.load(arguments.config, arguments.overrides)
+    check_outlives(arguments.out, "--out")
     with waiting_for("libraries to load"):
         from pipeline.preprocess import preprocess
 

@@ -11,6 +11,7 @@ from pipeline.commands import command
 from pipeline.credentials import redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError
 from pipeline.files import make_folder
+from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
 from pipeline.waiting import waiting_for
 
@@ -64,6 +65,7 @@ def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
     if arguments.print_config:
         print(recipes.dump(redacted_values(recipe.to_dict())), end="")
         return EXIT_DONE
+    check_outlives(run_dir, "--run-dir")
     with waiting_for("libraries to load"):
         from pipeline.pretrain import pretrain
 
@@ -146,6 +148,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
+    check_outlives(arguments.out, "--out")
     make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.inputs import exported_inputs, exported_prompts
     from pipeline.evaluate.trained_model import TrainedModel

@@ -24,6 +24,7 @@ from pipeline.commands import command
 from pipeline.data.columns import TYPES, type_fault
 from pipeline.data.media.storage import resolve_filesystem, with_retries
 from pipeline.errors import RequestError, one_line
+from pipeline.ray_job import upload_hint
 
 # Rows of a piece of a stream.
 _ROWS_PER_PIECE = 16_384
@@ -65,7 +66,7 @@ class ParquetFiles:
                 return sorted(files, key=lambda i: i.path)
         raise RequestError(
             f"manifest {self.uri}: expected a Parquet file or a folder of them, found nothing there; correct the path, "
-            f"or write one with {command('import')}"
+            f"or write one with {command('import')}{upload_hint(self.uri)}"
         )
 
     def stamp(self) -> str:
