@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 
-from pipeline.cluster import ray_private
 from pipeline.cluster.capacity import uses_actors
 from pipeline.cluster.decode_shares import DecodeShare
+from pipeline.cluster.ray_input import dataset_of
 from pipeline.cluster.scheduler_pause import ClusterSchedulerPause, SchedulerPause
 from pipeline.cluster.spec import DecodeOptions
 from pipeline.data.blocks import Blocks, block_bytes, rows_per_block
@@ -49,19 +49,33 @@ def build_stream(
         return _actor_stream(blocks, share) if actors else _task_stream(blocks, share)
 
 
-# With equal CPUs and concurrency Ray fuses reading and decoding into one operator: a block is one task.
+class _Numbers:
+    """The numbers of a stream's blocks; the next one once a decoder is about to be free."""
+
+    def __init__(self, count: int, *, num_decoders: int):
+        self._count = count
+        self._num_decoders = num_decoders
+        self._next = 0
+
+    def take(self, unfinished: int) -> pa.Table | None:
+        if self.exhausted() or unfinished > self._num_decoders:
+            return None
+        self._next += 1
+        return pa.table({"id": [self._next - 1]})
+
+    def exhausted(self) -> bool:
+        return self._next == self._count
 
 
 def _task_stream(blocks: Blocks, share: DecodeShare) -> Dataset:
-    common = {"num_cpus": 1, "concurrency": share.num_decoders}
-    numbers = ray_private.numbered_blocks(blocks.num_blocks, **common)
-    return numbers.map_batches(_BlockMaker(blocks), **_WHOLE_BLOCKS, **common)
+    numbers = dataset_of(_Numbers(blocks.num_blocks, num_decoders=share.num_decoders))
+    return numbers.map_batches(_BlockMaker(blocks), num_cpus=1, concurrency=share.num_decoders, **_WHOLE_BLOCKS)
 
 
 def _actor_stream(blocks: Blocks, share: DecodeShare) -> Dataset:
     # All streams must be able to start, whatever their number: actors ask for a part of a CPU.
     num_cpus = min(1.0, share.cpus / share.num_decoders)
-    numbers = ray_private.numbered_blocks(blocks.num_blocks, num_cpus=num_cpus, concurrency=None)
+    numbers = dataset_of(_Numbers(blocks.num_blocks, num_decoders=share.num_decoders))
     return numbers.map_batches(
         _BlockMaker,
         fn_constructor_args=(blocks,),

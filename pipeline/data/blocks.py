@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.data.batches import BatchMaker
@@ -43,17 +42,29 @@ class Blocks:
     def __init__(self, spec: StreamSpec, *, world_size: int, rows_per_block: int):
         self.spec = spec
         self.world_size = world_size
-        edges, size = [spec.start], 1
-        while edges[-1] < spec.stop:
-            edges.append(min(edges[-1] + size, spec.stop))
-            size = min(2 * size, rows_per_block)
-        self.edges = np.asarray(edges)
-        self.num_blocks = (len(edges) - 1) * world_size
+        self.rows_per_block = rows_per_block
+        # Turns of less than ``rows_per_block`` batches, and the batches of them all: 1 + 2 + 4 + ...
+        self._small_turns = (rows_per_block - 1).bit_length()
+        self._small_rows = (1 << self._small_turns) - 1
+
+    @property
+    def num_blocks(self) -> int:
+        count = self.spec.stop - self.spec.start
+        if count <= self._small_rows:
+            return count.bit_length() * self.world_size
+        full = -(-(count - self._small_rows) // self.rows_per_block)
+        return (self._small_turns + full) * self.world_size
+
+    def edge(self, turn: int) -> int:
+        """The first batch of a turn; of the turn after the last one, the end of the stream."""
+        small = min(turn, self._small_turns)
+        before = (1 << small) - 1 + (turn - small) * self.rows_per_block
+        return min(self.spec.start + before, self.spec.stop)
 
     def rows(self, block: int) -> tuple[range, int]:
         """Returns (the batches of a block, its rank)."""
         turn, rank = divmod(block, self.world_size)
-        return range(int(self.edges[turn]), int(self.edges[turn + 1])), rank
+        return range(self.edge(turn), self.edge(turn + 1)), rank
 
     def table(self, block: int) -> pa.Table:
         """Makes a block. An error of data or request becomes a table that raises it where it is read."""

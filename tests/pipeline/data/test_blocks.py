@@ -35,11 +35,25 @@ def with_variant(spec, **fields):
 def test_blocks_hold_every_batch_of_every_rank_once(spec):
     blocks = Blocks(spec, world_size=2, rows_per_block=4)
     # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
-    assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
+    assert [blocks.edge(turn) for turn in range(5)] == [2, 3, 5, 9, 13]
     assert blocks.num_blocks == 8
     rows = [(batch, rank) for number in range(8) for batches, rank in [blocks.rows(number)] for batch in batches]
     assert sorted(rows) == [(batch, rank) for batch in range(2, 13) for rank in range(2)]
     assert blocks.rows(5) == (range(5, 9), 1)
+
+
+def test_a_stream_of_any_length_is_arithmetic(spec):
+    for count in (0, 1, 6, 7, 8, 23, 24):
+        # Turns of 1, 2, 4, 5, 5, ... batches.
+        blocks = Blocks(dataclasses.replace(spec, stop=2 + count), world_size=3, rows_per_block=5)
+        edges, size = [2], 1
+        while edges[-1] < 2 + count:
+            edges.append(min(edges[-1] + size, 2 + count))
+            size = min(2 * size, 5)
+        assert [blocks.edge(turn) for turn in range(len(edges))] == edges
+        assert blocks.num_blocks == 3 * (len(edges) - 1)
+    endless = Blocks(dataclasses.replace(spec, stop=10**12), world_size=256, rows_per_block=8)
+    assert endless.rows(endless.num_blocks - 1)[0].stop == 10**12
 
 
 def test_the_bytes_of_a_block_are_those_of_its_largest_variant(spec):
