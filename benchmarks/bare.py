@@ -43,6 +43,9 @@ class DirectQueue:
         self._next += 1
         return row
 
+    def awaits(self) -> str:
+        return "decoding"
+
     def close(self) -> None:
         """Nothing: no row is made ahead."""
 

@@ -20,13 +20,21 @@ from ray.data.block import BlockMetadata
 
 
 class Source(Protocol):
-    """What a stream decodes, in order. Called by the thread that schedules the stream."""
+    """What a stream decodes. Called by the thread that schedules the stream.
+
+    ended: whether the stream is to end at once.
+    """
+
+    ended: bool
 
     def take(self, unfinished: int) -> pa.Table | None:
         """The next block's description; None if it may not start yet. unfinished: blocks taken and not yet decoded."""
 
     def exhausted(self) -> bool:
         """Whether ``take`` has given everything."""
+
+    def rest(self, timeout_s: float) -> None:
+        """Waits until ``take`` may have something to give, at most ``timeout_s``."""
 
 
 class _Input(InputDataBuffer):
@@ -78,3 +86,14 @@ def dataset_of(source: Source) -> Dataset:
     context = DataContext.get_current().copy()
     stats: Any = DatasetStats(metadata={}, parent=None)
     return Dataset(LogicalPlan(_LogicalInput(source), context), context, stats)
+
+
+def source_of(executor: Any) -> Source:
+    """The source of an execution. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
+    (source,) = (operator._source for operator in executor._topology if isinstance(operator, _Input))
+    return source
+
+
+def has_running_tasks(executor: Any) -> bool:
+    """Whether a task of an execution runs."""
+    return any(operator.num_active_tasks() for operator in executor._topology)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray._private import ray_constants
@@ -42,11 +42,6 @@ def autoscaler_limits() -> dict[str, float] | None:
 def autoscaler_status() -> bytes | None:
     """JSON of the autoscaler of the first version; None if it has written nothing yet."""
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
-
-
-def has_running_tasks(executor: Any) -> bool:
-    """Whether a task of a stream runs. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
-    return any(operator.num_active_tasks() for operator in executor._topology)
 
 
 def leave_signals_alone(trainer: JaxTrainer) -> None:

@@ -16,7 +16,7 @@ from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
-from pipeline.cluster.task_streams import open_queues, tasks_left
+from pipeline.cluster.task_streams import open_queues
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
@@ -44,9 +44,8 @@ def train_worker(config: dict[str, Any]) -> dict:
         check_backend(cluster.accelerator)
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
-            # ``get_dataset_shard`` is a barrier over the ranks: the same order everywhere.
-            shards = {name: ray.train.get_dataset_shard(name) for name in tasks_left(spec, schedule)}
-            return open_queues(shards, schedule, rank=rank)
+            world_size = ray.train.get_context().get_world_size()
+            return open_queues(spec, cluster, schedule, rank=rank, world_size=world_size)
 
         gate = WorkerGate(
             config["coordinator"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
@@ -86,7 +85,7 @@ class WorkerGate(StepGate):
             checkpoints = spec.open_checkpoints()
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
-            chosen = ray.get(coordinator.begin.remote(world_size, start_step)), start_step
+            chosen = ray.get(coordinator.begin.remote(world_size)), start_step
         self.epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
         if self.epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)

@@ -28,6 +28,9 @@ class RowQueue(Protocol):
     def next(self) -> Row:
         """Waits for the next row."""
 
+    def awaits(self) -> str:
+        """What the next row is waiting for, in words."""
+
     def close(self) -> None:
         """Ends the queue and wakes whoever waits in ``next``."""
 
@@ -50,7 +53,7 @@ class Feed:
     """Iterates over the batches of the steps of a schedule, in order.
 
     to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, and of the one
-    that cannot be. waits_for: the task whose stream the feed waits for at the moment.
+    that cannot be.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Feed:
         self._quarantine = quarantine
         self._gate = gate
         self._closed = threading.Event()
-        self.waits_for: str | None = None
+        self._wanted: str | None = None
         self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
@@ -100,9 +103,9 @@ class Feed:
 
     def _batch(self, step: int) -> Batch:
         plan = self._schedule[step]
-        self.waits_for = plan.task
+        self._wanted = plan.task
         row = self._queues[plan.task].next()
-        self.waits_for = None
+        self._wanted = None
         if (row.task, row.batch, row.variant) != (plan.task, plan.batch, plan.variant.name):
             raise DataError(
                 f"step {step}: expected batch {plan.batch} of {plan.task} as {plan.variant.name}, "
@@ -112,6 +115,12 @@ class Feed:
         self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
         chance = chance_of(plan.structure, row.arrays.get("positive_ids"))
         return Batch(step, plan, self._to_devices(group_arrays(row.arrays)), row.ids, chance)
+
+    @property
+    def waits_for(self) -> str | None:
+        """The batch that the feed waits for at the moment, and what holds it up; None if it waits for none."""
+        task = self._wanted
+        return None if task is None else f"a batch of {task} ({self._queues[task].awaits()})"
 
     def next(self, *, wait: bool = True) -> Batch | None:
         """The next batch. wait False: None where it is not made yet. Raises what making it raised."""

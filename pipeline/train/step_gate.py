@@ -70,7 +70,6 @@ class StepCoordinator:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.start_step = 0
         self._changed = asyncio.Condition()
         self._heard_at = time.monotonic()
         self._running = False
@@ -87,13 +86,13 @@ class StepCoordinator:
         self._checked_at = 0.0
         self.reason: str | None = None
 
-    async def begin(self, world_size: int, start_step: int = 0) -> int:
-        """Takes a new group of workers that starts at a step. Returns its epoch; calls of older ones end with a stop.
+    async def begin(self, world_size: int) -> int:
+        """Takes a new group of workers. Returns its epoch; calls of older ones end with a stop.
 
         A stop that was asked for holds for the new group too.
         """
         async with self._changed:
-            self.start_step, self._heard_at = start_step, time.monotonic()
+            self._heard_at = time.monotonic()
             stopped = self._last is not None and self.reason is None
             self.epoch, self._running = self.epoch + 1, True
             self._begin(world_size)
@@ -153,10 +152,6 @@ class StepCoordinator:
         """The state of the workers, and the lines since the last call."""
         lines, self._lines = self._lines, []
         return News(self.epoch, self._running, self._granted >= 0, time.monotonic() - self._heard_at, lines)
-
-    async def starts_at(self) -> int:
-        """The step at which the present group starts."""
-        return self.start_step
 
     async def why(self) -> str | None:
         """The reason that a rank gave for ending the run; None without one."""

@@ -40,6 +40,9 @@ class DirectQueue:
         self._next += 1
         return row
 
+    def awaits(self):
+        return "decoding"
+
     def close(self):
         pass
 
