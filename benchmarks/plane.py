@@ -32,6 +32,8 @@ from pipeline.data.variants import make_variant
 # CPU seconds, and samples of 32 x 32 px, of a batch; 64 * 4 * 768 bytes and more.
 DECODE_S, BATCH = 0.05, 256
 SLOW_S = 20.0
+# Times that streams are opened for their first batch alone.
+OPENINGS = 3
 
 
 class StandIn:
@@ -129,36 +131,49 @@ def one_case(num_tasks: int, num_steps: int, *, rows: int, slow: bool) -> dict:
     from pipeline.cluster.start import start_ray
 
     start_ray(Cluster())
-    session = Path(ray.init(ignore_reinit_error=True).address_info["session_dir"])
+    session = Path(ray.init(ignore_reinit_error=True, logging_level="error").address_info["session_dir"])
     settle()
     own = psutil.Process()
-    before, cpu, began = own.memory_info().rss, family_cpu_s(), time.perf_counter()
+    before, began = own.memory_info().rss, time.perf_counter()
     data, schedule = make_schedule(num_tasks, num_steps)
-    planned = time.perf_counter()
+    plan_s = time.perf_counter() - began
+    again = [read_rows(data, schedule, rows=1, slow=False)["first_batch_s"] for _ in range(OPENINGS)]
+    result = read_rows(data, schedule, rows=rows, slow=slow)
+    return {
+        "tasks": num_tasks,
+        "steps": num_steps,
+        "plan_s": round(plan_s, 2),
+        "cold_first_batch_s": again[0],
+        # The fastest opening: others on the machine make one slower, nothing makes it faster.
+        **result | {"first_batch_s": min(*again, result["first_batch_s"])},
+        "memory_mb": round((own.memory_info().rss - before) / 1e6),
+        "mb_spilled": round(spilled_bytes(session) / 1e6, 1),
+    }
+
+
+def read_rows(data: DataSpec, schedule, *, rows: int, slow: bool) -> dict:
+    """Opens the streams and reads the rows of the first steps. Costs of a row are those of the second half of them."""
+    began, half = time.perf_counter(), rows // 2
     queues = open_streams(data, schedule, slow=slow)
-    seconds, ahead = [], 0
+    seconds, cpu, ahead = [], [], 0
     for step in range(rows):
         row = queues.next(schedule[step].task)
         assert (row.task, row.batch) == (schedule[step].task, schedule[step].batch)
-        seconds.append(time.perf_counter() - planned)
+        seconds.append(time.perf_counter() - began)
         ahead = max(ahead, queues.order.bytes_ahead)
-    memory, half = own.memory_info().rss - before, rows // 2
-    out = {
-        "tasks": num_tasks,
-        "steps": num_steps,
-        "plan_s": round(planned - began, 2),
-        "first_batch_s": round(seconds[0], 2),
-        "memory_mb": round(memory / 1e6),
-        # Of the second half: processes have started by then. As many rows as decoders are ahead are in both ends.
-        "s_a_row": round((seconds[-1] - seconds[half]) / (rows - 1 - half), 4),
-        "cpu_s": round(family_cpu_s() - cpu, 1),
-        "bare_cpu_s": round(rows * DECODE_S, 1),
-        "mb_ahead": round(ahead / 1e6, 1),
-        "slowest_wait_s": round(max(np.diff(seconds)), 2),
-        "mb_spilled": round(spilled_bytes(session) / 1e6, 1),
-    }
+        if step in (half, rows - 1):
+            cpu.append((family_cpu_s(), sum(one.taken - one.start for one in queues.order.tasks.values())))
     queues.close()
-    out["ended"] = queues.join(10)
+    assert queues.join(10)
+    out = {"first_batch_s": round(seconds[0], 2)}
+    if rows > 2:
+        (cpu_half, made_half), (cpu_end, made_end) = cpu
+        out |= {
+            "s_a_row": round((seconds[-1] - seconds[half]) / (rows - 1 - half), 4),
+            "cpu_over_bare": round((cpu_end - cpu_half) / (made_end - made_half) / DECODE_S, 3),
+            "mb_ahead": round(ahead / 1e6, 1),
+            "slowest_wait_s": round(max(np.diff(seconds)), 2),
+        }
     return out
 
 

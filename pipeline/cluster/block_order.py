@@ -90,12 +90,12 @@ class BlockOrder:
         max_bytes: int,
         max_unfinished: Callable[[], int],
     ):
-        self._tasks = {task.name: task for task in tasks}
+        self.tasks = {task.name: task for task in tasks}
         self._steps = steps
         self._rank = rank
         self._max_bytes = max_bytes
         self._max_unfinished = max_unfinished
-        self.starts = {name: task.start for name, task in self._tasks.items()}
+        self.starts = {name: task.start for name, task in self.tasks.items()}
         self.ended = False
         self.bytes_ahead = 0
         # The first step whose batch may not have been taken yet, and the task that training waits for.
@@ -133,13 +133,13 @@ class BlockOrder:
         until = self._steps.decided_until
         while self._step < until:
             step = self._steps[self._step]
-            task = self._tasks[step.task]
+            task = self.tasks[step.task]
             if step.batch >= task.taken:
                 return task
             self._step += 1
         if self.exhausted():
             return None
-        low = [t for t in self._tasks.values() if t.taken < t.stop and t.taken - t.used < t.rows_per_block]
+        low = [t for t in self.tasks.values() if t.taken < t.stop and t.taken - t.used < t.rows_per_block]
         return min(low, key=lambda t: (t.taken - t.used) / max(t.share, 1e-9), default=None)
 
     def exhausted(self) -> bool:
@@ -171,7 +171,7 @@ class BlockOrder:
 
     def use(self, task: str) -> None:
         """Notes that training has taken the task's next row."""
-        one = self._tasks[task]
+        one = self.tasks[task]
         with self._changed:
             one.used += 1
             if one.used >= one.ahead[0].stop:

@@ -13,8 +13,13 @@ from pipeline.cluster.scheduler_pause import SchedulerPause
 from pipeline.data.blocks import Block, make_block
 from pipeline.data.stream_spec import StreamSpec
 
-# Of ``map_batches``: a block as it is, not copied.
-_WHOLE_BLOCKS = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+# Of ``map_batches``: a block as it is, not copied; decoded on the rank's own machine first, if it has CPUs to spare.
+_WHOLE_BLOCKS = {
+    "batch_size": None,
+    "batch_format": "pyarrow",
+    "zero_copy_batch": True,
+    "scheduling_strategy": "DEFAULT",
+}
 
 # The streams that this process decodes for, by the object that holds them: read once, not for every block.
 _SPECS: dict[str, dict[str, StreamSpec]] = {}
@@ -45,6 +50,9 @@ def decoded(
 
     actors: minimum size of a pool of actors; None decodes in pooled tasks. num_cpus: of one decoder.
     """
+    for spec in specs.values():
+        # Kept in the instance, and so computed here alone.
+        _ = spec.key
     given = (ray.put(specs), world_size)
     with DataContext.current(_context()):
         dataset = dataset_of(source)
@@ -78,8 +86,6 @@ def _context() -> DataContext:
     context.target_max_block_size = None
     # In whatever order blocks are ready: a slow one holds up its own task alone. ``TaskQueues`` puts them in order.
     context.execution_options = ExecutionOptions(preserve_order=False)
-    # On the rank's own machine first, if it has CPUs to spare.
-    context.scheduling_strategy = "DEFAULT"
     context.set_config("backpressure_policies.enabled", [])
     context.custom_execution_callback_classes = [SchedulerPause]
     return context

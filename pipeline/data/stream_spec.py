@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
+import functools
+import hashlib
 
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.media.process import DecodeLimits
@@ -20,7 +21,7 @@ class StreamSpec:
 
     fingerprint: of the data set's rows as the run knows them (``columns.Fingerprint.digests``); every process compares
     its own rows with it. start, stop: the task's batches to make. share: the task's part of the run's steps.
-    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``. key: of the maker that each process keeps.
+    known_bad: rejects of an earlier part of the run, by ``plan.reject_key``.
     """
 
     task: TaskSpec
@@ -35,7 +36,11 @@ class StreamSpec:
     known_bad: dict[str | tuple[int, int], dict]
     cache_bytes: int
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
-    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Of the maker that a process keeps: equal streams of several ranks share one, and its open decoders."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
 
     def maker(self) -> BatchMaker:
         """Opens the data set. Raises RequestError if this process reads other rows than the run began with."""

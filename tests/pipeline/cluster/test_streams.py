@@ -104,7 +104,7 @@ def test_two_ranks_share_each_batch(ray_session, wanted):
 
 
 def test_a_stream_that_is_left_half_read_ends(ray_session, wanted):
-    endless = dataclasses.replace(wanted, stop=10_000_000, key="endless")
+    endless = dataclasses.replace(wanted, stop=10_000_000)
     rows = rows_of(endless)
     assert [next(rows).batch for _ in range(3)] == [2, 3, 4]
     rows.close()
@@ -133,6 +133,6 @@ def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_pat
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     data_set = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
     fingerprint = Manifest(data_set.manifest).fingerprint
-    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint, key="all bad")
+    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint)
     with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
         list(rows_of(bad))
