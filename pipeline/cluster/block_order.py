@@ -71,6 +71,15 @@ class TaskBlocks:
         return (block.stop - block.start) * self.row_bytes
 
 
+@dataclasses.dataclass
+class _Given:
+    """A block that a decoder was given. since: when, by the monotonic clock. kept: of ``BlockOrder.keep``."""
+
+    block: Block
+    since: float
+    kept: object = None
+
+
 class BlockOrder:
     """The blocks of one rank: the ``Source`` of Ray Data's input, and the ``Order`` of the queues.
 
@@ -101,8 +110,8 @@ class BlockOrder:
         # The first step whose batch may not have been taken yet, and the task that training waits for.
         self._step = steps.start
         self._wanted: str | None = None
-        # By (task, first batch, rank): blocks that decoders have, and when they got them.
-        self._decoding: dict[tuple[str, int, int], tuple[Block, float]] = {}
+        # By (task, first batch, rank): the blocks that have not arrived yet, the one taken last at the end.
+        self._decoding: dict[tuple[str, int, int], _Given] = {}
         self._changed = threading.Condition()
         self._news = False
 
@@ -124,8 +133,13 @@ class BlockOrder:
             task.taken = block.stop
             task.ahead.append(block)
             self.bytes_ahead += needed
-            self._decoding[block.task, block.start, block.rank] = block, time.monotonic()
+            self._decoding[block.task, block.start, block.rank] = _Given(block, time.monotonic())
         return block.description()
+
+    def keep(self, ref: object) -> None:
+        """Keeps what the block taken last is made from until it has arrived: it may have to be made again."""
+        with self._changed:
+            self._decoding[next(reversed(self._decoding))].kept = ref
 
     def _next_task(self) -> TaskBlocks | None:
         """The task of the first step that lacks its batch. After the last step that is decided, the task with the
@@ -158,10 +172,10 @@ class BlockOrder:
         """Notes the arrival of the block that begins with batch ``start``. Raises DataError if none is due."""
         with self._changed:
             found = self._decoding.pop((task, start, rank), None)
-            due = ", ".join(f"{b.task} {b.start}" for b, _ in self._decoding.values()) or "none"
+            due = ", ".join(f"{given.block.task} {given.block.start}" for given in self._decoding.values()) or "none"
         if found is None:
             raise DataError(f"stream: expected one of the blocks {due} of rank {self._rank}, found {task, start, rank}")
-        return found[0]
+        return found.block
 
     def want(self, task: str) -> None:
         """Notes that training waits for the task's next row."""
@@ -184,10 +198,10 @@ class BlockOrder:
         now = time.monotonic()
         with self._changed:
             decoding = list(self._decoding.values())
-        own = [now - since for block, since in decoding if block.task == task]
+        own = [now - given.since for given in decoding if given.block.task == task]
         if own:
             return f"given to a decoder {max(own):.0f} s ago"
-        others = sorted({block.task for block, _ in decoding})
+        others = sorted({given.block.task for given in decoding})
         return f"the decoders have {len(decoding)} blocks of {', '.join(others)}" if others else "no decoder has it yet"
 
     def end(self) -> None:

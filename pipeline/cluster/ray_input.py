@@ -30,6 +30,12 @@ class Source(Protocol):
     def take(self, unfinished: int) -> pa.Table | None:
         """The next block's description; None if it may not start yet. unfinished: blocks taken and not yet decoded."""
 
+    def keep(self, ref: ray.ObjectRef) -> None:
+        """Keeps the object of the description taken last until its block has arrived.
+
+        Without it Ray cannot decode the block again if the machine that holds it goes.
+        """
+
     def exhausted(self) -> bool:
         """Whether ``take`` has given everything."""
 
@@ -57,8 +63,9 @@ class _Input(InputDataBuffer):
         table, self._next = self._next, None
         self._taken += 1
         metadata = BlockMetadata(table.num_rows, table.nbytes, input_files=None, exec_stats=None)
-        # Not owned: Ray needs the description again if the block that was made from it is lost.
-        return RefBundle((BlockEntry(ray.put(table), metadata),), schema=table.schema, owns_blocks=False)
+        ref = ray.put(table)
+        self._source.keep(ref)
+        return RefBundle((BlockEntry(ref, metadata),), schema=table.schema, owns_blocks=False)
 
     def has_execution_finished(self) -> bool:
         return self._is_execution_marked_finished or (self._next is None and self._source.exhausted())

@@ -1,8 +1,10 @@
 """Which block is decoded next, without Ray: by first use, within the budget, and never stuck."""
 
 import dataclasses
+import gc
 import random
 import types
+import weakref
 
 import pytest
 
@@ -130,6 +132,19 @@ def test_a_block_that_is_not_due_ends_the_run():
     for strange in (("b", 0, 3), ("a", 1, 3), ("a", 0, 2), ("c", 0, 3)):
         with pytest.raises(DataError, match="expected one of the blocks a 0 of rank 3, found"):
             order.arrived(*strange)
+
+
+def test_what_a_block_is_made_from_is_kept_until_it_has_arrived():
+    order, kept = order_of("aab", rows=1), []
+    for _ in range(3):
+        assert order.take(0) is not None
+        ref = type("Ref", (), {})()
+        order.keep(ref)
+        kept.append(weakref.ref(ref))
+        del ref
+    order.arrived("a", 1, 3)
+    gc.collect()
+    assert [ref() is None for ref in kept] == [False, True, False]
 
 
 def test_who_holds_up_is_named(monkeypatch):
