@@ -60,8 +60,9 @@ class StandInStream(StreamSpec):
         return StandIn(self.task.name, self.slow_batch)
 
 
-def make_schedule(num_tasks: int, num_steps: int):
+def make_schedule(num_tasks: int, num_steps: int, *, sampler: str = "multinomial"):
     from pipeline.train.mixture.schedule import MixtureSpec, Schedule
+    from pipeline.train.mixture.spec import SamplerSpec
 
     variant = make_variant(num_frames=0, size=32, drop_rate=0.0, base=None, batch_size=BATCH, spec=TokenSpec())
     names = [f"task_{n:02d}" for n in range(num_tasks)]
@@ -71,7 +72,7 @@ def make_schedule(num_tasks: int, num_steps: int):
     }
     data_set = DataSetSpec(name="set", manifest="none", held_out={}, classes=("a", "b"))
     data = DataSpec(tasks, {"set": data_set}, TokenSpec(), {"set": {"num_rows": 10**10}})
-    return data, Schedule(data, MixtureSpec(seed=1, num_steps=num_steps))
+    return data, Schedule(data, MixtureSpec(seed=1, num_steps=num_steps, sampler=SamplerSpec(kind=sampler)))
 
 
 def open_streams(data: DataSpec, schedule, *, slow: bool):

@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from benchmarks.one_stream import OneTask
+from benchmarks.plane import make_schedule
 from pipeline.cluster import block_order
 from pipeline.cluster.block_order import BlockOrder, TaskBlocks
 from pipeline.data.blocks import Block
@@ -117,6 +118,23 @@ def test_while_losses_decide_every_task_has_a_block_in_stock_and_no_more():
     order.use("b")
     assert taken(order) == ["b 3-5"]
     assert not order.exhausted()
+
+
+def test_a_sampler_that_learns_never_waits_and_wastes_no_more_than_a_block_a_task():
+    data, schedule = make_schedule(5, 400, sampler="bandit")
+    tasks = [
+        TaskBlocks(name, 0, schedule.batches_at_most(name), schedule.share(name), rows_per_block=4, row_bytes=1)
+        for name in data.tasks
+    ]
+    order = BlockOrder(tasks, schedule, rank=0, max_bytes=40, max_unfinished=lambda: 100)
+    draw, made = random.Random(1), dict.fromkeys(data.tasks, 0)
+    for step in range(400):
+        while (table := order.take(0)) is not None:
+            made[Block.described(table).task] = Block.described(table).stop
+        assert schedule[step].batch < made[schedule[step].task] and order.bytes_ahead <= 40
+        order.use(schedule[step].task)
+        schedule.observe(step, draw.random())
+    assert 400 <= sum(made.values()) <= 400 + 5 * 4
 
 
 def test_decoders_get_no_more_blocks_than_they_may_have():
