@@ -25,9 +25,9 @@ import numpy as np
 import psutil
 
 from benchmarks.media import write_image, write_manifest, write_sound, write_video
-from pipeline.cluster.spec import Cluster, DecodeOptions
+from benchmarks.one_stream import rows_of
+from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data, start_ray
-from pipeline.cluster.streams import build_stream, iterate
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import decode_media
@@ -36,7 +36,6 @@ from pipeline.data.media.process import DecodeLimits, DecodeProcess
 from pipeline.data.media.video import decode_video
 from pipeline.data.spec import AudioSpec, DataSetSpec, TaskSpec, TokenSpec, VideoSpec
 from pipeline.data.stream_spec import StreamSpec
-from pipeline.data.task_queue import checked_rows
 from pipeline.data.variants import make_variant
 
 # Batches of a measured stream: tens of seconds of decoding, against which a stream's start is small.
@@ -129,8 +128,7 @@ def run_bare(spec: StreamSpec) -> None:
 
 
 def run_stream(spec: StreamSpec) -> None:
-    stream = build_stream(spec, world_size=1, options=DecodeOptions())
-    for _ in checked_rows(iterate(stream), task=spec.task.name, start=spec.start, rank=0):
+    for _ in rows_of(spec):
         pass
 
 

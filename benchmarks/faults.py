@@ -21,15 +21,14 @@ import numpy as np
 
 from benchmarks.broken_media import BROKEN, GOOD, write_broken
 from benchmarks.media import write_manifest
-from pipeline.cluster.spec import Cluster, DecodeOptions
+from benchmarks.one_stream import rows_of
+from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data, start_ray
-from pipeline.cluster.streams import build_stream, iterate
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.stream_spec import StreamSpec
-from pipeline.data.task_queue import checked_rows
 from pipeline.data.variants import make_variant
 
 SHARES = {"image": 0.5, "video": 0.3, "audio": 0.2}
@@ -88,9 +87,8 @@ def stream_spec(modality: str, manifest: str, *, timeout_s: float) -> StreamSpec
 
 
 def check_stream(spec: StreamSpec, broken: dict[str, tuple[str, ...]]) -> dict:
-    """The result of one epoch: a list of broken promises, empty if all hold, and the rejects by reason."""
-    stream = build_stream(spec, world_size=1, options=DecodeOptions())
-    rows = list(checked_rows(iterate(stream), task=spec.task.name, start=0, rank=0))
+    """What one epoch gave: a list of broken promises, empty where all hold, and the rejects by reason."""
+    rows = list(rows_of(spec))
     ids = [i for row in rows for i in row.ids]
     found = {r["id"]: r["reason"] for row in rows for r in row.rejects}
     manifest, order = Manifest(spec.data_set.manifest), spec.maker().plan.order

@@ -102,7 +102,7 @@ def disk_ratio(data_set, folder: Path, *, rounds: int = 3) -> dict:
 def waits(spec, recipe) -> dict:
     """Seconds waited for batches over those of the whole, after each task's first batch."""
     from pipeline.cluster.start import start_ray
-    from pipeline.cluster.task_streams import build_streams, open_queues
+    from pipeline.cluster.task_streams import open_queues
     from pipeline.train.feed import Feed
     from pipeline.train.mixture.schedule import START
     from pipeline.train.quarantine import Quarantine
@@ -111,7 +111,7 @@ def waits(spec, recipe) -> dict:
     cluster = specs.cluster_spec(recipe)
     start_ray(cluster)
     schedule = spec.schedule(START)
-    queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
+    queues = open_queues(spec, cluster, schedule, bad={})
     quarantine = Quarantine(Path(spec.run_dir), rank=0)
     began = time.perf_counter()
     # The arrays stay on the host.

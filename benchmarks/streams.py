@@ -60,7 +60,7 @@ def _pss(process: psutil.Process) -> int:
 
 def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     from pipeline.cluster.start import start_ray
-    from pipeline.cluster.task_streams import build_streams, open_queues
+    from pipeline.cluster.task_streams import open_queues
     from pipeline.recipe import specs
     from pipeline.train.mixture.schedule import START
 
@@ -70,7 +70,7 @@ def measure(recipe: recipes.Recipe, run_dir: Path) -> dict:
     start_ray(cluster)
     ray_s = time.perf_counter() - began
     schedule = spec.schedule(START)
-    queues = open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule)
+    queues = open_queues(spec, cluster, schedule, bad={})
     first_s = {}
     for name, queue in queues.items():
         queue.next()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.waiting import waiting_for
 _JOINING_S = 30.0
 # Minimum CPUs of a cluster whose streams keep actors.
 _ACTOR_CPUS = 8
+# Seconds for which a count of the cluster's CPUs holds.
+_LOOK_EVERY_S = 5.0
 # Device files: NVIDIA, NVIDIA under WSL, AMD; TPUs up to v4 and later ones.
 _DEVICE_FILES = {"gpu": ("nvidia[0-9]*", "dxg", "kfd"), "tpu": ("accel*", "vfio/[0-9]*")}
 
@@ -31,6 +34,43 @@ def cluster_cpus() -> float:
 def uses_actors(options: DecodeOptions) -> bool:
     """Whether each stream decodes in its own actors, not in pooled tasks."""
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
+
+
+class DecodeCpus:
+    """CPUs that decode for one rank of ``world_size``, on the machines of the moment."""
+
+    def __init__(self, cluster: Cluster, world_size: int):
+        self._trainer_cpus = cluster.trainer_cpus(world_size if cluster.num_workers else 0)
+        self._actors = uses_actors(cluster.decode)
+        self._world_size = world_size
+        self._looked_at = -_LOOK_EVERY_S
+        self.look()
+
+    def look(self) -> None:
+        """Counts the CPUs, unless that was done a moment ago."""
+        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            self.cpus = max(0.0, cluster_cpus() - self._trainer_cpus) / self._world_size
+
+    @property
+    def num_decoders(self) -> int:
+        """Decoders that keep the CPUs busy, the last of them with a part of one; at least one."""
+        return max(1, math.ceil(self.cpus - 1e-6))
+
+    def max_unfinished(self) -> int:
+        """Number of blocks that decoders may have. Ray grows a pool of actors while two wait for each of them."""
+        self.look()
+        if self._actors:
+            return 2 * self.num_decoders
+        # Among ranks that share CPUs, one that queued more would keep the others waiting.
+        return self.num_decoders + (self._world_size == 1)
+
+
+def bytes_ahead(cluster: Cluster, world_size: int) -> int:
+    """Bytes of blocks that one rank may have ahead: its part of the object store of its machine, or of all machines."""
+    here = ray.get_runtime_context().get_node_id()
+    stores = {n["NodeID"]: n["Resources"].get("object_store_memory", 0.0) for n in ray.nodes() if n["Alive"]}
+    return int(cluster.decode.ahead * min(stores.get(here, 0.0), sum(stores.values()) / world_size))
 
 
 def check_machine(cluster: Cluster) -> None:

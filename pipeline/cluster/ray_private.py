@@ -1,5 +1,5 @@
-"""Every private part of Ray that this project touches, as of Ray 2.60.0: because of them pyproject.toml keeps Ray below
-2.61. Read them again before raising that bound.
+"""Every private part of Ray that this project touches, but for those of ``ray_input``. All were read in Ray 2.60.0, for
+whose sake pyproject.toml keeps Ray below 2.61: read them again before the bound moves.
 
 Libraries of Ray are imported inside the functions: a process that decodes files needs neither Ray Data nor Ray Train.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray._private import ray_constants
@@ -16,7 +16,6 @@ from ray._private.authentication import authentication_token_setup
 from ray.experimental import internal_kv
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
     from ray.train.v2.jax import JaxTrainer
 
 
@@ -43,24 +42,6 @@ def autoscaler_limits() -> dict[str, float] | None:
 def autoscaler_status() -> bytes | None:
     """JSON of the autoscaler of the first version; None if it has written nothing yet."""
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
-
-
-def numbered_blocks(num_blocks: int, *, num_cpus: float, concurrency: int | None) -> Dataset:
-    """A data set of the numbers 0 .. num_blocks - 1, one a block. ``ray.data.range`` does not take ``num_cpus``."""
-    from ray.data import read_datasource
-    from ray.data._internal.datasource.range_datasource import RangeDatasource
-
-    return read_datasource(
-        RangeDatasource(num_blocks, "arrow", column_name="id"),
-        override_num_blocks=num_blocks,
-        num_cpus=num_cpus,
-        concurrency=concurrency,
-    )
-
-
-def has_running_tasks(executor: Any) -> bool:
-    """Whether a task of a stream runs. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
-    return any(operator.num_active_tasks() for operator in executor._topology)
 
 
 def leave_signals_alone(trainer: JaxTrainer) -> None:

@@ -13,13 +13,13 @@ from pipeline.data.spec import DecodeLimits
 class DecodeOptions:
     """Options of the streams.
 
-    mode: "tasks", "actors" or "auto". block_steps: steps of the run that a block lasts for. queue_blocks: maximum
-    blocks that a stream is ahead of training.
+    mode: "tasks", "actors" or "auto". block_steps: steps of the run that a block lasts for. ahead: share of the object
+    store for blocks that are decoded ahead of training.
     """
 
     mode: str = "auto"
     block_steps: int = 16
-    queue_blocks: int = 2
+    ahead: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)

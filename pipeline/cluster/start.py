@@ -54,9 +54,11 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
 
 
 def quiet_ray_data() -> None:
-    """Silences Ray Data, which announces every execution; a run has one a task."""
+    """Silences Ray Data, which announces every execution, and what it says of settings that have no successor yet."""
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Only in this way is Ray told where to decode, and how often to try again (ray 2.60).
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def _join(address: str, key: str) -> None:

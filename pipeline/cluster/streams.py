@@ -1,71 +1,76 @@
-"""One Ray Data stream a task.
-
-Ray promises no order (see its iterators' documentation), so every row carries (task, batch, rank), and
-``task_queue.checked_rows`` checks them on arrival.
-"""
+"""Decodes the blocks of all tasks of a rank in one execution of Ray Data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pyarrow as pa
-from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions, ExecutionResources
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
-from pipeline.cluster import ray_private
-from pipeline.cluster.capacity import uses_actors
-from pipeline.cluster.decode_shares import DecodeShare
-from pipeline.cluster.scheduler_pause import ClusterSchedulerPause, SchedulerPause
-from pipeline.cluster.spec import DecodeOptions
-from pipeline.data.blocks import Blocks, block_bytes, rows_per_block
-from pipeline.data.plan import Row
+from pipeline.cluster.ray_input import Source, dataset_of
+from pipeline.cluster.scheduler_pause import SchedulerPause
+from pipeline.data.blocks import Block, make_block
 from pipeline.data.stream_spec import StreamSpec
-from pipeline.data.wire import from_arrow
 
-# Of ``map_batches``: a block as it is, not copied.
-_WHOLE_BLOCKS = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+# Of ``map_batches``: a block as it is, not copied; decoded on the rank's own machine first, if it has CPUs to spare.
+_WHOLE_BLOCKS = {
+    "batch_size": None,
+    "batch_format": "pyarrow",
+    "zero_copy_batch": True,
+    "scheduling_strategy": "DEFAULT",
+}
 
-
-class _BlockMaker:
-    """What Ray calls to make a block: an instance in pooled tasks, the class in actors of a stream's own."""
-
-    def __init__(self, blocks: Blocks):
-        self._blocks = blocks
-
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        (number,) = numbers["id"].to_pylist()
-        return self._blocks.table(number)
+# The streams that this process decodes for, by the object that holds them: read once, not for every block.
+_SPECS: dict[str, dict[str, StreamSpec]] = {}
 
 
-def build_stream(
-    spec: StreamSpec, *, world_size: int, options: DecodeOptions, share: DecodeShare | None = None
-) -> Dataset:
-    """The lazily executed stream of one task for ``world_size`` ranks."""
-    share, actors = share or DecodeShare(), uses_actors(options)
-    rows = rows_per_block(spec, block_steps=options.block_steps, row_s=share.row_s)
-    blocks = Blocks(spec, world_size=world_size, rows_per_block=rows)
-    # Each decoder works on a block of its own.
-    ahead = options.queue_blocks + share.num_decoders - 1
-    with DataContext.current(_context(ahead_bytes=ahead * block_bytes(spec, rows), actors=actors)):
-        return _actor_stream(blocks, share) if actors else _task_stream(blocks, share)
+class Decoder:
+    """What Ray calls to decode a block: an instance in pooled tasks, the class in actors.
+
+    specs: an object of Ray's that holds the stream of each task.
+    """
+
+    def __init__(self, specs: ray.ObjectRef, world_size: int):
+        self._specs = specs
+        self._world_size = world_size
+
+    def __call__(self, description: pa.Table) -> pa.Table:
+        block = Block.described(description)
+        specs = _SPECS.get(self._specs.hex())
+        if specs is None:
+            specs = _SPECS[self._specs.hex()] = ray.get(self._specs)
+        return make_block(specs[block.task], block, world_size=self._world_size)
 
 
-# With equal CPUs and concurrency Ray fuses reading and decoding into one operator: a block is one task.
+def decoded(
+    source: Source, specs: dict[str, StreamSpec], *, world_size: int, actors: int | None, num_cpus: float
+) -> Iterator[pa.Table]:
+    """The blocks of a source, each as soon as it is decoded.
+
+    actors: minimum size of a pool of actors; None decodes in pooled tasks. num_cpus: of one decoder.
+    """
+    for spec in specs.values():
+        # Kept in the instance, and so computed here alone.
+        _ = spec.key
+    given = (ray.put(specs), world_size)
+    with DataContext.current(_context()):
+        dataset = dataset_of(source)
+        stream = _by_tasks(dataset, given) if actors is None else _by_actors(dataset, given, actors, num_cpus)
+    # The queues are ahead of the feed: blocks need not be prefetched as well.
+    return iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
-def _task_stream(blocks: Blocks, share: DecodeShare) -> Dataset:
-    common = {"num_cpus": 1, "concurrency": share.num_decoders}
-    numbers = ray_private.numbered_blocks(blocks.num_blocks, **common)
-    return numbers.map_batches(_BlockMaker(blocks), **_WHOLE_BLOCKS, **common)
+def _by_tasks(dataset: Dataset, given: tuple) -> Dataset:
+    return dataset.map_batches(Decoder(*given), compute=TaskPoolStrategy(), num_cpus=1, **_WHOLE_BLOCKS)
 
 
-def _actor_stream(blocks: Blocks, share: DecodeShare) -> Dataset:
-    # All streams must be able to start, whatever their number: actors ask for a part of a CPU.
-    num_cpus = min(1.0, share.cpus / share.num_decoders)
-    numbers = ray_private.numbered_blocks(blocks.num_blocks, num_cpus=num_cpus, concurrency=None)
-    return numbers.map_batches(
-        _BlockMaker,
-        fn_constructor_args=(blocks,),
-        concurrency=(1, share.num_decoders),
+def _by_actors(dataset: Dataset, given: tuple, actors: int, num_cpus: float) -> Dataset:
+    return dataset.map_batches(
+        Decoder,
+        fn_constructor_args=given,
+        # No more than the source keeps busy; never less, since a decoder is slow to start.
+        compute=ActorPoolStrategy(min_size=actors),
         num_cpus=num_cpus,
         max_restarts=3,
         max_task_retries=2,
@@ -73,24 +78,14 @@ def _actor_stream(blocks: Blocks, share: DecodeShare) -> Dataset:
     )
 
 
-def _context(*, ahead_bytes: int, actors: bool) -> DataContext:
-    """Ray Data's settings for a stream: in order, and at most ``ahead_bytes`` ahead of its consumer.
-
-    Without the bound one stream takes the CPUs that another waits for.
-    """
+def _context() -> DataContext:
+    """Ray Data's settings for a stream. How far it is ahead is up to its source alone."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     # A block is one task's output: never split, never merged.
     context.target_max_block_size = None
-    context.execution_options = ExecutionOptions(
-        preserve_order=True, resource_limits=ExecutionResources(object_store_memory=max(ahead_bytes, 1 << 20))
-    )
-    context.custom_execution_callback_classes = [ClusterSchedulerPause if actors else SchedulerPause]
+    # In whatever order blocks are ready: a slow one holds up its own task alone. ``TaskQueues`` puts them in order.
+    context.execution_options = ExecutionOptions(preserve_order=False)
+    context.set_config("backpressure_policies.enabled", [])
+    context.custom_execution_callback_classes = [SchedulerPause]
     return context
-
-
-def iterate(stream: Dataset | DataIterator) -> Iterator[Row]:
-    """The rows of a stream or of a rank's part of it, block by block."""
-    # A queue pulls ahead of the feed: blocks need not be prefetched as well.
-    for table in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from from_arrow(table)

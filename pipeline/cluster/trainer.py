@@ -17,14 +17,14 @@ from pipeline.cluster.capacity import await_room
 from pipeline.cluster.failures import FailureWatch, raise_failure
 from pipeline.cluster.relay import Relay
 from pipeline.cluster.scaling import scaling_config
-from pipeline.cluster.scheduler_pause import end_streams
 from pipeline.cluster.spec import Cluster
-from pipeline.cluster.task_streams import StreamConfig, build_streams, open_queues, placeholders
+from pipeline.cluster.task_streams import open_queues
 from pipeline.cluster.worker import train_worker
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.stopping import Stop
 from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
@@ -65,7 +65,7 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
         # Tracing a step holds the GIL for seconds; the streams' threads need it for microseconds, often.
         sys.setswitchinterval(0.001)
-        return open_queues(build_streams(spec, cluster, schedule=schedule, world_size=1), schedule, end=end_streams)
+        return open_queues(spec, cluster, schedule, bad=known_bad(Path(spec.run_dir)))
 
     spec.open_checkpoints().remove_leftovers()
     return train(spec, make_queues, gate=_LocalGate(stop))
@@ -130,8 +130,6 @@ def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTr
         scaling_config=scaling_config(cluster),
         # jax.distributed runs on CPUs only if JaxConfig is told "TPU" and the platform is pinned to the CPU.
         jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
-        dataset_config=StreamConfig(spec, cluster, coordinator),
-        datasets=placeholders(spec),
         run_config=_run_config(spec, cluster, coordinator),
     )
     ray_private.leave_signals_alone(trainer)

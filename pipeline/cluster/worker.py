@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +17,13 @@ from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
-from pipeline.cluster.task_streams import open_queues, tasks_left
+from pipeline.cluster.task_streams import open_queues
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.mixture.schedule import Schedule
+from pipeline.train.quarantine import known_bad
 from pipeline.train.reject_limit import Draws
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
@@ -45,9 +47,8 @@ def train_worker(config: dict[str, Any]) -> dict:
         check_backend(cluster.accelerator)
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
-            # ``get_dataset_shard`` is a barrier over the ranks: the same order everywhere.
-            shards = {name: ray.train.get_dataset_shard(name) for name in tasks_left(spec, schedule)}
-            return open_queues(shards, schedule, rank=rank)
+            world_size = ray.train.get_context().get_world_size()
+            return open_queues(spec, cluster, schedule, bad=gate.known_bad, rank=rank, world_size=world_size)
 
         gate = WorkerGate(
             config["coordinator"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
@@ -71,7 +72,8 @@ def noting_failures(gate: WorkerGate) -> Iterator[None]:
 class WorkerGate(StepGate):
     """One rank's gate. The answer for a step is asked for while the step before runs.
 
-    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. checked_step: of the
+    start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. known_bad: rejects of
+    the run's earlier parts, which rank 0 alone reads from the journals. checked_step: of the
     checkpoint whose files the driver has compared with their digests. epoch: of the group of workers. step: the last
     that was begun.
     """
@@ -88,8 +90,9 @@ class WorkerGate(StepGate):
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
             begun = coordinator.begin.remote(world_size, start_step, spec.reject_counts(start_step))
-            chosen = ray.get(begun), start_step
-        self.epoch, self.start_step = collective.broadcast_from_rank_zero(chosen)
+            chosen = ray.get(begun), start_step, ray.put(known_bad(Path(spec.run_dir)))
+        self.epoch, self.start_step, rejects = collective.broadcast_from_rank_zero(chosen)
+        self.known_bad = ray.get(rejects)
         if self.epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)
         self.step: int | None = None

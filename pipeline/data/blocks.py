@@ -1,14 +1,9 @@
-"""A stream as a finite list of blocks.
-
-A block holds consecutive batches of one rank. Blocks are dealt to the ranks in turn, so block b belongs to rank
-b mod world_size.
-"""
+"""Blocks: consecutive batches of one task and one rank, the unit in which streams decode."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.data.batches import BatchMaker
@@ -18,67 +13,58 @@ from pipeline.errors import DataError, RequestError
 from pipeline.host_memory import keep_freed_memory
 
 MAX_BLOCK_BYTES = 64 << 20
-# Minimum CPU seconds a block should take to make: Ray Data spends some 20 ms on a block, whatever it holds.
-MIN_BLOCK_S = 0.25
+# Minimum number of batches of a full block: Ray Data spends some 10 ms on a block, whatever it holds.
+_MIN_ROWS = 4
 
 # One maker a stream and process, made for its first block: tasks that share a process keep their decoders here.
 _MAKERS: dict[str, BatchMaker] = {}
 
 
-def maker_of(spec: StreamSpec) -> BatchMaker:
-    """Returns this process's maker of a stream."""
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The batches start .. stop - 1 of a task, one rank's part of each."""
+
+    task: str
+    start: int
+    stop: int
+    rank: int
+
+    def description(self) -> pa.Table:
+        """The block as a table of one row, which a decoder makes it from."""
+        return pa.table({name: [value] for name, value in vars(self).items()})
+
+    @classmethod
+    def described(cls, table: pa.Table) -> Block:
+        """The block of a description."""
+        (values,) = table.to_pylist()
+        return cls(**values)
+
+
+def make_block(spec: StreamSpec, block: Block, *, world_size: int) -> pa.Table:
+    """Decodes a block. An error of data or request becomes a table that raises it where it is read."""
+    try:
+        maker = _maker_of(spec)
+        batches = range(block.start, block.stop)
+        return to_arrow([maker.row(batch, rank=block.rank, world_size=world_size) for batch in batches])
+    except (DataError, RequestError) as e:
+        return failure_to_arrow(e, task=block.task, batch=block.start, rank=block.rank)
+
+
+def _maker_of(spec: StreamSpec) -> BatchMaker:
     if spec.key not in _MAKERS:
         keep_freed_memory(4 * MAX_BLOCK_BYTES)
         _MAKERS[spec.key] = spec.maker()
     return _MAKERS[spec.key]
 
 
-class Blocks:
-    """Arithmetic of a stream's blocks, and the block of a number.
-
-    A turn gives each rank one block of the same batches. The first turns are small and double up to
-    ``rows_per_block``, so that the first batch of a stream does not wait for a whole block.
-    """
-
-    def __init__(self, spec: StreamSpec, *, world_size: int, rows_per_block: int):
-        self.spec = spec
-        self.world_size = world_size
-        edges, size = [spec.start], 1
-        while edges[-1] < spec.stop:
-            edges.append(min(edges[-1] + size, spec.stop))
-            size = min(2 * size, rows_per_block)
-        self.edges = np.asarray(edges)
-        self.num_blocks = (len(edges) - 1) * world_size
-
-    def rows(self, block: int) -> tuple[range, int]:
-        """Returns (the batches of a block, its rank)."""
-        turn, rank = divmod(block, self.world_size)
-        return range(int(self.edges[turn]), int(self.edges[turn + 1])), rank
-
-    def table(self, block: int) -> pa.Table:
-        """Makes a block. An error of data or request becomes a table that raises it where it is read."""
-        batches, rank = self.rows(block)
-        try:
-            maker = maker_of(self.spec)
-            return to_arrow([maker.row(batch, rank=rank, world_size=self.world_size) for batch in batches])
-        except (DataError, RequestError) as e:
-            return failure_to_arrow(e)
+def rows_per_block(spec: StreamSpec, *, block_steps: int, row_bytes: int, max_bytes: int) -> int:
+    """Batches of a full block: those of ``block_steps`` steps of the run, within a bound in bytes."""
+    rows = max(round(spec.share * block_steps), _MIN_ROWS)
+    return max(1, min(rows, min(max_bytes, MAX_BLOCK_BYTES) // row_bytes))
 
 
-def rows_per_block(spec: StreamSpec, *, block_steps: int, row_s: float | None = None) -> int:
-    """Batches of a full block: those of ``block_steps`` steps of the run, within the bound in bytes.
-
-    Ray serves the streams in turn, one block each, so blocks that last for equally many steps give each stream its due.
-    row_s: measured CPU seconds of a row; with it a block is also worth what Ray spends on it.
-    """
-    rows = round(spec.share * block_steps)
-    if row_s:
-        rows = max(rows, math.ceil(MIN_BLOCK_S / row_s))
-    return max(1, min(rows, MAX_BLOCK_BYTES // block_bytes(spec, 1)))
-
-
-def block_bytes(spec: StreamSpec, rows: int) -> int:
-    """Size of a full block: its vision tokens and spectrograms; what else a batch holds is small."""
+def bytes_of_row(spec: StreamSpec, *, world_size: int = 1) -> int:
+    """Size of a rank's part of the largest batch: vision tokens and spectrograms; what else it holds is small."""
     frames, height, width = spec.tokens.vision_patch
     audio = 4 * spec.data_set.audio.num_frames * spec.data_set.audio.num_mels if "audio" in spec.task.modalities else 0
     own = {name: 4 * count * embedder.num_values for name, (count, embedder) in spec.data_set.own_patches.items()}
@@ -86,5 +72,6 @@ def block_bytes(spec: StreamSpec, rows: int) -> int:
     sizes = []
     for variant in spec.task.variants:
         token = 3 * height * width * (frames if variant.num_frames else 1)
-        sizes.append(variant.global_batch_size * (variant.num_vision_tokens * token + audio))
-    return rows * max(sizes)
+        samples = variant.global_batch_size // world_size
+        sizes.append(samples * (variant.num_vision_tokens * token + audio))
+    return max(1, *sizes)

@@ -23,6 +23,10 @@ class DirectQueue:
         self._next += 1
         return row
 
+    def awaits(self) -> str:
+        """Says what the next row waits for."""
+        return "decoding"
+
     def close(self) -> None:
         """Does nothing: no row is made ahead."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
-from typing import Protocol
+import functools
+import hashlib
 
 from pipeline.data.batches import BatchMaker, SampleMaker
 from pipeline.data.known_rejects import KnownRejects
@@ -16,22 +16,13 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import RequestError
 
 
-class Rejects(Protocol):
-    """Rejects of an earlier part of a run, or a reference to them."""
-
-    def open(self) -> KnownRejects:
-        """The rejects themselves."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class StreamSpec:
     """The batches of one task as plain data; travels to the processes that make them.
 
     fingerprint: of the data set's rows as the run knows them (``columns.Fingerprint.digests``); every process compares
     its own rows with it. start, stop: the task's batches to make. share: the task's part of the run's steps.
-    known_bad: rejects of an earlier part of the run, or a reference that opens to them. key: of the maker that each
-    process keeps.
+    known_bad: rejects of an earlier part of the run.
     """
 
     task: TaskSpec
@@ -43,10 +34,14 @@ class StreamSpec:
     start: int
     stop: int
     share: float
-    known_bad: Rejects
+    known_bad: KnownRejects
     cache_bytes: int
     limits: DecodeLimits = dataclasses.field(default_factory=DecodeLimits)
-    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Of the maker that a process keeps: equal streams of several ranks share one, and its open decoders."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=16).hexdigest()
 
     def maker(self) -> BatchMaker:
         """Opens the data set. Raises RequestError if this process reads other rows than the run began with."""
@@ -61,5 +56,4 @@ class StreamSpec:
             )
         tokenizer = Tokenizer(self.tokenizer) if self.tokenizer else None
         samples = SampleMaker(self.task, self.data_set, tokenizer=tokenizer, tokens=self.tokens)
-        known_bad = self.known_bad.open() if self.known_bad else None
-        return BatchMaker(plan, samples, source, known_bad=known_bad)
+        return BatchMaker(plan, samples, source, known_bad=self.known_bad)

@@ -1,86 +1,168 @@
-"""The queue of one task between its stream and the feed."""
+"""The queues of all tasks between a stream of blocks and the feed."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Protocol
 
+import pyarrow as pa
+
+from pipeline.data.blocks import Block
 from pipeline.data.plan import Row
-from pipeline.errors import DataError
+from pipeline.data.wire import first_of, from_arrow
+from pipeline.errors import DataError, RequestError
 
 
-def checked_rows(rows: Iterable[Row], *, task: str, start: int, rank: int) -> Iterator[Row]:
-    """Passes the rows on. Raises DataError at the first that is not the next one of this task and rank."""
-    for expected, row in enumerate(rows, start):
-        found = (row.task, row.batch, row.rank)
-        if found != (task, expected, rank):
-            raise DataError(f"stream of {task}: expected batch {expected} for rank {rank}, found {found}")
-        yield row
+class Order(Protocol):
+    """What is decoded, and how far ahead.
 
-
-class TaskQueue:
-    """A thread that pulls a stream's rows ahead of the feed, at most ``depth`` of them.
-
-    end: called by ``join`` to wake a thread that waits for the stream's next row.
+    starts: task → its first batch. bytes_ahead: of blocks that training has not used up.
     """
 
-    def __init__(self, rows: Iterable[Row], *, task: str, depth: int, end: Callable[[], None] = lambda: None):
-        self._rows = rows
-        self._depth = depth
-        self._end = end
-        self._ready: list[Row] = []
+    starts: Mapping[str, int]
+    bytes_ahead: int
+
+    def arrived(self, task: str, start: int, rank: int) -> Block:
+        """Notes the arrival of the block that begins with batch ``start``. Raises DataError if none is due."""
+
+    def want(self, task: str) -> None:
+        """Notes that training waits for the task's next row."""
+
+    def use(self, task: str) -> None:
+        """Notes that training has taken the task's next row."""
+
+    def held_up(self, task: str) -> str:
+        """What the task's next row is waiting for, in words."""
+
+    def end(self) -> None:
+        """Ends the stream, and every wait for its next block."""
+
+
+# A block's rows, or its error alone.
+_Rows = list[Row | BaseException]
+
+
+def checked_rows(rows: Iterable[Row], block: Block) -> Iterator[Row]:
+    """Passes the rows on. Raises DataError at one that is not the next one of this block, and if one is missing."""
+    found: list = []
+    for row in rows:
+        found.append((row.task, row.batch, row.rank))
+        expected = (block.task, block.start + len(found) - 1, block.rank)
+        if found[-1] != expected or expected[1] >= block.stop:
+            raise DataError(f"stream of {block.task}: expected {expected} of block {block}, found {found[-1]}")
+        yield row
+    if len(found) != block.stop - block.start:
+        raise DataError(f"stream of {block.task}: expected {block.stop - block.start} rows of {block}, found {found}")
+
+
+class TaskQueues:
+    """A thread that takes the blocks of a stream as they come; each task's rows in their order.
+
+    tables: decoded blocks, in whatever order they are ready; how many there may be is up to ``order``.
+    """
+
+    def __init__(self, tables: Iterable[pa.Table], order: Order):
+        self._tables = tables
+        self.order = order
         self._condition = threading.Condition()
-        self._failure: BaseException | None = None
-        self._done = False
-        self._thread = threading.Thread(target=self._pull, name=f"stream-{task}", daemon=True)
+        # By task: the batch that its queue gets next, blocks of later ones by their first batch, and rows to give out.
+        self._due = dict(order.starts)
+        self._early: dict[str, dict[int, tuple[Block, _Rows]]] = {task: {} for task in order.starts}
+        self._ready: dict[str, deque[Row | BaseException]] = {task: deque() for task in order.starts}
+        self._failure: BaseException = DataError("the stream ended before the run did")
+        self._over = False
+        self._thread = threading.Thread(target=self._pull, name="streams", daemon=True)
         self._thread.start()
+
+    @property
+    def by_task(self) -> dict[str, TaskQueue]:
+        """Task → its queue."""
+        return {task: TaskQueue(self, task) for task in self._due}
 
     def _pull(self) -> None:
         try:
-            for row in self._rows:
-                with self._condition:
-                    self._condition.wait_for(lambda: self._done or len(self._ready) < self._depth)
-                    if self._done:
-                        return
-                    self._ready.append(row)
-                    self._condition.notify_all()
+            for table in self._tables:
+                self._sort_in(table)
+                if self._over:
+                    return
         except BaseException as e:
             self._failure = e
         finally:
             with self._condition:
-                self._done = True
+                self._over = True
                 self._condition.notify_all()
             # In this thread, which ``join`` waits for: a stream left half read ends what it has started.
-            if isinstance(self._rows, Generator):
-                self._rows.close()
+            if isinstance(self._tables, Generator):
+                self._tables.close()
 
-    def next(self) -> Row:
-        """Waits for the next row. Raises what the stream raised."""
+    def _sort_in(self, table: pa.Table) -> None:
+        """Puts a block's rows into its task's queue, once those of all earlier batches are there."""
+        block = self.order.arrived(*first_of(table))
+        rows: _Rows
+        try:
+            rows = list(checked_rows(from_arrow(table), block))
+        except (DataError, RequestError) as e:
+            rows = [e]
         with self._condition:
-            self._condition.wait_for(lambda: self._ready or self._done)
-            if self._ready:
-                row = self._ready.pop(0)
-                self._condition.notify_all()
-                return row
-        if self._failure is not None:
-            raise self._failure
-        raise DataError("the stream ended before the run did")
-
-    def close(self) -> None:
-        """Drops the rows and wakes every thread that waits for one. ``join`` then waits for the queue's thread."""
-        with self._condition:
-            self._done = True
-            self._ready.clear()
+            early, ready = self._early[block.task], self._ready[block.task]
+            early[block.start] = block, rows
+            while found := early.pop(self._due[block.task], None):
+                self._due[block.task] = found[0].stop
+                ready.extend(found[1])
             self._condition.notify_all()
 
+    def next(self, task: str) -> Row:
+        """Waits for the task's next row. Raises what its block, or the stream, raised."""
+        with self._condition:
+            ready = self._ready[task]
+            if not ready:
+                self.order.want(task)
+                self._condition.wait_for(lambda: ready or self._over)
+            if not ready:
+                raise self._failure
+            row = ready[0]
+            if isinstance(row, BaseException):
+                raise row
+            ready.popleft()
+        self.order.use(task)
+        return row
+
+    def close(self) -> None:
+        """Drops the rows and wakes every thread that waits for one. ``join`` then waits for the own thread."""
+        with self._condition:
+            self._over = True
+            for ready in self._ready.values():
+                ready.clear()
+            self._condition.notify_all()
+        self.order.end()
+
     def join(self, timeout_s: float) -> bool:
-        """Whether the thread ended within ``timeout_s``: after that nothing calls Ray for this queue."""
-        deadline = time.monotonic() + timeout_s
-        while self._thread.is_alive():
-            # Repeated, because a stream may only just be starting.
-            self._end()
-            self._thread.join(timeout=0.1)
-            if time.monotonic() >= deadline:
-                break
+        """Whether the thread ended within ``timeout_s``: after that nothing calls Ray for these queues."""
+        self._thread.join(timeout=timeout_s)
         return not self._thread.is_alive()
+
+
+class TaskQueue:
+    """The queue of one task. All of a run are closed together."""
+
+    def __init__(self, queues: TaskQueues, task: str):
+        self._queues = queues
+        self._task = task
+
+    def next(self) -> Row:
+        """Waits for the next row."""
+        return self._queues.next(self._task)
+
+    def awaits(self) -> str:
+        """What the next row is waiting for, in words."""
+        return self._queues.order.held_up(self._task)
+
+    def close(self) -> None:
+        """Ends the queues and wakes whoever waits in ``next``."""
+        self._queues.close()
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread that fills the queues, at most ``timeout_s``. Returns whether it has ended."""
+        return self._queues.join(timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -44,10 +45,19 @@ def to_arrow(rows: list[Row]) -> pa.Table:
     return pa.table(columns, schema=WIRE_SCHEMA)
 
 
-def failure_to_arrow(error: DataError | RequestError) -> pa.Table:
-    """An error of a stream as a table of WIRE_SCHEMA: Ray would wrap it and lose its type."""
-    row = Row(task="", batch=-1, rank=-1, variant=type(error).__name__, ids=[str(error)], rejects=[], arrays={})
-    return to_arrow([row])
+def failure_to_arrow(error: DataError | RequestError, *, task: str = "", batch: int = 0, rank: int = 0) -> pa.Table:
+    """An error of a stream as a table of WIRE_SCHEMA: Ray would wrap it and lose its type.
+
+    batch: the first one of those that could not be made; a negative number in the table, which tells it from a row.
+    """
+    kind, text = type(error).__name__, str(error)
+    return to_arrow([Row(task=task, batch=-1 - batch, rank=rank, variant=kind, ids=[text], rejects=[], arrays={})])
+
+
+def first_of(table: pa.Table) -> tuple[str, int, int]:
+    """(task, batch, rank) of a table's first row, or of the first one that could not be made."""
+    task, batch, rank = (table[name][0].as_py() for name in ("task", "batch", "rank"))
+    return task, batch if batch >= 0 else -1 - batch, rank
 
 
 def _binary(arrays: list[np.ndarray]) -> pa.Array:
@@ -63,14 +73,26 @@ def _binary(arrays: list[np.ndarray]) -> pa.Array:
 
 def from_arrow(table: pa.Table) -> Iterator[Row]:
     """The rows of ``to_arrow``; arrays are views of the table's memory. Raises the error of ``failure_to_arrow``."""
-    for index in range(table.num_rows):
-        record = {name: table[name][index] for name in WIRE_SCHEMA.names}
-        arrays = {}
-        for item in record["arrays"]:
-            dtype, shape = np.dtype(item["dtype"].as_py()), item["shape"].as_py()
-            arrays[item["name"].as_py()] = np.frombuffer(item["data"].as_buffer(), dtype).reshape(shape)
-        plain = {name: record[name].as_py() for name in _PLAIN}
-        if plain["batch"] < 0:
-            kind = DataError if plain["variant"] == DataError.__name__ else RequestError
-            raise kind(plain["ids"][0])
-        yield Row(**plain, rejects=json.loads(record["rejects"].as_py()), arrays=arrays)
+    for part in table.to_batches():
+        arrays = part.column("arrays")
+        starts, items = arrays.offsets.to_pylist(), arrays.values
+        described = [items.field(name).to_pylist() for name in ("name", "dtype", "shape")]
+        views = _views(items.field("data"))
+        for index in range(part.num_rows):
+            plain = {name: part.column(name)[index].as_py() for name in _PLAIN}
+            if plain["batch"] < 0:
+                kind = DataError if plain["variant"] == DataError.__name__ else RequestError
+                raise kind(plain["ids"][0])
+            mine = slice(starts[index], starts[index + 1])
+            named = zip(*(values[mine] for values in described), views[mine], strict=True)
+            rejects = json.loads(part.column("rejects")[index].as_py())
+            yield Row(**plain, rejects=rejects, arrays={n: v.view(d).reshape(s) for n, d, s, v in named})
+
+
+def _views(data: pa.LargeBinaryArray) -> list[np.ndarray]:
+    """The bytes of each value, not copied: ``as_buffer`` of a value that is part of a struct would copy them."""
+    _, ends, values = data.buffers()
+    edges = np.frombuffer(ends, np.int64)[data.offset : data.offset + len(data) + 1]
+    # A buffer of no bytes may be absent.
+    flat = np.frombuffer(values, np.uint8) if values is not None and values.size else np.empty(0, np.uint8)
+    return [flat[start:stop] for start, stop in itertools.pairwise(edges.tolist())]

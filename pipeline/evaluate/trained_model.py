@@ -37,7 +37,7 @@ class TrainedModel(Features):
                 print(f"warning: {line}", file=sys.stderr, flush=True)
             data = checkpoints.data(step)
             self.step = data["step"]
-            self.recipe = recipes.from_dict(data["config"])
+            self.recipe = recipes.from_stored(data["config"])
             self.data_sets, self.tasks = specs.data_set_specs(self.recipe), specs.task_specs(self.recipe)
             tokenizer = base64.b64decode(data["tokenizer"])
             self.tokenizer = Tokenizer(tokenizer) if tokenizer else None

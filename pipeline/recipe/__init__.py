@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest known one; every value is checked 
 
 from pipeline.recipe.explain import explain_key
 from pipeline.recipe.reading import from_dict, load
-from pipeline.recipe.resume import check_resume, differences
+from pipeline.recipe.resume import check_resume, differences, from_stored
 from pipeline.recipe.settings import EvaluationSettings, Recipe
 from pipeline.recipe.yaml_text import dump, read_yaml
 
@@ -17,6 +17,7 @@ __all__ = [
     "dump",
     "explain_key",
     "from_dict",
+    "from_stored",
     "load",
     "read_yaml",
 ]

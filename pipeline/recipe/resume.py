@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.credentials import redacted_values
 from pipeline.errors import RequestError
 from pipeline.recipe.reading import from_dict
+from pipeline.recipe.settings import Recipe
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -26,6 +27,21 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
 _FREE = ("cluster", "logging", "checkpoint", "resume")
 
 
+def from_stored(stored: dict) -> Recipe:
+    """The recipe of a checkpoint or run directory, perhaps written by an older version.
+
+    Keys that this version no longer has are dropped from sections that nothing learned depends on; elsewhere they are
+    an error. Raises RequestError.
+    """
+    known = {part: vars(Recipe.model_fields[part].default) for part in _FREE}
+    return from_dict(
+        {
+            part: {key: value for key, value in settings.items() if key in known[part]} if part in known else settings
+            for part, settings in stored.items()
+        }
+    )
+
+
 def check_resume(old: dict, new: dict) -> list[str]:
     """Lines on how the mixture changes. Raises RequestError for a difference a resume may not make.
 
@@ -34,7 +50,7 @@ def check_resume(old: dict, new: dict) -> list[str]:
     counts as its default.
     """
     try:
-        old = from_dict({part: settings for part, settings in old.items() if part not in _FREE}).to_dict()
+        old = from_stored(old).to_dict()
     except RequestError as e:
         raise RequestError(f"this run directory's recipe is not one of this version: {e}; use another --run-dir") from e
     lines = []

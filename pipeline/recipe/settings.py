@@ -161,10 +161,12 @@ class ClusterSettings(WorkerSettings):
     )
     fsdp: bool = keys.key(False, "Parameters and moments are spread over the devices, in place of a copy on each.")
     decode: Literal["auto", "tasks", "actors"] = keys.key(
-        "auto", 'Streams decode in pooled Ray "tasks", or in "actors" of each task; "auto": actors from 8 CPUs on.'
+        "auto", 'Streams decode in pooled Ray "tasks", or in "actors" of each rank; "auto": actors from 8 CPUs on.'
     )
     block_steps: int = keys.key(16, "Approximate steps of the run that a block of a stream lasts for.", ge=1)
-    queue_blocks: int = keys.key(2, "Maximum blocks that a stream is ahead of training.", ge=1)
+    decode_ahead: float = keys.key(
+        0.3, "Share of Ray's object store for batches that are decoded ahead of training.", gt=0, le=0.8
+    )
     clip_cache_mb: int = keys.key(0, "Megabytes of decoded clips that each decode process keeps.", ge=0)
     decode_timeout_s: float = keys.key(60.0, "Maximum seconds of decoding a sample; slower ones are rejected.", gt=0)
     decode_memory_mb: int = keys.key(4096, "Maximum megabytes of decoding a sample; larger ones are rejected.", ge=256)

@@ -172,7 +172,7 @@ def cluster_spec(recipe: Recipe) -> Cluster:
     workers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorkerSettings)}
     return Cluster(
         **workers,
-        decode=DecodeOptions(settings.decode, settings.block_steps, settings.queue_blocks),
+        decode=DecodeOptions(settings.decode, settings.block_steps, settings.decode_ahead),
         cache_bytes=settings.clip_cache_mb << 20,
         limits=decode_limits(recipe),
     )
@@ -201,7 +201,7 @@ def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cach
     options.append("add decode CPUs to the cluster" if on_cluster else "use a machine or a cluster with more CPUs")
     if not from_shards:
         options.append(f"raise cluster.clip_cache_mb ({clip_cache_mb}) if the clips fit into memory")
-    options.append("raise cluster.queue_blocks if CPUs are idle")
+    options.append("raise cluster.decode_ahead if CPUs are idle")
     return ", or ".join(options)
 
 

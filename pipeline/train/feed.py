@@ -32,6 +32,9 @@ class RowQueue(Protocol):
     def next(self) -> Row:
         """Waits for the next row."""
 
+    def awaits(self) -> str:
+        """What the next row is waiting for, in words."""
+
     def close(self) -> None:
         """Ends the queue and wakes whoever waits in ``next``."""
 
@@ -79,7 +82,7 @@ class Feed:
     """Iterates over the batches of the steps of a schedule, in order.
 
     to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, with its draws,
-    and of the one that cannot be. waits_for: the task whose stream the feed currently waits for.
+    and of the one that cannot be.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Feed:
         self._quarantine = quarantine
         self._gate = gate
         self._closed = threading.Event()
-        self.waits_for: str | None = None
+        self._wanted: str | None = None
         self._ready: queue.Queue = queue.Queue(maxsize=_DEPTH)
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
         self._thread.start()
@@ -131,9 +134,9 @@ class Feed:
 
     def _batch(self, step: int, laps: _Laps) -> tuple[Batch, Draws]:
         plan = self._schedule[step]
-        self.waits_for = plan.task
+        self._wanted = plan.task
         row = self._queues[plan.task].next()
-        self.waits_for = None
+        self._wanted = None
         laps.end("stream")
         if (row.task, row.batch, row.variant) != (plan.task, plan.batch, plan.variant.name):
             raise DataError(
@@ -147,6 +150,12 @@ class Feed:
         arrays = self._to_devices(group_arrays(row.arrays))
         laps.end("devices")
         return Batch(step, plan, arrays, row.ids, chance, laps.seconds), draws
+
+    @property
+    def waits_for(self) -> str | None:
+        """The batch that the feed waits for at the moment, and what holds it up; None if it waits for none."""
+        task = self._wanted
+        return None if task is None else f"a batch of {task} ({self._queues[task].awaits()})"
 
     def next(self, *, wait: bool = True) -> Batch | None:
         """The next batch. wait False: None if it is not ready yet. Raises the error of making it."""

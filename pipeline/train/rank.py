@@ -185,8 +185,8 @@ class Rank:
 
     def _awaited(self) -> str:
         """The parts that the first step still waits for, in words."""
-        task = self.feed.waits_for
-        batch = f"a batch of {task}, " if task else ""
+        waits_for = self.feed.waits_for
+        batch = f"{waits_for}, " if waits_for else ""
         num_graphs = len(set(self.schedule.structures.values()))
         return f"the first step: {batch}{self.compiler.num_compiled} of {num_graphs} graphs compiled"
 

@@ -121,7 +121,6 @@ class StepCoordinator:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.start_step = 0
         self._heard_at = time.monotonic()
         self._running = False
         self._lines: list[tuple[bool, str]] = []
@@ -130,7 +129,6 @@ class StepCoordinator:
 
     def _begin(self, world_size: int, start_step: int, rejects: RejectCounts) -> None:
         self._world_size = world_size
-        self.start_step = start_step
         self._rejects = rejects
         # The last step that every rank has the batch of, as of all before it.
         self._complete = start_step - 1
@@ -226,10 +224,6 @@ class StepCoordinator:
         """The state of the workers, and the lines since the last call."""
         lines, self._lines = self._lines, []
         return News(self.epoch, self._running, self._granted >= 0, time.monotonic() - self._heard_at, lines)
-
-    async def starts_at(self) -> int:
-        """The step at which the present group starts."""
-        return self.start_step
 
     async def why(self) -> str | None:
         """The reason that a rank gave for ending the run; None without one."""

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from pipeline.cluster import capacity
-from pipeline.cluster.capacity import check_accelerator, max_workers, room
+from pipeline.cluster.capacity import DecodeCpus, bytes_ahead, check_accelerator, max_workers, room
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.errors import RequestError
 
@@ -93,3 +93,38 @@ def test_an_elastic_run_grows_as_far_as_decode_keeps_a_cpu(four_cpus, monkeypatc
     # A machine joins.
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 6.0)
     assert max_workers(elastic) == 5
+
+
+def test_decoders_follow_the_machines_of_the_moment(four_cpus, monkeypatch):
+    monkeypatch.setattr(capacity, "_LOOK_EVERY_S", 0.0)
+    alone = DecodeCpus(Cluster(), 1)
+    # One block waits while each of four is decoded.
+    assert (alone.cpus, alone.num_decoders, alone.max_unfinished()) == (4.0, 4, 5)
+    shared = DecodeCpus(Cluster(num_workers=2), 2)
+    assert (shared.cpus, shared.num_decoders, shared.max_unfinished()) == (1.0, 1, 1)
+    actors = DecodeCpus(Cluster(num_workers=2, decode=DecodeOptions(mode="actors")), 2)
+    assert actors.max_unfinished() == 2
+    # All CPUs are the trainers': decoders share them.
+    none = DecodeCpus(Cluster(num_workers=4), 4)
+    assert (none.cpus, none.num_decoders, none.max_unfinished()) == (0.0, 1, 1)
+    # A machine joins, another one goes.
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 12.0)
+    assert (alone.max_unfinished(), shared.max_unfinished(), actors.max_unfinished()) == (13, 5, 10)
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 3.0)
+    assert (alone.max_unfinished(), shared.max_unfinished()) == (4, 1)
+
+
+def test_ranks_share_the_object_stores(monkeypatch):
+    nodes = [
+        {"NodeID": "here", "Alive": True, "Resources": {"object_store_memory": 1000.0}},
+        {"NodeID": "there", "Alive": True, "Resources": {"object_store_memory": 5000.0}},
+        {"NodeID": "gone", "Alive": False, "Resources": {"object_store_memory": 9000.0}},
+    ]
+    context = types.SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(
+        capacity, "ray", types.SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: context)
+    )
+    cluster = Cluster(decode=DecodeOptions(ahead=0.5))
+    assert bytes_ahead(cluster, 1) == 500
+    assert bytes_ahead(cluster, 4) == 500
+    assert bytes_ahead(cluster, 12) == 250

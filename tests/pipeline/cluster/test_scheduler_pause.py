@@ -1,32 +1,25 @@
-"""Streams' scheduling loops pause between their steps, and end when they are told to."""
+"""A stream's scheduling loop rests while nothing is decoded, and ends when it is told to."""
 
 import types
 
 import pytest
 
-from pipeline.cluster import scheduler_pause
-from pipeline.cluster.scheduler_pause import ClusterSchedulerPause, SchedulerPause, StreamEnded, end_streams
+from pipeline.cluster import ray_input
+from pipeline.cluster.scheduler_pause import SchedulerPause, StreamEnded
 
 
-def executor(*running: int):
-    operators = [types.SimpleNamespace(num_active_tasks=lambda n=n: n) for n in running]
-    return types.SimpleNamespace(_topology=operators)
-
-
-def test_a_loop_pauses_longer_while_no_task_runs(monkeypatch):
-    slept = []
-    monkeypatch.setattr(scheduler_pause.time, "sleep", slept.append)
-    SchedulerPause().on_execution_step(executor(0, 0))
-    SchedulerPause().on_execution_step(executor(0, 2))
-    ClusterSchedulerPause().on_execution_step(executor(0, 0))
-    assert slept == [0.2, 0.02, 0.01]
-
-
-def test_all_loops_of_the_process_end():
-    started, other = SchedulerPause(), SchedulerPause()
-    started.before_execution_starts(executor())
-    end_streams()
+def test_a_loop_rests_while_no_task_runs_and_ends_with_its_source(monkeypatch):
+    rested, running = [], [1]
+    source = types.SimpleNamespace(ended=False, rest=rested.append)
+    monkeypatch.setattr(ray_input, "source_of", lambda executor: source)
+    executor = types.SimpleNamespace(_topology=[types.SimpleNamespace(num_active_tasks=lambda: running[0])])
+    pause = SchedulerPause()
+    pause.before_execution_starts(executor)
+    pause.on_execution_step(executor)
+    assert rested == []
+    running[0] = 0
+    pause.on_execution_step(executor)
+    assert rested == [0.2]
+    source.ended = True
     with pytest.raises(StreamEnded):
-        started.on_execution_step(executor(0))
-    # One whose loop never began here.
-    assert not other.ended
+        pause.on_execution_step(executor)

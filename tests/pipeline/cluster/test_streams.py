@@ -13,16 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from benchmarks.one_stream import rows_of
 from pipeline import recipe as recipes
-from pipeline.cluster.decode_shares import DecodeShare, decode_shares
-from pipeline.cluster.shared_rejects import shared
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import start_ray
-from pipeline.cluster.streams import build_stream, iterate
-from pipeline.data.known_rejects import NONE_KNOWN, Collector
+from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.stream_spec import StreamSpec
-from pipeline.data.task_queue import checked_rows
 from pipeline.errors import DataError
 
 pytestmark = [
@@ -82,48 +79,14 @@ def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_costs_are_measured_in_the_cluster(ray_session, wanted):
-
-    other = dataclasses.replace(
-        wanted, task=dataclasses.replace(wanted.task, name="other"), share=0.25, key="another stream"
-    )
-    shares = decode_shares([wanted, other], cpus=16)
-    assert shares["video_audio"].row_s > 0.001
-    # The same work at half the steps.
-    assert 0.2 < shares["other"].cpus / shares["video_audio"].cpus < 0.9
-
-
-def test_known_rejects_travel_as_a_reference(ray_session, wanted):
-    """However many they are: processes find them in the object store."""
-    from ray import cloudpickle
-
-    collector = Collector()
-    for number in range(20_000):
-        collector.add(f"other-{number}", "missing_file")
-    collector.add(wanted.maker().source.id(0), "not_decodable")
-    bad = shared({"video_audio": collector.rejects()})["video_audio"]
-    spec = dataclasses.replace(wanted, known_bad=bad, key="a stream that goes on")
-    assert len(cloudpickle.dumps(spec)) < len(cloudpickle.dumps(wanted)) + 2000
-    found = list(iterate(build_stream(spec, world_size=1, options=DecodeOptions())))
-    maker = dataclasses.replace(wanted, known_bad=collector.rejects()).maker()
-    alone = [maker.row(index, rank=0, world_size=1) for index in range(2, 13)]
-    assert [(row.ids, row.rejects) for row in found] == [(row.ids, row.rejects) for row in alone]
-    assert any(reject["journalled"] for row in found for reject in row.rejects)
-
-
-def test_a_stream_of_actors_gives_the_same_rows(ray_session, wanted):
-
-    options, share = DecodeOptions(mode="actors"), DecodeShare(cpus=0.4)
-    stream = build_stream(wanted, world_size=1, options=options, share=share)
-    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+def test_a_pool_of_actors_gives_the_same_rows(ray_session, wanted):
+    rows = list(rows_of(wanted, Cluster(decode=DecodeOptions(mode="actors"))))
     maker = wanted.maker()
     assert [r.ids for r in rows] == [maker.row(k, rank=0, world_size=1).ids for k in range(2, 13)]
 
 
-def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
-
-    stream = build_stream(wanted, world_size=1, options=DecodeOptions())
-    rows = list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+def test_rows_are_in_order_and_equal_to_bare_ones(ray_session, wanted):
+    rows = list(rows_of(wanted))
     assert [r.batch for r in rows] == list(range(2, 13))
     maker = wanted.maker()
     for row in rows:
@@ -134,21 +97,19 @@ def test_local_stream_is_in_order_and_equal_to_bare_rows(ray_session, wanted):
 
 
 def test_two_ranks_share_each_batch(ray_session, wanted):
-
-    splits = build_stream(wanted, world_size=2, options=DecodeOptions()).streaming_split(2, equal=True)
-    got: dict[int, list] = {}
-
-    def pull(rank: int) -> None:
-        got[rank] = list(checked_rows(iterate(splits[rank]), task="video_audio", start=2, rank=rank))
-
-    threads = [threading.Thread(target=pull, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    first, second = (list(rows_of(wanted, rank=rank, world_size=2)) for rank in range(2))
     whole = wanted.maker()
-    for k, (first, second) in enumerate(zip(got[0], got[1], strict=True)):
-        assert first.ids + second.ids == whole.row(2 + k, rank=0, world_size=1).ids
+    for k, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert (one.rank, other.rank) == (0, 1)
+        assert one.ids + other.ids == whole.row(2 + k, rank=0, world_size=1).ids
+
+
+def test_a_stream_that_is_left_half_read_ends(ray_session, wanted):
+    endless = dataclasses.replace(wanted, stop=10_000_000)
+    rows = rows_of(endless)
+    assert [next(rows).batch for _ in range(3)] == [2, 3, 4]
+    rows.close()
+    assert not [t for t in threading.enumerate() if t.name == "streams"]
 
 
 def test_a_fifth_of_broken_files_through_real_streams(ray_session, tmp_path, monkeypatch):
@@ -173,7 +134,6 @@ def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_pat
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     data_set = dataclasses.replace(wanted.data_set, manifest=str(tmp_path / "m.parquet"))
     fingerprint = Manifest(data_set.manifest).fingerprint
-    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint, key="all bad")
-    stream = build_stream(bad, world_size=1, options=DecodeOptions())
+    bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint)
     with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
-        list(checked_rows(iterate(stream), task="video_audio", start=2, rank=0))
+        list(rows_of(bad))

@@ -1,6 +1,7 @@
 """The gates of two workers with a step coordinator in a thread of its own in the place of an actor."""
 
 import asyncio
+import concurrent.futures
 import threading
 import types
 
@@ -26,21 +27,30 @@ class Actor:
         return types.SimpleNamespace(remote=lambda *args: asyncio.run_coroutine_threadsafe(method(*args), self._loop))
 
 
+def _done(value) -> concurrent.futures.Future:
+    future = concurrent.futures.Future()
+    future.set_result(value)
+    return future
+
+
 @pytest.fixture
-def gates(monkeypatch):
+def gates(monkeypatch, tmp_path):
     """Two ranks that go on from the checkpoint of step 7."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     told = []
     monkeypatch.setattr(worker.ray, "get", lambda future: future.result(10))
+    monkeypatch.setattr(worker.ray, "put", _done)
     monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([f for f in refs if f.done()], []))
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: types.SimpleNamespace(get_world_size=lambda: 2))
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr(worker.collective, "broadcast_from_rank_zero", lambda one: told.append(one) or told[0])
     checkpoints = types.SimpleNamespace(latest_step=START, remove_leftovers=lambda: None)
     spec = types.SimpleNamespace(
-        open_checkpoints=lambda: checkpoints, reject_counts=lambda step: RejectCounts({"pets": 0.05}, STORED)
+        run_dir=str(tmp_path),
+        open_checkpoints=lambda: checkpoints,
+        reject_counts=lambda step: RejectCounts({"pets": 0.05}, STORED),
     )
     actor = Actor(StepCoordinator(), loop)
     made = [WorkerGate(actor, spec, rank=rank, elastic=False, checked_step=START) for rank in range(2)]

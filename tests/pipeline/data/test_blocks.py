@@ -1,13 +1,16 @@
-"""The blocks of a stream: each batch of each rank once, of a size that Ray serves well."""
+"""Blocks: their size, their bytes, and what becomes of one that cannot be made."""
 
 import dataclasses
 
 import pytest
 
-from pipeline.data.blocks import Blocks, block_bytes, rows_per_block
+from pipeline.data import blocks
+from pipeline.data.blocks import Block, bytes_of_row, make_block, rows_per_block
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.spec import TokenSpec
 from pipeline.data.stream_spec import StreamSpec
+from pipeline.data.wire import first_of, from_arrow
+from pipeline.errors import RequestError
 
 
 @pytest.fixture
@@ -33,35 +36,39 @@ def with_variant(spec, **fields):
     return dataclasses.replace(spec, task=dataclasses.replace(spec.task, variants=(*spec.task.variants, variant)))
 
 
-def test_blocks_hold_every_batch_of_every_rank_once(spec):
-    blocks = Blocks(spec, world_size=2, rows_per_block=4)
-    # Turns of 1, 2, 4 and the remaining 4 batches, one block a rank each.
-    assert blocks.edges.tolist() == [2, 3, 5, 9, 13]
-    assert blocks.num_blocks == 8
-    rows = [(batch, rank) for number in range(8) for batches, rank in [blocks.rows(number)] for batch in batches]
-    assert sorted(rows) == [(batch, rank) for batch in range(2, 13) for rank in range(2)]
-    assert blocks.rows(5) == (range(5, 9), 1)
+def test_a_block_is_known_by_its_description():
+    block = Block("t", 5, 9, 1)
+    assert block.description().num_rows == 1
+    assert Block.described(block.description()) == block
 
 
-def test_the_bytes_of_a_block_are_those_of_its_largest_variant(spec):
+def test_the_bytes_of_a_row_are_those_of_its_largest_variant(spec):
     # Four samples of four tokens of 3 x 16 x 16 bytes a batch; frames are four to a token.
-    assert block_bytes(spec, 1) == 4 * 4 * 768
-    assert block_bytes(spec, 3) == 3 * 4 * 4 * 768
-    assert block_bytes(with_variant(spec, num_frames=8), 1) == 4 * 4 * 4 * 768
+    assert bytes_of_row(spec) == 4 * 4 * 768
+    assert bytes_of_row(spec, world_size=2) == 2 * 4 * 768
+    assert bytes_of_row(with_variant(spec, num_frames=8)) == 4 * 4 * 4 * 768
     # Spectrograms of 32 frames of 32 float32 mels, a sample each.
     sound = dataclasses.replace(spec, task=dataclasses.replace(spec.task, modalities=("image", "audio")))
-    assert block_bytes(sound, 1) == 4 * (4 * 768 + 4 * 32 * 32)
+    assert bytes_of_row(sound) == 4 * (4 * 768 + 4 * 32 * 32)
 
 
 def test_blocks_last_for_equally_many_steps_below_a_bound_in_bytes(spec):
-    assert rows_per_block(spec, block_steps=16) == 8
-    assert rows_per_block(dataclasses.replace(spec, share=0.01), block_steps=16) == 1
+    large = {"block_steps": 16, "max_bytes": 1 << 40}
+    assert rows_per_block(spec, row_bytes=10, **large) == 8
+    assert rows_per_block(dataclasses.replace(spec, share=0.01), row_bytes=10, **large) == 4
     # A batch of 32 MB: two of them are a block of 64 MB.
-    heavy = with_variant(spec, num_vision_tokens=4096, global_batch_size=(32 << 20) // (4096 * 768))
-    assert rows_per_block(heavy, block_steps=16) == 2
+    assert rows_per_block(spec, row_bytes=32 << 20, **large) == 2
+    assert rows_per_block(spec, row_bytes=10, block_steps=16, max_bytes=35) == 3
+    # One batch is a block, however large it is.
+    assert rows_per_block(spec, row_bytes=10, block_steps=16, max_bytes=1) == 1
 
 
-def test_a_block_is_worth_what_ray_spends_on_it(spec):
-    # A quarter of a second of decoding.
-    assert rows_per_block(spec, block_steps=1, row_s=0.02) == 13
-    assert rows_per_block(spec, block_steps=1, row_s=2.0) == 1
+def test_errors_travel_with_the_block_that_they_are_of(spec, monkeypatch):
+    def broken(spec):
+        raise RequestError("another manifest")
+
+    monkeypatch.setattr(blocks, "_maker_of", broken)
+    table = make_block(spec, Block("t", 5, 9, 1), world_size=2)
+    assert first_of(table) == ("t", 5, 1)
+    with pytest.raises(RequestError, match="another manifest"):
+        list(from_arrow(table))

@@ -28,7 +28,22 @@ def test_an_id_is_never_a_visit():
 
 
 def test_none():
-    assert len(NONE_KNOWN) == 0 and NONE_KNOWN.reason("a") is None and NONE_KNOWN.open() is NONE_KNOWN
+    assert len(NONE_KNOWN) == 0 and NONE_KNOWN.reason("a") is None
+
+
+def test_equal_rejects_have_equal_names_in_every_process():
+    """A stream's key is made of them: processes of several ranks share the makers of equal streams."""
+
+    def known(*keys):
+        collector = Collector()
+        for key, reason in keys:
+            collector.add(key, reason)
+        return collector.rejects()
+
+    first = known(("a", "hung"), ("b", "missing_file"))
+    assert repr(first) == repr(pickle.loads(pickle.dumps(first))) == repr(known(("a", "hung"), ("b", "missing_file")))
+    others = [known(("a", "hung")), known(("a", "crashed"), ("b", "missing_file")), known(("a", "hung"), ("c", "hung"))]
+    assert len({repr(rejects) for rejects in [first, NONE_KNOWN, *others]}) == 5
 
 
 def test_a_reject_takes_nine_bytes():

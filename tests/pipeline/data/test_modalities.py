@@ -12,8 +12,8 @@ from PIL import Image
 
 from model.imp import Imp
 from pipeline import recipe as recipes
-from pipeline.cluster.streams import StreamSpec, block_bytes
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.blocks import bytes_of_row
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, load, load_modality
@@ -21,6 +21,7 @@ from pipeline.data.plan import TaskPlan, group_arrays
 from pipeline.data.sample_tokens import View
 from pipeline.data.shards import ShardSource, decode_settings, encode_rows, write_shard
 from pipeline.data.sources import MediaSource
+from pipeline.data.stream_spec import StreamSpec
 from pipeline.errors import RequestError
 from pipeline.recipe import specs
 from pipeline.train.mixture.structures import structure_of
@@ -142,7 +143,7 @@ def test_blocks_of_a_stream_count_added_modalities(manifest):
     counts = {"seed": 0, "start": 0, "stop": 1, "share": 1.0, "cache_bytes": 0}
     known = {"tokenizer": None, "fingerprint": {}, "known_bad": NONE_KNOWN}
     spec = StreamSpec(task=task, data_set=data_set, tokens=specs.token_spec(recipe), **counts, **known)
-    assert block_bytes(spec, 3) == 3 * 2 * 16 * 64 * 4
+    assert bytes_of_row(spec) == 2 * 16 * 64 * 4
 
 
 @pytest.mark.parametrize(

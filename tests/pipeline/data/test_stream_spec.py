@@ -1,6 +1,7 @@
 """Every process of a stream reads the rows that the run began with."""
 
 import dataclasses
+import pickle
 
 import pytest
 
@@ -30,6 +31,9 @@ def test_a_machine_that_sees_other_rows_is_a_wrong_request(tmp_path, make_task, 
         cache_bytes=0,
     )
     spec.maker()
+    # What a process keeps for it serves an equal one of another rank, and no other.
+    assert pickle.loads(pickle.dumps(spec)).key == dataclasses.replace(spec).key == spec.key
+    assert dataclasses.replace(spec, stop=6).key != spec.key
     other = make_data_set(write_manifest(tmp_path / "other.parquet", rows[::-1]))
     with pytest.raises(RequestError, match=r"data_sets\.toy: a machine of the run reads other rows"):
         dataclasses.replace(spec, data_set=other).maker()

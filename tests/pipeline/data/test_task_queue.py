@@ -1,96 +1,162 @@
-"""The queue of one task, without Ray: its thread has ended before Ray is left."""
+"""The queues between a stream and the feed, without Ray: rows in order, errors in their place, an end in time."""
 
 import contextlib
 import threading
-import types
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.data.task_queue import TaskQueue, checked_rows
-from pipeline.errors import DataError
+from pipeline.data.blocks import Block
+from pipeline.data.plan import Row
+from pipeline.data.task_queue import TaskQueues, checked_rows
+from pipeline.data.wire import failure_to_arrow, to_arrow
+from pipeline.errors import DataError, RequestError
 
 
-def test_rows_come_in_order_and_the_end_is_said():
-    queue = TaskQueue(iter(range(5)), task="t", depth=2)
-    assert [queue.next() for _ in range(5)] == list(range(5))
+class Order:
+    """Blocks of two batches of each task; what is told of them."""
+
+    def __init__(self, *tasks: str):
+        self.starts = dict.fromkeys(tasks, 4)
+        self.told, self.ended = [], threading.Event()
+
+    def arrived(self, task: str, start: int, rank: int) -> Block:
+        return Block(task, start, start + 2, rank)
+
+    def want(self, task: str) -> None:
+        self.told.append(f"want {task}")
+
+    def use(self, task: str) -> None:
+        self.told.append(f"use {task}")
+
+    def end(self) -> None:
+        self.ended.set()
+
+
+def row(task: str, batch: int, rank: int = 1) -> Row:
+    return Row(task, batch, rank, "v", [f"{task}{batch}"], [], {"x": np.full(3, batch)})
+
+
+def block(task: str, start: int) -> pa.Table:
+    return to_arrow([row(task, start), row(task, start + 1)])
+
+
+def test_each_task_has_its_rows_in_order_whatever_the_order_of_the_blocks():
+    tables = [block("b", 6), block("a", 8), block("a", 4), block("a", 6), block("b", 4)]
+    order = Order("a", "b")
+    queues = TaskQueues(tables, order)
+    found = {task: [queues.by_task[task].next() for _ in range(n)] for task, n in (("a", 6), ("b", 4))}
+    assert [r.batch for r in found["a"]] == [4, 5, 6, 7, 8, 9] and [r.batch for r in found["b"]] == [4, 5, 6, 7]
+    assert [r.arrays["x"].tolist() for r in found["b"]] == [[4] * 3, [5] * 3, [6] * 3, [7] * 3]
+    assert [line for line in order.told if line.startswith("use")] == ["use a"] * 6 + ["use b"] * 4
     with pytest.raises(DataError, match="ended before the run did"):
-        queue.next()
-    assert queue.join(10)
+        queues.next("a")
+    assert queues.join(10)
 
 
-def test_what_a_stream_raises_is_raised():
-    def rows():
-        yield 1
-        raise DataError("the disk is gone")
-
-    queue = TaskQueue(rows(), task="t", depth=2)
-    assert queue.next() == 1
-    with pytest.raises(DataError, match="the disk is gone"):
-        queue.next()
-
-
-def test_a_full_queue_ends_and_closes_its_stream_in_its_own_thread():
-    closed = []
-
-    def rows():
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.append(threading.current_thread().name)
-
-    queue = TaskQueue(rows(), task="t", depth=2)
-    queue.next()
-    queue.close()
-    assert queue.join(10) and closed == ["stream-t"]
+def test_an_error_is_raised_where_its_rows_would_be_and_stops_no_other_task():
+    failure = failure_to_arrow(RequestError("another manifest"), task="a", batch=6, rank=1)
+    queues = TaskQueues([failure, block("b", 4), block("a", 4)], Order("a", "b"))
+    assert [queues.next("a").batch for _ in range(2)] == [4, 5]
+    assert [queues.next("b").batch for _ in range(2)] == [4, 5]
+    for _ in range(2):
+        with pytest.raises(RequestError, match="another manifest"):
+            queues.next("a")
 
 
-class Ended(Exception):
-    pass
+def test_what_the_stream_raises_is_raised_once_its_rows_are_used():
+    def tables():
+        yield block("a", 4)
+        raise OSError("the node is gone")
+
+    queues = TaskQueues(tables(), Order("a", "b"))
+    assert [queues.next("a").batch for _ in range(2)] == [4, 5]
+    for task in ("a", "b"):
+        with pytest.raises(OSError, match="the node is gone"):
+            queues.next(task)
 
 
-def test_a_queue_that_waits_for_a_row_that_never_comes_ends():
-    wake, waits = threading.Event(), threading.Event()
+def test_a_slow_block_of_one_task_holds_up_no_other():
+    slow = threading.Event()
 
-    def rows():
-        waits.set()
-        wake.wait()
-        raise Ended
-        yield
+    def tables():
+        yield block("a", 4)
+        yield block("b", 6)
+        assert slow.wait(10)
+        yield block("b", 4)
 
-    queue = TaskQueue(rows(), task="t", depth=2, end=wake.set)
+    order = Order("a", "b")
+    queues = TaskQueues(tables(), order)
+    assert [queues.next("a").batch for _ in range(2)] == [4, 5]
+    waits = threading.Thread(target=queues.next, args=("b",))
+    waits.start()
+    while "want b" not in order.told:
+        pass
+    slow.set()
+    waits.join(10)
+    assert not waits.is_alive()
+
+
+def test_queues_that_are_closed_end_the_stream_and_whoever_waits():
+    order = Order("a")
+
+    def tables():
+        yield block("a", 4)
+        order.ended.wait()
+        raise OSError("ended")
+
+    queues = TaskQueues(tables(), order)
+    queue = queues.by_task["a"]
+    assert [queue.next().batch for _ in range(2)] == [4, 5]
 
     def wait():
-        with contextlib.suppress(DataError, Ended):
+        with contextlib.suppress(OSError, DataError):
             queue.next()
 
     woken = threading.Thread(target=wait)
     woken.start()
-    waits.wait(10)
     queue.close()
     assert queue.join(10)
     woken.join(10)
     assert not woken.is_alive()
 
 
+def test_a_stream_left_half_read_is_closed_in_the_thread_that_reads_it():
+    closed, read = [], threading.Event()
+
+    def tables():
+        try:
+            for start in range(4, 1000, 2):
+                yield block("a", start)
+                read.set()
+        finally:
+            closed.append(threading.current_thread().name)
+
+    queues = TaskQueues(tables(), Order("a"))
+    assert read.wait(10)
+    queues.close()
+    assert queues.join(10) and closed == ["streams"]
+
+
 def test_one_that_cannot_be_woken_is_given_up_in_bounded_time():
     never = threading.Event()
-    queue = TaskQueue((never.wait() for _ in range(1)), task="t", depth=2)
-    queue.close()
-    assert not queue.join(0.1)
+    queues = TaskQueues((block("a", 4) for _ in range(1) if never.wait()), Order("a"))
+    queues.close()
+    assert not queues.join(0.1)
     never.set()
 
 
-def test_rows_out_of_order_stop_the_run():
-    rows = [types.SimpleNamespace(task="t", batch=batch, rank=1) for batch in (2, 3, 5)]
-    checked = checked_rows(rows, task="t", start=2, rank=1)
-    assert [next(checked).batch for _ in range(2)] == [2, 3]
-    with pytest.raises(DataError, match=r"stream of t: expected batch 4 for rank 1, found \('t', 5, 1\)"):
-        next(checked)
-    for other in ({"task": "u"}, {"rank": 0}):
-        with pytest.raises(DataError, match="expected batch 2 for rank 1"):
-            next(
-                checked_rows(
-                    [types.SimpleNamespace(**{"task": "t", "batch": 2, "rank": 1} | other)], task="t", start=2, rank=1
-                )
-            )
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("t", 4), row("t", 6)],
+        [row("t", 4), row("u", 5)],
+        [row("t", 4, rank=0), row("t", 5)],
+        [row("t", 4)],
+        [row("t", 4), row("t", 5), row("t", 6)],
+    ],
+)
+def test_rows_that_are_not_those_of_their_block_stop_the_run(rows):
+    with pytest.raises(DataError, match="stream of t: expected"):
+        list(checked_rows(rows, Block("t", 4, 6, 1)))

@@ -104,6 +104,15 @@ def test_a_run_directory_from_before_a_key_was_there_is_resumed():
         recipes.check_resume(old, new)
 
 
+def test_a_stored_recipe_of_an_older_version_is_read_without_settings_that_are_gone():
+    stored = recipes.from_dict(BASE).to_dict()
+    stored["cluster"]["queue_blocks"] = 2
+    assert recipes.from_stored(stored) == recipes.from_dict(BASE)
+    stored["train"]["queue_blocks"] = 2
+    with pytest.raises(RequestError, match="queue_blocks"):
+        recipes.from_stored(stored)
+
+
 def test_a_stored_recipe_that_this_version_cannot_read_is_one_clear_line():
     new = recipes.from_dict(BASE).to_dict()
     with pytest.raises(RequestError) as caught:

@@ -227,12 +227,12 @@ def test_the_demo_recipe_resolves():
         (
             {"from_shards": False, "on_cluster": False, "clip_cache_mb": 0},
             "decode films once (python jobs/preprocess.py) and set its shards, or use a machine or a cluster with more "
-            "CPUs, or raise cluster.clip_cache_mb (0) if the clips fit into memory, or raise cluster.queue_blocks if "
+            "CPUs, or raise cluster.clip_cache_mb (0) if the clips fit into memory, or raise cluster.decode_ahead if "
             "CPUs are idle",
         ),
         (
             {"from_shards": True, "on_cluster": True, "clip_cache_mb": 0},
-            "add decode CPUs to the cluster, or raise cluster.queue_blocks if CPUs are idle",
+            "add decode CPUs to the cluster, or raise cluster.decode_ahead if CPUs are idle",
         ),
     ],
 )

@@ -1,0 +1,106 @@
+"""An input of Ray Data whose blocks are made while they are used; private parts of Ray Data 2.60, like ``ray_private``.
+
+Ray's own inputs are lists: every block is planned, and kept, before the first one is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Dataset
+from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
+from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
+from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan, SourceOperator
+from ray.data._internal.planner.planner import Planner
+from ray.data._internal.stats import DatasetStats
+from ray.data.block import BlockMetadata
+
+
+class Source(Protocol):
+    """What a stream decodes. Called by the thread that schedules the stream.
+
+    ended: whether the stream is to end at once.
+    """
+
+    ended: bool
+
+    def take(self, unfinished: int) -> pa.Table | None:
+        """The next block's description; None if it may not start yet. unfinished: blocks taken and not yet decoded."""
+
+    def keep(self, ref: ray.ObjectRef) -> None:
+        """Keeps the object of the description taken last until its block has arrived.
+
+        Without it Ray cannot decode the block again if the machine that holds it goes.
+        """
+
+    def exhausted(self) -> bool:
+        """Whether ``take`` has given everything."""
+
+    def rest(self, timeout_s: float) -> None:
+        """Waits until ``take`` may have something to give, at most ``timeout_s``."""
+
+
+class _Input(InputDataBuffer):
+    """The physical operator: asks its source for one block after another."""
+
+    def __init__(self, context: DataContext, source: Source):
+        super().__init__(context, input_data=[])
+        self._is_execution_marked_finished = False
+        self._source = source
+        self._taken = 0
+        self._next: pa.Table | None = None
+
+    def has_next(self) -> bool:
+        if self._next is None and not self.has_execution_finished():
+            (decode,) = self.output_dependencies
+            self._next = self._source.take(self._taken - decode.metrics.num_tasks_finished)
+        return self._next is not None
+
+    def _get_next_inner(self) -> RefBundle:
+        table, self._next = self._next, None
+        self._taken += 1
+        metadata = BlockMetadata(table.num_rows, table.nbytes, input_files=None, exec_stats=None)
+        ref = ray.put(table)
+        self._source.keep(ref)
+        return RefBundle((BlockEntry(ref, metadata),), schema=table.schema, owns_blocks=False)
+
+    def has_execution_finished(self) -> bool:
+        return self._is_execution_marked_finished or (self._next is None and self._source.exhausted())
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class _LogicalInput(LogicalOperator, SourceOperator):
+    """The same in a plan. Read by Ray: it shows all fields of an operator that are no more than data."""
+
+    source: Source
+
+    def output_data(self) -> None:
+        return None
+
+
+def _plan(operator: _LogicalInput, children: list, context: DataContext) -> _Input:
+    return _Input(context, operator.source)
+
+
+Planner._DEFAULT_PLAN_FNS[_LogicalInput] = _plan
+
+
+def dataset_of(source: Source) -> Dataset:
+    """The data set of a source's blocks, in the settings of the current ``DataContext``."""
+    context = DataContext.get_current().copy()
+    stats: Any = DatasetStats(metadata={}, parent=None)
+    return Dataset(LogicalPlan(_LogicalInput(source), context), context, stats)
+
+
+def source_of(executor: Any) -> Source:
+    """The source of an execution. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
+    (source,) = (operator._source for operator in executor._topology if isinstance(operator, _Input))
+    return source
+
+
+def has_running_tasks(executor: Any) -> bool:
+    """Whether a task of an execution runs."""
+    return any(operator.num_active_tasks() for operator in executor._topology)
