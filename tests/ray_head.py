@@ -1,8 +1,12 @@
-"""A head of Ray as a cluster has one, for tests: own ports, own folder, token authentication, its dashboard."""
+"""A head of Ray as a cluster has one, for tests: own ports, own folder, token authentication, its dashboard.
+
+With types of machines Ray's autoscaler starts and ends those that it is asked for, as processes of this machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -14,8 +18,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import ray
+
+# The address that machines which are processes take by themselves.
+IP = ray.util.get_node_ip_address()
 # Ports of a head that Ray would take at fixed numbers.
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+
+
+# Identity of the head for the provider of machines that are processes.
+_HEAD_ID = "f" * 51 + "0" * 5
+# Environment of a head whose autoscaler looks every second.
+_AUTOSCALER = {
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+}
 
 
 class Head:
@@ -23,7 +43,7 @@ class Head:
 
     def __init__(self, folder: Path, ports: dict[str, int], environment: dict[str, str]) -> None:
         self.folder, self.environment = folder, environment
-        self.address = f"127.0.0.1:{ports['port']}"
+        self.address = f"{IP}:{ports['port']}"
         self.dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
 
     def ray(self, *arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
@@ -40,16 +60,19 @@ class Head:
 
 
 @contextlib.contextmanager
-def ray_head(*arguments: str, **environment: str) -> Iterator[Head]:
-    """Starts a head and ends it. arguments: of ``ray start``."""
+def ray_head(*arguments: str, node_types: dict | None = None, **environment: str) -> Iterator[Head]:
+    """Starts a head and ends it. arguments: of ``ray start``. node_types: of ``cluster.yaml``, the head's left out."""
     # Sockets have short names.
     folder = Path(tempfile.mkdtemp(prefix="imp", dir="/tmp"))
     ports = _free_ports()
     head = Head(folder, ports, _environment(folder) | environment)
     process = None
+    if node_types:
+        arguments = (*arguments, f"--autoscaling-config={_autoscaling_config(folder, head.address, node_types)}")
+        head.environment |= _AUTOSCALER
     try:
         assert head.ray("get-auth-token", "--generate").returncode == 0
-        command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}/ray"]
+        command = ["ray", "start", "--head", "--block", f"--node-ip-address={IP}", f"--temp-dir={folder}/ray"]
         command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}={p}" for name, p in ports.items())]
         with open(folder / "head.log", "w") as log:
@@ -70,6 +93,35 @@ def _environment(folder: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
     own = {"HOME": str(folder), "PATH": path, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     return inherited | own | {"IMP_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
+
+
+def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
+    """The file of ``ray start`` for machines that are processes; idle ones end after seconds."""
+    head = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    config = {
+        "cluster_name": "local",
+        "max_workers": sum(kind["max_workers"] for kind in node_types.values()),
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 20,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "launch_multiple": True,
+            "head_node_id": _HEAD_ID,
+            "gcs_address": address,
+        },
+        "auth": {},
+        "available_node_types": head | {name: kind | {"node_config": {}} for name, kind in node_types.items()},
+        "head_node_type": "ray.head.default",
+        **{name: [] for name in ("initialization_commands", "setup_commands", "head_setup_commands")},
+        **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+        "file_mounts": {},
+    }
+    path = folder / "autoscaling.json"
+    path.write_text(json.dumps(config))
+    return path
 
 
 def _free_ports() -> dict[str, int]:

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import pyarrow as pa
@@ -80,6 +80,19 @@ class _Given:
     kept: object = None
 
 
+class Decoders(Protocol):
+    """The decoders of a rank.
+
+    max_unfinished: the number of blocks that they may have at the moment. wanted: CPUs to ask an autoscaler for.
+    """
+
+    def max_unfinished(self) -> int: ...
+
+    def note(self, unfinished: int, *, waits: bool) -> None: ...
+
+    def wanted(self) -> int: ...
+
+
 class BlockOrder:
     """The blocks of one rank: the ``Source`` of Ray Data's input, and the ``Order`` of the queues.
 
@@ -87,7 +100,6 @@ class BlockOrder:
     that training waits for is decoded whatever the budget, so that one too small for all tasks' blocks stops nothing.
 
     max_bytes: budget for blocks from the moment a decoder is given one until training has taken its last row.
-    max_unfinished: the number of blocks that decoders may have at the moment.
     """
 
     def __init__(
@@ -97,19 +109,20 @@ class BlockOrder:
         *,
         rank: int,
         max_bytes: int,
-        max_unfinished: Callable[[], int],
+        decoders: Decoders,
     ):
         self.tasks = {task.name: task for task in tasks}
         self._steps = steps
         self._rank = rank
         self._max_bytes = max_bytes
-        self._max_unfinished = max_unfinished
+        self._decoders = decoders
         self.starts = {name: task.start for name, task in self.tasks.items()}
         self.ended = False
         self.bytes_ahead = 0
         # The first step whose batch may not have been taken yet, and the task that training waits for.
         self._step = steps.start
         self._wanted: str | None = None
+        self._waits = self._begun = False
         # By (task, first batch, rank): the blocks that have not arrived yet, the one taken last at the end.
         self._decoding: dict[tuple[str, int, int], _Given] = {}
         self._changed = threading.Condition()
@@ -119,7 +132,9 @@ class BlockOrder:
 
     def take(self, unfinished: int) -> pa.Table | None:
         """The description of the block to decode next; None if none may start yet."""
-        if self.ended or unfinished >= self._max_unfinished():
+        # Before the first row training waits for decoders to start, not for more of them.
+        self._decoders.note(unfinished, waits=self._waits and self._begun)
+        if self.ended or unfinished >= self._decoders.max_unfinished():
             return None
         with self._changed:
             task = self._next_task()
@@ -156,6 +171,10 @@ class BlockOrder:
         low = [t for t in self.tasks.values() if t.taken < t.stop and t.taken - t.used < t.rows_per_block]
         return min(low, key=lambda t: (t.taken - t.used) / max(t.share, 1e-9), default=None)
 
+    def cpus_wanted(self) -> int:
+        """CPUs to ask an autoscaler for."""
+        return self._decoders.wanted()
+
     def exhausted(self) -> bool:
         """Whether every batch of the run was taken."""
         return self._step >= self._steps.num_steps
@@ -180,7 +199,7 @@ class BlockOrder:
     def want(self, task: str) -> None:
         """Notes that training waits for the task's next row."""
         with self._changed:
-            self._wanted, self._news = task, True
+            self._wanted, self._waits, self._news = task, True, True
             self._changed.notify_all()
 
     def use(self, task: str) -> None:
@@ -188,6 +207,7 @@ class BlockOrder:
         one = self.tasks[task]
         with self._changed:
             one.used += 1
+            self._waits, self._begun = False, True
             if one.used >= one.ahead[0].stop:
                 self.bytes_ahead -= one.bytes_of(one.ahead.popleft())
                 self._news = True

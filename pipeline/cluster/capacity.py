@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from pipeline.cluster import ray_private
+from pipeline.cluster.decode_demand import DecodeDemand
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.errors import RequestError
 from pipeline.host_memory import machine_cpus
@@ -37,25 +38,38 @@ def uses_actors(options: DecodeOptions) -> bool:
 
 
 class DecodeCpus:
-    """CPUs that decode for one rank of ``world_size``, on the machines of the moment."""
+    """CPUs that decode for one rank of ``world_size``, on the machines of the moment.
+
+    demand: the CPUs that the rank asks an autoscaler for; None without one.
+    """
 
     def __init__(self, cluster: Cluster, world_size: int):
         self._trainer_cpus = cluster.trainer_cpus(world_size if cluster.num_workers else 0)
         self._actors = uses_actors(cluster.decode)
         self._world_size = world_size
+        low, self._max_cpus = (bound / world_size for bound in cluster.decode.cpu_bounds)
         self._looked_at = -_LOOK_EVERY_S
         self.look()
+        self.demand = DecodeDemand(low, self._max_cpus, self._decoders_here) if autoscales() else None
 
     def look(self) -> None:
         """Counts the CPUs, unless that was done a moment ago."""
         if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
             self._looked_at = time.monotonic()
-            self.cpus = max(0.0, cluster_cpus() - self._trainer_cpus) / self._world_size
+            free = max(0.0, cluster_cpus() - self._trainer_cpus) / self._world_size
+            self.cpus = min(free, self._max_cpus)
+
+    def _decoders_here(self) -> int:
+        return max(1, math.ceil(self.cpus - 1e-6))
 
     @property
     def num_decoders(self) -> int:
-        """Decoders that keep the CPUs busy, the last of them with a part of one; at least one."""
-        return max(1, math.ceil(self.cpus - 1e-6))
+        """Decoders that keep the CPUs busy, the last of them with a part of one; at least one.
+
+        No more than is asked for, so that machines which are not needed become idle and go.
+        """
+        here = self._decoders_here()
+        return min(here, self.demand.cpus) if self.demand else here
 
     def max_unfinished(self) -> int:
         """Number of blocks that decoders may have. Ray grows a pool of actors while two wait for each of them."""
@@ -64,6 +78,15 @@ class DecodeCpus:
             return 2 * self.num_decoders
         # Among ranks that share CPUs, one that queued more would keep the others waiting.
         return self.num_decoders + (self._world_size == 1)
+
+    def note(self, unfinished: int, *, waits: bool) -> None:
+        """Notes how busy the decoders are, and whether training waits for them."""
+        if self.demand:
+            self.demand.note(unfinished, waits=waits)
+
+    def wanted(self) -> int:
+        """CPUs to ask an autoscaler for; 0 without one."""
+        return self.demand.cpus if self.demand else 0
 
 
 def bytes_ahead(cluster: Cluster, world_size: int) -> int:
@@ -173,12 +196,22 @@ def _machines() -> list[dict[str, float]]:
 
 def may_grow() -> bool:
     """Whether the cluster has an autoscaler that could bring machines; True if that cannot be told."""
+    return _has_autoscaler() is not False
+
+
+def autoscales() -> bool:
+    """Whether the cluster certainly has an autoscaler."""
+    return _has_autoscaler() is True
+
+
+def _has_autoscaler() -> bool | None:
+    """None if that cannot be told."""
     if ray_private.autoscaler_limits():
         return True
     try:
         kinds = json.loads(ray_private.autoscaler_status())["autoscaler_report"]["active_nodes"]
     # Nothing written yet, or the form of another autoscaler.
     except (TypeError, ValueError, KeyError):
-        return True
+        return None
     # Without one, each machine has its own kind, named after it.
     return any(not kind.startswith("node_") for kind in kinds)

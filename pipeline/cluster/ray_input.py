@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
+from ray.data._internal.cluster_autoscaler import DefaultClusterAutoscalerV2, create_cluster_autoscaler
+from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
 from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 from ray.data._internal.logical.interfaces import LogicalOperator, LogicalPlan, SourceOperator
@@ -38,6 +40,9 @@ class Source(Protocol):
 
     def exhausted(self) -> bool:
         """Whether ``take`` has given everything."""
+
+    def cpus_wanted(self) -> int:
+        """CPUs that the cluster's autoscaler is to provide for decoding; 0 asks for none."""
 
     def rest(self, timeout_s: float) -> None:
         """Waits until ``take`` may have something to give, at most ``timeout_s``."""
@@ -86,6 +91,36 @@ def _plan(operator: _LogicalInput, children: list, context: DataContext) -> _Inp
 
 
 Planner._DEFAULT_PLAN_FNS[_LogicalInput] = _plan
+
+
+class _Demand(DefaultClusterAutoscalerV2):
+    """Asks the autoscaler for the CPUs that the source wants.
+
+    Ray's own rule asks for more whenever the CPUs are in use, as those of waiting actors always are. Requests of all
+    ranks and of Ray Train meet in one actor of Ray's; those that are not renewed expire, as after a kill of the run.
+    """
+
+    # Seconds between two requests, and until one expires.
+    EVERY_S = 5.0
+    AUTOSCALING_REQUEST_EXPIRE_TIME_S = 60
+
+    def __init__(self, source: Source, resource_manager: Any, **named: Any):
+        super().__init__(resource_manager, **named)
+        self._source = source
+
+    def try_trigger_scaling(self) -> None:
+        if self._get_time() - self._last_request_time >= self.EVERY_S:
+            self._send_resource_request([{"CPU": 1}] * self._source.cpus_wanted())
+
+
+def _create_cluster_autoscaler(topology: Any, resource_manager: Any, context: DataContext, *, execution_id: str) -> Any:
+    inputs = [operator for operator in topology if isinstance(operator, _Input)]
+    if not inputs:
+        return create_cluster_autoscaler(topology, resource_manager, context, execution_id=execution_id)
+    return _Demand(inputs[0]._source, resource_manager, execution_id=execution_id)
+
+
+streaming_executor.create_cluster_autoscaler = _create_cluster_autoscaler
 
 
 def dataset_of(source: Source) -> Dataset:

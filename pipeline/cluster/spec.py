@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 
 from pipeline.cluster.settings import WorkerSettings
@@ -14,12 +15,19 @@ class DecodeOptions:
     """Options of the streams.
 
     mode: "tasks", "actors" or "auto". block_steps: steps of the run that a block lasts for. ahead: share of the object
-    store for blocks that are decoded ahead of training.
+    store for blocks that are decoded ahead of training. cpus: minimum and maximum of all ranks together; None leaves
+    both to the cluster.
     """
 
     mode: str = "auto"
     block_steps: int = 16
     ahead: float = 0.3
+    cpus: tuple[int, int] | None = None
+
+    @property
+    def cpu_bounds(self) -> tuple[float, float]:
+        """Minimum and maximum CPUs of all ranks together."""
+        return self.cpus or (1, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ def queues_of(
     # Two blocks of each task fit: one that is used, and the next.
     max_block = budget // (2 * len(specs))
     tasks = [_task_blocks(one, cluster, world_size=world_size, max_bytes=max_block) for one in specs.values()]
-    order = BlockOrder(tasks, steps, rank=rank, max_bytes=budget, max_unfinished=cpus.max_unfinished)
+    order = BlockOrder(tasks, steps, rank=rank, max_bytes=budget, decoders=cpus)
     tables = decoded(
         order,
         specs,

@@ -58,9 +58,11 @@ def check_references(recipe: Recipe) -> None:
         _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
         _check_evaluation(where, e, tasks)
     _check_sampler(recipe)
-    steps = recipe.logging.profile_steps
+    steps, cpus = recipe.logging.profile_steps, recipe.cluster.decode_cpus
     if steps and steps[0] > steps[1]:
         raise RequestError(f"logging.profile_steps: expected [first, last], ascending; found {list(steps)}")
+    if cpus and cpus[0] > cpus[1]:
+        raise RequestError(f"cluster.decode_cpus: expected [min, max], ascending; found {list(cpus)}")
 
 
 # Key of ``sampler`` → the only kind that reads it.

@@ -167,6 +167,11 @@ class ClusterSettings(WorkerSettings):
     decode_ahead: float = keys.key(
         0.3, "Share of Ray's object store for batches that are decoded ahead of training.", gt=0, le=0.8
     )
+    decode_cpus: tuple[keys.FromOne, keys.FromOne] | None = keys.key(
+        None,
+        "[min, max] CPUs that decode for all workers together, asked of an autoscaler while training waits for data; "
+        "null: no bounds but the cluster's own.",
+    )
     clip_cache_mb: int = keys.key(0, "Megabytes of decoded clips that each decode process keeps.", ge=0)
     decode_timeout_s: float = keys.key(60.0, "Maximum seconds of decoding a sample; slower ones are rejected.", gt=0)
     decode_memory_mb: int = keys.key(4096, "Maximum megabytes of decoding a sample; larger ones are rejected.", ge=256)

@@ -172,7 +172,7 @@ def cluster_spec(recipe: Recipe) -> Cluster:
     workers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(WorkerSettings)}
     return Cluster(
         **workers,
-        decode=DecodeOptions(settings.decode, settings.block_steps, settings.decode_ahead),
+        decode=DecodeOptions(settings.decode, settings.block_steps, settings.decode_ahead, settings.decode_cpus),
         cache_bytes=settings.clip_cache_mb << 20,
         limits=decode_limits(recipe),
     )

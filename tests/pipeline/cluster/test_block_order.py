@@ -16,6 +16,22 @@ from pipeline.data.blocks import Block
 from pipeline.errors import DataError
 
 
+class Decoders:
+    """As many as the test says; notes what they are told."""
+
+    def __init__(self, number: int):
+        self.number, self.notes = number, []
+
+    def max_unfinished(self) -> int:
+        return self.number
+
+    def note(self, unfinished: int, *, waits: bool) -> None:
+        self.notes.append((unfinished, waits))
+
+    def wanted(self) -> int:
+        return self.number
+
+
 @dataclasses.dataclass
 class Steps:
     """The steps of a run as a text, one letter a step; the first ``decided_until`` of them are known."""
@@ -42,7 +58,7 @@ def order_of(
         for name in sorted(set(text))
     ]
     steps = Steps(text, len(text) if decided is None else decided)
-    return BlockOrder(tasks, steps, rank=3, max_bytes=max_bytes, max_unfinished=lambda: decoders)
+    return BlockOrder(tasks, steps, rank=3, max_bytes=max_bytes, decoders=Decoders(decoders))
 
 
 def taken(order: BlockOrder) -> list[str]:
@@ -126,7 +142,7 @@ def test_a_sampler_that_learns_never_waits_and_wastes_no_more_than_a_block_a_tas
         TaskBlocks(name, 0, schedule.batches_at_most(name), schedule.share(name), rows_per_block=4, row_bytes=1)
         for name in data.tasks
     ]
-    order = BlockOrder(tasks, schedule, rank=0, max_bytes=40, max_unfinished=lambda: 100)
+    order = BlockOrder(tasks, schedule, rank=0, max_bytes=40, decoders=Decoders(100))
     draw, made = random.Random(1), dict.fromkeys(data.tasks, 0)
     for step in range(400):
         while (table := order.take(0)) is not None:
@@ -179,6 +195,23 @@ def test_who_holds_up_is_named(monkeypatch):
 
 def test_a_run_of_any_length_begins_at_once():
     tasks = [TaskBlocks("a", 5, 10**12, 1.0, rows_per_block=8, row_bytes=1)]
-    order = BlockOrder(tasks, OneTask("a", 5, 10**12), rank=0, max_bytes=20, max_unfinished=lambda: 100)
+    order = BlockOrder(tasks, OneTask("a", 5, 10**12), rank=0, max_bytes=20, decoders=Decoders(100))
     assert [Block.described(order.take(0)).stop for _ in range(4)] == [6, 8, 12, 20]
     assert order.take(0) is None
+
+
+def test_decoders_learn_when_training_waits_for_more_of_them():
+    order = order_of("aaaa", rows=1)
+    order.want("a")
+    order.take(0)
+    # Before the first row it waits for decoders to start.
+    assert order._decoders.notes == [(0, False)]
+    order.arrived("a", 0, 3)
+    order.use("a")
+    order.take(0)
+    order.want("a")
+    order.take(1)
+    order.use("a")
+    order.take(1)
+    assert order._decoders.notes[1:] == [(0, False), (1, True), (1, False)]
+    assert order.cpus_wanted() == 100

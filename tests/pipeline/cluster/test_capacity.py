@@ -68,6 +68,7 @@ def four_cpus(monkeypatch):
     monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 4.0)
     monkeypatch.setattr(capacity, "may_grow", lambda: False)
+    monkeypatch.setattr(capacity, "autoscales", lambda: False)
 
 
 def test_workers_leave_a_cpu_to_decode_with(four_cpus, monkeypatch):
@@ -112,6 +113,20 @@ def test_decoders_follow_the_machines_of_the_moment(four_cpus, monkeypatch):
     assert (alone.max_unfinished(), shared.max_unfinished(), actors.max_unfinished()) == (13, 5, 10)
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 3.0)
     assert (alone.max_unfinished(), shared.max_unfinished()) == (4, 1)
+
+
+def test_decoders_stay_within_the_recipe_s_bounds(four_cpus, monkeypatch):
+    monkeypatch.setattr(capacity, "_LOOK_EVERY_S", 0.0)
+    bounded = Cluster(num_workers=2, decode=DecodeOptions(cpus=(4, 8)))
+    assert DecodeCpus(bounded, 2).wanted() == 0
+    monkeypatch.setattr(capacity, "autoscales", lambda: True)
+    # Two of four CPUs are the trainers'; each rank asks for its half of four, and has one decoder.
+    rank = DecodeCpus(bounded, 2)
+    assert (rank.wanted(), rank.num_decoders) == (2, 1)
+    monkeypatch.setattr(capacity, "cluster_cpus", lambda: 100.0)
+    rank.look()
+    # It decodes with what it has asked for, and may ask for no more than half of eight.
+    assert (rank.cpus, rank.wanted(), rank.num_decoders) == (4.0, 2, 2)
 
 
 def test_ranks_share_the_object_stores(monkeypatch):

@@ -83,6 +83,7 @@ def test_a_prompt_without_a_place_for_the_class(prompt):
         ("logging.progress", "loud"),
         ("logging.writers", "wandb"),
         ("logging.profile_steps", [5, 3]),
+        ("cluster.decode_cpus", [8, 4]),
         ("logging.peak_tflops", 0.0),
         ("train", None),
         ("tasks.photo_classes.augment.area", 0.5),

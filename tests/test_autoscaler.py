@@ -1,0 +1,127 @@
+"""``cluster.yaml``'s types of machines under Ray's own autoscaler, each a process: they come and go with need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.ray_head import ray_head
+
+ROOT = Path(__file__).resolve().parent.parent
+# CPUs of the types here; a worker of two fits on a trainer alone.
+CPUS = {"decode": 1, "gpu_trainer": 2}
+# A decoder that one CPU is too few for, in a module of the user's own.
+SLOW = """
+import time
+from pipeline.data.media.image import BUILT_IN
+
+def image(source, spec, **times):
+    time.sleep(0.1)
+    return BUILT_IN["pillow"](source, spec, **times)
+"""
+# As ``jobs/pretrain.py``, with a calm of seconds.
+JOB = """
+import sys
+from pipeline.cluster.decode_demand import DecodeDemand
+from pipeline.cli import main
+DecodeDemand.window_s, DecodeDemand.calm_windows = 1.0, 5
+sys.exit(main(["pretrain", *sys.argv[1:]]))
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def local_types() -> dict:
+    """The decode pool and the GPU trainer of cluster.yaml, their CPUs fewer and without the GPUs."""
+    types = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["available_node_types"]
+    bounds = {name: {key: types[name][key] for key in ("min_workers", "max_workers")} for name in CPUS}
+    bounds["decode"]["max_workers"] = 2
+    return {name: bounds[name] | {"resources": {"CPU": cpus}} for name, cpus in CPUS.items()}
+
+
+# Prints the CPUs of each living machine, again and again; joins before there are others than the head.
+WATCH = """
+import json, sys, time, ray
+ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
+while True:
+    print(json.dumps([n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]]), flush=True)
+    time.sleep(0.5)
+"""
+
+
+class Watch:
+    """The living machines, from a process that looks all the time. seen: type → number, at each look."""
+
+    def __init__(self, head) -> None:
+        command = [sys.executable, "-c", WATCH, head.address]
+        self._process = subprocess.Popen(command, env=head.environment, stdout=subprocess.PIPE, text=True)
+        self.seen: list[dict[str, int]] = []
+        self.look()
+
+    def look(self) -> dict[str, int]:
+        # Ray has lines of its own, on machines that go.
+        while not (line := self._process.stdout.readline()).startswith("["):
+            assert line, "the watch has ended"
+        cpus = json.loads(line)
+        self.seen.append({name: cpus.count(one) for name, one in CPUS.items()})
+        return self.seen[-1]
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def recipe_file(recipe: dict, folder: Path) -> Path:
+    """One task over pictures that decode slowly, and a worker that takes a trainer's two CPUs."""
+    (folder / "own.py").write_text(SLOW)
+    (folder / "job.py").write_text(JOB)
+    digits = recipe["data_sets"]["digits"]
+    digits["image"]["decoder"] = "own:image"
+    task = recipe["tasks"]["classes"] | {"variants": [{"size": 16}]}
+    recipe |= {"data_sets": {"digits": digits}, "tasks": {"classes": task}}
+    recipe["train"]["num_steps"] = 120
+    recipe["evaluate"] = []
+    recipe["cluster"] = {"num_workers": 1, "cpus_per_worker": 2, "decode_cpus": [1, 2], "block_steps": 1}
+    del recipe["text"]
+    (folder / "slow.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "slow.yaml"
+
+
+def test_machines_come_for_a_worker_and_for_decoding_and_go(make_toy_recipe, tmp_path, quick_compile):
+    config, run_dir = recipe_file(make_toy_recipe(), tmp_path), tmp_path / "run"
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "XLA_FLAGS": quick_compile}
+    with ray_head("--num-cpus=0", node_types=local_types(), **environment) as head, Watch(head) as watch:
+        assert watch.seen == [{"decode": 0, "gpu_trainer": 0}]
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(
+                [sys.executable, tmp_path / "job.py", "--config", config, "--run-dir", run_dir],
+                env=head.environment | {"RAY_ADDRESS": head.address},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            while process.poll() is None:
+                watch.look()
+        finally:
+            process.kill()
+        said = (tmp_path / "log").read_text()
+        assert process.returncode == 0, f"{said}{watch.seen}"
+        # One machine for the worker; one, then two that decode, as training waits for data.
+        assert {"decode": 1, "gpu_trainer": 1} in watch.seen, watch.seen
+        assert {"decode": 2, "gpu_trainer": 1} in watch.seen, watch.seen
+        assert max(one["gpu_trainer"] for one in watch.seen) == 1
+        # Nothing asks any more.
+        deadline = time.monotonic() + 90
+        while any(watch.look().values()):
+            assert time.monotonic() < deadline, watch.seen
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 120
