@@ -12,6 +12,8 @@ from pipeline.stopping import end_process
 
 # Maximum number of seconds without such a line while one process waits; twice that when another process takes over.
 EVERY_S = 5.0
+# Seconds between two such lines on a wait that may last hours, once it has lasted that long.
+RARELY_S = 60.0
 
 _lock = threading.Lock()
 _waits: list[Wait] = []
@@ -20,10 +22,15 @@ _thread: threading.Thread | None = None
 
 
 class Wait:
-    """One thing that a job waits for. what: a text, or a function that returns the current text."""
+    """One thing that a job waits for. what: a text, or a function that returns the current text. long: maybe hours."""
 
-    def __init__(self, what: str | Callable[[], str]):
-        self.what, self._began = what, time.monotonic()
+    def __init__(self, what: str | Callable[[], str], *, long: bool = False):
+        self.what, self._began, self._long = what, time.monotonic(), long
+
+    def every_s(self) -> float:
+        """Seconds between two lines about it, at the moment."""
+        rare = self._long and time.monotonic() - self._began >= RARELY_S
+        return RARELY_S if rare else EVERY_S
 
     def done(self) -> None:
         """Ends the lines about it."""
@@ -38,13 +45,13 @@ class Wait:
 
 
 @contextlib.contextmanager
-def waiting_for(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[Wait]:
+def waiting_for(what: str | Callable[[], str], *, quiet: bool = False, long: bool = False) -> Iterator[Wait]:
     """Prints every ``EVERY_S`` seconds what the job waits for, until the block or ``Wait.done`` ends it.
 
-    The innermost of nested waits is named. quiet: print nothing.
+    The innermost of nested waits is named. quiet: print nothing. long: a line a minute after the first minute.
     """
     global _thread
-    wait = Wait(what)
+    wait = Wait(what, long=long)
     if not quiet:
         with _lock:
             _waits.append(wait)
@@ -66,7 +73,7 @@ def _watch() -> None:
                 _thread = None
                 return
             wait = _waits[-1]
-        if time.monotonic() - _last_line >= EVERY_S:
+        if time.monotonic() - _last_line >= wait.every_s():
             _last_line = time.monotonic()
             say(wait.line())
 

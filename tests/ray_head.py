@@ -28,6 +28,14 @@ _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-l
 
 # Identity of the head for the provider of machines that are processes.
 _HEAD_ID = "f" * 51 + "0" * 5
+_LISTS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+_LISTS += (
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "cluster_synced_files",
+    "rsync_exclude",
+    "rsync_filter",
+)
 # Environment of a head whose autoscaler looks every second.
 _AUTOSCALER = {
     "RAY_FAKE_CLUSTER": "1",
@@ -104,7 +112,9 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
         "idle_timeout_minutes": 0.1,
         "upscaling_speed": 20,
         "provider": {
-            "type": "fake_multinode",
+            # As "fake_multinode", whose defaults are not in Ray's wheel.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -115,9 +125,10 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
         "auth": {},
         "available_node_types": head | {name: kind | {"node_config": {}} for name, kind in node_types.items()},
         "head_node_type": "ray.head.default",
-        **{name: [] for name in ("initialization_commands", "setup_commands", "head_setup_commands")},
-        **{name: [] for name in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+        # The lists that a whole file of ``ray up`` has.
+        **{name: [] for name in _LISTS},
         "file_mounts": {},
+        "file_mounts_sync_continuously": False,
     }
     path = folder / "autoscaling.json"
     path.write_text(json.dumps(config))

@@ -109,7 +109,8 @@ def test_machines_come_for_a_worker_and_for_decoding_and_go(make_toy_recipe, tmp
                 stderr=subprocess.STDOUT,
             )
         try:
-            while process.poll() is None:
+            deadline = time.monotonic() + 240
+            while process.poll() is None and time.monotonic() < deadline:
                 watch.look()
         finally:
             process.kill()

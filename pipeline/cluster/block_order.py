@@ -14,6 +14,9 @@ import pyarrow as pa
 from pipeline.data.blocks import Block
 from pipeline.errors import DataError
 
+# Seconds of one block after which the line on it says whether CPUs are free.
+_LONG_S = 10.0
+
 
 class PlannedStep(Protocol):
     """One step of a run."""
@@ -83,12 +86,15 @@ class _Given:
 class Decoders(Protocol):
     """The decoders of a rank.
 
-    max_unfinished: the number of blocks that they may have at the moment. wanted: CPUs to ask an autoscaler for.
+    max_unfinished: the number of blocks that they may have at the moment. lack: a few words on the CPUs for them.
+    wanted: CPUs to ask an autoscaler for.
     """
 
     def max_unfinished(self) -> int: ...
 
     def note(self, unfinished: int, *, waits: bool) -> None: ...
+
+    def lack(self) -> str: ...
 
     def wanted(self) -> int: ...
 
@@ -219,8 +225,11 @@ class BlockOrder:
         with self._changed:
             decoding = list(self._decoding.values())
         own = [now - given.since for given in decoding if given.block.task == task]
-        if own:
+        if own and max(own) < _LONG_S:
             return f"given to a decoder {max(own):.0f} s ago"
+        if own:
+            # It waits for a CPU, or decodes.
+            return f"given to a decoder {max(own):.0f} s ago; {self._decoders.lack()}"
         others = sorted({given.block.task for given in decoding})
         return f"the decoders have {len(decoding)} blocks of {', '.join(others)}" if others else "no decoder has it yet"
 

@@ -17,10 +17,10 @@ from pipeline.errors import RequestError
 from pipeline.host_memory import machine_cpus
 from pipeline.waiting import waiting_for
 
-# Seconds for machines that are about to join a cluster without an autoscaler.
-_JOINING_S = 30.0
 # Minimum CPUs of a cluster whose streams keep actors.
 _ACTOR_CPUS = 8
+# Seconds between two requests for the workers' machines, until Ray Train asks for them itself.
+_ASK_EVERY_S = 20.0
 # Seconds for which a count of the cluster's CPUs holds.
 _LOOK_EVERY_S = 5.0
 # Device files: NVIDIA, NVIDIA under WSL, AMD; TPUs up to v4 and later ones.
@@ -84,6 +84,10 @@ class DecodeCpus:
         if self.demand:
             self.demand.note(unfinished, waits=waits)
 
+    def lack(self) -> str:
+        """The CPUs that no one uses, in words, for a line on blocks that are not decoded."""
+        return f"{ray.available_resources().get('CPU', 0.0):g} of the cluster's {cluster_cpus():g} CPUs are free"
+
     def wanted(self) -> int:
         """CPUs to ask an autoscaler for; 0 without one."""
         return self.demand.cpus if self.demand else 0
@@ -123,43 +127,47 @@ def check_accelerator(cluster: Cluster) -> None:
 
 
 def await_room(cluster: Cluster) -> None:
-    """Waits until the machines of the cluster can hold the workers, if more machines may join.
+    """Waits until the machines of a cluster that the run has joined can hold the workers, and decode beside them.
 
-    Raises RequestError if none may, or none has within ``cluster.start_timeout_s``.
+    Raises RequestError if they cannot within ``cluster.start_timeout_s``; at once if the run has started its own Ray,
+    which no machine joins.
     """
     minimum, began = cluster.sizes[0], time.monotonic()
     if not minimum:
         return
-    limit_s = min(_joining_s(cluster), cluster.start_timeout_s)
-    with waiting_for(lambda: f"machines: {_lack(cluster)}"):
-        while room(_machines(), cluster.worker_resources) < minimum:
-            if time.monotonic() - began >= limit_s:
+    limit_s = cluster.start_timeout_s if cluster.joins else 0.0
+    asked_at = -_ASK_EVERY_S
+    with waiting_for(lambda: f"machines: {_lack(cluster)}", long=True):
+        while lack := _lack(cluster):
+            now = time.monotonic()
+            if now - began >= limit_s:
                 within = f" within {limit_s:.0f} s" if limit_s else ""
-                raise RequestError(
-                    f"cluster.num_workers = {minimum}: {_lack(cluster)}{within}; ask for no more than it can hold"
-                )
+                raise RequestError(f"cluster.num_workers = {minimum}: {lack}{within}; {_remedy(cluster)}")
+            if now - asked_at >= _ASK_EVERY_S:
+                asked_at = now
+                bundles = [dict(cluster.worker_resources) for _ in range(minimum)]
+                ray_private.ask_for_machines(bundles, expire_after_s=3 * _ASK_EVERY_S)
             time.sleep(0.5)
-    if cluster.joins:
-        _check_decode_cpus(cluster)
 
 
-def _joining_s(cluster: Cluster) -> float:
-    """Seconds in which more machines may join."""
-    if not cluster.joins:
-        return 0.0
-    return cluster.start_timeout_s if may_grow() else _JOINING_S
-
-
-def _check_decode_cpus(cluster: Cluster) -> None:
-    """Raises RequestError if the workers leave no CPU to decode with: streams would wait for one without a bound."""
-    minimum = cluster.sizes[0]
-    if _decodes_beside(cluster, minimum) or may_grow():
-        return
-    raise RequestError(
-        f"cluster.num_workers = {minimum}: they take {cluster.trainer_cpus(minimum):g} of the cluster's "
-        f"{cluster_cpus():g} CPUs, and decoding needs one; ask for fewer, lower cluster.cpus_per_worker, or share them "
-        "by cluster.decode=actors"
+def _lack(cluster: Cluster) -> str | None:
+    """The machines that are missing, in words; None if there is room for the workers and a decoder."""
+    minimum, has = cluster.sizes[0], room(_machines(), cluster.worker_resources)
+    if has < minimum:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.worker_resources.items() if amount)
+        return f"the cluster has room for {has} of {minimum} workers of {each or 'nothing'} each"
+    # An autoscaler is asked by the streams.
+    if not cluster.joins or _decodes_beside(cluster, minimum) or may_grow():
+        return None
+    return (
+        f"they take {cluster.trainer_cpus(minimum):g} of the cluster's {cluster_cpus():g} CPUs, and decoding needs one"
     )
+
+
+def _remedy(cluster: Cluster) -> str:
+    if room(_machines(), cluster.worker_resources) < cluster.sizes[0]:
+        return "ask for no more than it can hold"
+    return "ask for fewer, lower cluster.cpus_per_worker, or share them by cluster.decode=actors"
 
 
 def max_workers(cluster: Cluster) -> int:
@@ -182,12 +190,6 @@ def room(machines: Iterable[Mapping[str, float]], worker: Mapping[str, float]) -
     if not needs:
         return 1 << 30
     return sum(int(min(m.get(name, 0.0) / amount + 1e-9 for name, amount in needs.items())) for m in machines)
-
-
-def _lack(cluster: Cluster) -> str:
-    minimum, has = cluster.sizes[0], room(_machines(), cluster.worker_resources)
-    each = " and ".join(f"{amount:g} {name}" for name, amount in cluster.worker_resources.items() if amount)
-    return f"the cluster has room for {has} of {minimum} workers of {each or 'nothing'} each"
 
 
 def _machines() -> list[dict[str, float]]:

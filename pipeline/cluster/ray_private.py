@@ -44,6 +44,19 @@ def autoscaler_status() -> bytes | None:
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
 
 
+def ask_for_machines(bundles: list[dict[str, float]], *, expire_after_s: float) -> None:
+    """Asks the autoscaler for machines that hold ``bundles`` all at once; without one nothing happens.
+
+    In Ray's actor where the requests of Ray Train and of the streams meet: one sent past it would replace theirs.
+    """
+    from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator, ResourceRequestPriority
+
+    requester = f"imp-{ray.get_runtime_context().get_job_id()}"
+    DefaultAutoscalingCoordinator(requester).request_resources(
+        bundles, expire_after_s=expire_after_s, priority=ResourceRequestPriority.HIGH
+    )
+
+
 def leave_signals_alone(trainer: JaxTrainer) -> None:
     """Keeps Ray's own handler away, which drops the workers at Ctrl-C; ours asks them to save and stop."""
     trainer._register_sigint_handler = lambda controller: None

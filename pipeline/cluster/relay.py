@@ -88,7 +88,7 @@ class Relay:
         self._running = running
         self._wait.close()
         if not running:
-            self._wait.enter_context(waiting_for(f"{self._cluster.sizes[0]} workers to start"))
+            self._wait.enter_context(waiting_for(f"{self._cluster.sizes[0]} workers to start", long=True))
 
     def _ask_for_a_stop(self, news: News) -> None:
         if not self._asked:

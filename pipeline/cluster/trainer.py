@@ -20,6 +20,7 @@ from pipeline.cluster.scaling import scaling_config
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.task_streams import open_queues
 from pipeline.cluster.worker import train_worker
+from pipeline.commands import typed_command
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.stopping import Stop
@@ -84,6 +85,10 @@ class _LocalGate(StepGate):
         if step > self._first:
             self._stop.defer()
         return super().next_action(step, wait=wait)
+
+    def saved(self, step: int) -> None:
+        if self._stop.is_set():
+            self._stop.at_once(f"stopped after step {step}, state saved; go on with: {typed_command()}")
 
 
 # --- in workers ---

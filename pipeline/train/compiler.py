@@ -11,6 +11,9 @@ from model.structure import Structure
 
 log = logging.getLogger(__name__)
 
+# Seconds between two looks for a stop while a graph is waited for.
+_LOOK_S = 0.2
+
 
 class StepCompiler:
     """Compiles in a background thread; a step waits only for its own graph.
@@ -85,8 +88,11 @@ class StepCompiler:
         with self._lock:
             return self._compiled.get(structure)
 
-    def get(self, structure: Structure) -> Callable:
-        """The compiled step. A structure outside the budget is compiled here and now, with an alarm."""
+    def get(self, structure: Structure, *, leave: Callable[[], bool] = lambda: False) -> Callable | None:
+        """The compiled step. A structure outside the budget is compiled here and now, with an alarm.
+
+        leave: asked again and again while waiting; None once it is true.
+        """
         with self._changed:
             if structure not in self._budget:
                 self.alarms.append(structure)
@@ -98,7 +104,9 @@ class StepCompiler:
             elif structure in self._next:
                 self._next.remove(structure)
                 self._next.insert(0, structure)
-            self._changed.wait_for(lambda: structure in self._compiled or self._failure)
+            while not self._changed.wait_for(lambda: structure in self._compiled or self._failure, _LOOK_S):
+                if leave():
+                    return None
             if structure not in self._compiled:
                 assert self._failure is not None
                 raise self._failure

@@ -22,6 +22,8 @@ from pipeline.train.step_gate import StepGate
 STAGES = ("sampler", "stream", "journal", "devices")
 # Batches on the devices ahead of the step that runs.
 _DEPTH = 2
+# Seconds between two looks for a stop while a batch is waited for.
+_LOOK_S = 0.2
 # Seconds for the thread, which may be putting a batch on a device, and for all queues' threads to end.
 _JOIN_S = 5.0
 
@@ -157,12 +159,18 @@ class Feed:
         task = self._wanted
         return None if task is None else f"a batch of {task} ({self._queues[task].awaits()})"
 
-    def next(self, *, wait: bool = True) -> Batch | None:
-        """The next batch. wait False: None if it is not ready yet. Raises the error of making it."""
-        try:
-            item = self._ready.get(block=wait)
-        except queue.Empty:
-            return None
+    def next(self, *, wait: bool = True, leave: Callable[[], bool] = lambda: False) -> Batch | None:
+        """The next batch. Raises the error of making it.
+
+        wait False: None if it is not ready yet. leave: asked again and again while waiting; None once it is true.
+        """
+        while True:
+            try:
+                item = self._ready.get(block=wait, timeout=_LOOK_S)
+                break
+            except queue.Empty:
+                if not wait or leave():
+                    return None
         if isinstance(item, BaseException):
             raise item
         return item

@@ -157,7 +157,9 @@ class Loop:
                 # With several processes the gate has stopped all of them before this step.
                 self._end(e)
                 break
-            self._update(step, batch, batch.waits(data_wait_s) | {RANKS: others_wait_s})
+            if batch is None or not self._update(step, batch, batch.waits(data_wait_s) | {RANKS: others_wait_s}):
+                # A stop was asked for while this step's batch or graph was waited for.
+                break
             step += 1
             if step % self._checkpoint_every == 0:
                 self._save(step)
@@ -188,15 +190,20 @@ class Loop:
         action = self._gate.next_action(step, wait=False)
         return (action, 0.0) if action is not None else self._wait(lambda: self._gate.next_action(step))
 
-    def _next_batch(self) -> tuple[Batch, float]:
-        """(the next batch, seconds waited for it)."""
+    def _next_batch(self) -> tuple[Batch | None, float]:
+        """(the next batch, seconds waited for it); None if a stop was asked for meanwhile."""
         batch = self._feed.next(wait=False)
-        return (batch, 0.0) if batch is not None else self._wait(self._feed.next)
+        leave = self._gate.leaves
+        return (batch, 0.0) if batch is not None else self._wait(lambda: self._feed.next(leave=leave))
 
-    def _update(self, step: int, batch: Batch, waits: dict[str, float]) -> None:
+    def _update(self, step: int, batch: Batch, waits: dict[str, float]) -> bool:
+        """Dispatches a step. Returns False, without it, if a stop was asked for while its graph was compiled."""
         compiled, compile_wait_s = self._compiler.ready(batch.plan.structure), 0.0
         if compiled is None:
-            compiled, compile_wait_s = self._wait(lambda: self._compiler.get(batch.plan.structure))
+            structure, leave = batch.plan.structure, self._gate.leaves
+            compiled, compile_wait_s = self._wait(lambda: self._compiler.get(structure, leave=leave))
+            if compiled is None:
+                return False
             self._hooks.heartbeat(f"compiling {batch.plan.task}")
         # The profiler's step boundaries.
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
@@ -204,6 +211,7 @@ class Loop:
         # The device works on this step while the host reads and writes the metrics of the one before.
         self._finish()
         self._pending = _Pending(batch, metrics, waits, compile_wait_s)
+        return True
 
     def _wait(self, get: Callable[[], T]) -> tuple[T, float]:
         """(the result of ``get``, seconds it took). The step before ends first: the device then waits too."""

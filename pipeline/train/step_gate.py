@@ -64,6 +64,13 @@ class StepGate:
         self.rejects_before(step)
         return NextAction.STOP if self._ended or self._should_stop() else NextAction.STEP
 
+    def leaves(self) -> bool:
+        """Whether this process may end before a step that it was granted: with others in that step it may not."""
+        return self._ended or self._should_stop()
+
+    def saved(self, step: int) -> None:
+        """The state after a step, the last of this process, is on disk."""
+
     def rejects_before(self, step: int) -> RejectCounts:
         """The draws and rejects of all processes for the steps before one. Called with steps in order."""
         # The feed is a few steps ahead: what it has drawn for them is drawn again after a kill.

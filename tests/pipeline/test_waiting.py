@@ -70,3 +70,12 @@ def test_what_cannot_be_stopped_ends_with_a_line():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
     )
     assert (done.returncode, done.stderr) == (2, "error: no answer\n") and time.monotonic() - began < 20
+
+
+def test_a_wait_of_hours_has_a_line_a_minute_after_the_first(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: now[0])
+    short, long = waiting.Wait("a step"), waiting.Wait("machines", long=True)
+    assert short.every_s() == long.every_s() == 5
+    now[0] = 60
+    assert (short.every_s(), long.every_s()) == (5, 60)

@@ -28,6 +28,9 @@ class Decoders:
     def note(self, unfinished: int, *, waits: bool) -> None:
         self.notes.append((unfinished, waits))
 
+    def lack(self) -> str:
+        return "0 of the cluster's 4 CPUs are free"
+
     def wanted(self) -> int:
         return self.number
 
@@ -189,7 +192,7 @@ def test_who_holds_up_is_named(monkeypatch):
     for unfinished in range(2):
         order.take(unfinished)
     now[0] += 41
-    assert order.held_up("b") == "given to a decoder 41 s ago"
+    assert order.held_up("b") == "given to a decoder 41 s ago; 0 of the cluster's 4 CPUs are free"
     assert order.held_up("c") == "the decoders have 2 blocks of a, b"
 
 

@@ -45,26 +45,30 @@ def test_more_workers_than_cpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("joins", "grows", "timeout_s", "limit_s"), [(False, False, 9, 0), (True, False, 9, 2), (True, True, 9, 9)]
+    ("joins", "grows", "timeout_s", "limit_s"), [(False, False, 9, 0), (True, False, 9, 9), (True, True, 9, 9)]
 )
 def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, timeout_s, limit_s):
     monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 5.0}])
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 5.0)
     monkeypatch.setattr(capacity, "may_grow", lambda: grows)
-    monkeypatch.setattr(capacity, "_JOINING_S", 2)
     now = [0.0]
     clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
     monkeypatch.setattr(capacity, "time", clock)
+    asked = []
+    monkeypatch.setattr(capacity.ray_private, "ask_for_machines", lambda bundles, **_: asked.append(bundles))
     address = "head:6379" if joins else None
     capacity.await_room(Cluster(num_workers=4, address=address))
+    assert asked == []
     cluster = Cluster(num_workers=2, accelerator="gpu", address=address, start_timeout_s=timeout_s)
     with pytest.raises(RequestError, match="room for 0 of 2 workers of 1 CPU and 1 GPU each"):
         capacity.await_room(cluster)
     assert now[0] == limit_s
+    assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2] * joins
 
 
 @pytest.fixture
 def four_cpus(monkeypatch):
+    monkeypatch.setattr(capacity.ray_private, "ask_for_machines", lambda bundles, **_: None)
     monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 4.0)
     monkeypatch.setattr(capacity, "may_grow", lambda: False)
@@ -73,7 +77,7 @@ def four_cpus(monkeypatch):
 
 def test_workers_leave_a_cpu_to_decode_with(four_cpus, monkeypatch):
     capacity.await_room(Cluster(num_workers=3, address="head:6379"))
-    every_cpu = Cluster(num_workers=(2, 4), cpus_per_worker=2, address="head:6379")
+    every_cpu = Cluster(num_workers=(2, 4), cpus_per_worker=2, address="head:6379", start_timeout_s=0.01)
     with pytest.raises(RequestError, match="= 2: they take 4 of the cluster's 4 CPUs, and decoding needs one"):
         capacity.await_room(every_cpu)
     # Actors ask for a part of a CPU; an autoscaler brings more.

@@ -62,3 +62,12 @@ def test_a_compile_that_fails_reaches_the_step_that_waits():
     with pytest.raises(ValueError, match="no memory for this one"):
         compiler.get(A)
     compiler.close()
+
+
+def test_a_wait_for_a_graph_can_be_left():
+    go_on = threading.Event()
+    compiler = StepCompiler(lambda what: go_on.wait(10), [A])
+    assert compiler.get(A, leave=lambda: True) is None
+    go_on.set()
+    assert compiler.get(A) is True
+    compiler.close()

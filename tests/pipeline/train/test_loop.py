@@ -59,7 +59,7 @@ class FakeFeed:
         made_s = {"sampler": 0.0, "stream": 5.0, "journal": 0.05, "devices": 0.1}
         return Batch(step, plan, {}, [str(step)], 1.5, made_s)
 
-    def next(self, *, wait=True):
+    def next(self, *, wait=True, leave=lambda: False):
         if self.batches[0].step in self.late:
             if not wait:
                 return None
@@ -77,7 +77,7 @@ class FakeCompiler:
     def ready(self, structure):
         return self.step if structure.name in self.done else None
 
-    def get(self, structure):
+    def get(self, structure, *, leave=lambda: False):
         self.events.append(f"compile {structure.name}")
         time.sleep(WAIT_S)
         self.done.add(structure.name)
@@ -234,7 +234,7 @@ def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
     records, saved, feed = [], [], FakeFeed(5)
     take = feed.next
 
-    def next_batch(*, wait=True):
+    def next_batch(*, wait=True, leave=None):
         if feed.batches[0].step == 3:
             raise DataError("storage: a could not be read")
         return take(wait=wait)
@@ -254,6 +254,42 @@ def test_data_that_end_a_run_end_it_with_its_state_saved(monkeypatch):
         loop.run()
     assert [r["step"] for r in records] == [1, 2, 3]
     assert saved == [(2, {"a": 2, "b": 2, "c": 0}), (3, {"a": 3, "b": 3, "c": 0})]
+
+
+@pytest.mark.parametrize("awaited", ["batch", "graph"])
+def test_a_stop_ends_a_wait_that_would_not_end(monkeypatch, awaited):
+    """The data of step 3, or the graph of step 2, never come: what was done is saved."""
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    asked, saved, feed, compiler = [], [], FakeFeed(5), FakeCompiler([])
+    take, compiled = feed.next, compiler.get
+
+    def leave_when_asked(leave):
+        asked.append(1)
+        assert leave()
+
+    def next_batch(*, wait=True, leave=None):
+        if awaited == "batch" and feed.batches[0].step == 3:
+            return leave_when_asked(leave) if wait else None
+        return take(wait=wait)
+
+    def graph(structure, *, leave):
+        return leave_when_asked(leave) if awaited == "graph" and structure.name == "s1" else compiled(structure)
+
+    monkeypatch.setattr(feed, "next", next_batch)
+    monkeypatch.setattr(compiler, "get", graph)
+    loop = Loop(
+        state={"a": 0, "b": 0, "c": 0},
+        feed=feed,
+        compiler=compiler,
+        gate=StepGate(lambda: bool(asked)),
+        hooks=Hooks(record=lambda record: None, save=lambda step, state: saved.append((step, state["a"]))),
+        steps=range(5),
+        learning_rates=np.arange(5, dtype=np.float32),
+        checkpoint_every=10,
+    )
+    done = 3 if awaited == "batch" else 1
+    assert loop.run() == done
+    assert saved == [(done, done)]
 
 
 class Disk:
