@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -136,17 +137,19 @@ def await_room(cluster: Cluster) -> None:
     if not minimum:
         return
     limit_s = cluster.start_timeout_s if cluster.joins else 0.0
-    asked_at = -_ASK_EVERY_S
-    with waiting_for(lambda: f"machines: {_lack(cluster)}", long=True):
+    with waiting_for(lambda: f"machines: {_lack(cluster)}", long=True), contextlib.ExitStack() as asked:
+        request, asked_at = None, -math.inf
         while lack := _lack(cluster):
             now = time.monotonic()
             if now - began >= limit_s:
                 within = f" within {limit_s:.0f} s" if limit_s else ""
                 raise RequestError(f"cluster.num_workers = {minimum}: {lack}{within}; {_remedy(cluster)}")
+            if request is None:
+                request = ray_private.MachineRequest([dict(cluster.worker_resources) for _ in range(minimum)])
+                asked.callback(request.cancel)
             if now - asked_at >= _ASK_EVERY_S:
                 asked_at = now
-                bundles = [dict(cluster.worker_resources) for _ in range(minimum)]
-                ray_private.ask_for_machines(bundles, expire_after_s=3 * _ASK_EVERY_S)
+                request.renew(expire_after_s=3 * _ASK_EVERY_S)
             time.sleep(0.5)
 
 

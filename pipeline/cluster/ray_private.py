@@ -44,17 +44,26 @@ def autoscaler_status() -> bytes | None:
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
 
 
-def ask_for_machines(bundles: list[dict[str, float]], *, expire_after_s: float) -> None:
-    """Asks the autoscaler for machines that hold ``bundles`` all at once; without one nothing happens.
+class MachineRequest:
+    """A request to the autoscaler for machines that hold ``bundles`` all at once; without one nothing happens.
 
-    In Ray's actor where the requests of Ray Train and of the streams meet: one sent past it would replace theirs.
+    It goes to Ray's actor where the requests of Ray Train and of the streams meet: sent past it, it would replace
+    theirs. They are added up, so it is to be cancelled before Ray Train asks for the same.
     """
-    from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator, ResourceRequestPriority
 
-    requester = f"imp-{ray.get_runtime_context().get_job_id()}"
-    DefaultAutoscalingCoordinator(requester).request_resources(
-        bundles, expire_after_s=expire_after_s, priority=ResourceRequestPriority.HIGH
-    )
+    def __init__(self, bundles: list[dict[str, float]]):
+        from ray.data._internal.cluster_autoscaler import DefaultAutoscalingCoordinator
+
+        self._bundles = bundles
+        self._coordinator = DefaultAutoscalingCoordinator(f"imp-{ray.get_runtime_context().get_job_id()}")
+
+    def renew(self, *, expire_after_s: float) -> None:
+        """Sends it, again if it was sent before."""
+        self._coordinator.request_resources(self._bundles, expire_after_s=expire_after_s)
+
+    def cancel(self) -> None:
+        """Asks for nothing any more."""
+        self._coordinator.cancel_request()
 
 
 def leave_signals_alone(trainer: JaxTrainer) -> None:

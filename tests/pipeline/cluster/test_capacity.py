@@ -16,6 +16,19 @@ def _no_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
+class Request:
+    """Notes what an autoscaler would be asked for."""
+
+    def __init__(self, bundles, asked):
+        self.bundles, self.asked = bundles, asked
+
+    def renew(self, *, expire_after_s):
+        self.asked.append(self.bundles)
+
+    def cancel(self):
+        self.asked.append("cancelled")
+
+
 def test_how_many_workers_fit():
     # 8 CPUs hold two of 3, one GPU one; machines do not help each other out.
     machines = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}]
@@ -55,7 +68,7 @@ def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, 
     clock = types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
     monkeypatch.setattr(capacity, "time", clock)
     asked = []
-    monkeypatch.setattr(capacity.ray_private, "ask_for_machines", lambda bundles, **_: asked.append(bundles))
+    monkeypatch.setattr(capacity.ray_private, "MachineRequest", lambda bundles: Request(bundles, asked))
     address = "head:6379" if joins else None
     capacity.await_room(Cluster(num_workers=4, address=address))
     assert asked == []
@@ -63,12 +76,12 @@ def test_machines_are_waited_for_where_they_may_come(monkeypatch, joins, grows, 
     with pytest.raises(RequestError, match="room for 0 of 2 workers of 1 CPU and 1 GPU each"):
         capacity.await_room(cluster)
     assert now[0] == limit_s
-    assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2] * joins
+    assert asked == [[{"CPU": 1.0, "GPU": 1}] * 2, "cancelled"] * joins
 
 
 @pytest.fixture
 def four_cpus(monkeypatch):
-    monkeypatch.setattr(capacity.ray_private, "ask_for_machines", lambda bundles, **_: None)
+    monkeypatch.setattr(capacity.ray_private, "MachineRequest", lambda bundles: Request(bundles, []))
     monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 4.0)
     monkeypatch.setattr(capacity, "may_grow", lambda: False)
