@@ -66,6 +66,24 @@ class MachineRequest:
         self._coordinator.cancel_request()
 
 
+def keep_shared_actors_here() -> None:
+    """Starts the actors that Ray Data keeps in a cluster for good, on this machine.
+
+    Each is pinned to the machine that first needs it, and an autoscaler never ends a machine with an actor: a trainer
+    would cost money after its run.
+    """
+    from ray.data._internal import stats, stats_summary_actor
+    from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+    from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+    from ray.data._internal.usage.actor import get_or_create_usage_collection_actor
+
+    get_or_create_autoscaling_coordinator()
+    get_or_create_actor_location_tracker()
+    get_or_create_usage_collection_actor()
+    stats.get_or_create_stats_actor()
+    stats_summary_actor._get_or_create_stats_summary_actor()
+
+
 def leave_signals_alone(trainer: JaxTrainer) -> None:
     """Keeps Ray's own handler away, which drops the workers at Ctrl-C; ours asks them to save and stop."""
     trainer._register_sigint_handler = lambda controller: None

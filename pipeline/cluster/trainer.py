@@ -100,6 +100,8 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     Workers that are lost start again from the newest checkpoint, at most ``cluster.max_failures`` times; the project's
     own errors, of data or request, end the run at once.
     """
+    if cluster.joins:
+        ray_private.keep_shared_actors_here()
     await_room(cluster)
     coordinator = _step_coordinator(cluster)
     trainer = _workers_trainer(spec, cluster, coordinator)
