@@ -116,7 +116,8 @@ def _old_summary(run_dir: Path, done: int) -> dict:
 
 def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt: CommandAttempt) -> None:
     """Evaluates, writes the quarantine list and the report, and adds all times to the summary."""
-    from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.measure import evaluate_run
+    from pipeline.evaluate.table import print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
     from pipeline.report.quarantine_table import write_table

@@ -103,8 +103,8 @@ def mean_over_clips(function: Callable[[np.ndarray], np.ndarray], features: np.n
 
 
 def class_anchors(projected: np.ndarray, num_prompts: int) -> np.ndarray:
-    """(classes, K) of unit length: the mean over a class's prompts before normalisation.
+    """(classes, K) of unit length: the mean over a class's prompts, each of unit length (Radford et al. 2021, CLIP).
 
     projected: (classes x prompts, K), the prompts of a class beside each other.
     """
-    return unit(projected.reshape(-1, num_prompts, projected.shape[-1]).mean(1))
+    return unit(unit(projected).reshape(-1, num_prompts, projected.shape[-1]).mean(1))
