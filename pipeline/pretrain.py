@@ -73,6 +73,10 @@ def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
     with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
         set_damaged_aside(run_dir)
         spec = plan(recipe, run_dir)
+        if recipe.checkpoint.keep_best is not None:
+            from pipeline.evaluate.during import check_best
+
+            check_best(recipe, spec)
         claim(run_dir, spec)
     return spec
 
@@ -152,6 +156,7 @@ def _print_times(summary: dict) -> None:
         "data_wait_s": "wait for data",
         "steps_s": "steps",
         "save_s": "checkpoints",
+        "evaluate_s": "evaluations between steps",
         "evaluation_s": "evaluation",
     }
     times = summary["time"]

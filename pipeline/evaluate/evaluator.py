@@ -59,7 +59,13 @@ class Evaluator:
         clips = 1 if side.modality == "image" or isinstance(model, RawValues) else measurement.settings.clips
         key = (repr(side), manifest, clips, max_rows, type(model))
         if key not in self._cache:
-            num_rows = Manifest(manifest, media=side.data_set.media_columns).num_rows
+            found_rows = Manifest(manifest, media=side.data_set.media_columns)
+            columns, num_rows = side.data_set.modality(side.modality).columns_of(side.modality), found_rows.num_rows
+            if not set(columns) & set(found_rows.columns):
+                raise RequestError(
+                    f"manifest {manifest}: expected a column {' or '.join(columns)}, for {side.modality}; found "
+                    f"{', '.join(found_rows.schema.names)}"
+                )
             found = self._make(
                 model,
                 side,

@@ -1,4 +1,4 @@
-"""Results of measurements for people, on a terminal."""
+"""Results of measurements for people, on a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -6,45 +6,32 @@ from collections.abc import Iterable
 
 # Metrics that are shown, by how their names end; the others are in the file.
 _SHOWN = ("acc1", "mean_average_precision", "recall@1", "recall@5")
+_COLUMNS = "{:<36}{:>8}{:>18}{:>8}{:>10}"
 
 
 def print_table(results: Iterable[dict]) -> None:
-    """Prints the first metrics of each entry beside their interval, chance and baseline."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Prints the first metrics of each entry with their interval, chance, and the baseline without learning."""
     results = list(results)
     if not results:
         print("nothing was evaluated: no data set has held-out rows that a task's heads can be measured on")
         return
-    columns = ["data set", "task", "input", "metric", "value", "95 % interval", "chance", "examples"]
-    if any(r.get("baseline") for r in results):
-        columns.insert(7, "without learning")
-    table = Table(title="held-out evaluation")
-    for column in columns:
-        # Folded where the terminal is narrow: what is cut off may be what tells two metrics apart.
-        left = column in ("data set", "task", "input", "metric")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    baseline = "baseline" if any(r.get("baseline") for r in results) else ""
+    lines = [_COLUMNS.format("held-out evaluation", "value", "95 % interval", "chance", baseline)]
     for result in results:
-        for metric in (m for m in result["metrics"] if m.endswith(_SHOWN)):
-            cells = _cells(result, metric)
-            table.add_row(*(cells[column] for column in columns))
-    Console().print(table)
+        lines.append(f"{result['dataset']} {result['task']}, {result['input']}, {result['num_examples']} examples")
+        lines += [_line(result, name) for name in result["metrics"] if name.endswith(_SHOWN)]
+    print("\n".join(line.rstrip() for line in lines))
 
 
-def _cells(result: dict, metric: str) -> dict[str, str]:
+def _line(result: dict, metric: str) -> str:
     interval = result["intervals"].get(metric)
-    return {
-        "data set": result["dataset"],
-        "task": result["task"],
-        "input": result["input"],
-        "metric": metric,
-        "value": _percent(result["metrics"][metric]),
-        "95 % interval": f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %" if interval else "",
-        "chance": _percent(result["chance"].get(metric)),
-        "without learning": _percent(result.get("baseline", {}).get(metric)),
-        "examples": str(result["num_examples"]),
-    }
+    return _COLUMNS.format(
+        f"  {metric}",
+        _percent(result["metrics"][metric]),
+        f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %" if interval else "",
+        _percent(result["chance"].get(metric)),
+        _percent(result.get("baseline", {}).get(metric)),
+    )
 
 
 def _percent(value: float | None) -> str:

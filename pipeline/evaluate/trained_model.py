@@ -87,7 +87,7 @@ def _chosen(checkpoints: Checkpoints, step: int | str | None) -> int | None:
         return found
     wanted = checkpoints.best_step if step == "best" else step
     if wanted is None:
-        raise RequestError("no checkpoint is kept as the best: set checkpoint.keep_best and train.evaluate_every")
+        raise RequestError("no checkpoint is kept as the best: set checkpoint.keep_best and logging.evaluate_every")
     if wanted not in checkpoints.steps:
         raise RequestError(f"step {wanted}: expected one of the checkpoints {checkpoints.steps}")
     if damage := checkpoints.damage(wanted):

@@ -48,9 +48,21 @@ def check_references(recipe: Recipe) -> None:
     for number, e in enumerate(recipe.evaluate):
         check_evaluation(f"evaluate.{number}", e, recipe)
     _check_sampler(recipe)
+    _check_best(recipe)
     steps = recipe.logging.profile_steps
     if steps and steps[0] > steps[1]:
         raise RequestError(f"logging.profile_steps: expected [first, last], ascending; found {list(steps)}")
+
+
+def _check_best(recipe: Recipe) -> None:
+    every = recipe.logging.evaluate_every
+    if recipe.checkpoint.keep_best is None:
+        return
+    if every is None or recipe.train.checkpoint_every % every:
+        raise RequestError(
+            f"checkpoint.keep_best: expected a logging.evaluate_every that divides train.checkpoint_every, "
+            f"{recipe.train.checkpoint_every}, so that every checkpoint is judged; found {every}"
+        )
 
 
 # Key of ``sampler`` → the only kind that reads it.

@@ -191,7 +191,14 @@ def logging_spec(recipe: Recipe) -> LoggingSpec:
         for name, task in recipe.tasks.items()
     }
     train = recipe.train
-    changed = {"writers": named, "log_every": train.log_every, "log_samples": train.log_samples, "feed_advice": advice}
+    # Training knows the room above it by this name alone.
+    changed = {
+        "evaluator": "pipeline.evaluate.during:LiveEvaluation",
+        "writers": named,
+        "log_every": train.log_every,
+        "log_samples": train.log_samples,
+        "feed_advice": advice,
+    }
     return LoggingSpec(**vars(settings) | changed)
 
 

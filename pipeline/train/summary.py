@@ -79,6 +79,7 @@ def _times(rank: Rank) -> dict[str, float]:
         "compile_wait_s": round(times.compile_wait_s, 3),
         "steps_s": round(times.steps_s, 3),
         "save_s": round(times.save_s, 3),
+        "evaluate_s": round(times.evaluate_s, 3),
         "compile_s": round(sum(rank.compiler.compile_s.values()), 3),
         "compile_share": round(times.compile_wait_s / train_s, 4),
         "train_s": round(train_s, 3),

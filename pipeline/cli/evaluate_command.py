@@ -1,0 +1,168 @@
+"""The command that measures a run: evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import add_run_argument, check_run, make_parser, positive, recipe_file
+from pipeline.commands import command
+from pipeline.errors import EXIT_DONE, RequestError
+from pipeline.files import make_folder
+from pipeline.stopping import Stop
+from pipeline.waiting import waiting_for
+
+if TYPE_CHECKING:
+    from pipeline.data.manifest import Manifest
+    from pipeline.evaluate.trained_model import EvaluatedModel
+
+# Options that are keys of an ``evaluate`` entry.
+_ENTRY = ("kind", "modality", "other", "manifest", "data_set", "classes", "prompts", "positives", "clips", "sizes")
+_ENTRY += ("frames", "max_rows", "fit", "max_fit_rows", "baseline", "resamples")
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    evaluate = command("evaluate")
+    parser = make_parser(
+        evaluate,
+        "Evaluate a run from a checkpoint alone: its own evaluate list again, or any manifest.",
+        epilog=f"""\
+examples:
+  {evaluate} --run runs/pets                              its own list, into runs/pets/eval.json
+  {evaluate} --run runs/pets --config more_held_out_sets.yaml
+  {evaluate} --run runs/pets --manifest birds.parquet --classes birds.txt
+  {evaluate} --run runs/pets --manifest birds.parquet --classes "a crow" "a robin" --prompts "a photo of {{}}"
+  {evaluate} --run runs/pets --manifest clips.parquet --kind retrieval --modality video --other audio --clips 4
+  {evaluate} --run runs/pets --manifest birds.parquet --kind linear_probe --fit birds_train.parquet --baseline
+
+A manifest may be one that no task trained on: only the head of its pair of modalities must have been trained.
+Without --kind: zero_shot with --classes or without texts in the manifest, else retrieval.
+
+exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
+    )
+    add_run_argument(parser)
+    parser.add_argument(
+        "--config",
+        type=recipe_file,
+        metavar="FILE",
+        help="a recipe whose evaluate list and held-out sets replace the run's own; its classes must be the same",
+    )
+    parser.add_argument(
+        "--step", type=_step, metavar="STEP", help='the step of a checkpoint, or "best" (default: the newest)'
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where results go (default: below the run's directory)"
+    )
+    _add_entry_arguments(parser.add_argument_group("one measurement in place of the list (as an entry of evaluate:)"))
+    parser.set_defaults(job=_evaluate)
+    return parser
+
+
+def _add_entry_arguments(group: argparse._ArgumentGroup) -> None:
+    kinds = ("zero_shot", "classify", "retrieval", "linear_probe", "knn")
+    group.add_argument("--manifest", metavar="FILE", help="rows to measure")
+    group.add_argument("--kind", choices=kinds, help="the kind of measurement")
+    group.add_argument("--modality", metavar="NAME", help="image, video, audio, ... (default: the manifest's only one)")
+    group.add_argument("--other", metavar="NAME", help="modality with which retrieval compares it (default: text)")
+    group.add_argument("--data-set", metavar="NAME", help="data set whose decoding, classes and held-out rows apply")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="classes, or a file with one on each line")
+    group.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts with {} for the class, or a file of them")
+    group.add_argument("--positives", choices=("labels", "text", "instance"), help="rows that are right in retrieval")
+    group.add_argument("--clips", type=positive, metavar="N", help="windows of a video or sound that are averaged")
+    group.add_argument("--sizes", type=positive, nargs="+", metavar="PIXELS", help="sizes of the view, a result each")
+    group.add_argument("--frames", type=positive, metavar="N", help="frames of a video view")
+    group.add_argument("--max-rows", type=positive, metavar="N", help="a sample of the rows, always the same")
+    group.add_argument("--fit", metavar="FILE", help="labelled rows that a probe, knn and the baseline learn from")
+    group.add_argument("--max-fit-rows", type=positive, metavar="N", help="maximum number of them (default: 10000)")
+    group.add_argument(
+        "--baseline", action="store_const", const=True, help="also nearest neighbours in pixels or sound"
+    )
+    group.add_argument("--resamples", type=int, metavar="N", help="bootstrap resamples of intervals (default: 1000)")
+
+
+def _step(text: str) -> int | str:
+    if text == "best":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'expected a step or "best", found {text}')
+    return int(text)
+
+
+def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
+    from pipeline import recipe as recipes
+
+    check_run(arguments.run)
+    entry = {name: value for name in _ENTRY if (value := getattr(arguments, name)) is not None}
+    if entry and not entry.keys() & {"manifest", "data_set"}:
+        raise RequestError("expected --manifest or --data-set: the rows to measure")
+    # Refused now rather than after minutes of evaluation.
+    make_folder((arguments.out or arguments.run / "eval.json").absolute().parent, "--out" if arguments.out else "--run")
+    from pipeline.corpus import build_corpus
+    from pipeline.evaluate.evaluator import Evaluator
+    from pipeline.evaluate.measure import default_list, evaluate
+    from pipeline.evaluate.table import print_table
+    from pipeline.evaluate.trained_model import TrainedModel
+    from pipeline.files import write_json
+
+    with waiting_for("the checkpoint to load"):
+        model = TrainedModel(arguments.run, arguments.step)
+    if arguments.config:
+        model.use_recipe(recipes.load(arguments.config))
+    entries = [_measurement(model, entry)] if entry else default_list(model)
+    build_corpus(model.recipe)
+    with waiting_for("the evaluation"):
+        results = evaluate(Evaluator(model), entries)
+    out = arguments.out or _place(arguments.run, results if entry else None)
+    write_json(out, results)
+    print_table(results)
+    print(f"all metrics: {out}")
+    return EXIT_DONE
+
+
+def _place(run_dir: Path, own: list[dict] | None) -> Path:
+    """The file of results. own: those of a user's measurement, which leave the run's eval.json as it is."""
+    if own is None:
+        return run_dir / "eval.json"
+    folder = run_dir / "evaluations"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{own[0]['dataset'].replace('/', '-')}-{own[0]['task']}.json"
+
+
+def _measurement(model: EvaluatedModel, entry: dict) -> object:
+    """A measurement whose kind and modality follow from its rows where they are not named."""
+    from pipeline import recipe as recipes
+
+    for name in ("classes", "prompts"):
+        words = entry.get(name, [])
+        # One word is a file if it exists.
+        if len(words) == 1 and Path(words[0]).expanduser().is_file():
+            entry[name] = words[0]
+    if not {"modality", "kind"} <= entry.keys():
+        entry = _from_rows(model, entry) | entry
+    settings = recipes.evaluation_settings(entry)
+    recipes.check_evaluation("evaluate", settings, model.recipe)
+    return settings
+
+
+def _from_rows(model: EvaluatedModel, entry: dict) -> dict:
+    manifest = _rows(model, entry)
+    media = [m for m in model.embedders if m in manifest.columns and m not in ("text", entry.get("other"))]
+    if len(media) != 1 and "modality" not in entry:
+        found = ", ".join(media) or f"none of {', '.join(m for m in model.embedders if m != 'text')}"
+        raise RequestError(f"expected --modality, one of the manifest's: found {found}")
+    wants_classes = "classes" in entry or ("text" not in manifest.columns and "other" not in entry)
+    return {"modality": next(iter(media), None), "kind": "zero_shot" if wants_classes else "retrieval"}
+
+
+def _rows(model: EvaluatedModel, entry: dict) -> Manifest:
+    from pipeline.data.manifest import Manifest
+    from pipeline.recipe import specs
+
+    columns = tuple(m for m in model.embedders if m not in ("image", "video", "audio", "text"))
+    if "manifest" in entry:
+        return Manifest(specs.locate(entry["manifest"]), media=columns)
+    held_out = model.data_sets[entry["data_set"]].held_out if entry["data_set"] in model.data_sets else {}
+    if not held_out:
+        raise RequestError(f"--data-set {entry['data_set']}: expected one with held-out rows; found none of that name")
+    return Manifest(next(iter(held_out.values())), media=columns)
