@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from pipeline.evaluate.trained_model import EvaluatedModel
 
 # Options that are keys of an ``evaluate`` entry.
-_ENTRY = ("kind", "modality", "other", "manifest", "data_set", "classes", "prompts", "positives", "clips", "sizes")
-_ENTRY += ("frames", "max_rows", "fit", "max_fit_rows", "baseline", "resamples")
+_ENTRY = (
+    "manifest",
+    "kind",
+    "modality",
+    "other",
+    "data_set",
+    "classes",
+    "prompts",
+    "clips",
+    "sizes",
+    "fit",
+    "baseline",
+)
 
 
 def evaluate_parser() -> argparse.ArgumentParser:
@@ -30,31 +41,23 @@ def evaluate_parser() -> argparse.ArgumentParser:
         epilog=f"""\
 examples:
   {evaluate} --run runs/pets                              its own list, into runs/pets/eval.json
-  {evaluate} --run runs/pets --config more_held_out_sets.yaml
   {evaluate} --run runs/pets --manifest birds.parquet --classes birds.txt
-  {evaluate} --run runs/pets --manifest birds.parquet --classes "a crow" "a robin" --prompts "a photo of {{}}"
-  {evaluate} --run runs/pets --manifest clips.parquet --kind retrieval --modality video --other audio --clips 4
-  {evaluate} --run runs/pets --manifest birds.parquet --kind linear_probe --fit birds_train.parquet --baseline
+  {evaluate} --run runs/pets --manifest clips.parquet --kind retrieval --modality video --other audio
+  {evaluate} --run runs/pets --manifest birds.parquet --kind linear_probe --fit birds_train.parquet
 
-A manifest may be one that no task trained on: only the head of its pair of modalities must have been trained.
-Without --kind: zero_shot with --classes or without texts in the manifest, else retrieval.
+Only the head of the manifest's pair of modalities must have been trained. Without --kind: zero_shot with
+--classes or where the manifest has no texts, else retrieval.
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
+    parser.usage = f"{evaluate} --run FOLDER [OPTIONS]"
     add_run_argument(parser)
     parser.add_argument(
-        "--config",
-        type=recipe_file,
-        metavar="FILE",
-        help="a recipe whose evaluate list and held-out sets replace the run's own; its classes must be the same",
+        "--config", type=recipe_file, metavar="FILE", help="a recipe whose list and held-out sets apply"
     )
-    parser.add_argument(
-        "--step", type=_step, metavar="STEP", help='the step of a checkpoint, or "best" (default: the newest)'
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where results go (default: below the run's directory)"
-    )
-    _add_entry_arguments(parser.add_argument_group("one measurement in place of the list (as an entry of evaluate:)"))
+    parser.add_argument("--step", type=_step, metavar="STEP", help='a checkpoint, or "best" (default: newest)')
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where results go (default: in the run)")
+    _add_entry_arguments(parser.add_argument_group("one measurement in place of the list"))
     parser.set_defaults(job=_evaluate)
     return parser
 
@@ -62,23 +65,24 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
 def _add_entry_arguments(group: argparse._ArgumentGroup) -> None:
     kinds = ("zero_shot", "classify", "retrieval", "linear_probe", "knn")
     group.add_argument("--manifest", metavar="FILE", help="rows to measure")
-    group.add_argument("--kind", choices=kinds, help="the kind of measurement")
-    group.add_argument("--modality", metavar="NAME", help="image, video, audio, ... (default: the manifest's only one)")
-    group.add_argument("--other", metavar="NAME", help="modality with which retrieval compares it (default: text)")
-    group.add_argument("--data-set", metavar="NAME", help="data set whose decoding, classes and held-out rows apply")
-    group.add_argument("--classes", nargs="+", metavar="NAME", help="classes, or a file with one on each line")
-    group.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts with {} for the class, or a file of them")
-    group.add_argument("--positives", choices=("labels", "text", "instance"), help="rows that are right in retrieval")
-    group.add_argument("--clips", type=positive, metavar="N", help="windows of a video or sound that are averaged")
-    group.add_argument("--sizes", type=positive, nargs="+", metavar="PIXELS", help="sizes of the view, a result each")
-    group.add_argument("--frames", type=positive, metavar="N", help="frames of a video view")
-    group.add_argument("--max-rows", type=positive, metavar="N", help="a sample of the rows, always the same")
-    group.add_argument("--fit", metavar="FILE", help="labelled rows that a probe, knn and the baseline learn from")
-    group.add_argument("--max-fit-rows", type=positive, metavar="N", help="maximum number of them (default: 10000)")
+    group.add_argument("--data-set", metavar="NAME", help="whose decoding, classes and rows apply")
+    group.add_argument("--kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    group.add_argument("--modality", metavar="NAME", help="image, video, audio, ... (default: the only one)")
+    group.add_argument("--other", metavar="NAME", help="that retrieval compares it with (default: text)")
+    group.add_argument("--classes", nargs="+", metavar="NAME", help="classes, or a file of them")
+    group.add_argument("--prompts", nargs="+", metavar="TEXT", help="prompts with {}, or a file of them")
+    group.add_argument("--clips", type=positive, metavar="N", help="windows of a row that are averaged")
+    group.add_argument("--sizes", type=positive, nargs="+", metavar="N", help="pixels of the view, a result each")
+    group.add_argument("--fit", metavar="FILE", help="rows that probes and baseline learn from")
+    group.add_argument("--baseline", action="store_const", const=True, help="also the nearest pixels or sounds")
     group.add_argument(
-        "--baseline", action="store_const", const=True, help="also nearest neighbours in pixels or sound"
+        "--set",
+        dest="keys",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another key of an evaluate entry",
     )
-    group.add_argument("--resamples", type=int, metavar="N", help="bootstrap resamples of intervals (default: 1000)")
 
 
 def _step(text: str) -> int | str:
@@ -94,6 +98,7 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
 
     check_run(arguments.run)
     entry = {name: value for name in _ENTRY if (value := getattr(arguments, name)) is not None}
+    entry |= dict(recipes.key_value(text) for text in arguments.keys)
     if entry and not entry.keys() & {"manifest", "data_set"}:
         raise RequestError("expected --manifest or --data-set: the rows to measure")
     # Refused now rather than after minutes of evaluation.

@@ -5,7 +5,7 @@ Unknown keys are errors that name the nearest known one; every value is checked 
 
 from pipeline.recipe.checks import check_evaluation
 from pipeline.recipe.explain import explain_key
-from pipeline.recipe.reading import evaluation_settings, from_dict, load
+from pipeline.recipe.reading import evaluation_settings, from_dict, key_value, load
 from pipeline.recipe.resume import check_resume, differences
 from pipeline.recipe.settings import EvaluationSettings, Recipe
 from pipeline.recipe.yaml_text import dump, read_yaml
@@ -20,6 +20,7 @@ __all__ = [
     "evaluation_settings",
     "explain_key",
     "from_dict",
+    "key_value",
     "load",
     "read_yaml",
 ]

@@ -49,14 +49,19 @@ def _stored(run_dir: Path) -> dict:
     return stored if isinstance(stored, dict) else {}
 
 
-def _override(raw: dict, text: str) -> None:
+def key_value(text: str) -> tuple[str, Any]:
+    """The two parts of a ``--set KEY=VALUE``. Raises RequestError if the value is not YAML."""
     key, equals, value = text.partition("=")
     if not equals:
         raise RequestError(f"--set {text}: expected KEY=VALUE, e.g. --set train.num_steps=100")
     try:
-        parsed = read_yaml(value)
+        return key, read_yaml(value)
     except yaml.YAMLError as e:
         raise RequestError(f"--set {text}: the value is not YAML: {one_line(e)}") from e
+
+
+def _override(raw: dict, text: str) -> None:
+    key, parsed = key_value(text)
     *outer, last = key.split(".")
     node = raw
     for part in outer:
@@ -151,9 +156,8 @@ def evaluation_settings(raw: dict) -> EvaluationSettings:
     try:
         return EvaluationSettings.model_validate_json(json.dumps(raw))
     except pydantic.ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES)
-        raise RequestError(f"{where}: {first['msg']}; found {_shown(first['input'])}") from e
+        within = ("evaluate", "0")
+        raise RequestError(_message(e, within=within).replace(f"{'.'.join(within)}.", "")) from e
 
 
 def _preset(audio: Any) -> dict:
@@ -171,12 +175,15 @@ _NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
 _TYPES = ("str", "dict", "list", "int", "tuple", "literal")
 
 
-def _message(error: pydantic.ValidationError) -> str:
-    """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt."""
+def _message(error: pydantic.ValidationError, *, within: tuple[str, ...] = ()) -> str:
+    """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt.
+
+    within: path of the part of a recipe that was validated.
+    """
     errors = error.errors()
     unknown = [e for e in errors if e["type"] in _UNKNOWN]
     first = (unknown or errors)[0]
-    path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES]
+    path = [*within, *(str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES)]
     where = ".".join(path)
     if first["type"] in _UNKNOWN:
         text, meant = schema.unknown_key(path)

@@ -148,7 +148,9 @@ class _Rank0:
         self._experts_file = run_dir / "experts.json"
         self._loads = ExpertLoads.read(self._experts_file) if steps.start else ExpertLoads()
         self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=steps.start)
-        self._curve = StepLog(run_dir / CURVE, keep_steps=steps.start)
+        # Also of a run that is no longer evaluated: its later points are of steps that were taken back.
+        cut_back(run_dir / CURVE, keep_steps=steps.start)
+        self._curve = StepLog(run_dir / CURVE, keep_steps=steps.start) if spec.evaluate_every else None
         run = RunIdentity(run_dir, spec.project, steps.start, logged_step=self._metrics.last_step)
         self._writers = open_writers(spec.writers, run)
         self._profiler = None
@@ -189,6 +191,7 @@ class _Rank0:
 
     def evaluated(self, step: int, entries: list[dict]) -> None:
         wall_s = round(time.perf_counter() - self._began, 3)
+        assert self._curve is not None
         self._curve.write({"step": step, "wall_s": wall_s, "entries": [_point(entry) for entry in entries]})
         for writer in self._writers:
             writer.write(step, evaluation_scalars(entries))
@@ -197,7 +200,8 @@ class _Rank0:
 
     def sync(self) -> None:
         self._metrics.sync()
-        self._curve.sync()
+        if self._curve:
+            self._curve.sync()
         self._loads.write(self._experts_file)
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ def test_data_that_cannot_be_read_cost_a_measurement_and_not_the_run(monkeypatch
 @pytest.mark.parametrize(
     ("best", "message"),
     [
-        ("digits/acc1", "expected DATA_SET/TASK/METRIC as in eval.json, DATA_SET/TASK one of digits/zero_shot_image, "),
+        ("digits/acc1", "expected DATA_SET/TASK/METRIC as in eval.json, DATA_SET/TASK one of digits/zero_shot_image; "),
         ("digits/zero_shot_image/accuracy", "expected a metric such as acc1, "),
     ],
 )
