@@ -65,6 +65,19 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
 
 
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    """--step: of a checkpoint."""
+    parser.add_argument("--step", type=_step, metavar="STEP", help='a checkpoint, or "best" (default: newest)')
+
+
+def _step(text: str) -> int | str:
+    if text == "best":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'expected a step or "best", found {text}')
+    return int(text)
+
+
 def check_run(run_dir: Path) -> None:
     """Raises RequestError if a folder is not that of a run."""
     if not (run_dir / "checkpoints").is_dir():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import add_run_argument, check_run, make_parser, positive, recipe_file
+from pipeline.cli.arguments import add_run_argument, add_step_argument, check_run, make_parser, positive, recipe_file
 from pipeline.commands import command
 from pipeline.errors import EXIT_DONE, RequestError
 from pipeline.files import make_folder
@@ -15,6 +16,7 @@ from pipeline.waiting import waiting_for
 
 if TYPE_CHECKING:
     from pipeline.data.manifest import Manifest
+    from pipeline.evaluate.evaluator import PooledRows
     from pipeline.evaluate.trained_model import EvaluatedModel
 
 # Options that are keys of an ``evaluate`` entry.
@@ -55,8 +57,9 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
     parser.add_argument(
         "--config", type=recipe_file, metavar="FILE", help="a recipe whose list and held-out sets apply"
     )
-    parser.add_argument("--step", type=_step, metavar="STEP", help='a checkpoint, or "best" (default: newest)')
+    add_step_argument(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where results go (default: in the run)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="share the rows out to N workers of Ray")
     _add_entry_arguments(parser.add_argument_group("one measurement in place of the list"))
     parser.set_defaults(job=_evaluate)
     return parser
@@ -85,14 +88,6 @@ def _add_entry_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _step(text: str) -> int | str:
-    if text == "best":
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'expected a step or "best", found {text}')
-    return int(text)
-
-
 def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline import recipe as recipes
 
@@ -116,13 +111,32 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
         model.use_recipe(recipes.load(arguments.config))
     entries = [_measurement(model, entry)] if entry else default_list(model)
     build_corpus(model.recipe)
-    with waiting_for("the evaluation"):
-        results = evaluate(Evaluator(model), entries)
+    with contextlib.ExitStack() as parts:
+        parts.enter_context(waiting_for("the evaluation"))
+        more = {"make": _workers(arguments, model, parts)} if arguments.workers else {}
+        results = evaluate(Evaluator(model, **more), entries)
     out = arguments.out or _place(arguments.run, results if entry else None)
     write_json(out, results)
     print_table(results)
     print(f"all metrics: {out}")
     return EXIT_DONE
+
+
+def _workers(arguments: argparse.Namespace, model: EvaluatedModel, parts: contextlib.ExitStack) -> PooledRows:
+    """Makes features on workers of this machine's Ray, or of the cluster that the recipe or RAY_ADDRESS names."""
+    from pipeline.cluster.capacity import cluster_cpus
+    from pipeline.cluster.spec import Cluster
+    from pipeline.cluster.start import start_ray
+    from pipeline.cluster.tasks import ActorPool
+    from pipeline.evaluate.workers import model_of, shared_out
+
+    cluster = model.recipe.cluster
+    start_ray(Cluster(address=cluster.address), driver_cpus=0)
+    gpus = cluster.accelerators_per_worker if cluster.accelerator == "gpu" else 0
+    make = model_of(arguments.run.absolute(), model.step)
+    pool = ActorPool(make, num_actors=arguments.workers, cpus=cluster_cpus() / arguments.workers, gpus=gpus)
+    parts.callback(pool.close)
+    return shared_out(pool.map, num_workers=arguments.workers)
 
 
 def _place(run_dir: Path, own: list[dict] | None) -> Path:

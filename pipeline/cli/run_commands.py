@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, check_run, make_parser
+from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, add_step_argument, check_run, make_parser
 from pipeline.commands import command
 from pipeline.credentials import redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN
@@ -75,7 +75,7 @@ def export_parser() -> argparse.ArgumentParser:
     export = command("export")
     parser = make_parser(
         export,
-        "Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
+        "Write the model of a run's checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
         epilog=f"""\
 example:
   {export} --run runs/pets --out exported
@@ -85,6 +85,7 @@ pipeline.export.load reads the folder without Ray; docs/evaluation-and-use.md sh
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     add_run_argument(parser)
+    add_step_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
     parser.set_defaults(job=_export)
     return parser
@@ -100,7 +101,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
-        model = TrainedModel(arguments.run)
+        model = TrainedModel(arguments.run, arguments.step)
     inputs = exported_inputs(model)
     save_model(
         arguments.out,

@@ -17,7 +17,7 @@ from pipeline.evaluate.held_out import HeldOut, Side, pooled_rows, sample_of
 from pipeline.evaluate.measurement import Measurement
 from pipeline.evaluate.probes import RawValues
 from pipeline.evaluate.trained_model import EvaluatedModel
-from pipeline.export.features import Features, class_anchors, mean_over_clips, pooled, unit
+from pipeline.export.features import Pools, class_anchors, mean_over_clips, pooled, unit
 from pipeline.recipe import specs
 
 # Makes the features of some rows of a manifest, as ``held_out.pooled_rows``.
@@ -53,9 +53,7 @@ class Evaluator:
         """The rows' pixels or spectrograms in place of features."""
         return self._rows(measurement, measurement.side, manifest, max_rows, RawValues())
 
-    def _rows(
-        self, measurement: Measurement, side: Side, manifest: str, max_rows: int | None, model: Features | RawValues
-    ) -> HeldOut:
+    def _rows(self, measurement: Measurement, side: Side, manifest: str, max_rows: int | None, model: Pools) -> HeldOut:
         clips = 1 if side.modality == "image" or isinstance(model, RawValues) else measurement.settings.clips
         key = (repr(side), manifest, clips, max_rows, type(model))
         if key not in self._cache:
@@ -75,7 +73,7 @@ class Evaluator:
                 limits=specs.decode_limits(self.model.recipe),
                 sizes=self.model.tokens,
             )
-            if not found.ids:
+            if not found.rows:
                 raise RequestError(f"evaluate: none of the {num_rows} rows of {manifest} could be read")
             self._cache[key] = found
         return self._cache[key]
@@ -120,7 +118,7 @@ class Evaluator:
     def captions(self, rows: HeldOut, task: TaskSpec) -> list[tuple[str, ...]]:
         """The usable captions of each row."""
         if self.model.tokenizer is None:
-            return [()] * len(rows.ids)
+            return [()] * len(rows.rows)
         limit = task.max_characters
         return [usable_captions(t, self.model.tokenizer, max_characters=limit) for t in rows.texts]
 

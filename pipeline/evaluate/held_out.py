@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from pipeline.data.media.process import DecodeProcess
 from pipeline.data.sample_tokens import View, evaluation_tokens
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec, DecodeLimits, TokenSpec, Variant
-from pipeline.export.features import Features, pooled
+from pipeline.export.features import Pools, pooled
 from pipeline.host_memory import machine_cpus
 
 # Maximum decode processes of an evaluation: the threads that ask them share this process's interpreter.
@@ -43,51 +42,60 @@ class Side:
 
 
 class Row(NamedTuple):
-    """A row that could be decoded. number: in its manifest. samples: one a window."""
+    """A row that could be decoded. number: in its manifest."""
 
     number: int
     id: str
     labels: tuple[str, ...]
     texts: tuple[str, ...]
-    samples: list[dict[str, np.ndarray]]
+
+
+# Arrays of each window of a row.
+Samples = list[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """The features of a manifest's rows, sorted by id.
 
-    numbers: of the rows in the manifest. features: (rows, clips, width) float32. rejected: the number of rows with bad
-    media, left out of every metric.
+    features: (rows, clips, width) float32. rejected: the number of rows with bad media, left out of every metric.
     """
 
-    numbers: list[int]
-    ids: list[str]
-    labels: list[tuple[str, ...]]
-    texts: list[tuple[str, ...]]
+    rows: list[Row]
     features: np.ndarray
     rejected: int = 0
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> HeldOut:
-        """Some of the rows, in the order given."""
-        numbers, ids, labels, texts = ([column[i] for i in rows] for column in self._columns)
-        return HeldOut(numbers, ids, labels, texts, self.features[np.asarray(rows, np.int64)], self.rejected)
+    @property
+    def numbers(self) -> list[int]:
+        """The rows' places in the manifest."""
+        return [row.number for row in self.rows]
 
     @property
-    def _columns(self) -> tuple[list, ...]:
-        return self.numbers, self.ids, self.labels, self.texts
+    def labels(self) -> list[tuple[str, ...]]:
+        """The labels of each row."""
+        return [row.labels for row in self.rows]
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """The texts of each row, usable or not."""
+        return [row.texts for row in self.rows]
+
+    def take(self, chosen: Sequence[int]) -> HeldOut:
+        """Some of the rows, in the order given."""
+        return HeldOut([self.rows[i] for i in chosen], self.features[np.asarray(chosen, np.int64)], self.rejected)
 
 
 def joined(parts: Sequence[HeldOut]) -> HeldOut:
     """Several parts of a manifest as one, sorted by id."""
+    rows = [row for part in parts for row in part.rows]
     # Parts without rows have no width.
-    parts, rejected = [p for p in parts if p.ids] or parts[:1], sum(p.rejected for p in parts)
-    numbers, ids, labels, texts = (list(itertools.chain(*c)) for c in zip(*(p._columns for p in parts), strict=True))
-    whole = HeldOut(numbers, ids, labels, texts, np.concatenate([p.features for p in parts]), rejected)
-    return whole.take(sorted(range(len(ids)), key=lambda i: (ids[i], numbers[i])))
+    features = np.concatenate([part.features for part in parts if part.rows] or [parts[0].features])
+    whole = HeldOut(rows, features, sum(part.rejected for part in parts))
+    return whole.take(sorted(range(len(rows)), key=lambda i: (rows[i].id, rows[i].number)))
 
 
 def pooled_rows(
-    model: Features,
+    model: Pools,
     side: Side,
     manifest: str,
     *,
@@ -99,18 +107,17 @@ def pooled_rows(
     """The features of some rows of a manifest. clips: windows of a row, evenly spaced. sizes: the model's patches."""
     kept: list[Row] = []
 
-    def samples(found: Iterator[Row | None]) -> Iterator[dict]:
-        for row in found:
-            if row is not None:
-                kept.append(row._replace(samples=[]))
-                yield from row.samples
+    def samples(found: Iterator[tuple[Row, Samples] | None]) -> Iterator[dict]:
+        for one in found:
+            if one is not None:
+                kept.append(one[0])
+                yield from one[1]
 
     views = [View(side.variant, window=(i, clips)) for i in range(clips)]
     with contextlib.closing(_Decoders(side, manifest, limits)) as decoders:
         features = pooled(model, side.embedder, samples(decoders.rows(rows, views, sizes)))
-    numbers, ids, labels, texts = ([getattr(r, name) for r in kept] for name in ("number", "id", "labels", "texts"))
     features = features.reshape(len(kept), clips, -1) if kept else np.zeros((0, clips, 0), np.float32)
-    return joined([HeldOut(numbers, ids, labels, texts, features, len(rows) - len(kept))])
+    return joined([HeldOut(kept, features, len(rows) - len(kept))])
 
 
 class _Decoders:
@@ -123,8 +130,8 @@ class _Decoders:
         # The first source makes this machine's copy of the rows, which those of other threads then open.
         self._unused = [self._open()]
 
-    def rows(self, rows: Sequence[int], views: list[View], sizes: TokenSpec) -> Iterator[Row | None]:
-        """Each row, None for a reject."""
+    def rows(self, rows: Sequence[int], views: list[View], sizes: TokenSpec) -> Iterator[tuple[Row, Samples] | None]:
+        """Each row with its samples, None for a reject."""
         step = max(1, _CHUNK // (len(views) * max(1, self._side.variant.num_frames)))
         chunks = (rows[i : i + step] for i in range(0, len(rows), step))
         threads = max(1, min(machine_cpus(), _MAX_THREADS, len(rows) // (2 * step)))
@@ -140,7 +147,7 @@ class _Decoders:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _chunk(self, rows: Sequence[int], views: list[View], sizes: TokenSpec) -> list[Row | None]:
+    def _chunk(self, rows: Sequence[int], views: list[View], sizes: TokenSpec) -> list[tuple[Row, Samples] | None]:
         if not hasattr(self._here, "source"):
             try:
                 self._here.source = self._unused.pop()
@@ -148,7 +155,7 @@ class _Decoders:
                 self._here.source = self._open()
         return [self._row(self._here.source, int(row), views, sizes) for row in rows]
 
-    def _row(self, source: MediaSource, row: int, views: list[View], sizes: TokenSpec) -> Row | None:
+    def _row(self, source: MediaSource, row: int, views: list[View], sizes: TokenSpec) -> tuple[Row, Samples] | None:
         """A row without labels or text is no reject: a sample is its media alone."""
         name, data_set = self._side.modality, self._side.data_set
         try:
@@ -158,7 +165,8 @@ class _Decoders:
         except Reject:
             return None
         # Tokens may be a view of memory that the decode process uses again.
-        return Row(row, clip.id, clip.labels, clip.text, [{n: np.array(a) for n, a in s.items()} for s in samples])
+        owned = [{name: np.array(array) for name, array in sample.items()} for sample in samples]
+        return Row(row, clip.id, clip.labels, clip.text), owned
 
     def _open(self) -> MediaSource:
         decoders = DecodeProcess(self._limits)

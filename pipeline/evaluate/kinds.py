@@ -100,7 +100,7 @@ def compare(evaluator: Evaluator, measurement: Measurement) -> Result:
         for rows, a, b in ((first, one, other), (second, other, one))
     ]
     metrics, chance = retrieval(vectors[0], vectors[1], (keys, keys), (one.modality, other.modality))
-    rejected = first.rejected + len(evaluator.rows(measurement).ids) - len(shared)
+    rejected = first.rejected + len(evaluator.rows(measurement).rows) - len(shared)
     return Result(metrics, chance, len(shared), rejected, facts={"positives": measurement.positives})
 
 
@@ -121,7 +121,11 @@ def _media_and_texts(evaluator: Evaluator, measurement: Measurement) -> Result:
     if measurement.positives == "text":
         owners = [frozenset([_text_key(t)]) for t in texts]
     metrics, chance = retrieval(media, vectors, (keys, owners), (measurement.side.modality, "text"))
-    facts = {"positives": measurement.positives, "num_texts": len(texts), "num_without_text": len(rows.ids) - len(kept)}
+    facts = {
+        "positives": measurement.positives,
+        "num_texts": len(texts),
+        "num_without_text": len(rows.rows) - len(kept),
+    }
     return Result(metrics, chance, len(kept), rows.rejected, facts=facts)
 
 

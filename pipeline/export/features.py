@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -62,7 +63,15 @@ class Features:
         return float(self.imp.module(self.params, pair_group(a, b)).temperature)
 
 
-def pooled(model: Features, modality: str, samples: Iterator[dict]) -> np.ndarray:
+class Pools(Protocol):
+    """Makes one vector of each sample."""
+
+    def features(self, modality: str, samples: list[dict]) -> np.ndarray:
+        """(n, width) float32."""
+        ...
+
+
+def pooled(model: Pools, modality: str, samples: Iterator[dict]) -> np.ndarray:
     """(n, width) float32 of samples that are made on demand, (0, 0) of none. One call's are in memory at a time."""
     parts = []
     while part := list(itertools.islice(samples, BATCH)):

@@ -1,5 +1,6 @@
 """Evaluation from the command line: of manifests that no task trained on, and requests that are refused in one line."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import main
-from pipeline.evaluate import held_out
+from pipeline.evaluate import held_out, workers
 from pipeline.evaluate.evaluator import Evaluator
 from pipeline.evaluate.measure import evaluate
+from pipeline.evaluate.measurement import measurements
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.recipe import EvaluationSettings
 
@@ -128,6 +130,24 @@ def test_results_do_not_depend_on_the_order_of_rows_or_on_threads(model, shades,
     first = results(str(shades / "test.parquet"))
     monkeypatch.setattr(held_out, "machine_cpus", lambda: 1)
     assert results(shuffled) == first
+
+
+def test_rows_shared_out_to_workers_give_the_same_features(model, monkeypatch):
+    """In parts that end in any order; the reject is counted once."""
+    monkeypatch.setattr(workers, "_MIN_ROWS", 3)
+    rows = [EvaluationSettings(kind="zero_shot", modality="video", data_set="moving", clips=2)]
+    (measurement,) = measurements(model, rows[0])
+    taken: list[int] = []
+
+    def elsewhere(parts):
+        parts = list(parts)
+        taken.extend(len(part.rows) for part in parts)
+        return (workers._pool(model, part) for part in reversed(parts))
+
+    here = Evaluator(model).rows(measurement)
+    there = Evaluator(model, make=workers.shared_out(elsewhere, num_workers=2)).rows(measurement)
+    assert taken == [3, 3, 3, 1] and np.array_equal(here.features, there.features)
+    assert dataclasses.replace(here, features=None) == dataclasses.replace(there, features=None)
 
 
 def test_a_sample_of_rows_is_always_the_same():
