@@ -19,6 +19,7 @@ from pipeline.evaluate.measurement import Measurement, measurements
 from pipeline.evaluate.outcomes import AveragePrecision, MeanOfClasses, interval
 from pipeline.evaluate.trained_model import EvaluatedModel, TrainedModel
 from pipeline.recipe import EvaluationSettings
+from pipeline.recipe.measurable import LEARNING
 
 
 def evaluate_run(run_dir: Path, model: EvaluatedModel | None = None) -> list[dict]:
@@ -58,6 +59,8 @@ def _entry(model: EvaluatedModel, measurement: Measurement, result: Result) -> d
         "prepared_as": side.data_set.name,
     }
     entry |= {"baseline": result.baseline} if result.baseline else {}
+    if settings.kind in LEARNING or settings.baseline:
+        entry["fit"] = redacted(measurement.fit_manifest)
     entry |= {"other": settings.other} if settings.kind == "retrieval" else {}
     entry |= {"sample_of_rows": settings.max_rows} if settings.max_rows else {}
     return entry | result.facts | _of_classes(result)

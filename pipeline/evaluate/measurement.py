@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from pipeline.credentials import redacted
 from pipeline.data.modalities import TEXT
 from pipeline.data.spec import DataSetSpec, TaskSpec, Variant
 from pipeline.data.variants import make_variant
@@ -81,7 +82,9 @@ def _rows(settings: EvaluationSettings, data_set: DataSetSpec) -> tuple[str, str
     """(the manifest, its name in the results)."""
     if settings.manifest is not None:
         manifest = specs.locate(settings.manifest)
-        return manifest, manifest.rstrip("/").rpartition("/")[2].removesuffix(".parquet")
+        # The name is shown and names files: a URI's query may hold credentials.
+        path = redacted(manifest).partition("?")[0].rstrip("/")
+        return manifest, path.rpartition("/")[2].removesuffix(".parquet")
     held_out = data_set.held_out
     name = settings.held_out or next(iter(held_out))
     return held_out[name], data_set.name if len(held_out) == 1 else f"{data_set.name}/{name}"

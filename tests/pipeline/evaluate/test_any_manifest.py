@@ -79,7 +79,7 @@ def test_probes_learn_shades_and_pixels_tell_them_apart_without_learning(measure
     more = {"manifest": f"{shades}/test.parquet", "fit": f"{shades}/train.parquet", "baseline": True}
     probe, neighbours = (measured(kind=kind, **more) for kind in ("linear_probe", "knn"))
     assert probe["metrics"]["lp_acc1"] == probe["baseline"]["lp_acc1"] == 1.0
-    assert (probe["fit_rows"], probe["chance"]["lp_acc1"]) == (12, pytest.approx(1 / 3))
+    assert (probe["fit_rows"], probe["chance"]["lp_acc1"], probe["fit"]) == (12, pytest.approx(1 / 3), more["fit"])
     assert neighbours["metrics"]["knn_acc1"] == 1.0 and neighbours["neighbours"] == 12
 
 
@@ -148,6 +148,12 @@ def test_rows_shared_out_to_workers_give_the_same_features(model, monkeypatch):
     there = Evaluator(model, make=workers.shared_out(elsewhere, num_workers=2)).rows(measurement)
     assert taken == [3, 3, 3, 1] and np.array_equal(here.features, there.features)
     assert dataclasses.replace(here, features=None) == dataclasses.replace(there, features=None)
+
+
+def test_credentials_of_a_manifest_reach_no_result(model):
+    uri = "s3://KEY:SECRET@bucket/birds/test.parquet?X-Amz-Signature=abc"
+    (found,) = measurements(model, EvaluationSettings(kind="zero_shot", modality="image", manifest=uri, classes=["a"]))
+    assert (found.label, found.manifest) == ("test", uri)
 
 
 def test_a_sample_of_rows_is_always_the_same():
