@@ -1,4 +1,4 @@
-"""Evaluate a run from its newest checkpoint alone: zero-shot, classifier accuracy, retrieval."""
+"""Evaluate a run from a checkpoint alone, on its own held-out rows or on any manifest."""
 
 import sys
 from pathlib import Path

@@ -71,6 +71,7 @@ def _checkpoint_spec(recipe: Recipe, run_dir: Path | None) -> CheckpointSpec:
         every=recipe.train.checkpoint_every,
         keep_last=recipe.checkpoint.keep_last,
         keep_every=recipe.checkpoint.keep_every,
+        keep_best=recipe.checkpoint.keep_best,
         init_from=source,
         init_step=_init_step(Path(source)) if source and not resumes else None,
     )

@@ -74,6 +74,10 @@ def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
     with clock("prepare_s"), waiting_for("manifests and the tokenizer"):
         set_damaged_aside(run_dir)
         spec = plan(recipe, run_dir)
+        if recipe.checkpoint.keep_best is not None:
+            from pipeline.evaluate.during import check_best
+
+            check_best(recipe, spec)
         claim(run_dir, spec)
     return spec
 
@@ -119,7 +123,8 @@ def _old_summary(run_dir: Path, done: int) -> dict:
 
 def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt: CommandAttempt) -> None:
     """Evaluates, writes the quarantine list and the report, and adds all times to the summary."""
-    from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.measure import evaluate_run
+    from pipeline.evaluate.table import print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
     from pipeline.report.quarantine_table import write_table
@@ -154,6 +159,7 @@ def _print_times(summary: dict) -> None:
         "data_wait_s": "wait for data",
         "steps_s": "steps",
         "save_s": "checkpoints",
+        "evaluate_s": "evaluations between steps",
         "evaluation_s": "evaluation",
     }
     times = summary["time"]

@@ -105,6 +105,7 @@ def test_what_a_run_leaves_behind(recipe_file, whole):
     assert {(r["dataset"], r["task"]) for r in results} == {
         ("digits", "classify_image"),
         ("digits", "zero_shot_image"),
+        ("moving", "retrieval_video_audio"),
     }
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["compile_count"] == len({(r["task"], r["variant"]) for r in metrics(whole)})

@@ -6,6 +6,8 @@ import argparse
 import difflib
 from pathlib import Path
 
+from pipeline.errors import RequestError
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Recipes that come with the project: inside an installed package, at the top of a clone.
 _RECIPES = next((f for f in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if f.is_dir()), _PACKAGE / "configs")
@@ -61,6 +63,25 @@ def add_recipe_arguments(
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+
+
+def add_step_argument(parser: argparse.ArgumentParser) -> None:
+    """--step: of a checkpoint."""
+    parser.add_argument("--step", type=_step, metavar="STEP", help='a checkpoint, or "best" (default: newest)')
+
+
+def _step(text: str) -> int | str:
+    if text == "best":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'expected a step or "best", found {text}')
+    return int(text)
+
+
+def check_run(run_dir: Path) -> None:
+    """Raises RequestError if a folder is not that of a run."""
+    if not (run_dir / "checkpoints").is_dir():
+        raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
 
 
 def step_range(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The commands that make a run and use it: pretrain, evaluate, export."""
+"""The commands that make a run and hand it on: pretrain, export."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import time
 from pathlib import Path
 
-from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, make_parser, recipe_file
+from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, add_step_argument, check_run, make_parser
 from pipeline.commands import command
 from pipeline.credentials import redacted_values
-from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError
+from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN
 from pipeline.files import make_folder
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
@@ -73,62 +73,11 @@ def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
     return EXIT_DONE if finished else EXIT_RUN_AGAIN
 
 
-def evaluate_parser() -> argparse.ArgumentParser:
-    evaluate = command("evaluate")
-    parser = make_parser(
-        evaluate,
-        "Repeat a run's evaluation from its newest checkpoint alone and write eval.json.",
-        epilog=f"""\
-examples:
-  {evaluate} --run runs/pets
-  {evaluate} --run runs/pets --config more_held_out_sets.yaml
-
-exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
-    )
-    add_run_argument(parser)
-    parser.add_argument(
-        "--config",
-        type=recipe_file,
-        metavar="FILE",
-        help="a recipe whose evaluate list and held-out sets replace the run's own; its classes must be the same",
-    )
-    parser.set_defaults(job=_evaluate)
-    return parser
-
-
-def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
-    from pipeline import recipe as recipes
-
-    _check_run(arguments.run)
-    # Refused now rather than after minutes of evaluation.
-    make_folder(arguments.run, "--run")
-    from pipeline.corpus import build_corpus
-    from pipeline.evaluate.measure import evaluate_run, print_table
-    from pipeline.evaluate.trained_model import TrainedModel
-    from pipeline.files import write_json
-
-    with waiting_for("the checkpoint to load"):
-        model = TrainedModel(arguments.run)
-    if arguments.config:
-        model.use_recipe(recipes.load(arguments.config))
-    build_corpus(model.recipe)
-    with waiting_for("the evaluation"):
-        results = evaluate_run(arguments.run, model)
-    write_json(arguments.run / "eval.json", results)
-    print_table(results)
-    return EXIT_DONE
-
-
-def _check_run(run_dir: Path) -> None:
-    if not (run_dir / "checkpoints").is_dir():
-        raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
-
-
 def export_parser() -> argparse.ArgumentParser:
     export = command("export")
     parser = make_parser(
         export,
-        "Write the model of a run's newest checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
+        "Write the model of a run's checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
         epilog=f"""\
 example:
   {export} --run runs/pets --out exported
@@ -138,13 +87,14 @@ pipeline.export.load reads the folder without Ray; docs/evaluation-and-use.md sh
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
     add_run_argument(parser)
+    add_step_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
     parser.set_defaults(job=_export)
     return parser
 
 
 def _export(arguments: argparse.Namespace, stop: Stop) -> int:
-    _check_run(arguments.run)
+    check_run(arguments.run)
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
@@ -154,7 +104,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
-        model = TrainedModel(arguments.run)
+        model = TrainedModel(arguments.run, arguments.step)
     inputs = exported_inputs(model)
     save_model(
         arguments.out,

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.credentials import redacted
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import Clip
-from pipeline.data.media.process import shared
+from pipeline.data.media.process import DecodeProcess, shared
 from pipeline.data.modalities import MEDIA
 from pipeline.data.spec import DataSetSpec, DecodeLimits
 
@@ -73,7 +73,8 @@ _CACHE = DecodedCache()
 class MediaSource:
     """Decodes the media of a manifest's rows on demand, in the decode process of this process.
 
-    manifest: to read instead of the data set's training manifest.
+    manifest: to read instead of the data set's training manifest. decoders: another decode process,
+    with limits of its own.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class MediaSource:
         manifest: str | None = None,
         cache_bytes: int = 0,
         limits: DecodeLimits | None = None,
+        decoders: DecodeProcess | None = None,
     ):
         self.data_set = data_set
         self.modalities = modalities
@@ -93,7 +95,7 @@ class MediaSource:
         self._record = functools.lru_cache(maxsize=16)(self.manifest.row)
         self._cache = _CACHE
         self._cache.max_bytes = max(self._cache.max_bytes, cache_bytes)
-        self.decoders = shared(limits or DecodeLimits())
+        self.decoders = decoders or shared(limits or DecodeLimits())
 
     @property
     def fingerprint(self) -> dict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -62,7 +63,15 @@ class Features:
         return float(self.imp.module(self.params, pair_group(a, b)).temperature)
 
 
-def pooled(model: Features, modality: str, samples: Iterator[dict]) -> np.ndarray:
+class Pools(Protocol):
+    """Makes one vector of each sample."""
+
+    def features(self, modality: str, samples: list[dict]) -> np.ndarray:
+        """(n, width) float32."""
+        ...
+
+
+def pooled(model: Pools, modality: str, samples: Iterator[dict]) -> np.ndarray:
     """(n, width) float32 of samples that are made on demand, (0, 0) of none. One call's are in memory at a time."""
     parts = []
     while part := list(itertools.islice(samples, BATCH)):
@@ -103,8 +112,8 @@ def mean_over_clips(function: Callable[[np.ndarray], np.ndarray], features: np.n
 
 
 def class_anchors(projected: np.ndarray, num_prompts: int) -> np.ndarray:
-    """(classes, K) of unit length: the mean over a class's prompts before normalisation.
+    """(classes, K) of unit length: the mean over a class's prompts, each of unit length (Radford et al. 2021, CLIP).
 
     projected: (classes x prompts, K), the prompts of a class beside each other.
     """
-    return unit(projected.reshape(-1, num_prompts, projected.shape[-1]).mean(1))
+    return unit(unit(projected).reshape(-1, num_prompts, projected.shape[-1]).mean(1))

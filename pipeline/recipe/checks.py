@@ -14,11 +14,12 @@ from model.config import NO_VOCABULARY, ModelConfig, MoEConfig
 from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
 from pipeline.data.media.decoders import find
-from pipeline.data.modalities import MODALITIES
+from pipeline.data.modalities import TEXT
 from pipeline.data.spec import MEDIA, AudioSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.recipe import specs
 from pipeline.recipe.added import embedders, has_frames
+from pipeline.recipe.measurable import missing_head
 from pipeline.recipe.settings import DataSetSettings, EvaluationSettings, Recipe, TaskSettings
 from pipeline.train.mixture.settings import SamplerSettings
 
@@ -45,24 +46,25 @@ def check_references(recipe: Recipe) -> None:
     for task in tasks.values():
         _check_loss(f"tasks.{task.name}", task)
     for number, e in enumerate(recipe.evaluate):
-        where = f"evaluate.{number}"
-        _known(e.data_set, recipe.data_sets, f"{where}.data_set")
-        _known(e.modality, [*MODALITIES, *recipe.modalities], f"{where}.modality")
-        data_set = recipe.data_sets[e.data_set]
-        if not data_set.held_out:
-            raise RequestError(
-                f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on"
-            )
-        if e.held_out is not None and (isinstance(data_set.held_out, str) or e.held_out not in data_set.held_out):
-            raise RequestError(f"{where}.held_out: {e.held_out!r} is not one of data_sets.{e.data_set}.held_out")
-        _subset(e.classes, data_set.classes, f"{where}.classes", e.data_set)
-        _check_evaluation(where, e, tasks)
+        check_evaluation(f"evaluate.{number}", e, recipe)
     _check_sampler(recipe)
+    _check_best(recipe)
     steps, cpus = recipe.logging.profile_steps, recipe.cluster.decode_cpus
     if steps and steps[0] > steps[1]:
         raise RequestError(f"logging.profile_steps: expected [first, last], ascending; found {list(steps)}")
     if cpus and cpus[0] > cpus[1]:
         raise RequestError(f"cluster.decode_cpus: expected [min, max], ascending; found {list(cpus)}")
+
+
+def _check_best(recipe: Recipe) -> None:
+    every = recipe.logging.evaluate_every
+    if recipe.checkpoint.keep_best is None:
+        return
+    if every is None or recipe.train.checkpoint_every % every:
+        raise RequestError(
+            f"checkpoint.keep_best: expected a logging.evaluate_every that divides train.checkpoint_every, "
+            f"{recipe.train.checkpoint_every}, so that every checkpoint is judged; found {every}"
+        )
 
 
 # Key of ``sampler`` → the only kind that reads it.
@@ -156,14 +158,33 @@ def _check_router(moe: MoEConfig | None) -> None:
             raise RequestError(f"model.moe.{key}: only the router tokens_choose uses it; found {moe.router}")
 
 
-def _check_evaluation(where: str, e: EvaluationSettings, tasks: dict[str, TaskSpec]) -> None:
-    """Checks that a task trains the heads that the measurement needs."""
-    if any(specs.serves(task, e) for task in tasks.values()):
-        return
-    heads = f"a classifier of {e.modality}" if e.kind == "classify" else f"{' or '.join(terms.CONTRASTIVE)} and text"
-    raise RequestError(
-        f"{where}: {e.kind} of {e.modality} on {e.data_set} needs a task there with {heads}; the recipe has none"
-    )
+def check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
+    """Checks that a measurement's rows and the heads that it needs exist."""
+    for modality in {e.modality, e.other}:
+        _known(
+            modality, embedders(recipe.modalities), f"{where}.modality" if modality == e.modality else f"{where}.other"
+        )
+    if e.modality == TEXT:
+        raise RequestError(f"{where}.modality: expected one that comes from files; text is the other, or a class")
+    if e.data_set is not None:
+        _known(e.data_set, recipe.data_sets, f"{where}.data_set")
+        if e.kind == "classify":
+            _subset(e.classes, recipe.data_sets[e.data_set].classes, f"{where}.classes", e.data_set)
+    if e.manifest is None:
+        _check_held_out(where, e, recipe)
+    missing = missing_head(e, specs.task_specs(recipe).values(), embedders(recipe.modalities))
+    if missing:
+        raise RequestError(f"{where}: {missing}")
+
+
+def _check_held_out(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
+    if e.data_set is None:
+        raise RequestError(f"{where}: expected data_set, for its held-out rows, or manifest; found neither")
+    held_out = recipe.data_sets[e.data_set].held_out
+    if not held_out:
+        raise RequestError(f"{where}: data_sets.{e.data_set}.held_out is not set, so there is nothing to measure on")
+    if e.held_out is not None and (isinstance(held_out, str) or e.held_out not in held_out):
+        raise RequestError(f"{where}.held_out: {e.held_out!r} is not one of data_sets.{e.data_set}.held_out")
 
 
 def _check_augment(where: str, task: TaskSettings, data_set: DataSetSettings, *, seen: bool) -> None:

@@ -16,6 +16,7 @@ from pipeline.recipe import schema
 from pipeline.recipe.checks import check_model, check_references
 from pipeline.recipe.defaults import with_batch_defaults, with_data_values, with_model_values
 from pipeline.recipe.settings import Recipe
+from pipeline.recipe.task_settings import EvaluationSettings
 from pipeline.recipe.yaml_text import read_yaml
 
 
@@ -48,14 +49,19 @@ def _stored(run_dir: Path) -> dict:
     return stored if isinstance(stored, dict) else {}
 
 
-def _override(raw: dict, text: str) -> None:
+def key_value(text: str) -> tuple[str, Any]:
+    """The two parts of a ``--set KEY=VALUE``. Raises RequestError if the value is not YAML."""
     key, equals, value = text.partition("=")
     if not equals:
         raise RequestError(f"--set {text}: expected KEY=VALUE, e.g. --set train.num_steps=100")
     try:
-        parsed = read_yaml(value)
+        return key, read_yaml(value)
     except yaml.YAMLError as e:
         raise RequestError(f"--set {text}: the value is not YAML: {one_line(e)}") from e
+
+
+def _override(raw: dict, text: str) -> None:
+    key, parsed = key_value(text)
     *outer, last = key.split(".")
     node = raw
     for part in outer:
@@ -75,7 +81,7 @@ def from_dict(raw: dict, *, stored: dict | None = None) -> Recipe:
         _check_plain(raw)
     except RecursionError as e:
         raise RequestError("the recipe: a YAML alias refers to a value that contains it; write it out") from e
-    filled = _with_each_data_set(raw)
+    filled = _with_each_evaluation(_with_each_data_set(raw))
     try:
         # As JSON, strict settings take lists for tuples and mappings for dataclasses, and nothing else.
         recipe = with_batch_defaults(Recipe.model_validate_json(json.dumps(filled)), stored=stored or {})
@@ -110,21 +116,48 @@ def _with_each_data_set(raw: dict) -> dict:
     out = dict(sets)
     for name, settings in sets.items():
         if isinstance(settings, dict):
-            out[name] = settings | _class_list(name, settings.get("classes")) | _preset(settings.get("audio"))
+            lists = with_lists(settings, f"data_sets.{name}", ("classes",))
+            out[name] = lists | _preset(settings.get("audio"))
     return raw | {"data_sets": out}
 
 
-def _class_list(data_set: str, classes: Any) -> dict:
-    """The classes of a file with one on each line."""
-    if not isinstance(classes, str):
-        return {}
-    path = Path(classes).expanduser()
+def _with_each_evaluation(raw: dict) -> dict:
+    """The recipe with the classes and prompts that its evaluations read from files."""
+    entries = raw.get("evaluate")
+    if not isinstance(entries, list):
+        return raw
+    filled = [with_lists(e, f"evaluate.{i}") if isinstance(e, dict) else e for i, e in enumerate(entries)]
+    return raw | {"evaluate": filled}
+
+
+def with_lists(settings: dict, where: str, keys: tuple[str, ...] = ("classes", "prompts")) -> dict:
+    """Settings with the lines of each file that some keys name in place of a list.
+
+    Raises RequestError if a file cannot be read or is empty.
+    """
+    return settings | {key: _lines(settings[key], f"{where}.{key}") for key in keys if type(settings.get(key)) is str}
+
+
+def _lines(file: str, where: str) -> list[str]:
+    path = Path(file).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
-        raise RequestError(f"data_sets.{data_set}.classes: {path} cannot be read: {reason}") from e
-    return {"classes": [line for line in lines if line]}
+        raise RequestError(f"{where}: {path} cannot be read: {reason}") from e
+    if not any(lines):
+        raise RequestError(f"{where}: {path}: expected one on each line, found none")
+    return [line for line in lines if line]
+
+
+def evaluation_settings(raw: dict) -> EvaluationSettings:
+    """One measurement that a user asks for outside of a recipe. Raises RequestError with one clear line."""
+    raw = with_lists(raw, "evaluate")
+    try:
+        return EvaluationSettings.model_validate_json(json.dumps(raw))
+    except pydantic.ValidationError as e:
+        within = ("evaluate", "0")
+        raise RequestError(_message(e, within=within).replace(f"{'.'.join(within)}.", "")) from e
 
 
 def _preset(audio: Any) -> dict:
@@ -142,12 +175,15 @@ _NO_MAPPING = ("model_type", "dataclass_type", "dict_type")
 _TYPES = ("str", "dict", "list", "int", "tuple", "literal")
 
 
-def _message(error: pydantic.ValidationError) -> str:
-    """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt."""
+def _message(error: pydantic.ValidationError, *, within: tuple[str, ...] = ()) -> str:
+    """The first error in words; an unknown key comes first, since a key that is missing may be the one misspelt.
+
+    within: path of the part of a recipe that was validated.
+    """
     errors = error.errors()
     unknown = [e for e in errors if e["type"] in _UNKNOWN]
     first = (unknown or errors)[0]
-    path = [str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES]
+    path = [*within, *(str(part) for part in first["loc"] if str(part).partition("[")[0] not in _TYPES)]
     where = ".".join(path)
     if first["type"] in _UNKNOWN:
         text, meant = schema.unknown_key(path)

@@ -129,6 +129,11 @@ class CheckpointSettings(Section):
 
     keep_last: int = key(2, "Number of newest checkpoints that are kept.", ge=1)
     keep_every: int | None = key(None, "Checkpoints at multiples of this step are kept for ever.", ge=1)
+    keep_best: str | None = key(
+        None,
+        "Metric of logging.evaluate_every whose best checkpoint is kept too, DATA_SET/TASK/METRIC as in eval.json, "
+        "such as pets/zero_shot_image/acc1.",
+    )
 
 
 class InitSettings(Section):

@@ -13,11 +13,11 @@ from pipeline.cluster.settings import WorkerSettings
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.commands import command
 from pipeline.data import spec
-from pipeline.data.modalities import EMBEDDERS, TEXT
+from pipeline.data.modalities import EMBEDDERS
 from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 from pipeline.recipe.added import added_specs, embedders, has_frames, patch_embedders
-from pipeline.recipe.settings import EvaluationSettings, Recipe
+from pipeline.recipe.settings import Recipe
 from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.spec import LoggingSpec
@@ -191,7 +191,14 @@ def logging_spec(recipe: Recipe) -> LoggingSpec:
         for name, task in recipe.tasks.items()
     }
     train = recipe.train
-    changed = {"writers": named, "log_every": train.log_every, "log_samples": train.log_samples, "feed_advice": advice}
+    # Training knows the room above it by this name alone.
+    changed = {
+        "evaluator": "pipeline.evaluate.during:LiveEvaluation",
+        "writers": named,
+        "log_every": train.log_every,
+        "log_samples": train.log_samples,
+        "feed_advice": advice,
+    }
     return LoggingSpec(**vars(settings) | changed)
 
 
@@ -205,19 +212,7 @@ def feed_advice(data_set: str, *, from_shards: bool, on_cluster: bool, clip_cach
     return ", or ".join(options)
 
 
-# --- evaluation and places ---
-
-
-def serves(task: spec.TaskSpec, evaluation: EvaluationSettings) -> bool:
-    """Whether a task trains the heads that a measurement needs."""
-    if task.data_set != evaluation.data_set or task.weight == 0:
-        return False
-    if evaluation.kind == "classify":
-        return task.classified == evaluation.modality
-    if evaluation.modality not in task.modalities:
-        return False
-    pair = terms.pair_name((task.embedder(evaluation.modality), TEXT))
-    return pair in task.pairs and dict(task.pair_weights).get(pair) != 0
+# --- places ---
 
 
 def locate(uri: str) -> str:

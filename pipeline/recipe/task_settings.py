@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import pydantic
 import pydantic_core
 
 from model import terms
+from pipeline.data.modalities import TEXT
 from pipeline.data.spec import AudioSettings, Augment, ImageSpec, VideoSpec
 from pipeline.recipe.section import Section, Share, Weight, key
 
@@ -115,28 +117,59 @@ def _positive(value: Any) -> bool:
 
 
 class EvaluationSettings(Section):
-    """One measurement on held-out rows."""
+    """One measurement of held-out rows: those of a data set, or of any manifest."""
 
-    data_set: str = key(..., "Name of the data set whose held-out rows are measured.")
-    kind: Literal["zero_shot", "classify", "retrieval"] = key(
-        ..., '"classify" uses the classifier, "zero_shot" prompts, "retrieval" compares media and captions.'
+    data_set: str | None = key(
+        None,
+        "Data set whose held-out rows are measured, and whose classes and decoding apply; null, with a manifest: the "
+        "decoding that the model was trained with, if there is only one.",
+    )
+    kind: Literal["zero_shot", "classify", "retrieval", "linear_probe", "knn"] = key(
+        ...,
+        '"classify" uses the classifier, "zero_shot" prompts, "retrieval" compares two modalities both ways; '
+        '"linear_probe" (logistic regression) and "knn" learn from labelled rows on the frozen pooled features.',
     )
     modality: str = key(..., "Modality of the rows that is measured.")
+    other: str = key("text", "Modality with which retrieval compares it.")
+    manifest: str | None = key(None, "Manifest to measure, whether or not a task trained on it; null: held_out's.")
     held_out: str | None = key(None, "Name of one of several held-out manifests; null: the first.")
-    classes: list[str] = key([], "Classes to tell apart, of the data set's; [] is all.")
-    prompts: list[str] = key([], "Prompts of zero_shot, with {} where the class goes; [] is the built-in ones.")
-    name: str | None = key(None, "Name of the measurement in the results; null: the modality.")
+    classes: list[str] | str = key(
+        [],
+        "Classes to tell apart, or a file with one on each line; [] is the data set's, or every label of the manifest.",
+    )
+    prompts: list[str] | str = key(
+        [], "Prompts of zero_shot, with {} where the class goes, or a file of them; [] is the built-in ones."
+    )
+    positives: Literal["labels", "text", "instance"] | None = key(
+        None, "Rows that count as right in retrieval, as a task's \"positives\"; null: as the pair's task counts them."
+    )
+    name: str | None = key(None, "Name of the measurement in the results; null: the modality, or both.")
     clips: int = key(
         1,
         "Windows of a row whose results are averaged, evenly spaced; 1 is the middle of a video and the start of a "
         "sound.",
         ge=1,
     )
+    sizes: list[Annotated[int, pydantic.Field(ge=1)]] = key(
+        [], "Pixels of the square views, a result for each; [] is the largest that was trained."
+    )
+    frames: int | None = key(None, "Frames of a video view; null: those that were trained.", ge=1)
+    max_rows: int | None = key(None, "Maximum number of rows, always the same sample of them; null: all.", ge=1)
+    fit: str | None = key(
+        None, "Manifest that linear_probe, knn and the baseline learn from; null: the data set's training rows."
+    )
+    max_fit_rows: int = key(10_000, "Maximum number of rows to learn from, always the same sample of them.", ge=2)
+    baseline: bool = key(
+        False, "Beside it, the nearest neighbour in pixels or spectrograms, without learning; for rows with labels."
+    )
+    resamples: int = key(
+        1000, "Resamples of the rows from which intervals are made (bootstrap); 0: no intervals.", ge=0
+    )
 
     @pydantic.field_validator("clips")
     @classmethod
     def _of_what_lasts(cls, clips: int, info: pydantic.ValidationInfo) -> int:
-        if clips > 1 and info.data.get("modality") == "image":
+        if clips > 1 and {info.data.get("modality"), info.data.get("other")} <= {"image", TEXT}:
             raise pydantic_core.PydanticCustomError("clips", "expected 1, an image has one view")
         return clips
 
@@ -151,3 +184,13 @@ class EvaluationSettings(Section):
             if "\0" not in filled:
                 raise pydantic_core.PydanticCustomError("prompts", "expected {} where the class goes in every prompt")
         return prompts
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _different_and_not_empty(cls, classes: list[str]) -> list[str]:
+        if any(not name.strip() for name in classes):
+            raise pydantic_core.PydanticCustomError("classes", "expected a text for every class, found an empty one")
+        twice = [name for name, count in collections.Counter(classes).items() if count > 1]
+        if twice:
+            raise pydantic_core.PydanticCustomError("classes", f"expected different ones, {twice[0]!r} appears again")
+        return classes

@@ -33,6 +33,7 @@ _PARTS = {
     "compile": "waiting for the compiler",
     "start": "starts",
     "save": "saves",
+    "evaluate": "evaluations between steps",
     "lost": "steps run again",
     "end": "last saves, evaluation, report",
     "other": "other",

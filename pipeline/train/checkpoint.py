@@ -28,7 +28,8 @@ class Checkpoints(CheckpointFolder):
     """The checkpoints of a run directory, to save and to load.
 
     keep_last: the number of newest ones that are kept; one saved while updates were not finite counts only if there is
-    no other. keep_every: those of steps that it divides are kept for ever.
+    no other. keep_every: those of steps that it divides are kept for ever. The one that the newest names as the best so
+    far stays too.
     """
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_every: int | None = None) -> None:
@@ -94,8 +95,8 @@ class Checkpoints(CheckpointFolder):
     def _make_whole(self, step: int, data: dict) -> None:
         folder = self.folder / str(step)
         write_bytes(folder / RUN, sealed(data | {"files": file_digests(folder)}))
-        steps = self._in_question()
-        for old in set(steps) - self._kept(steps):
+        steps, best = self._in_question(), (data.get("best") or {}).get("step")
+        for old in set(steps) - self._kept(steps) - {best}:
             (self.folder / str(old) / RUN).unlink()
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 

@@ -42,6 +42,13 @@ class CheckpointFolder:
         # From the newest on: of a long run's many checkpoints only one is examined.
         return next((step for step in reversed(self._folders()) if self._fault(step) is None), None)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the whole checkpoint that the newest names as the best; None without one."""
+        step = self.latest_step
+        best = (self._read(step).get("best") or {}).get("step") if step is not None else None
+        return best if best is not None and self._fault(best) is None else None
+
     def newest_before(self, step: int) -> int | None:
         """The step of the newest whole checkpoint of less than ``step`` updates."""
         return next((s for s in reversed(self._folders()) if s < step and self._fault(s) is None), None)

@@ -15,8 +15,9 @@ from pipeline.train.attempts import last_lines_of_ranks, read_command_and_rank_0
 
 # The parts of the time in which an attempt ran: steps that were kept, and their waits for data; waits for the compiler;
 # from the beginning to the first step without its waits; saves; steps that were run again later, with their waits for
-# data; from the last step to the end: the last save, evaluation, report; and what none of these explains.
-PARTS = ("steps", "data", "compile", "start", "save", "lost", "end", "other")
+# data; from the last step to the end: the last save, evaluation, report; evaluations between steps; and what none of
+# these explains.
+PARTS = ("steps", "data", "compile", "start", "save", "lost", "end", "evaluate", "other")
 # Minimum share of waiting in the time of steps at which something should be done about it.
 _WORTH_ADVICE = 0.1
 _ADVICE = {
@@ -36,13 +37,14 @@ class Counters:
     steps_s: float = 0.0
     compile_s: float = 0.0
     save_s: float = 0.0
+    evaluate_s: float = 0.0
     waits: dict[str, float] = dataclasses.field(default_factory=dict)
     slowest: str | None = None
 
     @property
     def total_s(self) -> float:
         """The time of the loop."""
-        return self.steps_s + self.compile_s + self.save_s + sum(self.waits.values())
+        return self.steps_s + self.compile_s + self.save_s + self.evaluate_s + sum(self.waits.values())
 
 
 @dataclasses.dataclass
@@ -87,6 +89,7 @@ def _between(a: Counters, b: Counters, share: float) -> Counters:
         steps_s=mix(a.steps_s, b.steps_s),
         compile_s=mix(a.compile_s, b.compile_s),
         save_s=mix(a.save_s, b.save_s),
+        evaluate_s=mix(a.evaluate_s, b.evaluate_s),
         waits={name: mix(a.waits.get(name, 0.0), value) for name, value in b.waits.items()},
         slowest=b.slowest,
     )
@@ -186,6 +189,7 @@ def _add(parts: dict[str, float], waits: dict[str, float], attempt: Attempt, kep
         "compile": last.compile_s,
         "start": loop_began_at - attempt.began_at,
         "save": last.save_s,
+        "evaluate": last.evaluate_s,
         "lost": last.steps_s - good.steps_s + data_s - good_data_s,
         "end": max(0.0, attempt.seen_at - last.at),
     }
@@ -223,6 +227,7 @@ def _counters(line: dict) -> Counters:
         steps_s=_number(line.get("steps_s")),
         compile_s=_number(line.get("compile_wait_s")),
         save_s=_number(line.get("save_s")),
+        evaluate_s=_number(line.get("evaluate_s")),
         waits={str(name): _number(value) for name, value in waits.items()} if isinstance(waits, dict) else {},
         slowest=slowest if isinstance(slowest, str) else None,
     )

@@ -27,7 +27,8 @@ class Hooks:
     """Functions that the loop calls.
 
     record: takes a step's metrics. save: takes (updates done, state); the state may change once it returns, and either
-    all processes succeed or all raise DataError. sync: called before a save. observe: takes (step counted from 0, loss)
+    all processes succeed or all raise DataError. evaluate: takes the same, and is done with the state once it returns.
+    sync: called before a save. observe: takes (step counted from 0, loss)
     of every step, in order. heartbeat: takes a few words on the part that was just finished.
 
     A DataError of one of them ends the run, in all processes after the same step.
@@ -36,6 +37,7 @@ class Hooks:
     record: Callable[[dict], None]
     save: Callable[[int, dict], None]
     sync: Callable[[], None] = lambda: None
+    evaluate: Callable[[int, dict], None] = lambda step, state: None
     observe: Callable[[int, float], None] = lambda step, loss: None
     heartbeat: Callable[[str], None] = lambda finished: None
 
@@ -55,6 +57,7 @@ class Times:
     compile_wait_s: float = 0.0
     steps_s: float = 0.0
     save_s: float = 0.0
+    evaluate_s: float = 0.0
     waits: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(WAITS, 0.0))
     tasks: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -69,6 +72,7 @@ class Times:
             "steps_s": round(self.steps_s, 6),
             "compile_wait_s": round(self.compile_wait_s, 6),
             "save_s": round(self.save_s, 6),
+            "evaluate_s": round(self.evaluate_s, 6),
             "waits": {name: round(value, 6) for name, value in self.waits.items()},
             "slowest": max(self.tasks, key=self.tasks.get) if self.tasks else None,
         }
@@ -108,6 +112,7 @@ class Loop:
         steps: range,
         learning_rates: np.ndarray,
         checkpoint_every: int,
+        evaluate_every: int | None = None,
         non_finite: collections.Counter | None = None,
     ) -> None:
         self.state = state
@@ -118,6 +123,7 @@ class Loop:
         self._steps = steps
         self._learning_rates = learning_rates
         self._checkpoint_every = checkpoint_every
+        self._evaluate_every = evaluate_every
         self.times = Times()
         self._ended = time.perf_counter()
         self.skipped_updates = 0
@@ -137,6 +143,8 @@ class Loop:
     # 4. Observe, then sync, then save. A save first ends the step that runs: its loss has been observed, so the
     #    position stored is that of the sampler, and its record is on disk before a checkpoint covers it. The state
     #    changes again only after ``save`` has returned.
+    # 5. Evaluate before save. A checkpoint holds the score of its own step, and its line of the curve is on disk; the
+    #    state changes again only after ``evaluate`` has returned.
     def run(self) -> int:
         """Runs to the last step, or until a stop is asked for; the state is saved either way. Returns updates done.
 
@@ -161,6 +169,8 @@ class Loop:
                 # A stop was asked for while this step's batch or graph was waited for.
                 break
             step += 1
+            if self._evaluate_every and step % self._evaluate_every == 0:
+                self._evaluate(step)
             if step % self._checkpoint_every == 0:
                 self._save(step)
         self._save(step)
@@ -277,6 +287,16 @@ class Loop:
                 "finite; lower train.learning_rate or look at the task's data"
             )
             self._end(DataError(reason))
+
+    def _evaluate(self, step: int) -> None:
+        """Ends the step that runs, and has the state measured."""
+        self._finish()
+        started = time.perf_counter()
+        self._call(self._hooks.evaluate, step, self.state)
+        self._hooks.heartbeat(f"evaluating after step {step}")
+        evaluated_s = time.perf_counter() - started
+        self._ended += evaluated_s
+        self.times.evaluate_s += evaluated_s
 
     def _save(self, step: int) -> None:
         """Ends the step that runs and, unless nothing is new, saves. The arrays are written in the background."""

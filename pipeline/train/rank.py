@@ -19,6 +19,7 @@ from pipeline.host_memory import keep_freed_memory
 from pipeline.train.attempts import RankAttempt
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.devices import use_compile_cache, use_compute_type, world
+from pipeline.train.evaluations import Evaluations
 from pipeline.train.feed import Feed, RowQueue, close_queues
 from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
 from pipeline.train.forecast import lines as forecast_lines
@@ -53,6 +54,7 @@ class Rank:
     forecast: Forecast
     recorder: Recorder
     saver: Saver
+    evaluations: Evaluations
     loop: Loop
     _wait: Wait
 
@@ -82,6 +84,9 @@ class Rank:
         self._wait.what = "the streams of all tasks"
         queues = make_queues(self.schedule)
         self._parts.callback(close_queues, queues)
+        self.evaluations = Evaluations(
+            self.spec, self.imp, rank=self.rank, results=self._evaluated, heartbeat=self.watchdog.heartbeat
+        )
         self._open_compiler()
         self._open_feed(queues)
         self._wait.what = self._awaited
@@ -132,8 +137,8 @@ class Rank:
             on_compiled=lambda: self.watchdog.heartbeat("compiling"),
         )
         self._parts.callback(self.compiler.close)
-        # Neither a long compile nor a slow disk is a hang.
-        self.watchdog.is_patient = lambda: self.compiler.busy or self.checkpoints.saving
+        # Neither a long compile nor a slow disk nor an evaluation is a hang.
+        self.watchdog.is_patient = lambda: self.compiler.busy or self.checkpoints.saving or self.evaluations.busy
 
     def _open_feed(self, queues: Mapping[str, RowQueue]) -> None:
         self.gate.open(self.spec.reject_counts(self.schedule.start))
@@ -164,6 +169,7 @@ class Rank:
             record=self._record,
             sync=self.recorder.sync,
             save=self.saver.save,
+            evaluate=self.evaluations,
             observe=self.schedule.observe,
             heartbeat=self.watchdog.heartbeat,
         )
@@ -175,6 +181,7 @@ class Rank:
             steps=self.schedule.steps,
             learning_rates=learning_rates(self.spec.optimizer),
             checkpoint_every=self.spec.checkpoints.every,
+            evaluate_every=self.spec.logging.evaluate_every,
             hooks=hooks,
             non_finite=self.saver.non_finite,
         )
@@ -185,6 +192,10 @@ class Rank:
         expected = self.schedule.expected_before(values["step"])[values["task"]]
         alarms = self.compiler.new_alarms()
         self.recorder.record(values | {"expected_steps": round(expected, 3)} | ({"alarms": alarms} if alarms else {}))
+
+    def _evaluated(self, step: int, entries: list[dict]) -> None:
+        self.recorder.evaluated(step, entries)
+        self.saver.evaluated(step, entries)
 
     def _awaited(self) -> str:
         """The parts that the first step still waits for, in words."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+import math
 from collections.abc import Callable
 
 from pipeline.data.media.machine import cpu_kind
@@ -12,6 +13,31 @@ from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.reject_limit import RejectCounts
 from pipeline.train.spec import RunSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The checkpoint with the best score so far. metric: DATA_SET/TASK/METRIC of an evaluation's entries."""
+
+    metric: str
+    step: int
+    score: float
+
+    @classmethod
+    def of(cls, metric: str, step: int, entries: list[dict]) -> Best | None:
+        """The score of a step; None where the entries have none that is finite."""
+        for entry in entries:
+            value = entry["metrics"].get(metric.removeprefix(f"{entry['dataset']}/{entry['task']}/"))
+            if value is not None and math.isfinite(value):
+                return cls(metric, step, value)
+        return None
+
+    def beats(self, other: Best | None) -> bool:
+        """Whether this one takes the other's place; of equals the earlier stays."""
+        if other is None or other.metric != self.metric:
+            return True
+        lower = self.metric.endswith("rank")
+        return self.score < other.score if lower else self.score > other.score
 
 
 class Saver:
@@ -35,6 +61,8 @@ class Saver:
         self._schedule = schedule
         self._checkpoints = checkpoints
         self._rejects_before = rejects_before
+        self._best = Best(**stored["best"]) if stored.get("best") else None
+        self._latest: Best | None = None
         self.non_finite = collections.Counter(stored.get("non_finite", {}))
         # Data sets that left the recipe may return, and go on where they were.
         classes = {name: list(d.classes) for name, d in spec.data.data_sets.items()}
@@ -43,14 +71,28 @@ class Saver:
             "fingerprints": stored.get("fingerprints", {}) | spec.data.fingerprints,
         }
 
+    def evaluated(self, step: int, entries: list[dict]) -> None:
+        """Takes the entries of an evaluation after ``step`` updates: the score of that step's checkpoint."""
+        metric = self._spec.checkpoints.keep_best
+        self._latest = Best.of(metric, step, entries) if metric else None
+
+    def _best_after(self, step: int) -> Best | None:
+        """The best checkpoint once that of ``step`` is saved; None if none is wanted."""
+        metric, latest = self._spec.checkpoints.keep_best, self._latest
+        if latest and latest.step == step and latest.beats(self._best):
+            self._best = latest
+        return self._best if self._best and self._best.metric == metric else None
+
     def save(self, step: int, state: dict) -> None:
         """Saves the state after ``step`` updates; it may change once this returns."""
         non_finite = {task: count for task, count in self.non_finite.items() if count}
+        best = self._best_after(step)
         data = self._lasting | {
             "config": self._spec.recipe,
             "position": dataclasses.asdict(self._schedule.position_at(step)),
             "samples": self._schedule.positions_before(step),
             "non_finite": non_finite,
+            "best": dataclasses.asdict(best) if best else None,
             "rejects": self._rejects_before(step).as_dict(),
             "cpu_kind": cpu_kind(),
             "tokenizer": base64.b64encode(self._spec.data.tokenizer or b"").decode(),

@@ -18,13 +18,15 @@ from pipeline.train.telemetry.spec import LoggingSpec
 class CheckpointSpec:
     """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
 
-    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. init_from: the directory of
+    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. keep_best: the
+    metric whose best checkpoint is kept too. init_from: the directory of
     another run; init_step: the step of its checkpoint, None if the run goes on from one of its own.
     """
 
     every: int
     keep_last: int
     keep_every: int | None
+    keep_best: str | None
     init_from: str | None
     init_step: int | None
 

@@ -74,6 +74,7 @@ def _structures(rank: Rank) -> list[dict]:
 
 def _times(rank: Rank) -> dict[str, float]:
     times, train_s = rank.loop.times, time.perf_counter() - rank.began
+    evaluated = {"evaluate_s": round(times.evaluate_s, 3)} if times.evaluate_s else {}
     return {
         "data_wait_s": round(times.data_wait_s, 3),
         "compile_wait_s": round(times.compile_wait_s, 3),
@@ -82,4 +83,4 @@ def _times(rank: Rank) -> dict[str, float]:
         "compile_s": round(sum(rank.compiler.compile_s.values()), 3),
         "compile_share": round(times.compile_wait_s / train_s, 4),
         "train_s": round(train_s, 3),
-    }
+    } | evaluated

@@ -1,6 +1,5 @@
 """The door to an exported model: equal to evaluation to the bit, in any order, and clear about what it refuses."""
 
-import base64
 import dataclasses
 import hashlib
 import json
@@ -18,13 +17,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from model.imp import Imp
 from pipeline.cli import main
-from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.evaluate import measure
+from pipeline.evaluate.evaluator import Evaluator
+from pipeline.evaluate.measurement import measurements
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.export import load, save_model
+from pipeline.export.features import unit
 from pipeline.export.selftest import check_selftest
 from pipeline.recipe import EvaluationSettings
 from tests.toy_recipe import DIGITS
@@ -33,35 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, make_toy_recipe):
-    """A checkpoint of the toy recipe as it starts, with texts for its videos too."""
-    from model.step import init_state
-    from pipeline import recipe as recipes
-    from pipeline.recipe import specs
-    from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.devices import use_compute_type
-    from pipeline.train.mixture.structures import structure_of
-
-    raw = make_toy_recipe()
-    raw["model"]["common_dim"] = 16
-    text = {"text": "labels", "positives": "labels", "objective": "nce"}
-    with_text = text | {"modalities": ["video", "text"], "text_length": 8}
-    raw["tasks"]["video_text"] = raw["tasks"]["video_audio"] | with_text
-    raw["tasks"]["sounds"] = {"data_set": "moving", "objective": "softmax", "modalities": ["audio"], "batch_size": 4}
-    raw["tasks"]["sounds"]["classes"] = DIGITS
-    recipe = recipes.from_dict(raw)
-    data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
-    tokenizer = train_tokenizer([f"the digit {d} moving left" for d in DIGITS], vocab_size=60)
-    structures = [
-        structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
-    ]
-    config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
-    folder = tmp_path_factory.mktemp("toy") / "run"
-    checkpoints = Checkpoints(folder)
-    data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
-    checkpoints.save(3, state=init_state(Imp.for_structures(config, structures).init(5)), data=data)
-    checkpoints.wait()
-    return folder
+def run_dir(toy_run):
+    return toy_run
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +61,13 @@ def files(corpus: Path, modality: str) -> list[str]:
     return [str(manifest.parent / (row.get(modality) or row["video"])) for row in rows]
 
 
+def features_of(model, entry: EvaluationSettings) -> np.ndarray:
+    """(rows, clips, width) of evaluation, in the order of the manifest."""
+    (measurement,) = measurements(model, entry)
+    rows = Evaluator(model).rows(measurement)
+    return rows.features[np.argsort(rows.numbers)]
+
+
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio"}
 ENTRIES = [("digits", "zero_shot", "image", 1), ("moving", "zero_shot", "video", 2), ("moving", "classify", "audio", 3)]
 
@@ -95,24 +75,23 @@ ENTRIES = [("digits", "zero_shot", "image", 1), ("moving", "zero_shot", "video",
 @pytest.mark.parametrize(("data_set", "kind", "modality", "clips"), ENTRIES)
 def test_features_are_those_of_evaluation_to_the_bit(model, encoder, toy_corpus, data_set, kind, modality, clips):
     entry = EvaluationSettings(data_set=data_set, kind=kind, modality=modality, clips=clips)
-    task = measure._task_for(model, entry)
-    held_out = measure._held_out(model, entry, model.data_sets[data_set].held_out["held_out"], task)
+    held_out = features_of(model, entry)
     # In another order, several times over, and not by whole batches.
     paths = files(toy_corpus, modality)[::-1] * 7
     items = {ARGUMENTS[modality]: paths}
     found = encoder.embed(**items, space="features", data_set=data_set, clips=clips)[ARGUMENTS[modality]]
     assert len(paths) == 70 and np.ptp(found, axis=0).max() > 0.01
-    np.testing.assert_array_equal(found[::-1], np.tile(held_out.features.mean(1), (7, 1)))
+    np.testing.assert_array_equal(found[::-1], np.tile(held_out.mean(1), (7, 1)))
     alone = encoder.embed(**{ARGUMENTS[modality]: paths[:1]}, space="features", data_set=data_set, clips=clips)
     np.testing.assert_array_equal(alone[ARGUMENTS[modality]], found[:1])
 
 
 def test_places_of_texts_and_pictures_are_those_of_evaluation_to_the_bit(model, encoder, toy_corpus):
     entry = EvaluationSettings(data_set="digits", kind="zero_shot", modality="image")
-    task, texts = measure._task_for(model, entry), [f"the digit {d}" for d in DIGITS] * 7
-    expected = measure.unit(measure._project_texts(model, task, texts, target="vision"))
-    held_out = measure._held_out(model, entry, model.data_sets["digits"].held_out["held_out"], task)
-    pictures = measure.unit(model.project(held_out.features[:, 0], source="vision", target="text"))
+    texts = [f"the digit {d}" for d in DIGITS] * 7
+    (measurement,) = measurements(model, entry)
+    expected = unit(Evaluator(model).embed_texts(measurement.task, texts, target="vision"))
+    pictures = unit(model.project(features_of(model, entry)[:, 0], source="vision", target="text"))
     found = encoder.embed(images=files(toy_corpus, "image"), texts=texts)
     np.testing.assert_array_equal(found["texts"], expected)
     np.testing.assert_array_equal(found["images"], pictures)

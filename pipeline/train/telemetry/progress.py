@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 _RECENT_STEPS = 64
 # Seconds between two refreshes of the panel.
 _PANEL_EVERY_S = 0.25
-# Maximum number of alarms on the panel.
+# Maximum number of alarms on the panel, and of measurements.
 _MAX_ALARMS = 3
+_MAX_MEASUREMENTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,14 @@ class Progress:
         elif self._plain:
             print(self._line(record, self._overview(record)), flush=True)
 
+    def evaluated(self, step: int, entries: list[dict]) -> None:
+        """Takes the entries of an evaluation: on the panel the latest, elsewhere a line."""
+        found = [text for entry in entries if (text := _first_metric(entry))]
+        if self._panel:
+            self._panel.evaluated(step, found)
+        elif self._plain and found:
+            print(f"evaluation after step {step} | " + " | ".join(found), flush=True)
+
     def _overview(self, record: dict) -> Overview:
         examples, tokens, wait_s, busy_s, at_peak_s = np.sum(self._recent, axis=0)
         busy_s = max(busy_s, 1e-9)
@@ -118,6 +127,7 @@ class Panel:
 
         self._tasks: dict[str, _Task] = {}
         self._alarms: collections.deque = collections.deque(maxlen=_MAX_ALARMS)
+        self._evaluation: list[str] = []
         # Drawn on demand: a thread that redraws would cost CPU time on a small machine.
         self._live = Live(console=console or Console(stderr=True), auto_refresh=False)
         self._live.start()
@@ -127,6 +137,10 @@ class Panel:
         """Takes a record of metrics.jsonl."""
         self._tasks.setdefault(record["task"], _Task(record["task"])).add(record)
         self._alarms.extend(f"step {record['step']:,}: {text}" for text in record.get("alarms", ()))
+
+    def evaluated(self, step: int, found: list[str]) -> None:
+        """Takes the texts of the latest evaluation."""
+        self._evaluation = [f"evaluation after step {step:,}", *found[:_MAX_MEASUREMENTS]] if found else []
 
     def show(self, overview: Overview) -> None:
         """Draws the panel."""
@@ -142,11 +156,14 @@ class Panel:
         from rich.text import Text
 
         alarms = [Text(text, style="yellow", no_wrap=True, overflow="ellipsis") for text in self._alarms]
+        measured = [Text(text, style="cyan", no_wrap=True, overflow="ellipsis") for text in self._evaluation]
         # Lines for other things: frame 2, bar, speed 2, table header, "and more", cursor.
-        max_rows = max(1, self._live.console.height - 8 - len(alarms))
+        max_rows = max(1, self._live.console.height - 8 - len(alarms) - len(measured))
         table, num_omitted = self._table(max_rows)
         omitted = [Text(f"and {num_omitted} more tasks with fewer steps", style="dim")] if num_omitted else []
-        return Frame(Group(self._head(o), Text(self._speed(o)), table, *omitted, *alarms), border_style="dim")
+        return Frame(
+            Group(self._head(o), Text(self._speed(o)), table, *omitted, *measured, *alarms), border_style="dim"
+        )
 
     def _head(self, o: Overview) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -207,6 +224,14 @@ class _Task:
             f"{wait_s / max(busy_s, 1e-9):.0%}",
             "–".join(dict.fromkeys([*temperatures[:1], *temperatures[-1:]])),
         ]
+
+
+def _first_metric(entry: dict) -> str:
+    """The first metric of an evaluation's entry beside chance; empty without one."""
+    name, value = next(iter(entry["metrics"].items()), ("", 0.0))
+    chance = entry["chance"].get(name)
+    guess = "" if chance is None else f" (chance {chance:.3g})"
+    return name and f"{entry['dataset']}/{entry['task']} {name} {value:.4g}{guess}"
 
 
 def _short(value: float) -> str:

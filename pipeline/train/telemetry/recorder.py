@@ -20,7 +20,12 @@ from pipeline.train.telemetry.progress import Progress
 from pipeline.train.telemetry.spec import LoggingSpec
 from pipeline.train.telemetry.step_log import StepLog, cut_back
 from pipeline.train.telemetry.throughput import Throughput
-from pipeline.train.telemetry.writers import RunIdentity, open_writers, scalars
+from pipeline.train.telemetry.writers import RunIdentity, evaluation_scalars, open_writers, scalars
+
+# File of the evaluations between steps, one line each.
+CURVE = "eval_curve.jsonl"
+# Keys of an evaluation's entry that are kept in it.
+_POINT = ("dataset", "task", "input", "metrics", "intervals", "chance", "num_examples")
 
 
 class Recorder:
@@ -90,6 +95,12 @@ class Recorder:
             if self._rank_0:
                 self._rank_0.record(record)
 
+    def evaluated(self, step: int, entries: list[dict]) -> None:
+        """Takes the entries of an evaluation after ``step`` updates. Raises DataError as ``record`` does."""
+        if self._rank_0 and not self._failed:
+            with self._writing():
+                self._rank_0.evaluated(step, entries)
+
     def sync(self) -> None:
         """Flushes all files to disk. Order contract: called before the checkpoint that covers these steps is stored."""
         if self._failed:
@@ -137,6 +148,9 @@ class _Rank0:
         self._experts_file = run_dir / "experts.json"
         self._loads = ExpertLoads.read(self._experts_file) if steps.start else ExpertLoads()
         self._metrics = StepLog(run_dir / "metrics.jsonl", keep_steps=steps.start)
+        # Also of a run that is no longer evaluated: its later points are of steps that were taken back.
+        cut_back(run_dir / CURVE, keep_steps=steps.start)
+        self._curve = StepLog(run_dir / CURVE, keep_steps=steps.start) if spec.evaluate_every else None
         run = RunIdentity(run_dir, spec.project, steps.start, logged_step=self._metrics.last_step)
         self._writers = open_writers(spec.writers, run)
         self._profiler = None
@@ -175,15 +189,31 @@ class _Rank0:
         with contextlib.suppress(OSError, ValueError):
             self._progress.update(record)
 
+    def evaluated(self, step: int, entries: list[dict]) -> None:
+        wall_s = round(time.perf_counter() - self._began, 3)
+        assert self._curve is not None
+        self._curve.write({"step": step, "wall_s": wall_s, "entries": [_point(entry) for entry in entries]})
+        for writer in self._writers:
+            writer.write(step, evaluation_scalars(entries))
+        with contextlib.suppress(OSError, ValueError):
+            self._progress.evaluated(step, entries)
+
     def sync(self) -> None:
         self._metrics.sync()
+        if self._curve:
+            self._curve.sync()
         self._loads.write(self._experts_file)
 
     def close(self) -> None:
-        for part in filter(None, (self._progress, self._metrics, self._profiler, *self._writers)):
+        for part in filter(None, (self._progress, self._metrics, self._curve, self._profiler, *self._writers)):
             with contextlib.suppress(OSError):
                 part.close()
         self._loads.write(self._experts_file)
+
+
+def _point(entry: dict) -> dict:
+    """The part of an entry that changes from evaluation to evaluation, and what tells it from others."""
+    return {name: entry[name] for name in _POINT if name in entry}
 
 
 def _print(lines: list[str]) -> None:

@@ -15,6 +15,12 @@ class LoggingSettings:
     progress: Literal["auto", "rich", "plain", "none"] = key(
         "auto", 'Display: a live panel ("rich"), lines ("plain") or nothing; "auto" is the panel on a terminal.'
     )
+    evaluate_every: int | None = key(
+        None, "Steps between two evaluations while the run trains, which change nothing of it; null: none.", ge=1
+    )
+    evaluate_rows: int = key(
+        256, "Maximum rows of each of those measurements, and rows that it learns from; always the same sample.", ge=2
+    )
     progress_every_s: float = key(10.0, "Seconds between two plain lines.", gt=0)
     writers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = key(
         None, "Services that also receive the metrics; null: TensorBoard if it is installed."

@@ -235,3 +235,13 @@ def scalars(record: dict) -> dict[str, float]:
         named |= {f"{task}/{modality}_experts/{key}": value for key, value in one.items()}
     named |= {f"run/{key}": record[key] for key in _RUN_KEYS if key in record}
     return {name: float(value) for name, value in named.items() if math.isfinite(value)}
+
+
+def evaluation_scalars(entries: list[dict]) -> dict[str, float]:
+    """Flattens the entries of an evaluation: ``eval/<data set>/<task>/<metric>``."""
+    named = {
+        f"eval/{entry['dataset']}/{entry['task']}/{name}": value
+        for entry in entries
+        for name, value in entry["metrics"].items()
+    }
+    return {name: float(value) for name, value in named.items() if math.isfinite(value)}

@@ -6,10 +6,12 @@ import types
 import numpy as np
 import pytest
 
+from pipeline.data.modalities import EMBEDDERS
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TokenSpec, Variant, VideoSpec
 from pipeline.data.tokens import spectrogram_tokens
 from pipeline.errors import RequestError
+from pipeline.evaluate import kinds
 from pipeline.evaluate import measure as run
 from pipeline.export import features
 from pipeline.recipe import EvaluationSettings
@@ -34,6 +36,7 @@ class FakeModel:
         self.data_sets = {data_set.name: data_set}
         self.tasks = {t.name: t for t in tasks}
         self.recipe = types.SimpleNamespace(evaluate=evaluate, cluster=ClusterSettings())
+        self.embedders = EMBEDDERS
         self.tokenizer, self.tokens, self.seen = tokenizer, TokenSpec(), []
 
     def features(self, modality: str, samples: list[dict]) -> np.ndarray:
@@ -93,8 +96,8 @@ def scored(monkeypatch):
     """The inputs of the metrics, in order."""
     out = []
     for name in ("classification", "retrieval"):
-        real = getattr(run, name)
-        monkeypatch.setattr(run, name, lambda *args, real=real: (out.append(args), real(*args))[1])
+        real = getattr(kinds, name)
+        monkeypatch.setattr(kinds, name, lambda *args, real=real, **more: (out.append(args), real(*args, **more))[1])
     return out
 
 
@@ -130,7 +133,7 @@ def test_cosines_are_averaged_over_clips(films, make_model, scored, clips):
     model = make_model({"kind": "zero_shot", "clips": clips, "prompts": prompts})
     (entry,) = run.evaluate_run(None, model)
     ids = [[model.tokenizer.encode(p.format(c), 8) for p in prompts] for c in CLASSES]
-    anchors = unit(np.sin(np.array([[stand_in(i) for i in row] for row in ids]) + 1).mean(1))
+    anchors = unit(unit(np.sin(np.array([[stand_in(i) for i in row] for row in ids]) + 1)).mean(1))
     media = unit(np.sin(expected_features(films, STARTS[clips])))
     np.testing.assert_allclose(scored[0][0], (media @ anchors.T).mean(1), rtol=1e-4, atol=1e-4)
     assert entry["clips"] == clips
@@ -139,11 +142,12 @@ def test_cosines_are_averaged_over_clips(films, make_model, scored, clips):
 @pytest.mark.parametrize("clips", [1, 3])
 def test_embeddings_are_averaged_over_clips_before_they_are_ranked(films, make_model, scored, clips):
     (entry,) = run.evaluate_run(None, make_model({"kind": "retrieval", "clips": clips}))
-    media, texts, owner = scored[0]
+    media, texts, (_, owners), names = scored[0]
     expected = unit(np.sin(expected_features(films, STARTS[clips])).mean(1))
     np.testing.assert_allclose(media, expected, rtol=1e-4, atol=1e-4)
-    # Rows 0, 1 and 3 have one, two and two texts.
-    assert owner.tolist() == [0, 1, 1, 2, 2] and texts.shape == (5, 3)
+    # Rows 0, 1 and 3 have one, two and two texts, each the key of itself.
+    cat, dog = frozenset(["a cat"]), frozenset(["the dog"])
+    assert owners == [cat, cat, dog, cat, dog] and texts.shape == (5, 3) and names == ("video", "text")
     assert (entry["clips"], entry["num_examples"]) == (clips, 3)
 
 
@@ -189,18 +193,19 @@ PAIR = {"modalities": ("video", "text"), "variants": (VARIANT,), "text_length": 
     [
         ({"modalities": ("video",)}, ["classify"]),
         ({"modalities": ("video",), "weight": 0.0}, []),
-        ({"modalities": ("video",), "objective": "sigmoid"}, []),
+        ({"modalities": ("video",), "objective": "sigmoid"}, ["classify"]),
         (PAIR | {"objective": "nce"}, ["retrieval"]),
         (PAIR | {"objective": "sigmoid_pairs", "text": "labels"}, ["zero_shot"]),
         (PAIR | {"objective": {"nce": 1.0, "softmax": 0.5}, "text": "labels"}, ["classify", "zero_shot"]),
-        (PAIR | {"objective": {"nce": 1.0, "sigmoid": 0.5}}, ["retrieval"]),
-        (PAIR | {"objective": "nce", "modalities": ("video", "audio", "text")}, []),
+        (PAIR | {"objective": {"nce": 1.0, "sigmoid": 0.5}}, ["classify", "retrieval"]),
+        (PAIR | {"objective": "nce", "modalities": ("video", "audio", "text")}, ["retrieval"] * 3),
     ],
 )
 def test_measurements_follow_from_the_objectives(films, make_task, tokenizer, fields, kinds):
     model = FakeModel(films, [make_task(**({"variants": (VARIANT,)} | fields))], [], tokenizer)
     found = run.default_list(model)
-    assert [(e.kind, e.modality, e.data_set) for e in found] == [(kind, "video", "toy") for kind in kinds]
+    assert [(e.kind, e.data_set) for e in found] == [(kind, "toy") for kind in kinds]
+    assert {"text"} | {e.modality for e in found} <= {"text", *fields["modalities"]}
 
 
 def test_a_task_of_two_terms_serves_both_measurements(films, make_task, tokenizer, scored):

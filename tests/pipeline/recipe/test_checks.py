@@ -73,6 +73,19 @@ def test_references_and_tasks(changes, message):
         ),
         ({"classes": ["cow"]}, "evaluate.0.classes: ['cow'] are not among the 2 classes of data_sets.photos"),
         ({"clips": 4}, "evaluate.0.clips: expected 1, an image has one view; found 4"),
+        ({"classes": ["cat", " "]}, "evaluate.0.classes: expected a text for every class, found an empty one"),
+        ({"classes": ["cat", "cat"]}, "evaluate.0.classes: expected different ones, 'cat' appears again"),
+        ({"data_set": None}, "evaluate.0: expected data_set, for its held-out rows, or manifest; found neither"),
+        ({"modality": "text"}, "evaluate.0.modality: expected one that comes from files"),
+        ({"kind": "retrieval", "other": "sound"}, "evaluate.0.other: unknown name 'sound'"),
+        (
+            {"kind": "retrieval", "modality": "audio"},
+            "evaluate.0: retrieval of audio needs the pair audio_text; trained are audio_vision, text_vision",
+        ),
+        (
+            {"kind": "retrieval", "other": "video"},
+            "evaluate.0: retrieval of image with video: expected two modalities with layers of their own",
+        ),
         ({"clips": 0}, "evaluate.0.clips: Input should be greater than or equal to 1; found 0"),
     ],
 )
@@ -90,9 +103,34 @@ def test_an_evaluation_needs_a_held_out_part():
 
 
 def test_an_evaluation_that_no_task_can_serve_is_refused_before_training():
-    """No task here trains a text side for photos; a run must not find that out after its last step."""
-    entry = {"data_set": "photos", "kind": "zero_shot", "modality": "image"}
+    """No task here trains texts with sounds; a run must not find that out after its last step."""
+    entry = {"data_set": "films", "kind": "zero_shot", "modality": "audio"}
     assert "zero_shot" in refused(("evaluate", [entry]))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        # Photos have no text task: films do, and the layers are the same.
+        {"data_set": "photos", "kind": "zero_shot", "modality": "image", "classes": ["a cow"]},
+        {"manifest": "anywhere.parquet", "kind": "retrieval", "modality": "image"},
+        {"manifest": "anywhere.parquet", "kind": "retrieval", "modality": "image", "other": "audio", "clips": 2},
+        {"manifest": "anywhere.parquet", "kind": "knn", "modality": "audio", "fit": "labelled.parquet"},
+    ],
+)
+def test_an_evaluation_needs_the_heads_alone(entry):
+    assert len(recipes.from_dict(changed(("evaluate", [entry]))).evaluate) == 1
+
+
+def test_classes_and_prompts_come_from_files(tmp_path):
+    for name, text in (("classes", "a cow\n\n a hen \n"), ("prompts", "a photo of {}\n")):
+        (tmp_path / name).write_text(text)
+    entry = {"data_set": "photos", "kind": "zero_shot", "modality": "image"}
+    files = {name: str(tmp_path / name) for name in ("classes", "prompts")}
+    (found,) = recipes.from_dict(changed(("evaluate", [entry | files]))).evaluate
+    assert (found.classes, found.prompts) == (["a cow", "a hen"], ["a photo of {}"])
+    (tmp_path / "classes").write_text("\n")
+    assert "evaluate.0.classes: " in refused(("evaluate", [entry | files]))
 
 
 def test_an_unknown_model_variant_is_refused_before_anything_starts():
@@ -210,7 +248,7 @@ def test_a_classifier_serves_its_own_modality_alone():
     recipes.from_dict(changed(*changes, ("evaluate", [{"data_set": "films", "kind": "classify", "modality": "video"}])))
     message = refused(*changes, ("evaluate", [{"data_set": "films", "kind": "classify", "modality": "audio"}]))
     assert message == (
-        "evaluate.0: classify of audio on films needs a task there with a classifier of audio; the recipe has none"
+        "evaluate.0: classify of audio on films needs a classifier; trained are films (video), photos (image)"
     )
 
 

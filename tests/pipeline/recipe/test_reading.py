@@ -55,7 +55,7 @@ def test_a_misspelt_key_comes_before_the_key_that_it_leaves_missing():
         ("tasks", [1], "tasks: expected settings such as tasks.NAME.data_set=..., found [1]"),
         ("tasks.film_text", "x", "tasks.film_text: expected settings such as tasks.film_text.data_set=..., found 'x'"),
         ("model.moe", "big", "model.moe: expected settings such as model.moe.num_experts=..., found 'big'"),
-        ("evaluate", [5], "evaluate.0: expected settings such as evaluate.0.data_set=..., found 5"),
+        ("evaluate", [5], "evaluate.0: expected settings such as evaluate.0.kind=..., found 5"),
         ("tasks.film_text.pair_weights", 3, "tasks.film_text.pair_weights: expected a mapping, found 3"),
         ("data_sets.films.held_out", 3, "data_sets.films.held_out: Input should be a valid string; found 3"),
     ],

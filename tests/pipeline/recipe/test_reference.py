@@ -109,7 +109,7 @@ def test_a_key_is_explained():
             "tasks.film_text.objective: nce, sigmoid_pairs, softmax, sigmoid or {name: number above 0}",
         ),
         ("train", "train: Steps and the optimiser."),
-        ("evaluate", "evaluate.0: One measurement on held-out rows."),
+        ("evaluate", "evaluate.0: One measurement of held-out rows: those of a data set, or of any manifest."),
         ("", "A whole run: data sets, tasks, the model, its training and its evaluation."),
     ],
 )

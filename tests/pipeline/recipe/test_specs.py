@@ -7,8 +7,10 @@ import pytest
 from model.config import MoEConfig, from_variant
 from pipeline import recipe as recipes
 from pipeline.data import spec
+from pipeline.data.modalities import EMBEDDERS
 from pipeline.data.spec import AudioSpec, Augment
 from pipeline.recipe import specs
+from pipeline.recipe.measurable import missing_head
 from pipeline.recipe.settings import EvaluationSettings
 from tests.pipeline.recipe.base import BASE, CAPTIONED, DEMO, TRIPLET, changed, refused, task
 
@@ -73,7 +75,8 @@ def test_pair_weights_and_microbatches_come_out_resolved():
 )
 def test_which_task_serves_a_measurement(name, fields, kind, modality, served):
     found = specs.task_specs(recipes.from_dict(changed(*task(name, **fields))))[name]
-    assert specs.serves(found, EvaluationSettings(data_set=found.data_set, kind=kind, modality=modality)) == served
+    entry = EvaluationSettings(data_set=found.data_set, kind=kind, modality=modality)
+    assert (missing_head(entry, [found], EMBEDDERS) is None) == served
 
 
 def test_every_setting_of_the_model_reaches_it():

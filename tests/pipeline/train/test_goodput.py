@@ -60,6 +60,7 @@ def test_a_run_that_was_killed_and_run_again(tmp_path):
         # Steps 21 to 30 of the first attempt: 40 s, and 10 s of waits.
         "lost": 40 + 10,
         "end": 20,
+        "evaluate": 0,
         "other": 0,
     }
     assert life.parts_s == pytest.approx(expected)

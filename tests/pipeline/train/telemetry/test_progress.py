@@ -65,6 +65,26 @@ def test_plain_lines_come_seldom_but_the_last_comes(capsys):
     assert len(shown) <= 2 and shown[-1].startswith("step 100/100")
 
 
+ENTRY = {
+    "dataset": "digits",
+    "task": "zero_shot_image",
+    "metrics": {"acc1": 0.875, "acc5": 1.0},
+    "chance": {"acc1": 0.1},
+}
+
+
+def test_an_evaluation_is_a_line(capsys):
+    progress = Progress(mode="plain", steps=range(100), every_s=3600.0)
+    progress.evaluated(50, [ENTRY, ENTRY | {"task": "knn_image"}])
+    assert capsys.readouterr().out == (
+        "evaluation after step 50 | digits/zero_shot_image acc1 0.875 (chance 0.1) | digits/knn_image acc1 0.875 "
+        "(chance 0.1)\n"
+    )
+    Progress(mode="none", steps=range(100), every_s=1.0).evaluated(50, [ENTRY])
+    progress.evaluated(51, [])
+    assert capsys.readouterr().out == ""
+
+
 def test_no_progress(capsys):
     progress = Progress(mode="none", steps=range(1), every_s=0.0)
     progress.update(record(1))
@@ -89,7 +109,7 @@ def test_short_numbers(value, text):
 # --- the panel ---
 
 
-def shown(num_tasks: int, *, width: int, height: int) -> list[str]:
+def shown(num_tasks: int, *, width: int, height: int, evaluated: list[str] = ()) -> list[str]:
     """The last picture of a panel after two steps of each task, the first of which have had the most."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
     panel = Panel(range(10_000), console=console)
@@ -110,10 +130,19 @@ def shown(num_tasks: int, *, width: int, height: int) -> list[str]:
             line["alarms"] = ["task_00_image_text: gradient norm 812, usually 3.1 " + "and more " * 20]
         progress.update(line)
         panel.add(line)
+    panel.evaluated(1500, list(evaluated))
     panel.close()
     with console.capture() as capture:
         console.print(panel._render(progress._overview(line)))
     return capture.get().splitlines()
+
+
+def test_the_panel_shows_the_latest_evaluation_in_place_of_tasks():
+    lines = shown(40, width=80, height=24, evaluated=[f"data set {n} acc1 0.5" for n in range(9)])
+    text = "\n".join(lines)
+    assert len(lines) < 24 and "evaluation after step 1,500" in text
+    # A line for its step, and the first four: five fewer tasks.
+    assert [n for n in range(9) if f"data set {n}" in text] == [0, 1, 2, 3] and "and 30 more tasks" in text
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from pipeline.train.telemetry import writers
-from pipeline.train.telemetry.writers import BackgroundWriter, RunIdentity, open_writers, scalars
+from pipeline.train.telemetry.writers import BackgroundWriter, RunIdentity, evaluation_scalars, open_writers, scalars
 
 
 def identity(tmp_path, *, start_step=0, logged_step=0) -> RunIdentity:
@@ -28,6 +28,11 @@ def write_steps(names, run: RunIdentity, steps) -> None:
 
 
 # --- names ---
+
+
+def test_scalars_of_an_evaluation():
+    entry = {"dataset": "pets", "task": "knn_image", "metrics": {"knn_acc1": 0.5, "knn_acc5": float("nan")}}
+    assert evaluation_scalars([entry]) == {"eval/pets/knn_image/knn_acc1": 0.5}
 
 
 def test_scalars_of_a_record():
