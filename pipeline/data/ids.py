@@ -126,12 +126,12 @@ def _hashed(manifest: Manifest, columns: tuple[str, ...], *, max_rows: int) -> I
     """Hashes of the columns; paths are resolved first."""
     for batch in manifest.batches(columns, max_rows=max_rows):
         yield {
-            name: hashes(batch.column(name) if name == "id" else _resolved(manifest, batch.column(name)))
+            name: hashes(batch.column(name) if name == "id" else resolved(manifest, batch.column(name)))
             for name in columns
         }
 
 
-def _resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
+def resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
     """``manifest.resolve`` of every path; null and empty ones stay empty."""
     paths = paths.fill_null("").cast(pa.large_binary())
     folder, nothing = (

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.data.media.audio import num_samples
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.modalities import MEDIA
+from pipeline.data.order import substitutes_of
 from pipeline.data.sources import MediaSource, Source
 from pipeline.data.spec import DataSetSpec, DecodeLimits
 from pipeline.errors import DataError, RequestError, one_line
@@ -54,12 +56,17 @@ def schema_for(modalities: tuple[str, ...]) -> pa.Schema:
 
 
 def open_source(
-    data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0, limits: DecodeLimits | None = None
+    data_set: DataSetSpec,
+    *,
+    modalities: tuple[str, ...],
+    columns: Iterable[str] | None = None,
+    cache_bytes: int = 0,
+    limits: DecodeLimits | None = None,
 ) -> Source:
-    """The data set's shards if the recipe names them, its media otherwise."""
+    """The data set's shards if the recipe names them, its media otherwise. columns: as ``MediaSource`` has them."""
     if data_set.shards:
         return ShardSource(data_set, modalities=modalities)
-    return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes, limits=limits)
+    return MediaSource(data_set, modalities=modalities, columns=columns, cache_bytes=cache_bytes, limits=limits)
 
 
 def decode_settings(data_set: DataSetSpec) -> dict:
@@ -227,6 +234,7 @@ def read_index(folder: Path) -> dict:
         raise RequestError(
             f"shards {folder}: expected format {FORMAT}, found {found}; run {command('preprocess')} into another folder"
         )
+    index["fingerprint"] |= substitutes_of(index["fingerprint"]["num_rows"])
     return index
 
 
