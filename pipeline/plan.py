@@ -13,7 +13,7 @@ from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
 from pipeline.data.row_index import RowIndex
 from pipeline.data.run_data import DataSpec
-from pipeline.data.shards import read_index
+from pipeline.data.shard_index import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.facts import facts_of

@@ -17,6 +17,7 @@ from pipeline.cluster.relay import lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.task_streams import open_queues, tasks_left
+from pipeline.data.manifest import copy_rows
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
@@ -43,6 +44,7 @@ def train_worker(config: dict[str, Any]) -> dict:
     rank = ray.train.get_context().get_world_rank()
     with lines_to(config["coordinator"], rank=rank):
         check_backend(cluster.accelerator)
+        copy_rows(spec.data.data_sets.values())
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
             # ``get_dataset_shard`` is a barrier over the ranks: the same order everywhere.

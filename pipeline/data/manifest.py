@@ -11,7 +11,15 @@ from pipeline.data.modalities import MEDIA
 from pipeline.data.row_groups import RowGroups
 from pipeline.data.row_index import RowIndex
 from pipeline.data.row_table import Rows, RowTable
+from pipeline.data.spec import DataSetSpec
 from pipeline.errors import RequestError
+
+
+def copy_rows(data_sets: Iterable[DataSetSpec]) -> None:
+    """Makes the copies of rows that this machine lacks, before anything waits for the first of its samples."""
+    for data_set in data_sets:
+        if data_set.index is not None and not data_set.index.files:
+            _ = Manifest(data_set.manifest, media=data_set.media_columns, known=data_set.index).fingerprint
 
 
 class Manifest:

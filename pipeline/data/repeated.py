@@ -43,7 +43,7 @@ class Repeated:
         if self._last is not None:
             self._spill(self._last)
         hashes, self._held = np.concatenate([np.empty(0, np.uint64), *self._held]), []
-        order = np.argsort(hashes, kind="stable")
+        order = np.argsort(hashes)
         entries = np.empty(len(hashes), _ENTRY)
         entries["hash"], entries["first"], entries["count"] = hashes[order], order + self.num_hashes, 1
         self.num_hashes += len(hashes)
@@ -55,10 +55,14 @@ class Repeated:
         """One entry a hash, of sorted ones. Marks all places but the first."""
         if not len(entries):
             return entries
-        new = np.append(True, entries["hash"][1:] != entries["hash"][:-1])
-        self._mark(entries["first"][~new])
-        merged = entries[new]
-        merged["count"] = np.add.reduceat(entries["count"], np.flatnonzero(new))
+        starts = np.flatnonzero(np.append(True, entries["hash"][1:] != entries["hash"][:-1]))
+        if len(starts) == len(entries):
+            return entries
+        firsts = np.minimum.reduceat(entries["first"], starts)
+        runs = np.diff(np.append(starts, len(entries)))
+        self._mark(entries["first"][entries["first"] != np.repeat(firsts, runs)])
+        merged = entries[starts]
+        merged["first"], merged["count"] = firsts, np.add.reduceat(entries["count"], starts)
         return merged
 
     def _mark(self, places: np.ndarray) -> None:
@@ -93,8 +97,7 @@ class Repeated:
         self._spill(self._last)
         for path in self._folder.glob("part-*"):
             found = np.fromfile(path, _ENTRY)
-            # Pieces follow one another, and so do the places of equal hashes.
-            yield self._merged(found[np.argsort(found["hash"], kind="stable")])
+            yield self._merged(found[np.argsort(found["hash"])])
 
     def later(self, start: int, stop: int) -> np.ndarray:
         """For places from start to stop: whether an earlier one has the same hash. Bool."""

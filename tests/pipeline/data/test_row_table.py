@@ -1,5 +1,6 @@
 """Rows by number from Parquet of any layout: in memory, from a copy, or where they lie; and what is damaged."""
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from pipeline.data import columns, parquet_files, row_groups, row_table
 from pipeline.data.columns import Fingerprint, normalise
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, copy_rows
 from pipeline.data.media import storage
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_groups import RowGroups
@@ -375,7 +376,7 @@ def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, cache):
     code = f"""
 import resource, signal
 from pipeline.data.columns import Fingerprint, normalise
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, copy_rows
 from pipeline.errors import RequestError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
@@ -552,3 +553,23 @@ def test_absurdly_long_texts_are_cut_between_characters(tmp_path, monkeypatch, l
     after_x = letter * (9 // len(letter.encode()))
     wanted = [["a", letter * most], None, texts[2], ["x" + after_x], []]
     assert list(manifest.iter_column("text")) == wanted
+
+
+def test_a_machine_makes_its_copies_before_its_first_sample_is_waited_for(
+    tmp_path, cache, copied, make_data_set, monkeypatch
+):
+    folder = three_files(tmp_path)
+    known = Manifest(folder).index
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "elsewhere"))
+    copy_rows([make_data_set(folder), dataclasses.replace(make_data_set(folder), index=known)])
+    (copy,) = (tmp_path / "elsewhere" / "manifests").glob("*.arrow")
+    assert copy.stem == known.stamp
+
+
+def test_copies_make_room_where_the_disk_is_short(tmp_path, cache, copied, monkeypatch):
+    for number in range(3):
+        Manifest(write(tmp_path / f"{number}.parquet", table(number))).row(0)
+    usage = type("Usage", (), {"free": property(lambda self: 10 << 30 if len(list(cache.glob("*.arrow"))) < 2 else 0)})
+    monkeypatch.setattr(row_table.shutil, "disk_usage", lambda folder: usage())
+    Manifest(write(tmp_path / "new.parquet", table(7))).row(0)
+    assert len(list(cache.glob("*.arrow"))) == 2
