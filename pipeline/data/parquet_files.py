@@ -34,7 +34,7 @@ from pipeline.waiting import waiting_for
 # Rows of a piece of a stream.
 _ROWS_PER_PIECE = 16_384
 # Maximum bytes of the footers in memory, as they lie in the files; parsed, they take several times as much.
-_KEPT_FOOTER_BYTES = 8 << 20
+_KEPT_FOOTER_BYTES = 2 << 20
 # Bytes at the end of a file that are read first: most footers are shorter.
 _TAIL_BYTES = 64 << 10
 _LISTING_THREADS = 16
@@ -62,6 +62,7 @@ class ParquetFiles:
         self.folder = str(PurePosixPath(self._path).parent) if self.paths == [self._path] else self._path
         self._numbers = {path: number for number, path in enumerate(known.paths)} if known else {}
         self._footers: collections.OrderedDict[str, pq.FileMetaData] = collections.OrderedDict()
+        self._footer_bytes = 0
         self._types = functools.lru_cache(maxsize=64)(self._file_types)
 
     @functools.cached_property
@@ -169,11 +170,12 @@ class ParquetFiles:
     def _keep(self, path: str, footer: pq.FileMetaData) -> None:
         """Keeps a footer at hand in place of those used least recently."""
         with _LOCK:
-            self._footers[path] = footer
+            if path not in self._footers:
+                self._footers[path] = footer
+                self._footer_bytes += footer.serialized_size
             self._footers.move_to_end(path)
-            held = sum(kept.serialized_size for kept in self._footers.values())
-            while held > _KEPT_FOOTER_BYTES and len(self._footers) > 1:
-                held -= self._footers.popitem(last=False)[1].serialized_size
+            while self._footer_bytes > _KEPT_FOOTER_BYTES and len(self._footers) > 1:
+                self._footer_bytes -= self._footers.popitem(last=False)[1].serialized_size
 
     def pieces(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """The rows of all files in order, one row group in memory at a time."""
