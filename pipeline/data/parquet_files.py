@@ -33,8 +33,8 @@ from pipeline.waiting import waiting_for
 
 # Rows of a piece of a stream.
 _ROWS_PER_PIECE = 16_384
-# Maximum bytes of the footers in memory, as they lie in the files; parsed, they take several times as much.
-_KEPT_FOOTER_BYTES = 2 << 20
+# Maximum footers in memory, and their bytes as they lie in the files; parsed, they take twenty times as much.
+_KEPT_FOOTERS, _KEPT_FOOTER_BYTES = 64, 2 << 20
 # Bytes at the end of a file that are read first: most footers are shorter.
 _TAIL_BYTES = 64 << 10
 _LISTING_THREADS = 16
@@ -63,7 +63,7 @@ class ParquetFiles:
         self._numbers = {path: number for number, path in enumerate(known.paths)} if known else {}
         self._footers: collections.OrderedDict[str, pq.FileMetaData] = collections.OrderedDict()
         self._footer_bytes = 0
-        self._types = functools.lru_cache(maxsize=64)(self._file_types)
+        self._types = functools.lru_cache(maxsize=_KEPT_FOOTERS)(self._file_types)
 
     @functools.cached_property
     def infos(self) -> list[pyarrow.fs.FileInfo]:
@@ -174,7 +174,7 @@ class ParquetFiles:
                 self._footers[path] = footer
                 self._footer_bytes += footer.serialized_size
             self._footers.move_to_end(path)
-            while self._footer_bytes > _KEPT_FOOTER_BYTES and len(self._footers) > 1:
+            while len(self._footers) > (_KEPT_FOOTERS if self._footer_bytes <= _KEPT_FOOTER_BYTES else 1):
                 self._footer_bytes -= self._footers.popitem(last=False)[1].serialized_size
 
     def pieces(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
