@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import recipe as recipes
-from pipeline.data.shards import FORMAT, SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
-from pipeline.files import write_json
+from pipeline.data.shard_index import FORMAT, write_index
+from pipeline.data.shards import SCHEMA, ShardSource, decode_settings, encode_tensor, write_shard
 from pipeline.plan import plan
 from pipeline.recipe import specs
 
@@ -62,9 +62,9 @@ def write_shards(data_set, folder: Path, *, seed: int) -> int:
             for i in range(ROWS_PER_SHARD)
         ]
         table = pa.table({c: [r.get(c) for r in rows] for c in SCHEMA.names}, schema=SCHEMA)
-        entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow"))
-    described = {"modalities": ["video"], "settings": decode_settings(data_set), "shards": entries}
-    write_json(folder / "index.json", {"format": FORMAT, "fingerprint": {"num_rows": CLIPS}} | described)
+        entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow") | {"rejects": []})
+    described = {"modalities": ["video"], "settings": decode_settings(data_set)}
+    write_index(folder, {"format": FORMAT, "fingerprint": {"num_rows": CLIPS}} | described, entries)
     return sum(e["bytes"] for e in entries)
 
 

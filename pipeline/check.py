@@ -12,7 +12,7 @@ from pipeline.check_data_set import look_at
 from pipeline.commands import command
 from pipeline.corpus import build_corpus
 from pipeline.data.known_rejects import NONE_KNOWN
-from pipeline.data.shards import damaged_shards
+from pipeline.data.shard_index import damaged_shards
 from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError, RequestError

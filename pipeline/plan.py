@@ -11,8 +11,9 @@ from pipeline import lint
 from pipeline.credentials import redacted, redacted_values
 from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
+from pipeline.data.row_index import RowIndex
 from pipeline.data.run_data import DataSpec
-from pipeline.data.shards import read_index
+from pipeline.data.shard_index import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.facts import facts_of
@@ -60,7 +61,10 @@ def _data_spec(recipe: Recipe) -> DataSpec:
     """All of a run's data but the tokenizer. Raises RequestError if a data set does not fit its tasks."""
     data_sets, tasks = specs.data_set_specs(recipe), specs.task_specs(recipe)
     used = {task.data_set for task in tasks.values()}
-    fingerprints = {name: _check_data_set(data_sets[name], tasks) for name in sorted(used)}
+    fingerprints = {}
+    for name in sorted(used):
+        fingerprints[name], index = _check_data_set(data_sets[name], tasks)
+        data_sets[name] = dataclasses.replace(data_sets[name], index=index)
     return DataSpec(tasks, data_sets, specs.token_spec(recipe), fingerprints)
 
 
@@ -141,15 +145,18 @@ def _check_writers(recipe: Recipe) -> None:
         raise RequestError(f"logging.writers: {name} is not installed; run {command}, or leave it out")
 
 
-def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> dict:
-    """The fingerprint of the training rows. Raises RequestError if a column is missing or there are no rows."""
+def _check_data_set(data_set: DataSetSpec, tasks: dict[str, TaskSpec]) -> tuple[dict, RowIndex | None]:
+    """The fingerprint and the index of the training rows.
+
+    Raises RequestError if a column is missing or there are no rows.
+    """
     mine = [t for t in tasks.values() if t.data_set == data_set.name]
     if data_set.shards:
         fingerprint = read_index(Path(data_set.shards))["fingerprint"]
         if not fingerprint["num_rows"]:
             raise RequestError(f"data_sets.{data_set.name}.shards: {data_set.shards} has no rows")
-        return fingerprint
+        return fingerprint, None
     manifest = Manifest(data_set.manifest, media=data_set.media_columns)
     for task in mine:
         manifest.require(needed_columns(task, data_set, has=set(manifest.schema.names)))
-    return manifest.fingerprint
+    return manifest.fingerprint, manifest.index

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cluster.spec import Cluster
@@ -17,10 +18,11 @@ from pipeline.cluster.tasks import run_tasks
 from pipeline.corpus import build_corpus
 from pipeline.data.columns import needed_columns
 from pipeline.data.manifest import Manifest
+from pipeline.data.shard_index import same_shards, write_index
 from pipeline.data.shard_job import ShardJob
 from pipeline.data.shards import encode_rows
 from pipeline.data.spec import DataSetSpec, DecodeLimits, TaskSpec
-from pipeline.errors import RequestError
+from pipeline.errors import DataError, RequestError
 from pipeline.files import make_folder, write_json
 from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
@@ -82,7 +84,7 @@ def _checked_job(
     job = ShardJob(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
     make_folder(folder, "--out")
     path = folder / "header.json"
-    if path.exists() and json.loads(path.read_text()) != job.header():
+    if path.exists() and not same_shards(json.loads(path.read_text()), job.header()):
         raise RequestError(
             f"--out {folder}: its shards are of other rows or made with other settings; use another folder or remove it"
         )
@@ -107,16 +109,16 @@ def _check_disk(job: ShardJob) -> None:
 
 def _make(job: ShardJob) -> dict:
     """Makes the shards that are missing, in the cluster, and the index of all."""
-    entries = job.finished()
-    kept = sum(e["rows"] for e in entries.values())
-    missing = [number for number in range(job.num_shards) if number not in entries]
+    rows = job.finished()
+    kept = sum(rows.values())
+    missing = [number for number in range(job.num_shards) if number not in rows]
     began, last = time.monotonic(), 0.0
     for made in run_tasks(job.make, missing):
-        entries |= made
-        if time.monotonic() - last > _PROGRESS_S or len(entries) == job.num_shards:
+        rows |= {number: entry["rows"] for number, entry in made.items()}
+        if time.monotonic() - last > _PROGRESS_S or len(rows) == job.num_shards:
             last = time.monotonic()
-            _print_progress(job, sum(e["rows"] for e in entries.values()), kept, began)
-    return _write_index(job, [entries[number] for number in range(job.num_shards)])
+            _print_progress(job, sum(rows.values()), kept, began)
+    return _write_index(job)
 
 
 def _print_progress(job: ShardJob, rows: int, kept: int, began: float) -> None:
@@ -129,30 +131,32 @@ def _print_progress(job: ShardJob, rows: int, kept: int, began: float) -> None:
         print(line, flush=True)
 
 
-def _write_index(job: ShardJob, entries: list[dict]) -> dict:
-    """index.json makes the folder readable: it is written last."""
-    rejects = [r for e in entries for r in e["rejects"]]
-    shards = [{k: e[k] for k in ("file", "rows", "bytes", "sha256", "words")} for e in entries]
-    write_json(job.folder / "index.json", job.header() | {"shards": shards, "rejects": rejects})
-    summary = {
-        "rows": job.num_rows,
-        "shards": len(shards),
-        "bytes": sum(e["bytes"] for e in shards),
-        "rejected": len(rejects),
-    }
-    counts = counts_line(collections.Counter(sorted(r["reason"] for r in rejects)))
-    rejected = f"{counts} of {job.num_rows} rows; {allowed_line(job.data_set)}" if rejects else "none"
+def _write_index(job: ShardJob) -> dict:
+    """Makes the folder readable. One shard's entry is in memory at a time: of many shards there are many rejects."""
+    summary = {"rows": job.num_rows, "shards": job.num_shards, "bytes": 0, "rejected": 0}
+    reasons: collections.Counter[str] = collections.Counter()
+    without, unusable = 0, collections.Counter()
+
+    def entries() -> Iterator[dict]:
+        nonlocal without
+        for number in range(job.num_shards):
+            entry = job.entry(number)
+            if entry is None:
+                raise DataError(f"--out {job.folder}: shard {number} is gone; run the same command again")
+            summary["bytes"] += entry["bytes"]
+            summary["rejected"] += len(entry["rejects"])
+            reasons.update(reject["reason"] for reject in entry["rejects"])
+            if "captions" in entry:
+                without += entry["captions"]["rows_without"]
+                unusable.update(entry["captions"]["unusable"])
+            yield entry
+
+    write_index(job.folder, job.header(), entries())
+    counts = counts_line(collections.Counter(dict(sorted(reasons.items()))))
+    rejected = f"{counts} of {job.num_rows} rows; {allowed_line(job.data_set)}" if reasons else "none"
     print(f"{job.data_set.name}: {summary['shards']} shards, {summary['bytes'] / 1e6:.1f} MB, rejected: {rejected}")
-    _print_captions(job, [e["captions"] for e in entries if "captions" in e])
-    print(f"train from them with --set data_sets.{job.data_set.name}.shards={os.path.abspath(job.folder)}", flush=True)
-    return summary
-
-
-def _print_captions(job: ShardJob, counts: list[dict]) -> None:
-    """Says what training would find: shards hold captions unchanged."""
-    without, unusable = sum(c["rows_without"] for c in counts), collections.Counter()
-    for count in counts:
-        unusable.update(count["unusable"])
     if without:
         line = no_caption_line(without, f"{job.num_rows} rows", dict(sorted(unusable.items())), job.data_set)
         print(f"{job.data_set.name}: {line}")
+    print(f"train from them with --set data_sets.{job.data_set.name}.shards={os.path.abspath(job.folder)}", flush=True)
+    return summary

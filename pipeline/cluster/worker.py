@@ -18,6 +18,7 @@ from pipeline.cluster.relay import lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.task_streams import open_queues
+from pipeline.data.manifest import copy_rows
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.train.checkpoint import Checkpoints
@@ -45,6 +46,7 @@ def train_worker(config: dict[str, Any]) -> dict:
     rank = ray.train.get_context().get_world_rank()
     with lines_to(config["coordinator"], rank=rank):
         check_backend(cluster.accelerator)
+        copy_rows(spec.data.data_sets.values())
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
             world_size = ray.train.get_context().get_world_size()

@@ -209,7 +209,7 @@ class BatchMaker:
                 except Reject as e:
                     reject = self._new_reject(e, row, position=visit.position, attempt=attempt)
             rejects.append(reject)
-            row = self.plan.order.substitute(visit.position, attempt)
+            row = self.plan.order.substitute(visit.position, attempt, row=visit.row)
         last = rejects[-1]
         raise DataError(
             f"data set {self.samples.data_set.name}: {_MAX_SUBSTITUTES} samples in a row are bad, the last "

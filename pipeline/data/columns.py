@@ -205,3 +205,10 @@ def needed_columns(task: TaskSpec, data_set: DataSetSpec, *, has: set[str]) -> d
     if task.classifies or task.positives == "labels":
         columns["labels"] = why
     return columns
+
+
+def row_columns(task: TaskSpec, data_set: DataSetSpec) -> set[str]:
+    """Manifest columns that a task may read of a row."""
+    media = (data_set.modality(modality).columns_of(modality) for modality in task.media)
+    words = needed_columns(task, data_set, has=set()).keys() & {"id", *WORD_COLUMNS}
+    return {*words, *TIME_COLUMNS, *(column for columns in media for column in columns)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +16,12 @@ from pipeline.data.columns import values
 from pipeline.data.manifest import Manifest
 from pipeline.data.modalities import MEDIA
 from pipeline.data.order import mix
+from pipeline.data.repeated import Repeated
+from pipeline.errors import RequestError, one_line
+from pipeline.files import cache_dir
 
 # Maximum rows that are checked; from a larger manifest, evenly spread pieces.
 MAX_ROWS = 1 << 26
-# Maximum hashes in memory, 8 bytes each. With more rows, only a random part of the ids is compared.
-_MAX_HASHES = 1 << 25
-# Rows between two searches for repeats, so that a manifest full of them is reported early.
-_PIECE = 1 << 22
 # Maximum held-out rows that are compared with the training rows.
 _MAX_HELD_OUT = 1 << 22
 # Maximum bytes of a text that is hashed together with others of its length.
@@ -70,27 +71,35 @@ def _digest(data: np.ndarray) -> int:
 
 
 def repeats(manifest: Manifest) -> Repeats:
-    """Ids of several rows. Large manifests are checked in parts, and of more than 10^7 ids a random part."""
-    part = -(-min(manifest.num_rows, MAX_ROWS) // _MAX_HASHES)
-    found, held = np.empty(0, np.uint64), []
+    """Ids of several rows. Large manifests are checked in parts; one full of repeats is not read to its end.
+
+    Raises RequestError if the hashes of more ids than fit into memory find no room in the cache.
+    """
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="ids-") as folder:
+            return _repeats(manifest, Repeated(Path(folder)))
+    except OSError as e:
+        raise RequestError(
+            f"manifest {manifest.uri}: its ids cannot be compared in {cache_dir()}: {one_line(e)}; free some space, or "
+            "set IMP_CACHE to another folder"
+        ) from e
+
+
+def _repeats(manifest: Manifest, found: Repeated) -> Repeats:
     for batch in manifest.batches(("id",), max_rows=MAX_ROWS):
-        new = hashes(batch.column(0))
-        held.append(new[new % np.uint64(part) == 0] if part > 1 else new)
-        if sum(map(len, held)) >= _PIECE:
-            found, held = np.concatenate([found, *held]), []
-            found.sort()
-            if (found[1:] == found[:-1]).any():
-                break
-    found = np.concatenate([found, *held])
-    found.sort()
-    same = found[1:] == found[:-1]
-    if not same.any():
-        return Repeats(len(found))
-    in_run = np.append(same, False) | np.append(False, same)
-    num_ids = int(same.sum() - (same[1:] & same[:-1]).sum())
-    example = found[int(np.argmax(same))]
-    count = int(np.searchsorted(found, example, "right") - np.searchsorted(found, example, "left"))
-    return Repeats(len(found), num_ids, int(in_run.sum()), (_id_of(manifest, example), count))
+        found.add(hashes(batch.column(0)))
+        if found.any_in_a_piece:
+            break
+    num_ids, num_rows, example = 0, 0, None
+    for entries in found.entries():
+        several = entries[entries["count"] > 1]
+        num_ids, num_rows = num_ids + len(several), num_rows + int(several["count"].sum())
+        if example is None and len(several):
+            example = several[0]
+    if example is None:
+        return Repeats(found.num_hashes)
+    return Repeats(found.num_hashes, num_ids, num_rows, (_id_of(manifest, example["hash"]), int(example["count"])))
 
 
 def _id_of(manifest: Manifest, wanted: np.uint64) -> str:
@@ -126,12 +135,12 @@ def _hashed(manifest: Manifest, columns: tuple[str, ...], *, max_rows: int) -> I
     """Hashes of the columns; paths are resolved first."""
     for batch in manifest.batches(columns, max_rows=max_rows):
         yield {
-            name: hashes(batch.column(name) if name == "id" else _resolved(manifest, batch.column(name)))
+            name: hashes(batch.column(name) if name == "id" else resolved(manifest, batch.column(name)))
             for name in columns
         }
 
 
-def _resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
+def resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
     """``manifest.resolve`` of every path; null and empty ones stay empty."""
     paths = paths.fill_null("").cast(pa.large_binary())
     folder, nothing = (

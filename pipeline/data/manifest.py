@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
 from pipeline.data.columns import TIME_COLUMNS, TYPES, type_fault, usable, values
 from pipeline.data.modalities import MEDIA
-from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_groups import RowGroups
-from pipeline.data.row_table import RowTable, existing_rows, open_rows
+from pipeline.data.row_index import RowIndex
+from pipeline.data.row_table import Rows, RowTable
+from pipeline.data.spec import DataSetSpec
 from pipeline.errors import RequestError
+
+
+def copy_rows(data_sets: Iterable[DataSetSpec]) -> None:
+    """Makes the copies of rows that this machine lacks, before anything waits for the first of its samples."""
+    for data_set in data_sets:
+        if data_set.index is not None and not data_set.index.files:
+            _ = Manifest(data_set.manifest, media=data_set.media_columns, known=data_set.index).fingerprint
 
 
 class Manifest:
     """Random access to the rows of one Parquet file or of all ``*.parquet`` files of a folder, sorted by name.
 
-    media: columns of modalities that the recipe adds (``DataSetSpec.media_columns``). Raises RequestError if nothing is
-    found, if it is not Parquet or has no rows; DataError, as reading a row does, if storage stays unreachable.
+    media: columns of modalities that the recipe adds (``DataSetSpec.media_columns``). columns: that ``row`` needs, all
+    by default. known: the rows as the run began with them. Raises RequestError if nothing is found, if it is not
+    Parquet or has no rows; DataError, as reading a row does, if storage stays unreachable.
     """
 
-    def __init__(self, uri: str, *, media: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        uri: str,
+        *,
+        media: tuple[str, ...] = (),
+        columns: Iterable[str] | None = None,
+        known: RowIndex | None = None,
+    ) -> None:
         self.uri = uri
         self.media = media
-        self._files = ParquetFiles(uri, media)
-        self._existing = existing_rows(self._files)
-        self.num_rows = (self._existing or self._files).num_rows
+        self._source = Rows(uri, media, columns=columns, known=known)
+        self.num_rows = self._source.num_rows
         if not self.num_rows:
             raise RequestError(f"manifest {uri}: expected rows, found none; remove the data set or fill it")
 
     @property
     def schema(self) -> pa.Schema:
-        return self._files.schema
+        return self._source.files.schema
 
     @property
     def columns(self) -> list[str]:
         """The known columns whose values can be read."""
         return usable(self.schema, self.media)
 
-    @functools.cached_property
+    @property
     def _rows(self) -> RowTable | RowGroups:
-        return self._existing or open_rows(self._files)
+        return self._source.opened
+
+    @property
+    def index(self) -> RowIndex | None:
+        """The rows as other processes of a run open them; None if each of them reads the small manifest itself."""
+        return self._source.index
 
     @property
     def fingerprint(self) -> dict:
@@ -72,7 +91,8 @@ class Manifest:
         """A path of the manifest, relative to its folder, as a full path or URI."""
         if "://" in path or path.startswith("/"):
             return path
-        full = f"{self._files.folder}/{path}" if self._files.folder else path
+        folder = self._source.folder
+        full = f"{folder}/{path}" if folder else path
         scheme = self.uri.split("://", 1)[0] + "://" if "://" in self.uri else ""
         return scheme + full
 

@@ -16,6 +16,11 @@ import numpy as np
 _ROUNDS = 6
 # Largest size whose permutation is held whole, in 4 bytes a row.
 _SHUFFLED_SIZE = 1 << 16
+# Number of rows above which substitutes come from near the bad row: any other would be in a row group of its own.
+MANY_ROWS = 200_000_000
+# Rows of a neighbourhood, and the first attempts that are made in it: all of its rows may be bad.
+_NEAR_ROWS = 64
+_NEAR_ATTEMPTS = 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
 _SALT_TASK, _SALT_VARIANT, _SALT_EPOCH, _SALT_SUBSTITUTE, _SALT_SAMPLE, SALT_EXACT = range(1, 7)
@@ -115,6 +120,11 @@ def _feistel(value: np.ndarray, *, half: np.uint64, key: np.ndarray) -> np.ndarr
     return (left << half) | right
 
 
+def substitutes_of(num_rows: int) -> dict[str, str]:
+    """The part of a data set's fingerprint that tells how substitutes are drawn, if not from all rows."""
+    return {"substitutes": f"of {_NEAR_ROWS} rows"} if num_rows > MANY_ROWS else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Order:
     """The visiting order of one task over the rows of its data set: each epoch is a permutation of all rows.
@@ -132,9 +142,14 @@ class Order:
         key = mix(self.seed, name_key(self.task), _SALT_EPOCH, epochs)
         return permute(offsets, size=self.num_rows, key=key), epochs
 
-    def substitute(self, position: int, attempt: int) -> int:
-        """The row that replaces a bad one; depends only on the position and the attempt."""
-        return mix_int(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt) % self.num_rows
+    def substitute(self, position: int, attempt: int, *, row: int) -> int:
+        """The row that replaces a bad one; depends only on the position and the attempt. row: of the position."""
+        draw = mix_int(self.seed, name_key(self.task), _SALT_SUBSTITUTE, position, attempt)
+        start, place = row - row % _NEAR_ROWS, row % _NEAR_ROWS
+        near = min(_NEAR_ROWS, self.num_rows - start)
+        if self.num_rows <= MANY_ROWS or attempt >= _NEAR_ATTEMPTS or near == 1:
+            return draw % self.num_rows
+        return start + (place + 1 + draw % (near - 1)) % near
 
     def generator(self, sample_id: str, epoch: int) -> np.random.Generator:
         """The random numbers of one visit of one sample: crops, prompts, drops."""

@@ -13,16 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.columns import Fingerprint, normalise, type_of, usable
+from pipeline.data.order import substitutes_of
 from pipeline.data.parquet_files import ParquetFiles
+from pipeline.data.row_index import RowIndex
 from pipeline.errors import RequestError
 from pipeline.files import cache_dir, write_json
 
 # Suffix of the file that holds the fingerprint of such a manifest.
-_FINGERPRINT = ".fingerprint.json"
+FINGERPRINT = ".fingerprint.json"
 # Maximum rows of a row group: all of them are decoded to read one.
-_MAX_ROWS_PER_GROUP = 65_536
-# Maximum row groups in memory.
-_KEPT_GROUPS = 16
+_MAX_ROWS_PER_GROUP = 16_384
+# Maximum row groups in memory: a sample's own and the one before. The next sample is in another one anyway.
+_KEPT_GROUPS = 2
 # Maximum files whose rows enter the fingerprint.
 _SAMPLED_FILES = 64
 # Maximum row groups read for a sample of the rows: each is a request to storage.
@@ -33,56 +35,53 @@ T = TypeVar("T")
 class RowGroups:
     """The rows of a manifest that is too large for a copy.
 
-    The fingerprint is of all footers and of the rows of some row groups. Raises RequestError for large row groups.
+    columns: to read, all known ones by default. known: index of the rows as the run began with them. The fingerprint
+    is of all footers and of the rows of some row groups. Raises RequestError for large row groups.
     """
 
-    def __init__(self, files: ParquetFiles):
-        self._files, self._columns = files, usable(files.schema, files.media)
-        self._starts = np.cumsum([0, *(rows for rows, _ in files.sizes)])
-        self.num_rows = int(self._starts[-1])
+    def __init__(
+        self, files: ParquetFiles, *, columns: tuple[str, ...] | None = None, known: RowIndex | None = None
+    ) -> None:
+        self._files, self._index, self._known = files, files.index, known
+        self._only = columns
+        self.num_rows = self._index.num_rows
         self._check_groups()
         self._group = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._read_group)
-        self._group_starts = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._starts_of_groups)
+
+    @functools.cached_property
+    def _columns(self) -> list[str]:
+        found = usable(self._files.schema, self._files.media)
+        return [name for name in found if self._only is None or name in self._only]
 
     def _check_groups(self) -> None:
-        rows, groups = max(self._files.sizes, key=lambda size: size[0] / max(1, size[1]))
-        if rows > _MAX_ROWS_PER_GROUP * groups:
+        found = self._index.largest_group()
+        if found > _MAX_ROWS_PER_GROUP:
             raise RequestError(
                 f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy, and reading them in "
-                f"place takes row groups of at most {_MAX_ROWS_PER_GROUP} rows, found {rows // groups}; write the "
-                "manifest with row_group_size=1024"
+                f"place takes row groups of at most {_MAX_ROWS_PER_GROUP} rows, found {found}; write the manifest with "
+                "row_group_size=1024, e.g. by python -m pipeline.data.regroup"
             )
 
     def row(self, index: int) -> pa.RecordBatch:
-        file = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path, within = self._files.paths[file], index - int(self._starts[file])
-        starts = self._group_starts(path)
-        number = int(np.searchsorted(starts, within, side="right")) - 1
-        return self._group(path, number).slice(within - int(starts[number]), 1)
+        """A record batch of one row."""
+        file, number, first, _ = self._index.group_of(index)
+        return self._group(file, number).slice(index - first, 1)
 
-    def _starts_of_groups(self, path: str) -> np.ndarray:
-        footer = self._files.footer(path)
-        return np.cumsum([0, *(footer.row_group(n).num_rows for n in range(footer.num_row_groups))])
-
-    def _read_group(self, path: str, number: int, columns: list[str] | None = None) -> pa.RecordBatch:
-        columns = columns or self._columns
-        pieces = [normalise(p, columns) for p in self._files.group(path, number, columns).to_batches()]
+    def _read_group(self, file: int, number: int, columns: tuple[str, ...] | None = None) -> pa.RecordBatch:
+        names = list(columns or self._columns)
+        pieces = [normalise(p, names) for p in self._files.group(self._index.paths[file], number, names).to_batches()]
         if not pieces:  # it has no rows
-            return pa.RecordBatch.from_pylist([], schema=pa.schema([(name, type_of(name)) for name in columns]))
+            return pa.RecordBatch.from_pylist([], schema=pa.schema([(name, type_of(name)) for name in names]))
         return one_batch(pa.Table.from_batches(pieces))
 
     def batches(self, columns: Iterable[str], *, max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
-        names = list(columns)
+        """Some columns of all rows in order. max_rows: only evenly spread row groups with about this number of rows."""
+        names = tuple(columns)
         if max_rows is None or max_rows >= self.num_rows:
-            return (normalise(piece, names) for piece in self._files.pieces(names))
-        firsts = np.cumsum([0, *(groups for _, groups in self._files.sizes)])
-        wanted = min(_MAX_SAMPLED_GROUPS, -(-max_rows * int(firsts[-1]) // self.num_rows))
-        return (self._some_group(firsts, number, names) for number in spread(int(firsts[-1]), wanted))
-
-    def _some_group(self, firsts: np.ndarray, number: int, columns: list[str]) -> pa.RecordBatch:
-        """The number-th row group of all files."""
-        file = int(np.searchsorted(firsts, number, side="right")) - 1
-        return self._read_group(self._files.paths[file], number - int(firsts[file]), columns)
+            return (normalise(piece, list(names)) for piece in self._files.pieces(list(names)))
+        wanted = min(_MAX_SAMPLED_GROUPS, -(-max_rows * self._index.num_groups // self.num_rows))
+        groups = (self._index.group(number) for number in spread(self._index.num_groups, wanted))
+        return (self._read_group(group.file, group.number, names) for group in groups)
 
     def has_null_ids(self) -> bool:
         """False: checking all ids would take too long. A row without one is an error when it is read."""
@@ -90,19 +89,24 @@ class RowGroups:
 
     @functools.cached_property
     def fingerprint(self) -> dict:
-        return made_once(copy_path(self._files).with_suffix(_FINGERPRINT), self._take_fingerprint)
+        """Digests of the footers and of some rows."""
+        if self._known is not None:
+            return self._known.fingerprint
+        path = copy_path(self._files.stamp()).with_suffix(FINGERPRINT)
+        return made_once(path, self._take_fingerprint) | substitutes_of(self.num_rows)
 
     def _take_fingerprint(self) -> dict:
-        sample = Fingerprint()
-        for file in np.unique(np.linspace(0, len(self._files.paths) - 1, _SAMPLED_FILES).astype(int)):
-            groups = self._files.sizes[file][1]
+        sample, all_columns = Fingerprint(), tuple(usable(self._files.schema, self._files.media))
+        for file in np.unique(np.linspace(0, len(self._index.paths) - 1, _SAMPLED_FILES).astype(int)).tolist():
+            groups = self._index.file_groups(file)
             if groups:
-                sample.update(self._read_group(self._files.paths[file], groups // 2))
-        return sample.digests() | {"num_rows": self.num_rows, "footers": self._files.footers_digest()}
+                sample.update(self._read_group(file, groups // 2, all_columns))
+        return sample.digests() | {"num_rows": self.num_rows, "footers": self._index.footers_digest()}
 
 
-def copy_path(files: ParquetFiles) -> Path:
-    return cache_dir() / "manifests" / f"{files.stamp()}.arrow"
+def copy_path(stamp: str) -> Path:
+    """The path of the copy of a manifest in the cache. stamp: of its files."""
+    return cache_dir() / "manifests" / f"{stamp}.arrow"
 
 
 def made_once(path: Path, make: Callable[[], T]) -> T:

@@ -11,17 +11,23 @@ import contextlib
 import fcntl
 import functools
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.credentials import redacted
 from pipeline.data.columns import Fingerprint, normalise, type_of, usable
+from pipeline.data.file_index import FileIndex
+from pipeline.data.order import MANY_ROWS
 from pipeline.data.parquet_files import ParquetFiles
-from pipeline.data.row_groups import RowGroups, copy_path, made_once, one_batch, spread
+from pipeline.data.row_groups import FINGERPRINT, RowGroups, copy_path, one_batch, spread
+from pipeline.data.row_index import RowIndex
 from pipeline.errors import RequestError, one_line
-from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_json
+from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
+from pipeline.waiting import waiting_for
 
 _ROWS_PER_BATCH = 4096
 # Maximum rows and bytes of a manifest that each process holds in its own memory.
@@ -30,15 +36,15 @@ _IN_MEMORY_BYTES = 4 << 20
 # Maximum record batches that stay open.
 _KEPT_BATCHES = 1024
 # Maximum rows of a copy.
-_MAX_COPIED_ROWS = 200_000_000
+_MAX_COPIED_ROWS = MANY_ROWS
 # Approximate bytes of a copy for each byte of Parquet.
 _GROWTH = 5
 # Maximum copies in the cache; the least recently used are removed.
 _KEPT_COPIES = 64
 # Seconds without a write after which an unfinished copy is considered abandoned.
 _ABANDONED_S = 3600.0
-# Suffix of the file with the sizes of a manifest that is read in place (``ParquetFiles.sizes``).
-_SIZES = ".sizes.json"
+# Suffix of the file with the index of a manifest that is read in place.
+_INDEX = ".index"
 
 
 class RowTable:
@@ -65,57 +71,121 @@ class RowTable:
         return any(batch.column("id").null_count for batch in self.batches(["id"]))
 
 
-def existing_rows(files: ParquetFiles) -> RowTable | RowGroups | None:
-    """The rows of a manifest that this machine has already copied or measured; opens none of its files."""
-    path = copy_path(files)
-    with contextlib.suppress(OSError, ValueError):
-        files.sizes = json.loads(path.with_suffix(_SIZES).read_bytes())
-        return RowGroups(files)
-    return _open_copy(path)
+class Rows:
+    """The rows of a manifest, wherever they are: opened when they are asked for.
 
-
-def open_rows(files: ParquetFiles) -> RowTable | RowGroups:
-    """The rows of a manifest, copied first if necessary.
-
-    Manifests too large to copy are read in place. Raises RequestError if their row groups are too large for that, or if
-    the copy does not fit on the disk.
+    columns: that are needed of rows read in place, all by default. known: as the run began with them; the manifest's
+    files are then neither listed nor opened before they are read.
     """
-    if files.num_rows <= _IN_MEMORY_ROWS and files.num_bytes <= _IN_MEMORY_BYTES:
-        sink = pa.BufferOutputStream()
-        fingerprint = _copy(files, sink)
-        return RowTable(sink.getvalue(), fingerprint)
-    # Decided by rows only, so that every machine computes the same kind of fingerprint.
-    path = copy_path(files)
-    if files.num_rows > _MAX_COPIED_ROWS:
-        rows = RowGroups(files)
-        made_once(path.with_suffix(_SIZES), lambda: files.sizes)
-        return rows
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            return _open_copy(path) or _write_copy(files, path)
-    except OSError as e:
-        raise RequestError(
-            f"manifest {files.uri}: a copy of its rows, about {_GROWTH * files.num_bytes / 1e9:.1f} GB, cannot be "
-            f"written to {path.parent}: {one_line(e)}; free some space, or set IMP_CACHE to another folder"
-        ) from e
+
+    def __init__(self, uri: str, media: tuple[str, ...], *, columns: Iterable[str] | None, known: RowIndex | None):
+        self._uri, self._media, self._known = uri, media, known
+        self._columns = None if columns is None else tuple(columns)
+
+    @functools.cached_property
+    def files(self) -> ParquetFiles:
+        """The manifest's files."""
+        known = FileIndex.from_bytes(self._known.files) if self._known and self._known.files else None
+        return ParquetFiles(self._uri, self._media, known=known)
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """The name of the copy: of the files as the first machine of the run saw them."""
+        return self._known.stamp if self._known else self.files.stamp()
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """The number of rows. Opens no file if this machine has seen the manifest before."""
+        if self._known:
+            return self._known.fingerprint["num_rows"]
+        return (self._existing or self.files).num_rows
+
+    @functools.cached_property
+    def opened(self) -> RowTable | RowGroups:
+        """The rows, copied first if necessary.
+
+        Manifests too large to copy are read in place. Raises RequestError if their row groups are too large for that,
+        or if the copy does not fit on the disk.
+        """
+        return self._existing or self._open()
+
+    @property
+    def index(self) -> RowIndex | None:
+        """The rows for other processes; None for a small manifest, which each of them reads itself."""
+        rows = self.opened
+        if self._in_memory():
+            return None
+        files = self.files.index.to_bytes() if isinstance(rows, RowGroups) else b""
+        return RowIndex(self.stamp, rows.fingerprint, self.folder, files)
+
+    @functools.cached_property
+    def folder(self) -> str:
+        """The folder at which relative paths start."""
+        return self._known.folder if self._known else self.files.folder
+
+    @functools.cached_property
+    def _existing(self) -> RowTable | RowGroups | None:
+        """The rows if this machine has copied or indexed them already; opens none of the manifest's files."""
+        if self._known and self._known.files:
+            return RowGroups(self.files, columns=self._columns, known=self._known)
+        path = copy_path(self.stamp)
+        if self._known is None:
+            with contextlib.suppress(OSError, ValueError):
+                self.files.index = FileIndex.from_bytes(path.with_suffix(_INDEX).read_bytes())
+                path.with_suffix(_INDEX).touch()
+                return RowGroups(self.files, columns=self._columns)
+        return _open_copy(path, self._known)
+
+    def _in_memory(self) -> bool:
+        return self.num_rows <= _IN_MEMORY_ROWS and self._known is None and self.files.num_bytes <= _IN_MEMORY_BYTES
+
+    def _open(self) -> RowTable | RowGroups:
+        files, path = self.files, copy_path(self.stamp)
+        if self._in_memory():
+            sink = pa.BufferOutputStream()
+            fingerprint = _copy(files, sink, num_rows=self.num_rows)
+            return RowTable(sink.getvalue(), fingerprint)
+        # Decided by rows only, so that every machine computes the same kind of fingerprint.
+        if self.num_rows > _MAX_COPIED_ROWS:
+            rows = RowGroups(files, columns=self._columns)
+            # If the disk is full, the footers are read again next time.
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path.with_suffix(_INDEX), files.index.to_bytes())
+                _prune(path.parent)
+            return rows
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(".lock")):
+                return _open_copy(path, self._known) or _write_copy(files, path, self._known, num_rows=self.num_rows)
+        except OSError as e:
+            raise RequestError(
+                f"manifest {files.uri}: a copy of its rows, about {_GROWTH * files.num_bytes / 1e9:.1f} GB, cannot be "
+                f"written to {path.parent}: {one_line(e)}; free some space, or set IMP_CACHE to another folder"
+            ) from e
 
 
-def _write_copy(files: ParquetFiles, path: Path) -> RowTable:
+def _write_copy(files: ParquetFiles, path: Path, known: RowIndex | None, *, num_rows: int) -> RowTable:
     _remove_leftovers(path)
+    _prune(path.parent, needed=_GROWTH * files.num_bytes)
     with whole_file(path, durable=False) as whole:
         with pa.OSFile(str(whole), "wb") as sink:
-            fingerprint = _copy(files, sink)
-        write_json(path.with_suffix(".json"), {"bytes": whole.stat().st_size, "fingerprint": fingerprint})
+            fingerprint = _copy(files, sink, num_rows=num_rows)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        # A copy of rows other than the run's is not left for the next run to find under their name.
+        if known is None or fingerprint == known.fingerprint:
+            write_json(path.with_suffix(".json"), {"bytes": whole.stat().st_size, "fingerprint": fingerprint})
     _prune(path.parent)
     return RowTable(pa.memory_map(str(path)), fingerprint)
 
 
-def _open_copy(path: Path) -> RowTable | None:
-    """An intact copy; None if there is none."""
+def _open_copy(path: Path, known: RowIndex | None) -> RowTable | None:
+    """An intact copy of the rows that are known; None if there is none."""
     try:
         described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if path.stat().st_size != described["bytes"]:
+            return None
+        if known and described["fingerprint"] != known.fingerprint:
             return None
         path.touch()
         return RowTable(pa.memory_map(str(path)), described["fingerprint"])
@@ -127,15 +197,21 @@ def _open_copy(path: Path) -> RowTable | None:
 def _locked(path: Path) -> Iterator[None]:
     """Lets one process of the machine copy while the others wait."""
     with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with waiting_for("another process that copies the rows of a manifest"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _copy(files: ParquetFiles, sink: pa.NativeFile) -> dict:
+def _copy(files: ParquetFiles, sink: pa.NativeFile, *, num_rows: int) -> dict:
     """Writes all rows in batches of equal size. Returns their fingerprint."""
     columns, fingerprint = usable(files.schema, files.media), Fingerprint()
     schema = pa.schema([(name, type_of(name)) for name in columns])
-    with pa.ipc.new_file(sink, schema) as writer:
+
+    def progress() -> str:
+        return f"a copy of {redacted(files.uri)}: {fingerprint.num_rows:,} of {num_rows:,} rows"
+
+    quiet = num_rows <= _IN_MEMORY_ROWS
+    with waiting_for(progress, quiet=quiet), pa.ipc.new_file(sink, schema) as writer:
         for batch in _equal_batches(normalise(p, columns) for p in files.pieces(columns)):
             fingerprint.update(batch)
             writer.write_batch(batch)
@@ -166,10 +242,16 @@ def _remove_leftovers(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _prune(folder: Path) -> None:
-    """Removes the least recently used copies. Processes that have one open keep it until they end."""
-    for path in sorted(folder.glob("*.arrow"), key=_used_at, reverse=True)[_KEPT_COPIES:]:
-        for suffix in (".arrow", ".json", ".lock"):
+def _prune(folder: Path, *, needed: int = 0) -> None:
+    """Removes the least recently used copies and indexes, and more of them while ``needed`` bytes are not free.
+
+    Processes that have one open keep it until they end.
+    """
+    files = (path for suffix in (".arrow", _INDEX) for path in folder.glob(f"*{suffix}"))
+    kept = sorted(files, key=_used_at, reverse=True)
+    while len(kept) > _KEPT_COPIES or (kept and shutil.disk_usage(folder).free < needed):
+        path = kept.pop()
+        for suffix in (".arrow", ".json", ".lock", _INDEX, FINGERPRINT):
             path.with_suffix(suffix).unlink(missing_ok=True)
 
 

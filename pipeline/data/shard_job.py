@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.credentials import redacted
 from pipeline.data.captions import CaptionCount
 from pipeline.data.media.process import DecodeLimits
-from pipeline.data.shards import FORMAT, decode_settings, encode_rows, has_size, write_shard
+from pipeline.data.shard_index import FORMAT, has_size
+from pipeline.data.shards import decode_settings, encode_rows, write_shard
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import DataSetSpec
 from pipeline.files import write_json
@@ -67,11 +68,13 @@ class ShardJob:
         write_json(self._path(number, "json"), entry)
         return entry
 
-    def finished(self) -> dict[int, dict]:
-        """Number → entry of the shards that an earlier try has finished."""
-        return {number: entry for number in range(self.num_shards) if (entry := self._entry(number)) is not None}
+    def finished(self) -> dict[int, int]:
+        """Number → rows of the shards that an earlier try has finished."""
+        entries = ((number, self.entry(number)) for number in range(self.num_shards))
+        return {number: entry["rows"] for number, entry in entries if entry is not None}
 
-    def _entry(self, number: int) -> dict | None:
+    def entry(self, number: int) -> dict | None:
+        """The entry of a shard, with its rejects; None if it is not finished."""
         path = self._path(number, "json")
         entry = json.loads(path.read_text()) if path.exists() else None
         return entry if entry and has_size(self._path(number, "arrow"), entry) else None

@@ -1,8 +1,8 @@
 """Preprocessed data sets: canonical clips in Arrow IPC files, memory-mapped. Everything after the clip is shared.
 
-A folder of shards holds ``shard-00000.arrow`` ... and ``index.json`` (the manifest's fingerprint, the modalities and
-their settings, and the rows, size and digests of each file). Rejected rows keep their place, with a reason for each bad
-modality, so that the order over a data set and the rejects of each task are the same as with its media.
+A folder of shards holds ``shard-00000.arrow`` ... and their index (``shard_index.py``). Rejected rows keep their place,
+with a reason for each bad modality, so that the order over a data set and the rejects of each task are the same as with
+its media.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,12 @@ from pipeline.data.media.audio import num_samples
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.modalities import MEDIA
+from pipeline.data.shard_index import ShardEntries, has_size, read_index
 from pipeline.data.sources import MediaSource, Source
 from pipeline.data.spec import DataSetSpec, DecodeLimits
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import sha256_of, whole_file
 
-# Version of the layout of the files.
-FORMAT = 3
 _TENSOR = pa.struct([("dtype", pa.string()), ("shape", pa.list_(pa.int64())), ("data", pa.large_binary())])
 # Key of the digest of a shard's ids, texts and labels in its schema.
 _WORDS = b"words"
@@ -54,12 +54,17 @@ def schema_for(modalities: tuple[str, ...]) -> pa.Schema:
 
 
 def open_source(
-    data_set: DataSetSpec, *, modalities: tuple[str, ...], cache_bytes: int = 0, limits: DecodeLimits | None = None
+    data_set: DataSetSpec,
+    *,
+    modalities: tuple[str, ...],
+    columns: Iterable[str] | None = None,
+    cache_bytes: int = 0,
+    limits: DecodeLimits | None = None,
 ) -> Source:
-    """The data set's shards if the recipe names them, its media otherwise."""
+    """The data set's shards if the recipe names them, its media otherwise. columns: as ``MediaSource`` has them."""
     if data_set.shards:
         return ShardSource(data_set, modalities=modalities)
-    return MediaSource(data_set, modalities=modalities, cache_bytes=cache_bytes, limits=limits)
+    return MediaSource(data_set, modalities=modalities, columns=columns, cache_bytes=cache_bytes, limits=limits)
 
 
 def decode_settings(data_set: DataSetSpec) -> dict:
@@ -148,8 +153,8 @@ class ShardSource:
                     f"data_sets.{data_set.name}.{modality}: the shards in {self.folder} were made with {found}, the "
                     f"recipe says {asked}; run {command('preprocess')} again or set the recipe back"
                 )
-        counts = [entry["rows"] for entry in self.index["shards"]]
-        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._entries = ShardEntries(self.folder, self.index)
+        self._starts = self._entries.starts
         self.num_rows = int(self._starts[-1])
         self._open = functools.lru_cache(maxsize=_KEPT_SHARDS)(self._open_file)
 
@@ -158,7 +163,7 @@ class ShardSource:
 
         Checksums are left to ``damaged_shards``: reading every shard whole would cost more than decoding the media.
         """
-        entry = self.index["shards"][number]
+        entry = self._entries[number]
         path = self.folder / entry["file"]
         if not has_size(path, entry):
             raise DataError(f"shard {path}: expected {entry['bytes']} bytes, found another size; preprocess it again")
@@ -212,34 +217,3 @@ def _text_and_labels(record: pa.RecordBatch) -> tuple[list[str], list[str]]:
 def _array(tensor: pa.StructScalar) -> np.ndarray:
     dtype, shape = np.dtype(tensor["dtype"].as_py()), tensor["shape"].as_py()
     return np.frombuffer(tensor["data"].as_buffer(), dtype).reshape(shape)
-
-
-def read_index(folder: Path) -> dict:
-    """The index of a finished preprocessing run. Raises RequestError if there is none or it cannot be read."""
-    try:
-        index = json.loads((Path(folder) / "index.json").read_text())
-        found = index.get("format")
-    except FileNotFoundError as e:
-        raise RequestError(f"shards {folder}: expected index.json; let {command('preprocess')} finish first") from e
-    except (ValueError, AttributeError) as e:
-        raise RequestError(f"shards {folder}: index.json cannot be read: {e}") from e
-    if found != FORMAT:
-        raise RequestError(
-            f"shards {folder}: expected format {FORMAT}, found {found}; run {command('preprocess')} into another folder"
-        )
-    return index
-
-
-def damaged_shards(folder: Path) -> list[str]:
-    """Files of a folder of shards whose checksums do not match. Reads all of them."""
-    bad = []
-    for entry in read_index(folder)["shards"]:
-        path = Path(folder) / entry["file"]
-        if not has_size(path, entry) or sha256_of(path) != entry["sha256"]:
-            bad.append(entry["file"])
-    return bad
-
-
-def has_size(path: Path, entry: dict) -> bool:
-    """Whether a shard exists and has the size of its index entry."""
-    return path.exists() and path.stat().st_size == entry["bytes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -73,8 +74,8 @@ _CACHE = DecodedCache()
 class MediaSource:
     """Decodes the media of a manifest's rows on demand, in the decode process of this process.
 
-    manifest: to read instead of the data set's training manifest. decoders: another decode process,
-    with limits of its own.
+    manifest: to read instead of the data set's training manifest. columns: of the manifest that are needed; all by
+    default. decoders: another decode process, with limits of its own.
     """
 
     def __init__(
@@ -83,13 +84,19 @@ class MediaSource:
         *,
         modalities: tuple[str, ...],
         manifest: str | None = None,
+        columns: Iterable[str] | None = None,
         cache_bytes: int = 0,
         limits: DecodeLimits | None = None,
         decoders: DecodeProcess | None = None,
     ):
         self.data_set = data_set
         self.modalities = modalities
-        self.manifest = Manifest(manifest or data_set.manifest, media=data_set.media_columns)
+        self.manifest = Manifest(
+            manifest or data_set.manifest,
+            media=data_set.media_columns,
+            columns=columns,
+            known=None if manifest else data_set.index,
+        )
         self.num_rows = self.manifest.num_rows
         # A sample needs its row several times: id, media, text and labels.
         self._record = functools.lru_cache(maxsize=16)(self.manifest.row)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Embedder, Modality, load
+from pipeline.data.row_index import RowIndex
 from pipeline.keys import Interval, key
 
 # Schemes of URIs that any manifest may hold: places where data sets are kept. Others read other things (an archive in a
@@ -154,7 +155,7 @@ class DataSetSpec:
 
     shards: a folder of preprocessed shards to read instead of the media. classes: ordered; () without any.
     schemes: of media URIs beside ``STORAGE_SCHEMES`` and those of its manifests. added: modalities beside image, video
-    and audio, sorted by name.
+    and audio, sorted by name. index: of the manifest's rows, once a run knows them.
     """
 
     name: str
@@ -168,6 +169,7 @@ class DataSetSpec:
     max_reject_fraction: float = 0.05
     schemes: tuple[str, ...] = ()
     added: tuple[AddedModality, ...] = ()
+    index: RowIndex | None = dataclasses.field(default=None, compare=False)
 
     def modality(self, name: str) -> Modality:
         """The modality with this name, built in or added."""

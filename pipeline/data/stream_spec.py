@@ -7,6 +7,7 @@ import functools
 import hashlib
 
 from pipeline.data.batches import BatchMaker, SampleMaker
+from pipeline.data.columns import row_columns
 from pipeline.data.known_rejects import KnownRejects
 from pipeline.data.media.process import DecodeLimits
 from pipeline.data.plan import TaskPlan
@@ -48,7 +49,10 @@ class StreamSpec:
         num_rows = self.fingerprint["num_rows"]
         plan = TaskPlan(self.task, seed=self.seed, num_rows=num_rows, num_batches=self.stop)
         media = tuple(m for m in self.task.modalities if m != "text")
-        source = open_source(self.data_set, modalities=media, cache_bytes=self.cache_bytes, limits=self.limits)
+        columns = row_columns(self.task, self.data_set)
+        source = open_source(
+            self.data_set, modalities=media, columns=columns, cache_bytes=self.cache_bytes, limits=self.limits
+        )
         if source.fingerprint != self.fingerprint:
             raise RequestError(
                 f"data_sets.{self.data_set.name}: a machine of the run reads other rows than the run started with; all "

@@ -103,6 +103,8 @@ def _other_rows(then: dict, now: dict) -> str | None:
     """The difference between the fingerprints of a data set when the run began and now, in words."""
     if then["num_rows"] != now["num_rows"]:
         return f"the run began with {then['num_rows']} rows, the manifest now has {now['num_rows']}"
+    if then.get("substitutes") != now.get("substitutes"):
+        return "the run was begun by another version of the program, which takes other substitutes for bad samples"
     differ = [name for name in then if then[name] != now.get(name)]
     if not differ:
         return None

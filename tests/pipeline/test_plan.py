@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.columns import needed_columns
-from pipeline.data.shards import FORMAT
+from pipeline.data.shard_index import FORMAT
 from pipeline.errors import RequestError
 from pipeline.plan import plan
 from pipeline.train.mixture.schedule import START

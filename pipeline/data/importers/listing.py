@@ -33,17 +33,18 @@ class Skipped:
         self.reasons: dict[str, tuple[int, str]] = {}
         self.kept: dict[str, tuple[int, str]] = {}
 
-    def add(self, reason: str, example: str) -> None:
-        _count(self.reasons, reason, example)
+    def add(self, reason: str, example: str, *, count: int = 1) -> None:
+        """Counts rows or files that are left out."""
+        _count(self.reasons, reason, example, count)
 
     def keep(self, reason: str, example: str) -> None:
         """Counts a defect of a row that is kept."""
-        _count(self.kept, reason, example)
+        _count(self.kept, reason, example, 1)
 
 
-def _count(counts: dict[str, tuple[int, str]], reason: str, example: str) -> None:
+def _count(counts: dict[str, tuple[int, str]], reason: str, example: str, more: int) -> None:
     count, first = counts.get(reason, (0, example))
-    counts[reason] = (count + 1, first)
+    counts[reason] = (count + more, first)
 
 
 class Folder:

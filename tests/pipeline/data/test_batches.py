@@ -92,10 +92,11 @@ def expected_samples(plan: TaskPlan, index: int, bad: set[int]) -> tuple[list[in
     """(rows of a batch, bad rows met on the way) by the rule: position, then its substitutes in turn."""
     kept, met = [], []
     for position in plan.batch(index, rank=0, world_size=1)[1]:
-        row, attempt = int(plan.order.rows(np.array([position]))[0][0]), 0
+        row = first = int(plan.order.rows(np.array([position]))[0][0])
+        attempt = 0
         while row in bad:
             met.append(row)
-            row = plan.order.substitute(position, attempt)
+            row = plan.order.substitute(position, attempt, row=first)
             attempt += 1
         kept.append(row)
     return kept, met

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data import ids
+from pipeline.data import ids, repeated
 from pipeline.data.ids import Overlap, Repeats, hashes, overlap, repeats
 from pipeline.data.manifest import Manifest
+from pipeline.files import cache_dir
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
@@ -43,17 +44,17 @@ def test_ids_of_their_own_are_no_repeats(tmp_path, write_manifest, names):
 
 
 def test_a_manifest_full_of_repeats_is_not_read_to_its_end(tmp_path, write_manifest, monkeypatch):
-    monkeypatch.setattr(ids, "_PIECE", 14)
+    monkeypatch.setattr(repeated, "_PIECE", 14)
     found = repeats(manifest(write_manifest, tmp_path / "m.parquet", ["same"] * 5000))
     assert found == Repeats(4096, 1, 4096, ("same", 4096))
 
 
-def test_of_more_rows_than_fit_a_part_is_compared(tmp_path, write_manifest, monkeypatch):
-    monkeypatch.setattr(ids, "_MAX_HASHES", 25)
-    names = [f"{i // 2}" for i in range(100)]
+def test_of_more_rows_than_fit_into_memory_all_are_compared(tmp_path, write_manifest, monkeypatch):
+    monkeypatch.setattr(repeated, "_PIECE", 5000)
+    names = [f"{i % 17_000}" for i in range(20_000)]
     found = repeats(manifest(write_manifest, tmp_path / "m.parquet", names))
-    # About a quarter of the fifty ids, both rows of each.
-    assert 0 < found.ids < 30 and found.rows == 2 * found.ids == found.looked_at
+    assert (found.looked_at, found.ids, found.rows, found.example[1]) == (20_000, 3000, 6000, 2)
+    assert int(found.example[0]) < 3000 and not list(cache_dir().glob("ids-*"))
     monkeypatch.setattr(ids, "MAX_ROWS", 20)
     assert repeats(manifest(write_manifest, tmp_path / "m.parquet", names)).looked_at <= 20
 

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.order import Order, mix, mix_int, name_key, permute, tasks_at, uniform, variants_at
+from pipeline.data.order import (
+    MANY_ROWS,
+    Order,
+    mix,
+    mix_int,
+    name_key,
+    permute,
+    substitutes_of,
+    tasks_at,
+    uniform,
+    variants_at,
+)
 
 MASK = (1 << 64) - 1
 EXAMPLES = settings(max_examples=25, deadline=None)
@@ -198,12 +209,43 @@ def test_ten_billion_rows_cost_no_more_than_few():
 
 def test_substitute_depends_on_position_and_attempt_only():
     order = Order(0, "t", 1000)
-    table = np.array([[order.substitute(p, a) for a in range(4)] for p in range(200)])
-    assert (table == [[Order(0, "t", 1000).substitute(p, a) for a in range(4)] for p in range(200)]).all()
+    table = np.array([[order.substitute(p, a, row=p) for a in range(4)] for p in range(200)])
+    assert (table == [[Order(0, "t", 1000).substitute(p, a, row=p) for a in range(4)] for p in range(200)]).all()
     assert table.min() >= 0 and table.max() < 1000
     # Neighbouring positions and attempts do not share their substitutes.
     assert len(np.unique(table)) > 500
-    assert order.substitute(3, 0) != Order(1, "t", 1000).substitute(3, 0)
+    assert order.substitute(3, 0, row=0) != Order(1, "t", 1000).substitute(3, 0, row=0)
+
+
+@EXAMPLES
+@given(
+    num_rows=st.integers(MANY_ROWS + 1, 10**12),
+    place=st.floats(0, 1, exclude_max=True),
+    attempt=st.integers(0, 9),
+    position=st.integers(0, 10**12),
+)
+def test_substitutes_of_many_rows_are_near_at_first(num_rows, place, attempt, position):
+    order, row = Order(1, "t", num_rows), min(int(place * num_rows), num_rows - 1)
+    found = order.substitute(position, attempt, row=row)
+    assert 0 <= found < num_rows and order.substitute(position, attempt, row=row) == found
+    alone = row == num_rows - 1 and row % 64 == 0
+    if attempt < 4 and not alone:
+        assert found // 64 == row // 64 and found != row
+
+
+def test_substitutes_of_many_rows_are_fair_and_leave_a_neighbourhood_that_is_bad():
+    order = Order(1, "t", 10**10)
+    counts = np.bincount([order.substitute(p, 1, row=6407) - 6400 for p in range(6300)], minlength=64)
+    assert counts[7] == 0 and counts.argmax() < 64 and chi_square(np.delete(counts, 7), np.full(63, 1 / 63)) < 115
+    far = [order.substitute(p, 4, row=6407) for p in range(100)]
+    assert len({row // 10**9 for row in far}) == 10 and all(row // 64 != 100 for row in far)
+
+
+@pytest.mark.parametrize("row", [0, 3, MANY_ROWS - 1])
+def test_up_to_the_limit_substitutes_come_from_all_rows(row):
+    order = Order(1, "t", MANY_ROWS)
+    assert [order.substitute(p, 0, row=row) for p in range(9)] == [order.substitute(p, 0, row=7) for p in range(9)]
+    assert substitutes_of(MANY_ROWS) == {} and substitutes_of(MANY_ROWS + 1)
 
 
 def test_generator_is_a_function_of_seed_task_id_and_epoch():
@@ -258,7 +300,7 @@ def test_golden_values():
     assert rows.tolist() == [306, 826, 509, 451, 985, 504]
     assert epochs.tolist() == [0, 0, 0, 0, 1, 123]
     assert Order(17, "golden", 10**10).rows(np.array([5, 9_999_999_999]))[0].tolist() == [5432386299, 9668934671]
-    assert [order.substitute(p, a) for p, a in ((0, 0), (0, 1), (9, 0))] == [516, 5, 698]
+    assert [order.substitute(p, a, row=p) for p, a in ((0, 0), (0, 1), (9, 0))] == [516, 5, 698]
     assert order.generator("an id", 2).bit_generator.random_raw(2).tolist() == [
         3506314070744725770,
         5907568636276075870,

@@ -1,6 +1,9 @@
 """Rows by number from Parquet of any layout: in memory, from a copy, or where they lie; and what is damaged."""
 
+import dataclasses
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from pipeline.data import columns, parquet_files, row_groups, row_table
 from pipeline.data.columns import Fingerprint, normalise
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, copy_rows
 from pipeline.data.media import storage
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.row_groups import RowGroups
@@ -114,6 +117,96 @@ def test_of_rows_where_they_lie_sizes_are_read_once_a_machine(tmp_path, cache, t
     for kept in cache.glob("*.json"):
         kept.write_text("[[")
     assert Manifest(str(paths[0].parent)).fingerprint == other.fingerprint
+
+
+# --- what a run's processes open ---
+
+
+def three_files(tmp_path, **options) -> str:
+    for n in range(3):
+        write(tmp_path / "set" / f"{n}.parquet", table(n * 1000, (n + 1) * 1000), row_group_size=100, **options)
+    return str(tmp_path / "set")
+
+
+def opened_files(monkeypatch) -> list[str]:
+    """The names of files that are opened from now on; listing a folder fails."""
+    read, inner = [], ParquetFiles._read
+    monkeypatch.setattr(ParquetFiles, "_list", None)
+    monkeypatch.setattr(
+        ParquetFiles, "_read", lambda self, p, *args, **kw: read.append(Path(p).name) or inner(self, p, *args, **kw)
+    )
+    return read
+
+
+def test_with_the_runs_index_a_process_opens_only_the_files_of_its_rows(tmp_path, cache, too_large, monkeypatch):
+    """On a machine that has never seen the manifest; columns that the task does not need are not read."""
+    known = pickle.loads(pickle.dumps(Manifest(folder := three_files(tmp_path)).index))
+    assert len(repr(known)) < 100
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "elsewhere"))
+    read = opened_files(monkeypatch)
+    groups, inner = [], ParquetFiles.group
+    monkeypatch.setattr(
+        ParquetFiles, "group", lambda self, p, n, names: groups.append((n, names)) or inner(self, p, n, names)
+    )
+    manifest = Manifest(folder, known=known, columns=("id", "image", "labels"))
+    assert manifest.num_rows == 3000 and manifest.fingerprint == known.fingerprint and not read
+    assert manifest.row(1950) == {"id": "row-1950", "image": f"{folder}/1950.png", "labels": ["b", "c"]}
+    assert manifest.row(1949)["id"] == "row-1949"
+    # The footer of the file and its row group; of the first file the footer, for the names of the columns.
+    assert sorted(read) == ["0.parquet", "1.parquet", "1.parquet"]
+    assert groups == [(9, ["id", "image", "labels"])]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("change", ["size", "footer"])
+def test_a_file_exchanged_since_the_run_began_is_found_when_it_is_opened(tmp_path, too_large, change):
+    folder = three_files(tmp_path, compression="none", use_dictionary=False)
+    known, path = Manifest(folder).index, tmp_path / "set" / "1.parquet"
+    size = path.stat().st_size
+    ids = ["row-9500" if n == 1500 else f"row-{n}" for n in range(1000, 2000)]
+    rows = table(1000, 2000, id=ids) if change == "footer" else table(1000, 2001)
+    write(path, rows, row_group_size=100, compression="none", use_dictionary=False)
+    assert (path.stat().st_size == size) == (change == "footer")
+    manifest = Manifest(folder, known=known)
+    assert manifest.row(7)["id"] == "row-7"
+    with pytest.raises(
+        RequestError, match=r"1\.parquet: the file is not the one that the run began with; all machines"
+    ):
+        manifest.row(1500)
+
+
+def test_a_copy_is_found_by_the_runs_name_for_it_without_a_look_at_the_files(tmp_path, cache, copied, monkeypatch):
+    known = Manifest(folder := three_files(tmp_path)).index
+    assert known.files == b""
+    shutil.rmtree(folder)
+    monkeypatch.setattr(parquet_files, "resolve_filesystem", None)
+    manifest = Manifest(folder, known=known)
+    assert manifest.fingerprint == known.fingerprint
+    assert manifest.row(2999)["image"] == f"{folder}/2999.png"
+
+
+def test_a_machine_with_other_rows_keeps_no_copy_under_the_runs_name(tmp_path, cache, copied, monkeypatch):
+    folder = three_files(tmp_path)
+    known = Manifest(folder).index
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "elsewhere"))
+    path = tmp_path / "set" / "1.parquet"
+    right = path.read_bytes()
+    write(path, table(0, 1000))
+    assert Manifest(folder, known=known).fingerprint != known.fingerprint
+    path.write_bytes(right)
+    again = Manifest(folder, known=known)
+    assert again.fingerprint == known.fingerprint and again.row(1500)["id"] == "row-1500"
+
+
+def test_small_manifests_have_no_index_and_are_read_by_each_process(tmp_path):
+    assert Manifest(write(tmp_path / "m.parquet")).index is None
+
+
+def test_few_footers_are_kept(tmp_path, too_large, monkeypatch):
+    monkeypatch.setattr(parquet_files, "_KEPT_FOOTER_BYTES", 1)
+    manifest = Manifest(three_files(tmp_path))
+    assert [manifest.row(n)["id"] for n in (5, 1005, 2005, 5)] == ["row-5", "row-1005", "row-2005", "row-5"]
+    assert len(manifest._source.files._footers) == 1
 
 
 def test_empty_row_groups_are_passed_over(tmp_path, too_large):
@@ -283,7 +376,7 @@ def test_a_disk_that_fills_leaves_nothing_behind(tmp_path, cache):
     code = f"""
 import resource, signal
 from pipeline.data.columns import Fingerprint, normalise
-from pipeline.data.manifest import Manifest
+from pipeline.data.manifest import Manifest, copy_rows
 from pipeline.errors import RequestError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, 1 << 17))
@@ -422,7 +515,7 @@ def test_storage_that_fails_is_tried_again_and_is_no_damage(tmp_path, pauses, mo
             raise OSError("connection reset")
         return pa.OSFile(name)
 
-    files = manifest._files
+    files = manifest._source.files
     monkeypatch.setattr(files, "filesystem", type("Flaky", (), {"open_input_file": open_input_file})())
     # Two failures a try: of the read, and of the look at the bytes.
     assert manifest.row(3)["id"] == "row-3" and len(pauses) == 2
@@ -460,3 +553,23 @@ def test_absurdly_long_texts_are_cut_between_characters(tmp_path, monkeypatch, l
     after_x = letter * (9 // len(letter.encode()))
     wanted = [["a", letter * most], None, texts[2], ["x" + after_x], []]
     assert list(manifest.iter_column("text")) == wanted
+
+
+def test_a_machine_makes_its_copies_before_its_first_sample_is_waited_for(
+    tmp_path, cache, copied, make_data_set, monkeypatch
+):
+    folder = three_files(tmp_path)
+    known = Manifest(folder).index
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path / "elsewhere"))
+    copy_rows([make_data_set(folder), dataclasses.replace(make_data_set(folder), index=known)])
+    (copy,) = (tmp_path / "elsewhere" / "manifests").glob("*.arrow")
+    assert copy.stem == known.stamp
+
+
+def test_copies_make_room_where_the_disk_is_short(tmp_path, cache, copied, monkeypatch):
+    for number in range(3):
+        Manifest(write(tmp_path / f"{number}.parquet", table(number))).row(0)
+    usage = type("Usage", (), {"free": property(lambda self: 10 << 30 if len(list(cache.glob("*.arrow"))) < 2 else 0)})
+    monkeypatch.setattr(row_table.shutil, "disk_usage", lambda folder: usage())
+    Manifest(write(tmp_path / "new.parquet", table(7))).row(0)
+    assert len(list(cache.glob("*.arrow"))) == 2

@@ -13,14 +13,12 @@ from pipeline.data.batches import SampleMaker
 from pipeline.data.media.clip import Clip
 from pipeline.data.media.errors import Reject
 from pipeline.data.sample_tokens import View
+from pipeline.data.shard_index import FORMAT, ShardEntries, damaged_shards, read_index, same_shards, write_index
 from pipeline.data.shards import (
-    FORMAT,
     ShardSource,
-    damaged_shards,
     decode_settings,
     encode_rows,
     open_source,
-    read_index,
     write_shard,
 )
 from pipeline.data.sources import MediaSource
@@ -37,11 +35,11 @@ def preprocess(data_set: DataSetSpec, folder: Path, *, modalities: tuple[str, ..
     entries, rejects = [], []
     for number, start in enumerate(range(0, source.num_rows, rows_per_shard)):
         table, bad = encode_rows(source, range(start, min(start + rows_per_shard, source.num_rows)))
-        entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow"))
+        entries.append(write_shard(table, folder / f"shard-{number:05d}.arrow") | {"rejects": bad})
         rejects += bad
-    described = {"modalities": list(modalities), "settings": decode_settings(data_set), "shards": entries}
+    described = {"modalities": list(modalities), "settings": decode_settings(data_set)}
     index = {"format": FORMAT, "fingerprint": source.manifest.fingerprint} | described
-    (folder / "index.json").write_text(json.dumps(index))
+    write_index(folder, index, entries)
     return dataclasses.replace(data_set, shards=str(folder)), rejects
 
 
@@ -266,8 +264,9 @@ def test_a_shard_that_is_not_the_listed_one_stops_the_run(tmp_path, images, chan
     else:
         second.write_bytes(bytes(second.stat().st_size))
     index = read_index(tmp_path / "s")
-    index["shards"][1]["bytes"] = second.stat().st_size
-    (tmp_path / "s" / "index.json").write_text(json.dumps(index))
+    entries = [entry | {"rejects": []} for entry in ShardEntries(tmp_path / "s", index)]
+    entries[1]["bytes"] = second.stat().st_size
+    write_index(tmp_path / "s", index, entries)
     source = ShardSource(data_set, modalities=("image",))
     assert source.id(0) == "id-0"
     with pytest.raises(DataError, match=r"shard-00001\.arrow: .+ preprocess it again"):
@@ -283,6 +282,9 @@ def test_a_row_costs_no_look_at_the_others_of_its_shard(tmp_path, images, monkey
             self._reader = open_file(source)
             self.schema = self._reader.schema
 
+        def read_all(self):
+            return self._reader.read_all()
+
         def get_batch(self, number):
             read.append(number)
             return self._reader.get_batch(number)
@@ -293,5 +295,35 @@ def test_a_row_costs_no_look_at_the_others_of_its_shard(tmp_path, images, monkey
 
 def test_shards_of_an_older_form_are_refused(tmp_path):
     (tmp_path / "index.json").write_text('{"format": 1}')
-    with pytest.raises(RequestError, match=r"expected format 3, found 1; run .+ into another folder"):
+    with pytest.raises(RequestError, match=r"expected format 4, found 1; run .+ into another folder"):
         read_index(tmp_path)
+
+
+def test_the_index_is_mapped_and_rejects_are_beside_it(tmp_path, images):
+    data_set, rejects = preprocess(images, tmp_path / "s", modalities=("image",))
+    index = read_index(tmp_path / "s")
+    entries = ShardEntries(tmp_path / "s", index)
+    assert len(entries) == 3 and entries.starts.tolist() == [0, 3, 6, 7] and "shards" not in index
+    lines = (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rejects
+    path = tmp_path / "s" / "shards.arrow"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"shard-00001")] ^= 1
+    path.write_bytes(bytes(content))
+    assert damaged_shards(tmp_path / "s") == ["shards.arrow"]
+    path.write_bytes(bytes(content)[:100])
+    with pytest.raises(RequestError, match=r"shards\.arrow: cannot be read: .*; run .* again"):
+        ShardSource(data_set, modalities=("image",))
+
+
+def test_shards_whose_entries_are_in_json_are_read_and_their_job_goes_on(tmp_path, images):
+    """As an earlier version wrote them."""
+    data_set, _ = preprocess(images, tmp_path / "s", modalities=("image",))
+    index = read_index(tmp_path / "s")
+    entries = list(ShardEntries(tmp_path / "s", index))
+    before = {key: index[key] for key in ("fingerprint", "modalities", "settings")} | {"format": 3}
+    (tmp_path / "s" / "shards.arrow").unlink()
+    (tmp_path / "s" / "index.json").write_text(json.dumps(before | {"shards": entries, "rejects": []}))
+    assert_equal_sources(ShardSource(data_set, modalities=("image",)), MediaSource(images, modalities=("image",)))
+    assert damaged_shards(tmp_path / "s") == []
+    assert same_shards(before, before | {"format": FORMAT}) and not same_shards(before | {"format": 2}, before)

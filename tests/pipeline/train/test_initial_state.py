@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from model.step import learning_rates
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
+from pipeline.plan import plan
 from pipeline.recipe import specs
 from pipeline.run_dir import check_run_dir
 from pipeline.train import saver
@@ -151,6 +153,16 @@ def test_other_rows_than_the_run_began_with_are_refused(two_tasks, bare_run, tmp
     recipe["train"]["num_steps"] = 12
     with pytest.raises(RequestError, match=message):
         bare_run.run(recipes.from_dict(recipe), run_dir)
+
+
+def test_a_run_that_took_other_substitutes_is_refused(two_tasks):
+    """As a run of very many rows that a version before the rule for them began."""
+    recipe, run_dir = two_tasks
+    spec = plan(recipes.from_dict(copy.deepcopy(recipe)), run_dir, look=False)
+    rows = spec.data.fingerprints["digits"] | {"substitutes": "of 64 rows"}
+    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, fingerprints={"digits": rows}))
+    with pytest.raises(RequestError, match="begun by another version of the program, which takes other substitutes"):
+        spec.position()
 
 
 def test_a_machine_of_another_kind_is_said(two_tasks, bare_run, tmp_path, capsys, monkeypatch):

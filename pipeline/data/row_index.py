@@ -1,0 +1,23 @@
+"""Where a manifest's rows are, found once when a run starts: plain data that travels to all of its processes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RowIndex:
+    """The rows of a manifest as the run knows them.
+
+    stamp: of the files as the first machine saw them; names the copy of the rows on every machine. fingerprint: of the
+    rows (``columns.Fingerprint.digests``). folder: at which relative paths start. files: a ``file_index.FileIndex`` of
+    a manifest that is read in place, empty for one that is copied.
+    """
+
+    stamp: str
+    fingerprint: dict
+    folder: str
+    files: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"RowIndex({self.stamp})"
