@@ -102,8 +102,10 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
     make_folder(arguments.run, "--run")
     from pipeline.corpus import build_corpus
     from pipeline.evaluate.measure import evaluate_run, print_table
+    from pipeline.evaluate.showcase import write_showcase
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
+    from pipeline.report.report import write_report
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run)
@@ -113,6 +115,9 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
     with waiting_for("the evaluation"):
         results = evaluate_run(arguments.run, model)
     write_json(arguments.run / "eval.json", results)
+    with waiting_for("the report"):
+        write_showcase(arguments.run, model)
+        write_report(arguments.run)
     print_table(results)
     return EXIT_DONE
 
