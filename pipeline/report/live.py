@@ -24,7 +24,9 @@ _REST = 50
 def live_report(run_dir: Path) -> Iterator[None]:
     """Keeps report.html up to date while the block runs. Nothing that fails here reaches the block."""
     ended = threading.Event()
-    thread = threading.Thread(target=_keep, args=(Path(run_dir), ended), name="live report", daemon=True)
+    # Looked at before the block, or its first checkpoint might be taken for an old one.
+    seen = _checkpoints(Path(run_dir))
+    thread = threading.Thread(target=_keep, args=(Path(run_dir), ended, seen), name="live report", daemon=True)
     thread.start()
     try:
         yield
@@ -33,8 +35,8 @@ def live_report(run_dir: Path) -> Iterator[None]:
         thread.join()
 
 
-def _keep(run_dir: Path, ended: threading.Event) -> None:
-    seen, not_before = _checkpoints(run_dir), 0.0
+def _keep(run_dir: Path, ended: threading.Event, seen: frozenset[str]) -> None:
+    not_before = 0.0
     while not ended.wait(_POLL_S):
         if (found := _checkpoints(run_dir)) == seen or time.monotonic() < not_before:
             continue

@@ -100,11 +100,12 @@ class Run:
         """One of "complete", "not evaluated", "running", "failed", "stopped", "ended without a word", "not known"."""
         if self.steps_done >= self.steps_planned and self.evaluated:
             return "complete"
-        if self.running:
-            return "running"
+        # The command that tells of its end holds the directory a moment longer.
         for word in ("failed", "stopped"):
             if self.outcome.startswith(word):
                 return word
+        if self.running:
+            return "running"
         if self.steps_done >= self.steps_planned:
             return "not evaluated"
         return "not known" if math.isnan(self.steps_planned) or not self.goodput else "ended without a word"

@@ -50,7 +50,10 @@ def test_a_stop_a_failure_and_a_kill_are_said(tmp_path):
         pass
     path = tmp_path / "killed/attempts/command.jsonl"
     path.write_text(path.read_text().splitlines()[0] + "\n")
-    assert "was stopped after 40 of 100 steps and can go on" in result(tmp_path / "stopped")
+    with open(tmp_path / "stopped/.lock", "w") as lock:
+        # The command writes the page itself, at its end.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "was stopped after 40 of 100 steps and can go on" in result(tmp_path / "stopped")
     assert "failed after 40 of 100 steps" in result(tmp_path / "failed")
     assert "the disk &lt;is&gt; full" in result(tmp_path / "failed")
     assert "ended without a word after 40 of 100 steps" in result(tmp_path / "killed")
