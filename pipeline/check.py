@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from pipeline import lint
 from pipeline.check_data_set import look_at
+from pipeline.check_page import write_check_page
 from pipeline.commands import command
 from pipeline.corpus import build_corpus
 from pipeline.data.known_rejects import NONE_KNOWN
@@ -31,12 +33,13 @@ from pipeline.train.spec import RunSpec
 _BATCH_CPU_S = 0.02
 
 
-def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> dict:
+def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None, page: Path | None = None) -> dict:
     """{"data_sets": {name: what was found}, "decode_cpus": ..., "problems": [...], "usable": bool}.
 
     sample: rows to decode of each data set, evenly spread. step_s: the time of a training step that decoding must keep
-    up with; None: an estimate for this machine. A problem that would stop a run makes the data unusable; the others
-    are worth a look. Raises RequestError for problems that end a run before its first step.
+    up with; None: an estimate for this machine. page: an HTML file to write, with samples as the model will see them. A
+    problem that would stop a run makes the data unusable; the others are worth a look. Raises RequestError for problems
+    that end a run before its first step.
     """
     build_corpus(recipe)
     spec = plan(recipe, look=False)
@@ -60,12 +63,15 @@ def check(recipe: Recipe, *, sample: int = 200, step_s: float | None = None) -> 
         problems += its_problems
         cost = found[name]["decode_s_per_sample"]
         cpu_s += sum(shares[t.name] * (_decode_cpu_s(spec, t, cost) + _BATCH_CPU_S) for t in tasks)
-    return {
+    result = {
         "data_sets": found,
         **_supply(spec, schedule, cpu_s, step_s),
         "problems": [*problems.errors, *problems.warnings],
         "usable": not problems.errors,
     }
+    if page:
+        write_check_page(page, spec, tokenizer, result, specs.decode_limits(recipe))
+    return result
 
 
 def _look(

@@ -7,15 +7,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cluster.capacity import check_accelerator
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import end_ray, start_ray
 from pipeline.commands import typed_command
 from pipeline.corpus import build_corpus
+from pipeline.errors import one_line
 from pipeline.plan import plan
+from pipeline.provenance import provenance
 from pipeline.ray_job import grace_warning
 from pipeline.recipe import Recipe, specs
+from pipeline.report.live import live_report, report_so_far
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
 from pipeline.train.attempts import CommandAttempt, command_attempt
@@ -24,8 +28,11 @@ from pipeline.train.goodput import goodput
 from pipeline.train.spec import RunSpec
 from pipeline.waiting import waiting_for
 
-# Files written once training has ended, the page last.
-_RESULTS = ("report.html", "eval.json", "summary.json")
+if TYPE_CHECKING:
+    from pipeline.evaluate.trained_model import TrainedModel
+
+# Files that are written anew once training has ended.
+_RESULTS = ("report.html", "eval.json", "showcase.json", "summary.json")
 
 
 def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, stop: Stop | None = None) -> bool:
@@ -45,27 +52,48 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
         spec = _prepare(recipe, run_dir, clock)
         num_steps = spec.mixture.num_steps
         done = spec.open_checkpoints().latest_step or 0
-        if done >= num_steps and (run_dir / "report.html").exists():
+        if done >= num_steps and _is_finished(run_dir, done):
             print(f"{run_dir} is finished: {done} of {num_steps} steps. Report: {run_dir / 'report.html'}")
             return True
         if done:
             stop.at_once(f"stopped after step {done}, whose state is saved; go on with: {typed_command()}")
         _announce(spec, done, changes)
-        with command_attempt(run_dir, began=clock.started) as attempt:
-            if done < num_steps:
-                # These files describe a shorter run.
-                for name in _RESULTS:
-                    (run_dir / name).unlink(missing_ok=True)
-            summary = _train(spec, cluster, clock, stop) if done < num_steps else _old_summary(run_dir, done)
-            if summary["steps"] < num_steps:
-                attempt.outcome = "stopped"
-                line = f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}"
-                with contextlib.suppress(OSError):
-                    print(line, flush=True)
-                return False
-            stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {typed_command()}")
-            _finish(recipe, run_dir, summary, clock, attempt)
+        finished = False
+        try:
+            finished = _run(recipe, spec, cluster, done=done, clock=clock, stop=stop)
+        finally:
+            if not finished:
+                report_so_far(run_dir)
+    return finished
+
+
+def _run(recipe: Recipe, spec: RunSpec, cluster: Cluster, *, done: int, clock: _Clock, stop: Stop) -> bool:
+    """One attempt. Returns False when it was interrupted and its state is saved. done: steps before it."""
+    run_dir, num_steps = Path(spec.run_dir), spec.mixture.num_steps
+    with command_attempt(run_dir, began=clock.started, facts=provenance()) as attempt:
+        if done < num_steps:
+            # These files describe a shorter run.
+            for name in _RESULTS:
+                (run_dir / name).unlink(missing_ok=True)
+            with live_report(run_dir):
+                summary = _train(spec, cluster, clock, stop)
+        else:
+            summary = _old_summary(run_dir, done)
+        if summary["steps"] < num_steps:
+            attempt.outcome = "stopped"
+            line = f"stopped after step {summary['steps']}, state saved; go on with: {typed_command()}"
+            with contextlib.suppress(OSError):
+                print(line, flush=True)
+            return False
+        stop.at_once(f"stopped after the last step, before evaluation and report; go on with: {typed_command()}")
+        _finish(recipe, run_dir, summary, clock, attempt)
     return True
+
+
+def _is_finished(run_dir: Path, done: int) -> bool:
+    """Whether evaluation and report have ended too."""
+    whole = all((run_dir / name).exists() for name in ("report.html", "eval.json"))
+    return whole and _old_summary(run_dir, done).get("finished") is True
 
 
 def _prepare(recipe: Recipe, run_dir: Path, clock: _Clock) -> RunSpec:
@@ -137,6 +165,7 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt
         # The stored recipe lacks the credentials of its URIs.
         model.use_recipe(recipe)
         results = evaluate_run(run_dir, model)
+        _show(run_dir, model)
     write_json(run_dir / "eval.json", results)
     summary["time"] |= {name: round(value, 3) for name, value in clock.times.items()}
     summary["time"]["total_s"] = round(time.time() - clock.started, 3)
@@ -145,9 +174,20 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt
         summary["goodput"] = life.values()
     write_json(run_dir / "summary.json", summary)
     report = write_report(run_dir)
+    write_json(run_dir / "summary.json", summary | {"finished": True})
     print_table(results)
     _print_times(summary)
     print(f"report: {report}")
+
+
+def _show(run_dir: Path, model: TrainedModel) -> None:
+    """Writes the pictures of the report. A run that is trained and measured does not fail for want of them."""
+    from pipeline.evaluate.showcase import write_showcase
+
+    try:
+        write_showcase(run_dir, model)
+    except Exception as e:
+        print(f"warning: the report has no pictures: {one_line(e)}", file=sys.stderr, flush=True)
 
 
 def _print_times(summary: dict) -> None:

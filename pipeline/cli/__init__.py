@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline import __version__
-from pipeline.cli import data_commands, evaluate_command, run_commands
+from pipeline.cli import data_commands, evaluate_command, report_command, run_commands
 from pipeline.cli.job import run_job
 from pipeline.errors import EXIT_DONE, EXIT_REQUEST
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "preprocess": Command("data", "decode a recipe's data sets once, into shards", data_commands.preprocess_parser),
     "pretrain": Command("runs", "train by a recipe, evaluate, write a report", run_commands.pretrain_parser),
     "evaluate": Command("runs", "evaluate a run again, or on any manifest", evaluate_command.evaluate_parser),
+    "report": Command("runs", "write a run's report again, or compare runs", report_command.report_parser),
     "export": Command("runs", "write a run's model as safetensors", run_commands.export_parser),
 }
 

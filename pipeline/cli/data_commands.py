@@ -75,6 +75,7 @@ def check_parser() -> argparse.ArgumentParser:
 examples:
   {check} --config pets.yaml
   {check} --config pets.yaml --sample 2000 --json > check.json
+  {check} --config pets.yaml --html check.html
   {check} --replay runs/pets --steps 4001:4100
 
 exit codes: 0 usable, or equal; 1 failed, or a step differs; 2 a run would stop, or a wrong request; 75 stopped""",
@@ -96,6 +97,9 @@ exit codes: 0 usable, or equal; 1 failed, or a step differs; 2 a run would stop,
         help="seconds of a training step to keep up with (default: an estimate for this machine)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a page with samples as the model will see them"
+    )
     parser.set_defaults(job=_check)
     return parser
 
@@ -112,10 +116,12 @@ def _check(arguments: argparse.Namespace, stop: Stop) -> int:
     if arguments.sample < 1 or (arguments.step_s is not None and arguments.step_s <= 0):
         raise RequestError("--sample and --step-s: expected more than 0")
     recipe = recipes.load(arguments.config, arguments.overrides)
+    if arguments.html:
+        make_folder(arguments.html.absolute().parent, "--html in")
     with waiting_for("the look at the data"):
         from pipeline.check import check, print_check
 
-        result = redacted_values(check(recipe, sample=arguments.sample, step_s=arguments.step_s))
+        result = redacted_values(check(recipe, sample=arguments.sample, step_s=arguments.step_s, page=arguments.html))
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:

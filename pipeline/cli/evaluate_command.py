@@ -101,9 +101,11 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.corpus import build_corpus
     from pipeline.evaluate.evaluator import Evaluator
     from pipeline.evaluate.measure import default_list, evaluate
+    from pipeline.evaluate.showcase import write_showcase
     from pipeline.evaluate.table import print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
+    from pipeline.report.report import write_report
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run, arguments.step)
@@ -117,6 +119,10 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
         results = evaluate(Evaluator(model, **more), entries)
     out = arguments.out or _place(arguments.run, results if entry else None)
     write_json(out, results)
+    if out == arguments.run / "eval.json":
+        with waiting_for("the report"):
+            write_showcase(arguments.run, model)
+            write_report(arguments.run)
     print_table(results)
     print(f"all metrics: {out}")
     return EXIT_DONE

@@ -49,6 +49,10 @@ class Tokenizer:
         """Whether a text has a token. Of a long text the beginning is tried first: it nearly always has one."""
         return bool(self._backend.ids(text[:_BEGINNING])) or bool(self._backend.ids(text))
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Each token as text, for people to read."""
+        return [self._backend.piece(i) for i in ids]
+
     def encode(self, text: str, length: int) -> np.ndarray:
         """(length,) int32, cut or padded with 0; no token of the text is 0."""
         ids = self._backend.ids(text)[:length]
@@ -73,6 +77,9 @@ class _SentencePiece:
 
     def ids(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+    def piece(self, token: int) -> str:
+        return self._processor.id_to_piece(token)
 
 
 class _HuggingFace:
@@ -111,6 +118,9 @@ class _HuggingFace:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         # In a plain vocabulary a caption can spell the pad token, which would make a hole in the mask.
         return [i + 1 for i in ids] if self._shift else [i for i in ids if i]
+
+    def piece(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token - self._shift) or "?"
 
 
 def _is_pad(token: str, padding: dict | None) -> bool:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pipeline.report.elements import Html, fixed, table
+from pipeline.report.elements import Html, fixed, quiet, table
 from pipeline.report.run_files import Run
 from pipeline.report.values import mapping, number
 
@@ -39,12 +39,14 @@ def _rejected_samples(run: Run) -> Html:
         return Html("<p class='quiet'>List of rejects: not available.</p>") if run.tasks else Html("")
     if not run.rejects.count:
         return Html("<p class='quiet'>Nothing was rejected.</p>")
-    columns = ("id", "data_set", "source", "reason", "task", "step")
-    rows = [["–" if row.get(key) is None else str(row[key]) for key in columns] for row in run.rejects.first]
+    keys = ("id", "data_set", "source", "reason", "task", "step")
+    rows = [["–" if row.get(key) is None else str(row[key]) for key in keys] for row in run.rejects.first]
     count = run.rejects.count
     shown = f"The first {len(rows)} of {count:,}" if count > len(rows) else f"All {len(rows)}"
+    more = " The others are in quarantine.parquet." if count > len(rows) else ""
     counted = [(*reason, times) for reason, times in run.rejects.reasons.most_common(_MAX_REASONS)]
+    columns = ("Id", "Data set", "Source", "Reason", "Task", "Step")
     return Html(
         f"<h3>Reasons</h3>{table(('Data set', 'Reason', 'Rejects'), counted)}"
-        f"<h3>{shown} rejects</h3>{table(('Id', 'Data set', 'Source', 'Reason', 'Task', 'Step'), rows)}"
+        f"<h3>{shown} rejects</h3>{quiet(more) if more else ''}{table(columns, rows)}"
     )

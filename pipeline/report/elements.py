@@ -1,18 +1,10 @@
-"""The elements of a page: escaped text, numbers, tables and Plotly figures."""
+"""The elements of a page: escaped text, numbers, tables, meters. Every value is readable without a script."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-# Maximum number of points per trace: a screen has fewer pixels.
-MAX_POINTS = 2000
-NEUTRAL = "#9aa0a6"
-# Middle tones: visible on the light page and on the dark one.
-COLORS = ("#3b7dd8", "#e07b39", "#2a9d72", "#c44e8a", "#8a63d2", "#b59b00", "#3aa6b9", "#d0504d")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 
@@ -29,10 +21,9 @@ def escape(value: object) -> Html:
     return value if isinstance(value, Html) else Html(str(value).translate(_ENTITIES))
 
 
-def label(name: str, *, limit: int = 30) -> str:
-    """A name as Plotly shows it: shortened, and escaped for Plotly's own subset of HTML."""
-    short = name if len(name) <= limit else name[: limit - 1] + "…"
-    return short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def joined(parts: Iterable[str]) -> Html:
+    """Parts of markup one after the other, text among them escaped."""
+    return Html("".join(map(escape, parts)))
 
 
 def format_number(value: float | None) -> str:
@@ -69,55 +60,50 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 task", "2 tasks"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def quiet(text: str) -> Html:
+    """A remark."""
+    return Html(f'<p class="quiet">{escape(text)}</p>')
+
+
 def _is_number(cell: Cell) -> bool:
     return 'class="number"' in cell if isinstance(cell, Html) else not isinstance(cell, str | None)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Html:
-    """A table that scrolls inside its own box; columns with numbers are right-aligned."""
+    """A table whose columns with numbers are right-aligned; on a narrow page each row becomes a block of lines."""
     rows = [list(row) for row in rows]
     numeric = [any(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(columns)
-    head = _table_row("th", columns, numeric)
-    body = "".join(_table_row("td", row, numeric) for row in rows)
-    return Html(f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>')
+    kinds = [' class="number"' if is_number else "" for is_number in numeric]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
+    body = "".join(_row(columns, kinds, row) for row in rows)
+    return Html(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
-def _table_row(tag: str, cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    texts = [escape(cell if isinstance(cell, str) else format_number(cell)) for cell in cells]
-    attributes = [' class="number"' if is_number else "" for is_number in numeric]
-    filled = (f"<{tag}{kind}>{text}</{tag}>" for kind, text in zip(attributes, texts, strict=True))
-    return f"<tr>{''.join(filled)}</tr>"
+def _row(columns: Sequence[str], kinds: Sequence[str], row: Sequence[Cell]) -> str:
+    texts = [escape(cell if isinstance(cell, str) else format_number(cell)) for cell in row]
+    cells = [
+        f'<td{kind} data-name="{escape(name)}">{text}</td>'
+        for name, kind, text in zip(columns, kinds, texts, strict=True)
+    ]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
-def _json_values(value: object) -> object:
-    """A value as JSON can hold it: arrays as lists, null for non-finite numbers, six digits of a fraction."""
-    if isinstance(value, Mapping):
-        return {key: _json_values(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_json_values(item) for item in value]
-    if isinstance(value, float | np.floating):
-        if not math.isfinite(value):
-            return None
-        # Whole numbers, such as steps, keep all their digits.
-        return int(value) if value == int(value) else float(f"{value:.6g}")
-    return int(value) if isinstance(value, np.integer) else value
+def meter(value: float, chance: float = math.nan) -> Html:
+    """A bar from 0 to 1 with a tick at chance."""
+    if not 0 <= value <= 1:
+        return Html("")
+    tick = f'<b style="left:{100 * chance:.1f}%"></b>' if 0 <= chance <= 1 else ""
+    return Html(f'<div class="meter"><i style="width:{100 * value:.1f}%"></i>{tick}</div>')
 
 
-def figure(traces: Sequence[Mapping], *, height: int, title: str = "", note: str = "", **layout: object) -> Html:
-    """A Plotly figure as wide as its box. Its JSON holds no ``<``, so nothing in it can end the script element."""
-    spec = json.dumps(_json_values({"data": traces, "layout": layout}), allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        spec = spec.replace(character, f"\\u{ord(character):04x}")
-    caption = f"<figcaption><b>{escape(title)}</b> <span>{escape(note)}</span></figcaption>" if title else ""
-    return Html(
-        f'<figure>{caption}<div class="chart" style="height:{height}px">'
-        f'<script type="application/json">{spec}</script></div></figure>'
-    )
-
-
-def grid(figures: Iterable[Html]) -> Html:
-    """Small figures side by side."""
-    return Html('<div class="grid">' + "".join(figures) + "</div>")
+def grid(figures: Iterable[Html], *, kind: str = "grid") -> Html:
+    """Figures side by side as far as the page is wide."""
+    return Html(f'<div class="{kind}">' + "".join(figures) + "</div>")
 
 
 def tiles(facts: Mapping[str, str]) -> Html:
@@ -126,38 +112,19 @@ def tiles(facts: Mapping[str, str]) -> Html:
     return Html('<dl class="tiles">' + "".join(cells) + "</dl>")
 
 
-def thin(x: np.ndarray, y: np.ndarray, *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``limit`` finite points: the lowest and the highest of every bucket, so that spikes stay visible."""
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    if len(x) <= limit:
-        return x, y
-    buckets = np.array_split(np.arange(len(x)), limit // 2)
-    kept = np.unique([bucket[pick(y[bucket])] for bucket in buckets for pick in (np.argmin, np.argmax)])
-    return x[kept], y[kept]
+def facts_list(facts: Mapping[str, str]) -> Html:
+    """Names and values, one a line."""
+    cells = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return Html('<dl class="facts">' + "".join(cells) + "</dl>")
 
 
-def running_median(x: np.ndarray, y: np.ndarray, *, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """The median of a centred window of a twentieth of the finite points, at ``limit`` places at most."""
-    finite = np.isfinite(y)
-    x, y = x[finite], y[finite]
-    half = max(2, len(y) // 40)
-    places = np.unique(np.linspace(0, max(len(y) - 1, 0), min(len(y), limit)).astype(int))
-    return x[places], np.array([np.median(y[max(0, place - half) : place + half + 1]) for place in places])
+def picture(source: str, *, alt: str, kind: str = "") -> Html:
+    """An image that lies in the page. source: a data URI of the project's own making."""
+    attribute = f' class="{kind}"' if kind else ""
+    return Html(f'<img src="{escape(source)}" alt="{escape(alt)}"{attribute}>')
 
 
-def line_trace(x: np.ndarray, y: np.ndarray, *, color: str = COLORS[0], **fields: object) -> dict:
-    """A trace whose points are joined by lines."""
-    return {"type": "scatter", "mode": "lines", "x": x, "y": y, **fields, "line": {"color": color, "width": 2.5}}
-
-
-def curve(x: np.ndarray, y: np.ndarray, *, name: str, color: str = COLORS[0], limit: int = MAX_POINTS) -> list[dict]:
-    """Two traces: every value, light, and their running median, strong. The legend switches both together."""
-    raw, smooth = thin(x, y, limit=limit), running_median(x, y, limit=limit)
-    common = {"name": label(name), "legendgroup": name.translate(_ENTITIES), "type": "scatter"}
-    dots = {"mode": "markers", "marker": {"color": color, "size": 4, "opacity": 0.28}, "hoverinfo": "skip"}
-    strong = {"mode": "lines", "line": {"color": color, "width": 2.5}, "hovertemplate": "%{y:.4g}"}
-    return [
-        {**common, **dots, "x": raw[0], "y": raw[1], "showlegend": False},
-        {**common, **strong, "x": smooth[0], "y": smooth[1]},
-    ]
+def captioned(content: str, *, title: str, note: str = "") -> Html:
+    """A figure with its caption above."""
+    caption = f"<figcaption><b>{escape(title)}</b> <span>{escape(note)}</span></figcaption>"
+    return Html(f"<figure>{caption}{escape(content)}</figure>")

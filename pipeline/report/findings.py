@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+
 import numpy as np
 
-from pipeline.report.learning import at_chance, losses_at_chance
-from pipeline.report.run_files import Run, first_and_last_tenth, shares
+from pipeline.report.learning import at_chance, losses_at_chance, tasks_that_learned
+from pipeline.report.mixture import shares
+from pipeline.report.run_files import Run
 from pipeline.report.values import mapping, number
 
+# Minimum share of the steps' time that waits for data take before they are a finding.
+_WAIT_SHARE = 0.1
 # A sentence, and whether it is bad news.
 Finding = tuple[str, bool]
 
@@ -28,9 +33,7 @@ def findings(run: Run) -> list[Finding]:
 
 
 def _losses(run: Run) -> list[Finding]:
-    tenths = {name: first_and_last_tenth(run.metrics.values("loss", task=name)[1]) for name in run.tasks}
-    guessing = losses_at_chance(run)
-    fell = [name for name, (first, last) in tenths.items() if last < first and name not in guessing]
+    fell, guessing = tasks_that_learned(run), losses_at_chance(run)
     found = [(f"Loss fell on {len(fell)} of {len(run.tasks)} tasks.", len(fell) < len(run.tasks))]
     if guessing:
         found.append((f"Loss still at chance: {', '.join(f'{n} ({c:.4g})' for n, c in guessing.items())}.", True))
@@ -39,10 +42,9 @@ def _losses(run: Run) -> list[Finding]:
 
 def _updates(run: Run) -> list[Finding]:
     found = []
-    lost = ~np.isfinite(run.metrics.all_values("loss"))
-    if lost.any():
-        names = ", ".join(run.metrics.tasks_where(lost))
-        found.append((f"Losses that are not finite: {lost.sum():,}, in {names}.", True))
+    lost = {name: run.metrics.series("loss", task=name).lost for name in run.metrics.tasks}
+    if names := [name for name, count in lost.items() if count]:
+        found.append((f"Losses that are not finite: {sum(lost.values()):,}, in {', '.join(names)}.", True))
     skipped = number(run.summary.get("skipped_updates"))
     if skipped > 0:
         found.append((f"Updates skipped because they were not finite: {skipped:,.0f}.", True))
@@ -50,10 +52,9 @@ def _updates(run: Run) -> list[Finding]:
 
 
 def _mixture(run: Run) -> list[Finding]:
-    outside = [name for name, (share, sigma, actual) in shares(run).items() if abs(actual - share) > 3 * sigma]
-    return (
-        [(f"More than 3 sigma from their expected share of the steps: {', '.join(outside)}.", True)] if outside else []
-    )
+    outside = [name for name, share in shares(run).items() if not share.is_usual]
+    names = ", ".join(outside)
+    return [(f"Share of the steps that chance does not explain: {names}.", True)] if outside else []
 
 
 def _evaluation(run: Run) -> list[Finding]:
@@ -70,15 +71,24 @@ def _rejects(run: Run) -> list[Finding]:
 
 
 def _alarms(run: Run) -> list[Finding]:
-    if not run.metrics.alarms:
-        return []
-    step, text = run.metrics.alarms[0]
-    return [(f"Alarms: {run.metrics.num_alarms:,}; the first at step {step:,.0f}: {text}.", True)]
+    """One line a kind: an alarm that was raised again and again is one finding. Waits for data have their own."""
+    kinds: dict[str, list[tuple[float, str]]] = collections.defaultdict(list)
+    for step, text in run.metrics.alarms:
+        # Numbers differ from time to time.
+        kinds["".join(c for c in text if not c.isdigit())[:60]].append((step, text))
+    found = []
+    for raised in kinds.values():
+        step, text = raised[0]
+        if "waiting for data" not in text:
+            times = f", {len(raised)} times" if len(raised) > 1 else ""
+            found.append((f"Alarm at step {step:,.0f}{times}: {text}.", True))
+    return found
 
 
 def _waits(run: Run) -> list[Finding]:
-    step_s, wait_s = (np.nansum(run.metrics.values(key)[1]) for key in ("step_s", "data_wait_s"))
-    if not step_s > 0 or not wait_s > 0.1 * (step_s + wait_s):
+    """Of all of the time in steps and their waits, not of a moment of it."""
+    step_s, wait_s = (run.metrics.series(key).total for key in ("step_s", "data_wait_s"))
+    if not step_s > 0 or not wait_s > _WAIT_SHARE * (step_s + wait_s):
         return []
     advice = f" — {run.goodput.advice}" if run.goodput and run.goodput.advice else ""
     return [(f"Waiting for data took {wait_s / (step_s + wait_s):.0%} of the logged time{advice}.", True)]

@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
 
-from pipeline.report.elements import COLORS, NEUTRAL, Html, curve, figure, grid, label, line_trace, percent, table, thin
-from pipeline.report.learning import steps_axis
-from pipeline.report.run_files import Run, shares
+import numpy as np
+from scipy.special import bdtr, bdtrc
+
+from pipeline.report.charts import line_chart, share_bars, smooth_line
+from pipeline.report.elements import Html, grid, percent, quiet, table
+from pipeline.report.run_files import Run
 from pipeline.report.values import number
+
+# Probability that chance alone puts any of a run's tasks outside its interval.
+_FALSE_ALARM = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """A task's part of the steps. low, high: the interval that chance alone leaves for no task in 99 of 100 runs."""
+
+    expected: float
+    actual: float
+    low: float
+    high: float
+
+    @property
+    def is_usual(self) -> bool:
+        return self.low <= self.actual <= self.high
+
+
+def shares(run: Run) -> dict[str, Share]:
+    """Task → its expected and actual share of the steps."""
+    weights = {name: number(run.task(name).get("weight", run.recipe(name).get("weight", 1.0))) for name in run.tasks}
+    steps = {name: number(run.task(name).get("steps", run.metrics.tasks[name])) for name in run.tasks}
+    weight_sum, step_sum = np.nansum(list(weights.values())), int(np.nansum(list(steps.values())))
+    if not weight_sum > 0 or not step_sum > 0:
+        return {}
+    found = {}
+    for name, weight in weights.items():
+        expected = float(np.nan_to_num(weight / weight_sum))
+        low, high = usual_counts(step_sum, expected, error=_FALSE_ALARM / len(weights))
+        found[name] = Share(expected, float(np.nan_to_num(steps[name])) / step_sum, low / step_sum, high / step_sum)
+    return found
+
+
+def usual_counts(draws: int, share: float, *, error: float) -> tuple[int, int]:
+    """The fewest and the most of ``draws`` that a share gets, each side but for a probability of ``error`` / 2.
+
+    From the binomial distribution itself: a rare task has no bell curve.
+    """
+    low, high = 0, draws
+    # The smallest k with P(X <= k) > error / 2.
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bdtr(middle, draws, share) > error / 2 else (middle + 1, high)
+    fewest, low, high = low, 0, draws
+    # The smallest k with P(X > k) < error / 2.
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bdtrc(middle, draws, share) < error / 2 else (middle + 1, high)
+    return fewest, low
 
 
 def mixture(run: Run) -> Html:
@@ -15,72 +68,32 @@ def mixture(run: Run) -> Html:
     found = shares(run)
     if not found:
         return Html("")
-    inside, outside = Html("inside"), Html('<span class="bad">outside</span>')
+    usual, unusual = "as expected", Html('<span class="bad">outside</span>')
     rows = []
-    for name, (share, sigma, actual) in found.items():
+    for name, share in found.items():
         steps, examples = (number(run.task(name).get(key)) for key in ("steps", "examples"))
-        band = inside if abs(actual - share) <= 2 * sigma else outside
-        rows.append((name, percent(share), percent(actual), band, steps, examples, run.data_set(name)))
-    columns = ("Task", "Expected", "Actual", "2σ band", "Steps", "Examples", "Data set")
-    return Html(_share_bars(found) + table(columns, rows))
-
-
-def _share_bars(found: dict[str, tuple[float, float, float]]) -> Html:
-    places, names = np.arange(len(found)), list(found)
-    expected, sigma, actual = (np.array(column) for column in zip(*found.values(), strict=True))
-    bar = {"type": "bar", "orientation": "h", "y": places, "hovertemplate": "%{x:.2%}"}
-    band = {"type": "data", "array": 2 * sigma, "color": NEUTRAL, "thickness": 2, "width": 5}
-    grey = {"color": NEUTRAL, "opacity": 0.55}
-    return figure(
-        [
-            {**bar, "x": actual, "name": "actual", "marker": {"color": COLORS[0]}},
-            {**bar, "x": expected, "name": "expected ± 2σ", "marker": grey, "error_x": band},
-        ],
-        height=90 + 34 * len(names),
-        barmode="group",
-        bargap=0.3,
-        showlegend=True,
-        hovermode="y unified",
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
-        yaxis={"tickvals": places, "ticktext": [label(name) for name in names], "autorange": "reversed"},
-    )
+        verdict = usual if share.is_usual else unusual
+        facts = (steps, examples, run.data_set(name))
+        rows.append((name, percent(share.expected), percent(share.actual), verdict, *facts))
+    columns = ("Task", "Expected", "Actual", "Verdict", "Steps", "Examples", "Data set")
+    note = "Bars: share of the steps. Brackets: where chance alone keeps all tasks together in 99 of 100 runs."
+    bars = share_bars([(name, s.actual, s.low, s.high, s.is_usual) for name, s in found.items()])
+    return Html(quiet(note) + bars + table(columns, rows))
 
 
 def schedules(run: Run) -> Html:
     """The section of learning rate, gradient norm and temperatures over the steps."""
-    charts = [*_learning_rate(run), *_gradient_norm(run), *_temperatures(run)]
-    return grid(charts) if charts else Html("")
-
-
-def _learning_rate(run: Run) -> list[Html]:
-    steps, rates = thin(*run.metrics.values("learning_rate"))
-    if not len(steps):
-        return []
-    axes = {"xaxis": steps_axis(run), "yaxis": {"exponentformat": "e"}}
-    return [figure([line_trace(steps, rates)], height=230, title="Learning rate", **axes)]
-
-
-def _gradient_norm(run: Run) -> list[Html]:
-    steps, norms = run.metrics.values("grad_norm")
-    if not np.isfinite(norms).any():
-        return []
-    low, high = np.nanmin(norms), np.nanmax(norms)
-    scale = "log" if low > 0 else "linear"
-    # Digits 1, 2 and 5 as labels, unless the axis spans too many decades for them.
-    ticks = {"dtick": "D2"} if low > 0 and high < 1000 * low else {}
-    traces = curve(steps, norms, name="gradient norm", color=COLORS[1])
-    axes = {"xaxis": steps_axis(run), "yaxis": {"type": scale, **ticks}}
-    return [figure(traces, height=230, title="Gradient norm", note=scale, **axes)]
-
-
-def _temperatures(run: Run) -> list[Html]:
-    traces = [
-        line_trace(
-            *thin(*run.metrics.values("temperatures", pair)), color=COLORS[index % len(COLORS)], name=label(pair)
-        )
-        for index, pair in enumerate(run.metrics.names("temperatures"))
+    metrics, end = run.metrics, run.metrics.last_step
+    rates, norms = metrics.series("learning_rate"), metrics.series("grad_norm")
+    pairs = metrics.names("temperatures")
+    temperatures = [smooth_line(p, metrics.series("temperatures", p), number=i) for i, p in enumerate(pairs)]
+    charts = [
+        line_chart([smooth_line("learning rate", rates)], title="Learning rate", x_end=end, form=_small),
+        line_chart([smooth_line("gradient norm", norms, number=1)], title="Gradient norm", x_end=end, log=True),
+        line_chart(temperatures, title="Temperature of each pair of modalities", x_end=end),
     ]
-    if not traces:
-        return []
-    return [figure(traces, height=230, title="Temperatures", showlegend=True, xaxis=steps_axis(run))]
+    return grid(filter(None, charts)) if any(charts) else Html("")
+
+
+def _small(value: float) -> str:
+    return f"{value:.1e}" if value else "0"

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import datetime
 from pathlib import Path
-
-import numpy as np
 
 from pipeline.files import write_bytes
 from pipeline.report.data_sets import data
-from pipeline.report.elements import Html, duration, escape, tiles
+from pipeline.report.elements import Html, escape, facts_list
 from pipeline.report.experts import experts
-from pipeline.report.findings import findings
+from pipeline.report.headline import about, header
 from pipeline.report.learning import evaluation, loss
 from pipeline.report.mixture import mixture, schedules
 from pipeline.report.page import page
-from pipeline.report.run_files import Run, read_run, steps_done
+from pipeline.report.pictures import examples, space_and_confusions
+from pipeline.report.run_files import Run, read_run
 from pipeline.report.timing import structures, time
-from pipeline.report.values import mapping, number
-
-# State of a run → CSS class.
-_STATES = {"complete": "good", "not finished": "bad", "not known": "quiet"}
+from pipeline.report.values import mapping
 
 
 def write_report(run_dir: Path) -> Path:
@@ -31,59 +27,50 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     run = read_run(run_dir)
     sections = {name: section(run) for name, section in _SECTIONS.items()}
-    text = page(title=f"IMP run: {run_dir.resolve().name}", header=_header(run), sections=sections)
+    if not run.showcase:
+        for name in _PICTURES:
+            del sections[name]
+    text = page(title=f"IMP run: {run.name}", header=header(run), sections=sections)
     write_bytes(run_dir / "report.html", text.encode(errors="replace"))
     return run_dir / "report.html"
 
 
-def _header(run: Run) -> Html:
-    done, planned = steps_done(run), number(mapping(run.config.get("train")).get("num_steps"))
-    parameters = number(run.summary.get("num_parameters"))
-    examples = np.nansum([number(run.task(name).get("examples")) for name in run.tasks])
-    state = _state(done, planned)
-    facts = {
-        "State": Html(f'<span class="{_STATES[state]}">{state}</span>'),
-        "Steps": f"{done:,}" + ("" if math.isnan(planned) else f" of {planned:,.0f}"),
-        "Model": str(mapping(run.config.get("model")).get("variant", "–")),
-        "Parameters": "–" if math.isnan(parameters) else f"{parameters / 1e6:,.1f} M",
-        "Wall time": duration(_wall_s(run)),
-        "Tasks": str(len(run.tasks)),
-        "Examples": f"{examples:,.0f}" if examples else "–",
-        "Workers": str(run.summary.get("world_size", "–")),
-    }
-    notes = [f'<li class="{"bad" if bad else "good"}">{escape(text)}</li>' for text, bad in findings(run)]
-    return Html(tiles(facts) + (f'<ul class="findings">{"".join(notes)}</ul>' if notes else ""))
-
-
-def _state(done: int, planned: float) -> str:
-    if math.isnan(planned):
-        return "not known"
-    return "complete" if done >= planned else "not finished"
-
-
-def _wall_s(run: Run) -> float:
-    """Seconds of all attempts; of a run without a log of them, by the summary or the last step."""
-    if run.goodput is not None:
-        return run.goodput.up_s
-    total = number(mapping(run.summary.get("time")).get("total_s"))
-    logged = run.metrics.values("wall_s")[1]
-    return float(np.nanmax(logged)) if math.isnan(total) and np.isfinite(logged).any() else total
+def _provenance(run: Run) -> Html:
+    """All that is needed to run it again: command, commit, versions, machine, seed."""
+    opened = run.goodput.attempts[-1].facts if run.goodput else {}
+    facts = about(run)
+    for command in run.commands[-1:]:
+        names = ("command", "commit", "host", "python", "platform", "cpus", "memory")
+        facts |= {name.capitalize(): str(command[name]) for name in names if command.get(name)}
+    if run.goodput:
+        began = datetime.datetime.fromtimestamp(run.goodput.attempts[0].began_at, datetime.UTC)
+        facts["Began"] = f"{began:%Y-%m-%d %H:%M} UTC"
+    devices = {"Devices": f"{opened.get('num_devices')} × {opened.get('device')}"} if opened.get("device") else {}
+    versions = ", ".join(f"{name} {version}" for name, version in mapping(opened.get("libraries")).items())
+    decoding = {"CPU and decoders": str(opened["cpu_kind"])} if opened.get("cpu_kind") else {}
+    return facts_list(facts | devices | ({"Versions": versions} if versions else {}) | decoding)
 
 
 def _config(run: Run) -> Html:
+    """Folded on a screen: it is long, and a file of its own."""
     if not run.config_text.strip():
         return Html("")
     return Html(f"<details><summary>config.yaml</summary><pre>{escape(run.config_text)}</pre></details>")
 
 
+# Sections that only a run with pictures has.
+_PICTURES = ("Examples", "Space")
 _SECTIONS = {
     "Evaluation": evaluation,
     "Loss": loss,
+    "Examples": examples,
+    "Space": space_and_confusions,
     "Mixture": mixture,
-    "Schedules": schedules,
     "Experts": experts,
     "Time": time,
-    "Structures": structures,
     "Data": data,
+    "Schedules": schedules,
+    "Structures": structures,
+    "Run": _provenance,
     "Config": _config,
 }

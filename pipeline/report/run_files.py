@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fcntl
 import json
 import math
 from pathlib import Path
@@ -17,10 +18,13 @@ import yaml
 
 from pipeline.report.metrics_file import Metrics, read_lines
 from pipeline.report.values import mapping, number, records
+from pipeline.train.attempts import command_facts
 from pipeline.train.goodput import Goodput, goodput
 
-# Rejects that are read one by one.
-MAX_REJECTS = 100
+# Maximum number of rejects that are read one by one.
+MAX_REJECTS = 20
+# The file of the pictures of a run, in its directory (``showcase``).
+SHOWCASE = "showcase.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +40,26 @@ class Rejects:
 class Run:
     """The content of a run directory.
 
-    experts: task → variant → modality → running means by layer (``ExpertLoads``).
-    rejects: None if the file is not readable. goodput: None without a log of attempts.
+    curve: evaluations between steps. experts: task → variant → modality → running means by layer (``ExpertLoads``).
+    rejects: None if the file is not readable. goodput: None without a log of attempts. commands: facts of each command
+    (``provenance``), the latest last. evaluated: whether an evaluation has ended. running: a process holds the
+    directory.
     """
 
+    name: str
     config_text: str
     config: dict
     metrics: Metrics
     summary: dict
+    evaluated: bool
     evaluations: list[dict]
+    curve: list[dict]
     experts: dict
     rejects: Rejects | None
     goodput: Goodput | None
+    showcase: dict
+    commands: list[dict]
+    running: bool
 
     @property
     def tasks(self) -> list[str]:
@@ -67,11 +79,42 @@ class Run:
         """The data set of a task."""
         return str(self.task(name).get("data_set") or self.recipe(name).get("data_set") or "–")
 
+    @property
+    def steps_done(self) -> int:
+        """The number of steps by the summary, or the last logged step if that is larger: not every step is logged."""
+        counted = np.nansum([number(self.task(name).get("steps")) for name in self.tasks])
+        return int(max(counted, self.metrics.last_step))
+
+    @property
+    def steps_planned(self) -> float:
+        """The number of steps of the recipe, NaN if it is not known."""
+        return number(mapping(self.config.get("train")).get("num_steps"))
+
+    @property
+    def outcome(self) -> str:
+        """How the latest attempt ended; empty if it has not, or if nothing is known."""
+        return (self.goodput.attempts[-1].outcome or "") if self.goodput else ""
+
+    @property
+    def state(self) -> str:
+        """One of "complete", "not evaluated", "running", "failed", "stopped", "ended without a word", "not known"."""
+        if self.steps_done >= self.steps_planned and self.evaluated:
+            return "complete"
+        # The command that tells of its end holds the directory a moment longer.
+        for word in ("failed", "stopped"):
+            if self.outcome.startswith(word):
+                return word
+        if self.running:
+            return "running"
+        if self.steps_done >= self.steps_planned:
+            return "not evaluated"
+        return "not known" if math.isnan(self.steps_planned) or not self.goodput else "ended without a word"
+
 
 def _json(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -95,22 +138,40 @@ def _rejects(path: Path) -> Rejects | None:
         return None
 
 
+def _is_held(run_dir: Path) -> bool:
+    """Whether a process holds the run directory (``run_dir.lock_run_dir``)."""
+    try:
+        with open(run_dir / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def read_run(run_dir: Path) -> Run:
     """Reads the files of a run directory; the metrics line by line."""
-    config_text = _text(run_dir / "config.yaml")
+    config_text, evaluations = _text(run_dir / "config.yaml"), _json(_text(run_dir / "eval.json"))
     try:
         config = mapping(yaml.safe_load(config_text))
     except yaml.YAMLError:
         config = {}
     return Run(
+        name=run_dir.resolve().name,
         config_text=config_text,
         config=config,
         metrics=Metrics(read_lines(run_dir / "metrics.jsonl")),
         summary=mapping(_json(_text(run_dir / "summary.json"))),
-        evaluations=records(_json(_text(run_dir / "eval.json"))),
+        evaluated=isinstance(evaluations, list),
+        evaluations=records(evaluations),
+        curve=list(read_lines(run_dir / "eval_curve.jsonl")),
         experts=mapping(_json(_text(run_dir / "experts.json"))),
         rejects=_rejects(run_dir / "quarantine.parquet"),
         goodput=goodput(run_dir),
+        showcase=mapping(_json(_text(run_dir / SHOWCASE))),
+        commands=command_facts(run_dir),
+        running=_is_held(run_dir),
     )
 
 
@@ -129,24 +190,3 @@ def first_and_last_tenth(values: np.ndarray) -> tuple[float, float]:
     """Medians of the first and the last tenth (at least one) of all logged values: a diverged end shows as NaN."""
     size = max(1, len(values) // 10)
     return median(values[:size]), median(values[-size:])
-
-
-def steps_done(run: Run) -> int:
-    """The number of steps by the summary, or the last logged step if that is larger: not every step is logged."""
-    counted = np.nansum([number(run.task(name).get("steps")) for name in run.tasks])
-    logged = run.metrics.steps[-1] if len(run.metrics) else 0
-    return int(max(counted, logged))
-
-
-def shares(run: Run) -> dict[str, tuple[float, float, float]]:
-    """Per task: the expected share of the steps, its binomial standard deviation, and the actual share."""
-    weights = {name: number(run.task(name).get("weight", run.recipe(name).get("weight", 1.0))) for name in run.tasks}
-    steps = {name: number(run.task(name).get("steps", run.metrics.num_lines(name))) for name in run.tasks}
-    weight_sum, step_sum = np.nansum(list(weights.values())), np.nansum(list(steps.values()))
-    if not weight_sum > 0 or not step_sum > 0:
-        return {}
-    expected = {name: weight / weight_sum for name, weight in weights.items()}
-    return {
-        name: (share, math.sqrt(max(0.0, share * (1 - share)) / step_sum), steps[name] / step_sum)
-        for name, share in expected.items()
-    }

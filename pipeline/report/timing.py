@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.report.elements import (
-    COLORS,
-    NEUTRAL,
-    Html,
-    curve,
-    duration,
-    escape,
-    figure,
-    fixed,
-    grid,
-    percent,
-    right,
-    table,
-)
-from pipeline.report.learning import SMALL_POINTS, steps_axis
+from pipeline.report.charts import COLORS, line_chart, smooth_line
+from pipeline.report.elements import Html, duration, escape, fixed, grid, percent, right, table
 from pipeline.report.run_files import Run, median
 from pipeline.report.values import mapping, number, records
 from pipeline.train.goodput import Goodput
@@ -64,21 +52,23 @@ def _life(life: Goodput) -> str:
     """A bar of the parts, and a table that is also its legend."""
     parts = {name: spent for name, spent in life.parts_s.items() if spent > _SHOWN * life.wall_s}
     parts |= {"down": life.down_s} if life.down_s else {}
-    colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(_PARTS)}
-    colors |= {"other": NEUTRAL, "down": "var(--rule)"}
+    colors = {name: f"var(--c{index % COLORS})" for index, name in enumerate(_PARTS)}
+    colors |= {"other": "var(--quiet)", "down": "var(--rule)"}
     swatch = '<i class="swatch" style="background:{}"></i>'
+    # A command that was killed at once took no time.
+    up_s, wall_s = max(life.up_s, 1e-9), max(life.wall_s, 1e-9)
     rows = [
         (
             Html(swatch.format(colors[name]) + escape(_PARTS[name])),
             right(duration(spent)),
-            percent(spent / life.up_s) if name != "down" else right("–"),
-            percent(spent / life.wall_s),
+            percent(spent / up_s) if name != "down" else right("–"),
+            percent(spent / wall_s),
         )
         for name, spent in parts.items()
     ]
     for name, spent in {"attempts": life.up_s, "first command to last sign of life": life.wall_s}.items():
-        share = percent(spent / life.up_s) if name == "attempts" else right("–")
-        rows.append((Html(f"<b>{name}</b>"), right(duration(spent)), share, percent(spent / life.wall_s)))
+        share = percent(spent / up_s) if name == "attempts" else right("–")
+        rows.append((Html(f"<b>{name}</b>"), right(duration(spent)), share, percent(spent / wall_s)))
     columns = ("Part", "Time", "Of the attempts", "Of the whole time")
     named = {_PARTS[name]: (spent, colors[name]) for name, spent in parts.items()}
     return _time_bar(named) + table(columns, rows)
@@ -130,8 +120,8 @@ def _time_bar(parts: dict[str, tuple[float, str]]) -> Html:
 def _step_times(run: Run) -> Html:
     rows, known = [], False
     for name in run.tasks:
-        step_s, wait_s = (median(run.metrics.values(key, task=name)[1]) for key in ("step_s", "data_wait_s"))
-        examples, tokens = (median(run.metrics.values(key, task=name)[1]) for key in ("examples", "tokens"))
+        keys = ("step_s", "data_wait_s", "examples", "tokens")
+        step_s, wait_s, examples, tokens = (median(run.metrics.series(key, task=name).values) for key in keys)
         known = known or any(map(math.isfinite, (step_s, wait_s, examples, tokens)))
         rows.append((name, fixed(1000 * step_s), fixed(1000 * wait_s), examples, tokens))
     columns = ("Task", "Step, ms", "Wait for data, ms", "Examples a step", "Tokens a step")
@@ -141,26 +131,26 @@ def _step_times(run: Run) -> Html:
 def _speed(run: Run) -> Html:
     """Tokens per second and, if the devices' peak is known, their utilization over the run."""
     charts = [
-        *_speed_chart(run, "tokens_per_s", title="Tokens a second", tick_format="~s", median_format=",.0f"),
-        *_speed_chart(run, "mfu", title="Model FLOPs utilisation", tick_format=".0%", median_format=".1%"),
+        _speed_chart(run, "tokens_per_s", title="Tokens a second", form=_thousands, of_median="{:,.0f}".format),
+        _speed_chart(run, "mfu", title="Model FLOPs utilisation", form="{:.1%}".format, of_median="{:.1%}".format),
     ]
-    return grid(charts) if charts else Html("")
+    return grid(filter(None, charts)) if any(charts) else Html("")
 
 
-def _speed_chart(run: Run, key: str, *, title: str, tick_format: str, median_format: str) -> list[Html]:
-    steps, values = run.metrics.values(key)
-    if not np.isfinite(values).any():
-        return []
-    return [
-        figure(
-            curve(steps, values, name=title, limit=SMALL_POINTS),
-            height=230,
-            title=title,
-            note=f"median {format(median(values), median_format)}",
-            xaxis=steps_axis(run),
-            yaxis={"tickformat": tick_format, "rangemode": "tozero"},
-        )
-    ]
+def _thousands(value: float) -> str:
+    return f"{value / 1000:,.4g} k" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _speed_chart(
+    run: Run, key: str, *, title: str, form: Callable[[float], str], of_median: Callable[[float], str]
+) -> Html:
+    series = run.metrics.series(key)
+    if not np.isfinite(series.values).any():
+        return Html("")
+    note = f"median {of_median(median(series.values))}"
+    return line_chart(
+        [smooth_line(title, series)], title=title, note=note, x_end=run.metrics.last_step, form=form, zero=True
+    )
 
 
 def structures(run: Run) -> Html:
@@ -174,5 +164,7 @@ def structures(run: Run) -> Html:
         task, variant = (str(item.get(key, "–")) for key in ("task", "variant"))
         steps = mapping(run.task(str(item.get("task"))).get("variants")).get(str(item.get("variant")))
         rows.append((task, variant, number(item.get("vision_tokens")), number(steps), fixed(spent)))
-    note = f"<p>{len(found)} compiled steps; {duration(float(np.nansum(compile_s)))} of compile time in all.</p>"
+    waited = number(mapping(run.summary.get("time")).get("compile_wait_s"))
+    behind = f", in the background; steps waited {duration(waited)} for it" if math.isfinite(waited) else ""
+    note = f"<p>{len(found)} compiled steps: {duration(float(np.nansum(compile_s)))} of compiling{behind}.</p>"
     return Html(note + table(("Task", "Variant", "Vision tokens", "Steps", "Compile, s"), rows))

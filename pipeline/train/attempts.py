@@ -96,10 +96,10 @@ class CommandAttempt:
 
 
 @contextlib.contextmanager
-def command_attempt(run_dir: Path, *, began: float) -> Iterator[CommandAttempt]:
-    """Notes when a command began, and how and when the block ended. began: time.time()."""
+def command_attempt(run_dir: Path, *, began: float, facts: dict | None = None) -> Iterator[CommandAttempt]:
+    """Notes when a command began, and how and when the block ended. began: time.time(). facts: kept with it."""
     file = AttemptFile(run_dir / FOLDER / "command.jsonl", began=began)
-    file.write("begin", at=began)
+    file.write("begin", at=began, **({"facts": facts} if facts else {}))
     attempt = CommandAttempt(file)
     try:
         yield attempt
@@ -130,6 +130,12 @@ def _line(text: bytes) -> dict | None:
 
 def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def command_facts(run_dir: Path) -> list[dict]:
+    """The facts of each command that began (``command_attempt``), the latest last."""
+    lines = read_file(Path(run_dir) / FOLDER / "command.jsonl")
+    return [facts for line in lines if line["event"] == "begin" and isinstance(facts := line.get("facts"), dict)]
 
 
 def read_command_and_rank_0(run_dir: Path) -> list[dict]:

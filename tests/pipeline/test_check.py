@@ -170,3 +170,24 @@ def test_captions_that_cannot_be_used_are_counted(toy_recipe, tmp_path):
     assert not result["usable"]
     line = "moving: 2 of 10 sampled rows have no caption that can be used (2 no_text, 1 text_too_long); "
     assert line + "at most 5 % of rows may be rejected" in result["problems"]
+
+
+@pytest.mark.slow
+def test_the_page_shows_samples_as_the_model_sees_them_and_the_bad_rows(own_digits, tmp_path, browser):
+    recipe, change = own_digits
+    change(lambda rows: rows[3].update(image="absent-<b>.png"))
+    path = tmp_path / "pages/check.html"
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(recipe))
+    assert main(["check", "--config", str(config), "--sample", "40", "--step-s", "1", "--html", str(path)]) in (0, 2)
+    text = path.read_text()
+    assert "1 of 38 decoded rows are bad." in text and "<b>.png" not in text
+    names = list(recipe["tasks"])
+    assert all(f"<h2>{name}</h2>" in text for name in names)
+    for width in (400, 1280):
+        page = browser.opened(path, width=width)
+        assert page.complaints == [] and page.too_wide() == []
+        # Four samples of each task, in every variant.
+        assert page.run("document.querySelectorAll('.card').length") == 4 * len(names)
+        assert page.run("[...document.images].every(i => i.naturalWidth > 0)")
+        page.screenshot(f"check-{width}")
