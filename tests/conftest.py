@@ -13,6 +13,7 @@ os.environ.setdefault("NUMBA_OPT", "0")
 
 import pytest
 
+from tests.browser import Browser
 from tests.toy_recipe import toy_recipe_of
 
 
@@ -53,3 +54,10 @@ def make_toy_recipe(toy_corpus):
 def toy_recipe(make_toy_recipe):
     """A recipe as a plain dict, each test's own to change."""
     return make_toy_recipe()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser for pages; tests that use it are skipped where none is installed."""
+    with Browser.started() as started:
+        yield started
