@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline import __version__
-from pipeline.cli import data_commands, run_commands
+from pipeline.cli import data_commands, run_commands, search_commands
 from pipeline.cli.job import run_job
 from pipeline.errors import EXIT_DONE, EXIT_REQUEST
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "pretrain": Command("runs", "train by a recipe, evaluate, write a report", run_commands.pretrain_parser),
     "evaluate": Command("runs", "evaluate a run's newest checkpoint again", run_commands.evaluate_parser),
     "export": Command("runs", "write a run's model as safetensors", run_commands.export_parser),
+    "embed": Command("use", "embed media and texts into Parquet", search_commands.embed_parser),
+    "search": Command("use", "find the embedded items nearest to a text or a file", search_commands.search_parser),
 }
 
 
