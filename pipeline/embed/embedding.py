@@ -131,7 +131,7 @@ class Tally:
                 self.embedded[item.modality] += 1
             else:
                 self.rejected[item.reject] += 1
-                self.examples.setdefault(item.reject, f"{item.source}: {item.detail}")
+                self.examples.setdefault(item.reject, f"{item.source or item.id}: {item.detail}")
 
     def lines(self) -> list[str]:
         """Lines for people."""

@@ -1,7 +1,7 @@
 """A folder of embeddings: its description, and its parts of a fixed number of manifest rows each.
 
     embeddings.json          model, spaces and inputs: ``Description``
-    inputs/00.parquet        the files of an input that is a folder
+    inputs/00-*.parquet      the files of an input that is a folder
     model/                   the export of a run that was given
     parts/00-000000001.parquet   rows 512 to 1023 of input 0, one line an item
 

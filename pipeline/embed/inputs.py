@@ -57,11 +57,13 @@ def open_inputs(named: Sequence[NamedInput], out: Path, modalities: Sequence[str
     """
     found = []
     for number, one in enumerate(named):
-        listing = out / "inputs" / f"{number:02d}.parquet"
+        # Its name says which folder it lists: one may be there of a request that was refused.
+        name = hashlib.sha256(_absolute(one.uri).encode()).hexdigest()[:12]
+        listing = out / "inputs" / f"{number:02d}-{name}.parquet"
         if not listing.exists() and not _is_manifest(one.uri):
             listing.parent.mkdir(parents=True, exist_ok=True)
             counts = write_listing(one.uri, listing, leave_out=out)
-            print(f"{redacted(one.uri)}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()), flush=True)
+            print(f"{redacted(one.uri)}: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()), flush=True)
         manifest = Manifest(str(listing) if listing.exists() else one.uri, media=_added(modalities))
         _check_columns(manifest, one, modalities)
         found.append(manifest)

@@ -82,7 +82,7 @@ def embed(request: Request) -> None:
             prepare = RowPreparer(model.encoder, chosen[number], decoders, schemes=schemes, clips=request.clips)
             parts = _missing(request, number, manifests[number].num_rows)
             progress = _Progress(_label(one), parts, manifests[number].num_rows)
-            rows = _rows(manifests[number], number, parts, prepare)
+            rows = rows_of(manifests[number], number, parts, prepare)
             for part in Embedder(model.encoder).parts(rows):
                 folders.write_part(folders.part_path(request.out, *part.name), part.items, spaces)
                 tally.add(part.items)
@@ -198,7 +198,7 @@ def _missing(request: Request, number: int, num_rows: int) -> list[int]:
     return folders.missing_parts(request.out, number, range(folders.num_parts(num_rows))[index::count])
 
 
-def _rows(
+def rows_of(
     manifest: Manifest, number: int, parts: Sequence[int], prepare: RowPreparer
 ) -> Iterator[tuple[tuple[int, int], bool, list[Prepared]]]:
     """(part, whether it is the part's last row, items) of every row of the parts."""
