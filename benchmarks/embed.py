@@ -28,7 +28,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.embed import folder as folders
 from pipeline.embed import job
 from pipeline.embed.decoding import Decoders, RowPreparer, in_order
-from pipeline.embed.embedding import Embedder
+from pipeline.embed.embedding import Embedder, written
 from pipeline.embed.preparations import preparations, spaces_of
 from pipeline.evaluate.exporting import export_model
 from pipeline.evaluate.trained_model import TrainedModel
@@ -95,8 +95,9 @@ def main() -> None:
         with Decoders() as decoders:
             make = RowPreparer(encoder, chosen, decoders, schemes=(), clips=1)
             parts = range(folders.num_parts(rows))
-            for part in Embedder(encoder).parts(job.rows_of(manifest, 0, parts, make)):
-                folders.write_part(folders.part_path(folder, *part.name), part.items, spaces)
+            found = Embedder(encoder).parts(job.rows_of(manifest, 0, parts, make))
+            for _ in written(found, job.part_writer(folder, spaces)):
+                pass
 
     model()  # compiles
     found = {name: timed(work) for name, work in (("decode", decode), ("model", model), ("embed", whole))}

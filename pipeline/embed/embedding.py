@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -115,6 +115,21 @@ class Embedder:
             self._receive()
         while self._open and self._open[0].whole and not self._open[0].waiting:
             yield self._open.popleft()
+
+
+def written(parts: Iterable[Part], write: Callable[[Part], None]) -> Iterator[Part]:
+    """The parts, each after it has been written by a thread: a slow disk keeps nobody waiting but the next parts."""
+    waiting: deque[tuple[Part, Future]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+        for part in parts:
+            waiting.append((part, writer.submit(write, part)))
+            while waiting and (waiting[0][1].done() or len(waiting) > _MAX_OPEN_PARTS):
+                done, future = waiting.popleft()
+                future.result()
+                yield done
+        for done, future in waiting:
+            future.result()
+            yield done
 
 
 @dataclasses.dataclass

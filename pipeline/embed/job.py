@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +18,7 @@ from pipeline.data.modalities import MODALITIES, Modality
 from pipeline.embed import folder as folders
 from pipeline.embed import inputs as named_inputs
 from pipeline.embed.decoding import Decoders, Prepared, RowPreparer, in_order
-from pipeline.embed.embedding import Embedder, Tally
+from pipeline.embed.embedding import Embedder, Part, Tally, written
 from pipeline.embed.folder import Description
 from pipeline.embed.inputs import NamedInput
 from pipeline.embed.preparations import Preparation, modalities_of, preparations, spaces_of
@@ -83,8 +83,7 @@ def embed(request: Request) -> None:
             parts = _missing(request, number, manifests[number].num_rows)
             progress = _Progress(_label(one), parts, manifests[number].num_rows)
             rows = rows_of(manifests[number], number, parts, prepare)
-            for part in Embedder(model.encoder).parts(rows):
-                folders.write_part(folders.part_path(request.out, *part.name), part.items, spaces)
+            for part in written(Embedder(model.encoder).parts(rows), part_writer(request.out, spaces)):
                 tally.add(part.items)
                 progress.add(part.name[1])
     _finish(request.out, tally)
@@ -196,6 +195,11 @@ def _missing(request: Request, number: int, num_rows: int) -> list[int]:
     """The parts of an input that this job makes."""
     index, count = request.shard
     return folders.missing_parts(request.out, number, range(folders.num_parts(num_rows))[index::count])
+
+
+def part_writer(out: Path, spaces: dict[str, int]) -> Callable[[Part], None]:
+    """Writes a part to its file."""
+    return lambda part: folders.write_part(folders.part_path(out, *part.name), part.items, spaces)
 
 
 def rows_of(
