@@ -128,6 +128,7 @@ def test_the_page_of_a_search_holds_everything_in_itself(search, held_out, read_
     page.screenshot(f"search-{width}")
 
 
+@pytest.mark.slow
 def test_words_from_data_are_text_in_a_page_and_nothing_else(held_out, browser, tmp_path):
     copy, evil = tmp_path / "copy", "</script><script>alert(1)</script><b id='evil'>\" onload='x'"
     shutil.copytree(held_out, copy)
