@@ -5,5 +5,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["model*", "pipeline*"]), "pipeline.configs"],
     package_dir={"pipeline.configs": "configs"},
-    package_data={"pipeline.configs": ["*.yaml", "*.json"], "model": ["py.typed"], "pipeline": ["py.typed"]},
+    package_data={
+        "pipeline.configs": ["*.yaml", "*.json"],
+        "model": ["py.typed"],
+        "pipeline": ["py.typed", "embed/*.css", "embed/*.js"],
+    },
 )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline import __version__
-from pipeline.cli import data_commands, evaluate_command, report_command, run_commands
+from pipeline.cli import data_commands, evaluate_command, report_command, run_commands, search_commands
 from pipeline.cli.job import run_job
 from pipeline.errors import EXIT_DONE, EXIT_REQUEST
 
@@ -32,6 +32,8 @@ COMMANDS = {
     "evaluate": Command("runs", "evaluate a run again, or on any manifest", evaluate_command.evaluate_parser),
     "report": Command("runs", "write a run's report again, or compare runs", report_command.report_parser),
     "export": Command("runs", "write a run's model as safetensors", run_commands.export_parser),
+    "embed": Command("use", "embed media and texts into Parquet", search_commands.embed_parser),
+    "search": Command("use", "find the embedded items nearest to a text or a file", search_commands.search_parser),
 }
 
 

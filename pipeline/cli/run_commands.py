@@ -95,27 +95,17 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
 
 def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     check_run(arguments.run)
-    from pipeline.export import check_new, save_model
+    from pipeline.export import check_new
 
     check_new(arguments.out)
     check_outlives(arguments.out, "--out")
     make_folder(arguments.out.absolute().parent, "--out in")
-    from pipeline.evaluate.inputs import exported_inputs, exported_prompts
+    from pipeline.evaluate.exporting import export_model
     from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run, arguments.step)
-    inputs = exported_inputs(model)
-    save_model(
-        arguments.out,
-        model.imp,
-        model.params,
-        step=model.step,
-        classes={name: list(model.data_sets[name].classes) for name in model.imp.classifiers},
-        tokenizer=model.tokenizer.model if model.tokenizer else None,
-        inputs=inputs,
-        prompts=exported_prompts(inputs),
-    )
+    export_model(model, arguments.out)
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
     print(f"{arguments.out}: the model of step {model.step} ({files})")
     return EXIT_DONE

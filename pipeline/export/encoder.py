@@ -186,25 +186,40 @@ class Encoder:
             if not isinstance(text, str):
                 raise RequestError(f"{argument}[{number}]: expected a str, found {type(text).__name__}")
             try:
-                arrays = encode_text(self.tokenizer, text, one.text_length)
+                yield self.text_sample(text, one)
             except Reject as e:
                 raise RequestError(f"{argument}[{number}]: {e}") from e
-            yield {name.partition("/")[2]: array for name, array in arrays.items()}
 
     def _views(self, argument: str, items: list, one: Input, clips: int, rates: Rates) -> Iterator[dict]:
-        modality, settings = self._modality(one)
+        modality, settings = self.modality(one)
         for number, item in enumerate(items):
             try:
                 clip = canonical(item, one.modality, modality, settings, clip_s=one.clip_s, rates=rates)
-                for window in range(clips):
-                    view = View(one.variants[0], window=(window, clips))
-                    yield evaluation_tokens(clip, modality, settings, view, self._sizes)
+                yield from self.media_samples(clip, one, clips)
             except (Reject, RequestError) as e:
                 raise RequestError(f"{argument}[{number}]: {e}") from e
             except ModuleNotFoundError as e:
                 raise RequestError(f"{argument}: expected the package {e.name}: pip install {e.name}") from e
 
-    def _modality(self, one: Input) -> tuple[Modality, Any]:
+    # --- the parts, for jobs that decode and batch by themselves ---
+
+    def text_sample(self, text: str, one: Input) -> dict[str, np.ndarray]:
+        """The tokens of one text, as ``Features.features`` takes them. Raises Reject for a text without any."""
+        arrays = encode_text(self.tokenizer, text, one.text_length)
+        return {name.partition("/")[2]: array for name, array in arrays.items()}
+
+    def media_samples(self, clip: np.ndarray, one: Input, clips: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        """The tokens of every window of a canonical clip, as ``Features.features`` takes them."""
+        modality, settings = self.modality(one)
+        for window in range(clips):
+            view = View(one.variants[0], window=(window, clips))
+            yield evaluation_tokens(clip, modality, settings, view, self._sizes)
+
+    def vectors(self, features: np.ndarray, one: Input) -> np.ndarray:
+        """(n, K) float32 of unit length in the space of an input, of (n, clips, width) pooled features."""
+        return unit(self._projected(features, one))
+
+    def modality(self, one: Input) -> tuple[Modality, Any]:
         """The modality of an input, and its settings."""
         modality = self._modalities.get(one.modality)
         if modality is None:
@@ -231,4 +246,4 @@ class Encoder:
             return features.mean(1)
         if not len(features):
             return np.zeros((0, self.config.model.common_dim), np.float32)
-        return unit(self._projected(features, one))
+        return self.vectors(features, one)

@@ -68,7 +68,7 @@ def _file(path: str, name: str, modality: Modality, settings: Any, clip_s: float
         raise Reject("empty_file", path)
     if size > settings.max_bytes:
         raise Reject("too_large", f"{size} bytes, at most {settings.max_bytes}")
-    _check_decoder(name, getattr(settings, "decoder", ""))
+    check_decoder(name, getattr(settings, "decoder", ""))
     try:
         return decode_file(path, settings, Part(name, clip_s=clip_s), name=modality.decode)
     except Reject as e:
@@ -77,7 +77,7 @@ def _file(path: str, name: str, modality: Modality, settings: Any, clip_s: float
         raise
 
 
-def _check_decoder(name: str, decoder: str) -> None:
+def check_decoder(name: str, decoder: str) -> None:
     """Raises RequestError for a decoder that is code of the run's own, or whose packages are missing."""
     if ":" in decoder:
         raise RequestError(f"{name} files were decoded by {decoder}, and an export runs no such code: give arrays")

@@ -1,6 +1,5 @@
 """Small media, manifests and specs that tests make for themselves. Every fixture returns a function."""
 
-import base64
 import itertools
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipeline import recipe as recipes
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, Variant, VideoSpec
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.recipe.specs import loss_fields
-from tests.toy_recipe import DIGITS
+from tests.toy_run import save_toy_run
 
 SOUND_RATE_HZ = 48_000
 AAC_FRAME = 1024
@@ -241,31 +240,4 @@ def make_pet_recipe(tmp_path, write_manifest, pet_rows, pet_task):
 
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory, make_toy_recipe):
-    """A checkpoint of the toy recipe as it starts, with texts for its videos too."""
-    from model.imp import Imp
-    from model.step import init_state
-    from pipeline.recipe import specs
-    from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.devices import use_compute_type
-    from pipeline.train.mixture.structures import structure_of
-
-    raw = make_toy_recipe()
-    raw["model"]["common_dim"] = 16
-    text = {"text": "labels", "positives": "labels", "objective": "nce"}
-    with_text = text | {"modalities": ["video", "text"], "text_length": 8}
-    raw["tasks"]["video_text"] = raw["tasks"]["video_audio"] | with_text
-    raw["tasks"]["sounds"] = {"data_set": "moving", "objective": "softmax", "modalities": ["audio"], "batch_size": 4}
-    raw["tasks"]["sounds"]["classes"] = DIGITS
-    recipe = recipes.from_dict(raw)
-    data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
-    tokenizer = train_tokenizer([f"the digit {d} moving left" for d in DIGITS], vocab_size=60)
-    structures = [
-        structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
-    ]
-    config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
-    folder = tmp_path_factory.mktemp("toy") / "run"
-    checkpoints = Checkpoints(folder)
-    data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
-    checkpoints.save(3, state=init_state(Imp.for_structures(config, structures).init(5)), data=data)
-    checkpoints.wait()
-    return folder
+    return save_toy_run(tmp_path_factory.mktemp("toy") / "run", make_toy_recipe())

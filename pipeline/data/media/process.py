@@ -52,9 +52,13 @@ class DecodeProcess:
         """
         file = media_file(row, data_set, modality)
         try:
-            return self._reliably({"what": "decode", "file": _file_json(file)}, file.path)
+            return self.decode_file(file)
         except (DataError, RequestError) as e:
             raise type(e)(f"data set {data_set.name!r}, row {row.get('id')!r}: {e}") from e
+
+    def decode_file(self, file: MediaFile) -> np.ndarray:
+        """A file as ``decode`` gives it; errors name no row."""
+        return self._reliably({"what": "decode", "file": _file_json(file)}, file.path)
 
     def probe(self, path: str, modality: str) -> dict[str, float]:
         """``probe.probe`` of a file."""
