@@ -19,10 +19,11 @@ import sys
 import jax
 
 from model.config import VARIANTS, ModelConfig, from_variant
+from model.groups import embed_group, encoder_group, head_group, pair_group
 from model.imp import Imp
 from model.moe import effective_capacity_factor, expert_capacity
 from model.sharding import path_keys
-from model.structure import Structure, encoder_group, pair_group
+from model.structure import Structure
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
 # gradient, so that the patch projection has one; the usual factor counts two.)
@@ -82,8 +83,8 @@ def head_flops(config: ModelConfig) -> int:
 def structure_flops(config: ModelConfig, structure: Structure) -> int:
     """Training FLOPs of one step of a structure, on all devices together: three times those of the forward pass.
 
-    All inputs in their routing groups, both heads of every pair, the B x B cosines 2·B·B·K of every pair and
-    contrastive objective, and the classifier 2·B·D·classes.
+    All inputs in their routing groups, both heads of every pair or the one of every modality, the B x B cosines 2·B·B·K
+    of every pair, contrastive objective and number of dimensions, and the classifier 2·B·D·classes.
     """
     batch, forward = structure.global_batch_size, 0
     groups = structure.group_samples(config)
@@ -91,8 +92,11 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
         size = groups.get(i.modality, 1)
         of_group = _input_flops(config, i.modality, i.num_tokens, num_values=i.num_values, num_samples=size)
         forward += batch // size * of_group
-    cosines = len(structure.contrastive) * _product(batch, config.common_dim, batch)
-    forward += len(structure.pairs) * (2 * batch * head_flops(config) + cosines)
+    dims = sum(config.matryoshka or (config.common_dim,))
+    cosines = len(structure.pairs) * len(structure.contrastive) * _product(batch, dims, batch)
+    heads = len({m for pair in structure.pairs for m in pair})
+    heads = heads if config.heads == "per_modality" else 2 * len(structure.pairs)
+    forward += heads * batch * head_flops(config) + cosines
     if structure.classification:
         forward += _product(batch, config.width, structure.num_classes)
     return TRAINING_PASSES * forward
@@ -150,8 +154,9 @@ def parameters(config: ModelConfig) -> dict:
     met = {}
     for modality in config.modalities:
         other = next(m for m in config.modalities if m != modality)
-        head = shapes[pair_group(modality, other)]["heads"][modality]
-        met[modality] = _met((encoder, shapes[f"embed_{modality}"], head), config)
+        own = config.heads == "per_modality"
+        head = shapes[head_group(modality)] if own else shapes[pair_group(modality, other)]["heads"][modality]
+        met[modality] = _met((encoder, shapes[embed_group(modality)], head), config)
     return {"encoder": _count(encoder), "all": _count(shapes), "per_token": met}
 
 

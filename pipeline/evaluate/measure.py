@@ -88,6 +88,8 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure: Callable[
         cache[key] = _held_out(model, settings, manifests[name], task)
     held_out: HeldOut = cache[key]
     metrics, chance, count = measure(model, settings, task, held_out)
+    fewer = () if settings.kind == "classify" else model.fewer_dims
+    by_dim = {str(dim): measure(model.at_dim(dim), settings, task, held_out)[0] for dim in fewer}
     label = settings.data_set if len(manifests) == 1 else f"{settings.data_set}/{name}"
     return {
         "dataset": label,
@@ -101,7 +103,7 @@ def _entry(model: TrainedModel, settings: EvaluationSettings, measure: Callable[
         "input": held_out.variant.name,
         "clips": settings.clips,
         "routing_group": "sample",
-    }
+    } | ({"by_dim": by_dim} if by_dim else {})
 
 
 def _task_for(model: TrainedModel, settings: EvaluationSettings) -> TaskSpec:
@@ -234,12 +236,8 @@ def print_table(results: list[dict]) -> None:
         shown = [m for m in ("acc1", "image_retrieval_recall@5", "text_retrieval_recall@5") if m in r["metrics"]]
         for metric in shown:
             chance = r["chance"].get(metric)
-            table.add_row(
-                r["dataset"],
-                r["task"],
-                metric,
-                f"{r['metrics'][metric]:.1%}",
-                "" if chance is None else f"{chance:.1%}",
-                str(r["num_examples"]),
-            )
+            beside = ("" if chance is None else f"{chance:.1%}", str(r["num_examples"]))
+            for dim, values in [*r.get("by_dim", {}).items(), (None, r["metrics"])]:
+                name = f"{metric}, {dim} dimensions" if dim else metric
+                table.add_row(r["dataset"], r["task"], name, f"{values[metric]:.1%}", *beside)
     Console().print(table)

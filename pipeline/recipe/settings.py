@@ -63,6 +63,16 @@ class ModelSettings(Section):
     towers: Literal["shared", "per_modality"] | None = key(
         None, "One encoder for all modalities (the paper's), or one for each."
     )
+    heads: Literal["per_pair", "per_modality"] | None = key(
+        None,
+        "A space and two heads for each pair of modalities (the paper's), or one head a modality into one space, where "
+        "all of them can be compared.",
+    )
+    matryoshka: tuple[int, ...] = key(
+        (),
+        "Numbers of leading dimensions of the common space that are trained to be of use alone, as in [64, 128, 256], "
+        "ascending up to common_dim; [] trains the whole vectors only.",
+    )
     attention: Literal["auto", "xla", "cudnn"] | None = key(
         None, 'Kernel of attention: plain operations ("xla"), the fused "cudnn", or "auto", which fuses where it can.'
     )

@@ -33,15 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, make_toy_recipe):
-    """A checkpoint of the toy recipe as it starts, with texts for its videos too."""
-    from model.step import init_state
-    from pipeline import recipe as recipes
-    from pipeline.recipe import specs
-    from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.devices import use_compute_type
-    from pipeline.train.mixture.structures import structure_of
-
+def toy(make_toy_recipe) -> dict:
+    """The toy recipe with texts for its videos too."""
     raw = make_toy_recipe()
     raw["model"]["common_dim"] = 16
     text = {"text": "labels", "positives": "labels", "objective": "nce"}
@@ -49,6 +42,18 @@ def run_dir(tmp_path_factory, make_toy_recipe):
     raw["tasks"]["video_text"] = raw["tasks"]["video_audio"] | with_text
     raw["tasks"]["sounds"] = {"data_set": "moving", "objective": "softmax", "modalities": ["audio"], "batch_size": 4}
     raw["tasks"]["sounds"]["classes"] = DIGITS
+    return raw
+
+
+def save_start(raw: dict, folder: Path) -> Path:
+    """A run directory with the checkpoint of a recipe as it starts."""
+    from model.step import init_state
+    from pipeline import recipe as recipes
+    from pipeline.recipe import specs
+    from pipeline.train.checkpoint import Checkpoints
+    from pipeline.train.devices import use_compute_type
+    from pipeline.train.mixture.structures import structure_of
+
     recipe = recipes.from_dict(raw)
     data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
     tokenizer = train_tokenizer([f"the digit {d} moving left" for d in DIGITS], vocab_size=60)
@@ -56,12 +61,16 @@ def run_dir(tmp_path_factory, make_toy_recipe):
         structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
     ]
     config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
-    folder = tmp_path_factory.mktemp("toy") / "run"
     checkpoints = Checkpoints(folder)
     data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
     checkpoints.save(3, state=init_state(Imp.for_structures(config, structures).init(5)), data=data)
     checkpoints.wait()
     return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, toy):
+    return save_start(toy, tmp_path_factory.mktemp("toy") / "run")
 
 
 @pytest.fixture(scope="module")
