@@ -274,6 +274,9 @@ class OptimizerConfig:
       common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
     dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
       authors' release does; to compare. Every graph then depends on all tasks.
+    freeze: groups that keep their values, by the names that ``groups.named`` knows: they have no moments, and nothing
+      is computed for them backward.
+    learning_rate_scales: (groups by the same names, factor on their learning rate).
     """
 
     peak_learning_rate: float
@@ -290,3 +293,5 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     patch_scale: float = 1.0
     dense_update: bool = False
+    freeze: tuple[str, ...] = ()
+    learning_rate_scales: tuple[tuple[str, float], ...] = ()

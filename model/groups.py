@@ -8,6 +8,15 @@ from model.config import ModelConfig
 from model.terms import pair_name
 
 
+def named(group: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that means a group: its own name, or else the longest of its beginnings before a "_".
+
+    "embed" means every ``embed_<modality>``, "encoder" all towers.
+    """
+    meant = [name for name in names if group == name or group.startswith(f"{name}_")]
+    return max(meant, key=len, default=None)
+
+
 def task_groups(
     config: ModelConfig,
     *,

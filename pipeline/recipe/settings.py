@@ -6,7 +6,7 @@ Keys that another room owns are declared there (``pipeline.keys``), once for the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
@@ -106,6 +106,14 @@ class TrainSettings(Section):
     dense_update: bool = key(
         False, "Every step updates every parameter, those that the task does not use with a gradient of zero."
     )
+    freeze: list[str] = key(
+        [],
+        "Groups of parameters that keep their values, such as encoder, embed_vision, or embed for all that begin so; a "
+        "step computes nothing backward for them alone.",
+    )
+    learning_rate_scales: dict[str, Annotated[float, pydantic.Field(gt=0)]] = key(
+        {}, "Factors on the learning rate of groups of parameters, named as for freeze; the longest name counts."
+    )
     deterministic: bool = key(
         False, "Losses repeat bit for bit on GPUs too, at a cost in speed; on CPUs they always do."
     )
@@ -148,8 +156,8 @@ class InitSettings(Section):
 
     from_: str | None = key(
         None,
-        "Directory of another run, whose parameters are taken over where name and shape are the same, and its "
-        "tokenizer if the recipe names none; moments and steps start anew.",
+        "Directory of another run or of an exported model, whose parameters are taken over where name and shape are "
+        "the same, and its tokenizer if the recipe names none; moments and steps start anew.",
         alias="from",
     )
 

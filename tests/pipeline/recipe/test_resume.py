@@ -31,6 +31,7 @@ def test_a_resume_may_change(change):
         (("train.checkpoint_every", 10), "train.checkpoint_every", 1000, 10),
         (("model.moe.num_experts", 8), "model.moe.num_experts", 4, 8),
         (("model.heads", "per_modality"), "model.heads", "per_pair", "per_modality"),
+        (("train.freeze", ["encoder"]), "train.freeze", [], ["encoder"]),
         (("model.matryoshka", [64, 128]), "model.matryoshka", [], [64, 128]),
         (
             ("data_sets.photos.classes", ["cat", "dog", "cow"]),
