@@ -225,11 +225,12 @@ class Encoder:
 
     # --- from features to results ---
 
-    def _project(self, features: np.ndarray, one: Input, dim: int) -> np.ndarray:
+    def _project(self, features: np.ndarray, one: Input, dim: int | None = None) -> np.ndarray:
         target = next(m for m in one.pair if m != one.embedder)
-        return self.model.at_dim(dim).project(features, source=one.embedder, target=target)
+        model = self.model if dim is None else self.model.at_dim(dim)
+        return model.project(features, source=one.embedder, target=target)
 
-    def _projected(self, features: np.ndarray, one: Input, dim: int) -> np.ndarray:
+    def _projected(self, features: np.ndarray, one: Input, dim: int | None = None) -> np.ndarray:
         return mean_over_clips(lambda x: self._project(x, one, dim), features)
 
     def _embedded(self, features: np.ndarray, one: Input, space: str, dim: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The door to an exported model: equal to evaluation to the bit, in any order, and clear about what it refuses."""
 
-import base64
 import dataclasses
 import hashlib
 import json
@@ -18,9 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from model.imp import Imp
 from pipeline.cli import main
-from pipeline.data.tokenizer import train_tokenizer
 from pipeline.errors import RequestError
 from pipeline.evaluate import measure
 from pipeline.evaluate.trained_model import TrainedModel
@@ -28,49 +25,15 @@ from pipeline.export import load, save_model
 from pipeline.export.selftest import check_selftest
 from pipeline.recipe import EvaluationSettings
 from tests.toy_recipe import DIGITS
+from tests.toy_run import save_toy_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def toy(make_toy_recipe) -> dict:
-    """The toy recipe with texts for its videos too."""
-    raw = make_toy_recipe()
-    raw["model"]["common_dim"] = 16
-    text = {"text": "labels", "positives": "labels", "objective": "nce"}
-    with_text = text | {"modalities": ["video", "text"], "text_length": 8}
-    raw["tasks"]["video_text"] = raw["tasks"]["video_audio"] | with_text
-    raw["tasks"]["sounds"] = {"data_set": "moving", "objective": "softmax", "modalities": ["audio"], "batch_size": 4}
-    raw["tasks"]["sounds"]["classes"] = DIGITS
-    return raw
-
-
-def save_start(raw: dict, folder: Path) -> Path:
-    """A run directory with the checkpoint of a recipe as it starts."""
-    from model.step import init_state
-    from pipeline import recipe as recipes
-    from pipeline.recipe import specs
-    from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.devices import use_compute_type
-    from pipeline.train.mixture.structures import structure_of
-
-    recipe = recipes.from_dict(raw)
-    data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
-    tokenizer = train_tokenizer([f"the digit {d} moving left" for d in DIGITS], vocab_size=60)
-    structures = [
-        structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
-    ]
-    config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
-    checkpoints = Checkpoints(folder)
-    data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
-    checkpoints.save(3, state=init_state(Imp.for_structures(config, structures).init(5)), data=data)
-    checkpoints.wait()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, toy):
-    return save_start(toy, tmp_path_factory.mktemp("toy") / "run")
+def run_dir(tmp_path_factory, make_toy_recipe):
+    """A checkpoint of the toy recipe as it starts, with texts for its videos too."""
+    return save_toy_run(tmp_path_factory.mktemp("toy") / "run", make_toy_recipe())
 
 
 @pytest.fixture(scope="module")

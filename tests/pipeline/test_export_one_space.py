@@ -1,8 +1,7 @@
 """An exported model with one head a modality: one space for all, whose leading dimensions serve alone."""
 
-import copy
-
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
@@ -11,15 +10,16 @@ from pipeline.evaluate import measure
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.export import load
 from pipeline.recipe import EvaluationSettings
-from tests.pipeline.test_export_encoder import files, save_start, toy  # noqa: F401 (a fixture)
+from tests.pipeline.test_export_encoder import files
 from tests.toy_recipe import DIGITS
+from tests.toy_run import save_toy_run
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, toy):  # noqa: F811
-    raw = copy.deepcopy(toy)
+def run_dir(tmp_path_factory, make_toy_recipe):
+    raw = make_toy_recipe()
     raw["model"] |= {"heads": "per_modality", "matryoshka": [4, 8, 16]}
-    return save_start(raw, tmp_path_factory.mktemp("one_space") / "run")
+    return save_toy_run(tmp_path_factory.mktemp("one_space") / "run", raw)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,4 @@ def test_evaluation_by_dimension(model, encoder, toy_corpus):
 
 
 def held_out_labels(corpus) -> list[list[str]]:
-    import pyarrow.parquet as pq
-
     return pq.read_table(corpus / "digits/held_out.parquet")["labels"].to_pylist()
