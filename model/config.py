@@ -18,6 +18,7 @@ NO_VOCABULARY = 16
 CHOICES = {
     "remat": ("auto", "attention", "full", "dots", "products", "none"),
     "towers": ("shared", "per_modality"),
+    "heads": ("per_pair", "per_modality"),
     "attention": ("auto", "xla", "cudnn"),
     "dtype": ("float32", "bfloat16", "auto"),
 }
@@ -34,6 +35,14 @@ def _check_choices(config: ModelConfig | MoEConfig, choices: dict[str, tuple[str
         found = getattr(config, name)
         if found not in known:
             raise ValueError(f"{prefix}{name} is {found!r}; known: {', '.join(sorted(known))}")
+
+
+def _check_matryoshka(dims: tuple[int, ...], common_dim: int) -> None:
+    if dims and (list(dims) != sorted(set(dims)) or dims[0] < 1 or dims[-1] != common_dim):
+        raise ValueError(
+            f"matryoshka: expected ascending numbers of dimensions of which the last is common_dim {common_dim}, found "
+            f"{list(dims)}; add {common_dim}, or set common_dim"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +110,10 @@ class ModelConfig:
     text_embedding_std: standard deviation of the table of text tokens at the start. The release's is 1 / sqrt(width),
       against position rows of length sqrt(width) after their LayerNorm; with 1 both weigh alike.
     towers: "shared", the paper's one encoder, or "per_modality", one each (its Figure 6 compares them).
+    heads: "per_pair", the paper's: a pair of modalities is compared in a space of its own; "per_modality": one head
+      each into one space, so that any two modalities can be compared.
+    matryoshka: numbers of leading dimensions of the common space that contrastive losses train to be of use alone
+      (``objectives.nested``), ascending up to ``common_dim``; () trains the whole vectors only.
     attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
       allows (``step.compile_step``), elsewhere "attention".
@@ -130,6 +143,8 @@ class ModelConfig:
     position_scale: float = 1.0
     text_embedding_std: float = 1.0
     towers: str = "shared"
+    heads: str = "per_pair"
+    matryoshka: tuple[int, ...] = ()
     attention: str = "auto"
     remat: str = "auto"
     scan: bool = True
@@ -154,6 +169,7 @@ class ModelConfig:
             raise ValueError(f"text_embedding_std must be above 0, found {self.text_embedding_std}")
         if self.contrastive_chunk < 1:
             raise ValueError(f"contrastive_chunk must be at least 1, found {self.contrastive_chunk}")
+        _check_matryoshka(self.matryoshka, self.common_dim)
         if self.moe is None:
             return
         if not 0 < self.moe.num_layers <= self.depth:
@@ -258,6 +274,9 @@ class OptimizerConfig:
       common output (Chen et al. 2021, arXiv 2104.02057, freeze the layer for the same reason).
     dense_update: every step updates every group of the model, those of other tasks with a gradient of zero, as the
       authors' release does; to compare. Every graph then depends on all tasks.
+    freeze: groups that keep their values, by the names that ``groups.named`` knows: they have no moments, and nothing
+      is computed for them backward.
+    learning_rate_scales: (groups by the same names, factor on their learning rate).
     """
 
     peak_learning_rate: float
@@ -274,3 +293,5 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     patch_scale: float = 1.0
     dense_update: bool = False
+    freeze: tuple[str, ...] = ()
+    learning_rate_scales: tuple[tuple[str, float], ...] = ()

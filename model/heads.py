@@ -26,11 +26,14 @@ class CommonSpaceHead(nnx.Module):
 
 
 class Pair(nnx.Module):
-    """Two heads, one each way between two modalities, and the pair's learned temperature (the temperature itself)."""
+    """Two heads, one each way between two modalities, and the pair's learned temperature (the temperature itself).
+
+    The heads are absent where each modality has one for all its pairs (``ModelConfig.heads``).
+    """
 
     def __init__(self, config: ModelConfig, *, modalities: tuple[str, str], rngs: nnx.Rngs):
-        first, second = modalities
-        self.heads = nnx.Dict({first: CommonSpaceHead(config, rngs=rngs), second: CommonSpaceHead(config, rngs=rngs)})
+        if config.heads == "per_pair":
+            self.heads = nnx.Dict({m: CommonSpaceHead(config, rngs=rngs) for m in modalities})
         self.tau = nnx.Param(jnp.asarray(config.temperature_init, jnp.float32))
         self.floor = config.temperature_floor
 

@@ -1,27 +1,30 @@
 """The IMP model as named parameter groups, and the forward pass and loss of one task structure.
 
-Groups: ``encoder``, or ``encoder_<modality>`` with towers; ``embed_<modality>``; ``pair_<a>_<b>`` (both heads and the
-temperature of a modality pair, names in alphabetical order); ``offset_<a>_<b>``; ``classifier_<data set>``. A task
-touches only its own groups, so a new task changes no other task's graph. Parameters are plain nested dicts of float32
-arrays; NNX modules are only their definition.
+Groups: ``encoder``, or ``encoder_<modality>`` with towers; ``embed_<modality>``; ``head_<modality>``, with one head a
+modality; ``pair_<a>_<b>`` (the temperature of a modality pair and, with heads per pair, both heads; names in
+alphabetical order); ``offset_<a>_<b>``; ``classifier_<data set>``. A task touches only its own groups, so a new task
+changes no other task's graph. Parameters are plain nested dicts of float32 arrays; NNX modules are only their
+definition.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model import objectives, sharding
+from model import objectives, sharding, terms
 from model.config import ModelConfig
 from model.embed import ModalityLayers
 from model.encoder import Encoder
-from model.heads import Classifier, Offset, Pair
+from model.groups import classifier_group, embed_group, encoder_group, head_group, head_groups, offset_group, pair_group
+from model.heads import Classifier, CommonSpaceHead, Offset, Pair
 from model.moe import auxiliary_loss
-from model.structure import Structure, encoder_group, offset_group, pair_group
+from model.structure import Structure
 
 
 class Imp:
@@ -51,13 +54,15 @@ class Imp:
         for m in self.modalities:
             self._build[encoder_group(config, m)] = lambda rngs: Encoder(config, rngs=rngs)
         for m in self.modalities:
-            self._build[f"embed_{m}"] = lambda rngs, m=m: ModalityLayers(config, modality=m, rngs=rngs)
+            self._build[embed_group(m)] = lambda rngs, m=m: ModalityLayers(config, modality=m, rngs=rngs)
+        for group in head_groups(config, self.pairs):
+            self._build[group] = lambda rngs: CommonSpaceHead(config, rngs=rngs)
         for p in self.pairs:
             self._build[pair_group(*p)] = lambda rngs, p=p: Pair(config, modalities=p, rngs=rngs)
         for p in self.offsets:
             self._build[offset_group(*p)] = lambda rngs: Offset()
         for name, num in self.classifiers.items():
-            self._build[f"classifier_{name}"] = lambda rngs, n=num: Classifier(config, num_classes=n, rngs=rngs)
+            self._build[classifier_group(name)] = lambda rngs, n=num: Classifier(config, num_classes=n, rngs=rngs)
         self._graphs, self._shapes = {}, {}
         for name, build in self._build.items():
             self._graphs[name], abstract = nnx.split(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))))
@@ -126,7 +131,7 @@ class Imp:
         self, params: dict, modality: str, tokens, positions, mask=None, *, group_samples: int
     ) -> tuple[jax.Array, Any]:
         """``encode``, and the routing statistics of the pass. group_samples: in a routing group."""
-        layers = self.module(params, f"embed_{modality}")
+        layers = self.module(params, embed_group(modality))
         x = layers.embed(tokens, positions)
         encoder = self.module(params, encoder_group(self.config, modality))
         x, statistics = encoder(x, mask, group_samples=group_samples)
@@ -134,7 +139,27 @@ class Imp:
 
     def project(self, params: dict, features, *, source: str, target: str) -> jax.Array:
         """``source`` features (B, K) in the space it shares with ``target``, before they are taken to unit length."""
+        if self.config.heads == "per_modality":
+            return self.module(params, head_group(source))(features)
         return self.module(params, pair_group(source, target)).project(features, source)
+
+    @property
+    def spaces(self) -> tuple[tuple[str, ...], ...]:
+        """The common spaces by the modalities that can be compared there (``terms.spaces``)."""
+        return terms.spaces(self.pairs, heads=self.config.heads)
+
+    def temperature(self, params: dict, a: str, b: str) -> jax.Array:
+        """The temperature at which two modalities of a common space are compared.
+
+        Two that no task compared have none of their own: the geometric mean of those of their space.
+        """
+        if (group := pair_group(a, b)) in self._graphs:
+            return self.module(params, group).temperature
+        space = next((s for s in self.spaces if {a, b} <= set(s)), None)
+        if space is None:
+            raise ValueError(f"{a} and {b} share no common space; known: {', '.join(map('_'.join, self.spaces))}")
+        trained = [self.module(params, pair_group(*p)).temperature for p in self.pairs if set(p) <= set(space)]
+        return jnp.exp(jnp.mean(jnp.log(jnp.stack(trained))))
 
     def loss(self, params: dict, batch: dict, structure: Structure) -> tuple[jax.Array, dict]:
         """The loss of one batch and its metrics, a dict of small arrays.
@@ -168,7 +193,7 @@ class Imp:
         return loss, metrics
 
     def _classify(self, name: str, params: dict, features, labels, structure: Structure) -> jax.Array:
-        logits = self.module(params, f"classifier_{structure.classifier}")(features)
+        logits = self.module(params, classifier_group(structure.classifier))(features)
         labels = labels.astype(jnp.float32)
         # A loss over all columns needs no gather; on CPUs it is kept for the sake of the same bits.
         if sharding.platform() == "cpu" or structure.classes != tuple(range(structure.num_classes)):
@@ -179,9 +204,10 @@ class Imp:
     def _contrast(
         self, name: str, params: dict, features: dict, positive_ids, structure: Structure
     ) -> tuple[jax.Array, dict]:
-        """The weighted mean over the pairs, and their metrics: temperatures, and losses if there are several pairs."""
+        """The weighted mean over the pairs, and their metrics: temperatures, and losses if there are several."""
         metrics = {"temperatures": {}, "losses": {}}
         weights = {"_".join(p): 1.0 for p in structure.pairs} | dict(structure.pair_weights)
+        dims, project = self.config.matryoshka, self._projections(params, features)
         total, weight_sum = 0.0, 0.0
         for a, b in structure.pairs:
             key, more = f"{a}_{b}", {}
@@ -189,15 +215,33 @@ class Imp:
             if name == "sigmoid_pairs":
                 more["offset"] = self.module(params, offset_group(a, b)).value[...]
             metrics["temperatures"][key] = pair.temperature
-            loss = objectives.CONTRASTIVE[name](
-                pair.project(features[a], a),
-                pair.project(features[b], b),
+            parts = objectives.nested(
+                objectives.CONTRASTIVE[name],
+                project(a, b),
+                project(b, a),
+                dims or (self.config.common_dim,),
                 temperature=pair.temperature,
                 positive_ids=positive_ids,
                 chunk_size=self.config.contrastive_chunk,
                 **more,
             )
+            loss = sum(parts) / len(parts) if dims else parts[0]
             if len(structure.pairs) > 1:
                 metrics["losses"][f"{name}_{key}"] = loss
+            if len(dims) > 1:
+                of_dims = (f"{name}_{key}_dim{dim}" for dim in dims)
+                metrics["losses"] |= dict(zip(of_dims, parts, strict=True))
             total, weight_sum = total + weights[key] * loss, weight_sum + weights[key]
         return total / weight_sum, metrics
+
+    def _projections(self, params: dict, features: dict) -> Callable[[str, str], jax.Array]:
+        """``project`` of a batch's features as a function of source and target; a head is applied once."""
+        found: dict[tuple[str, ...], jax.Array] = {}
+
+        def project(source: str, target: str) -> jax.Array:
+            key = (source,) if self.config.heads == "per_modality" else (source, target)
+            if key not in found:
+                found[key] = self.project(params, features[source], source=source, target=target)
+            return found[key]
+
+        return project

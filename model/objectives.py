@@ -137,6 +137,18 @@ def sigmoid_pairs(
     return jax.lax.scan(_keep_nothing(body), jnp.zeros(()), chunks)[0] / batch
 
 
+def nested(
+    loss: Callable, first: Float[Array, "B K"], second: Float[Array, "B K"], dims: tuple[int, ...], **kwargs: Any
+) -> list[Float[Array, ""]]:
+    """A contrastive loss of the leading dimensions alone, for each of several numbers of them.
+
+    Each part of a vector is taken to unit length by itself, so that it can be used and searched without the rest.
+    Matryoshka representations (Kusupati et al. 2022, arXiv 2205.13147, equation 1) train their weighted sum; the mean
+    is that sum with every weight 1 / the number of parts.
+    """
+    return [loss(first[:, :dim], second[:, :dim], **kwargs) for dim in dims]
+
+
 def softmax_cross_entropy(logits: Float[Array, "B K"], labels: Float[Array, "B K"]) -> Float[Array, ""]:
     """labels: multi-hot; normalised to sum to one a row (the release's form for several labels)."""
     target = labels / jnp.maximum(labels.sum(-1, keepdims=True), 1.0)

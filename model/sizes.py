@@ -15,14 +15,16 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Sequence
 
 import jax
 
 from model.config import VARIANTS, ModelConfig, from_variant
+from model.groups import classifier_group, embed_group, encoder_group, head_group, head_groups, named, pair_group
 from model.imp import Imp
 from model.moe import effective_capacity_factor, expert_capacity
 from model.sharding import path_keys
-from model.structure import Structure, encoder_group, pair_group
+from model.structure import Structure
 
 # The backward pass has two products for each of the forward pass: gradients of inputs and of weights. (Pixels need no
 # gradient, so that the patch projection has one; the usual factor counts two.)
@@ -79,23 +81,41 @@ def head_flops(config: ModelConfig) -> int:
     return _product(1, config.width, config.common_dim) + _product(1, config.common_dim, config.common_dim)
 
 
-def structure_flops(config: ModelConfig, structure: Structure) -> int:
+def structure_flops(config: ModelConfig, structure: Structure, *, freeze: Sequence[str] = ()) -> int:
     """Training FLOPs of one step of a structure, on all devices together: three times those of the forward pass.
 
-    All inputs in their routing groups, both heads of every pair, the B x B cosines 2·B·B·K of every pair and
-    contrastive objective, and the classifier 2·B·D·classes.
+    All inputs in their routing groups, both heads of every pair or the one of every modality, the B x B cosines 2·B·B·K
+    of every pair, contrastive objective and number of dimensions, and the classifier 2·B·D·classes.
+    freeze: as ``OptimizerConfig`` has it: what is frozen has no gradient of its weights, and none of its inputs where
+    nothing below is trained. The layers around the encoder count as it does.
     """
-    batch, forward = structure.global_batch_size, 0
+    batch, total = structure.global_batch_size, 0
     groups = structure.group_samples(config)
     for i in structure.inputs:
         size = groups.get(i.modality, 1)
         of_group = _input_flops(config, i.modality, i.num_tokens, num_values=i.num_values, num_samples=size)
-        forward += batch // size * of_group
-    cosines = len(structure.contrastive) * _product(batch, config.common_dim, batch)
-    forward += len(structure.pairs) * (2 * batch * head_flops(config) + cosines)
+        total += _passes(config, i.modality, freeze) * (batch // size) * of_group
+    below = any(_passes(config, i.modality, freeze) > 1 for i in structure.inputs)
+
+    def passes(group: str) -> int:
+        return TRAINING_PASSES - bool(named(group, freeze)) * (1 if below else 2)
+
+    heads = head_groups(config, structure.pairs) or [pair_group(*p) for p in structure.pairs for _ in p]
+    total += sum(passes(group) for group in heads) * batch * head_flops(config)
+    dims = sum(config.matryoshka or (config.common_dim,))
+    cosines = len(structure.pairs) * len(structure.contrastive) * _product(batch, dims, batch)
+    total += TRAINING_PASSES * cosines
     if structure.classification:
-        forward += _product(batch, config.width, structure.num_classes)
-    return TRAINING_PASSES * forward
+        classes = _product(batch, config.width, structure.num_classes)
+        total += passes(classifier_group(structure.classifier)) * classes
+    return total
+
+
+def _passes(config: ModelConfig, modality: str, freeze: Sequence[str]) -> int:
+    """Products of a training step for each product of an input's forward pass."""
+    if not named(encoder_group(config, modality), freeze):
+        return TRAINING_PASSES
+    return 1 if named(embed_group(modality), freeze) else 2
 
 
 # Remat policy → numbers of arrays that a layer keeps for the backward pass beside its input: those of the model's
@@ -103,25 +123,29 @@ def structure_flops(config: ModelConfig, structure: Structure) -> int:
 _KEPT = {"full": (1, 0), "attention": (2, 0), "auto": (2, 0), "dots": (6, 1), "products": (7, 1), "none": (10, 2)}
 
 
-def structure_memory(config: ModelConfig, structure: Structure, *, fused: bool = False) -> dict[str, int]:
+def structure_memory(
+    config: ModelConfig, structure: Structure, *, fused: bool = False, freeze: Sequence[str] = ()
+) -> dict[str, int]:
     """Bytes of one step of a structure on one device that holds all of it: an estimate, before anything is compiled.
 
     state: parameters and both moments of the groups it takes. gradients: as large as their parameters. activations:
     what all layers keep for the backward pass by the remat policy, and what the widest single layer works with: its
     hidden activations and attention scores, forward and backward. batch: the inputs. Within a half of what XLA plans on
-    a CPU (tests/model/test_sizes.py). fused: attention is, and keeps no scores.
+    a CPU (tests/model/test_sizes.py). fused: attention is, and keeps no scores. freeze: as ``OptimizerConfig`` has it.
     """
     shapes = Imp.for_structures(config, [structure]).shapes()
-    weights = 4 * sum(_count(shapes[group]) for group in structure.groups(config))
+    weights = {group: 4 * _count(shapes[group]) for group in structure.groups(config)}
+    trained = sum(size for group, size in weights.items() if not named(group, freeze))
     size, batch = 2 if config.dtype == "bfloat16" else 4, structure.global_batch_size // structure.microbatches
     kept, working = 0, 0
     of_width, of_hidden = _KEPT[config.remat]
     for i in structure.inputs:
         tokens = batch * i.num_tokens
         rows = tokens * max(1, math.ceil(config.moe.capacity_factor)) if config.moe else tokens
-        kept += config.depth * size * (of_width * tokens * config.width + of_hidden * rows * config.mlp_dim)
         scores = 0 if fused else 4 * batch * config.num_heads * i.num_tokens**2
-        kept += config.depth * scores if config.remat == "none" else 0
+        if _passes(config, i.modality, freeze) > 1:
+            kept += config.depth * size * (of_width * tokens * config.width + of_hidden * rows * config.mlp_dim)
+            kept += config.depth * scores if config.remat == "none" else 0
         # Each with its gradient and a copy of both, as XLA's plans hold them.
         hidden = size * rows * (config.mlp_dim + config.width)
         patches = 2 * size * tokens * i.num_values
@@ -129,8 +153,8 @@ def structure_memory(config: ModelConfig, structure: Structure, *, fused: bool =
     cosines = 4 * batch * batch if structure.pairs else 0
     arrays = jax.tree.leaves(structure.batch_shapes())
     return {
-        "state": 3 * weights,
-        "gradients": weights,
+        "state": sum(weights.values()) + 2 * trained,
+        "gradients": trained,
         "activations": kept + working + cosines,
         "batch": sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays),
     }
@@ -150,8 +174,9 @@ def parameters(config: ModelConfig) -> dict:
     met = {}
     for modality in config.modalities:
         other = next(m for m in config.modalities if m != modality)
-        head = shapes[pair_group(modality, other)]["heads"][modality]
-        met[modality] = _met((encoder, shapes[f"embed_{modality}"], head), config)
+        own = config.heads == "per_modality"
+        head = shapes[head_group(modality)] if own else shapes[pair_group(modality, other)]["heads"][modality]
+        met[modality] = _met((encoder, shapes[embed_group(modality)], head), config)
     return {"encoder": _count(encoder), "all": _count(shapes), "per_token": met}
 
 

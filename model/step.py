@@ -1,8 +1,8 @@
 """One training step of one task structure: a jitted function that takes, donates and returns only its task's groups.
 
-State: {group: {"params", "mu", "nu", "count"}}, plain nested dicts. The learning rate is a function of the global
-step and an argument of the compiled step, so that another schedule needs no other graph; only Adam's bias correction
-uses the group's own count of updates.
+State: {group: {"params", "mu", "nu", "count"}}, plain nested dicts; a frozen group has "params" alone. The learning
+rate is a function of the global step and an argument of the compiled step, so that another schedule needs no other
+graph; only Adam's bias correction uses the group's own count of updates.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from model import sharding
 from model.config import ModelConfig, OptimizerConfig
+from model.groups import named
 from model.imp import Imp
 from model.sizes import structure_memory
 from model.structure import Structure
@@ -52,9 +53,9 @@ def learning_rates(optimizer: OptimizerConfig) -> np.ndarray:
     return np.asarray(rate_schedule(optimizer)(jnp.arange(optimizer.num_steps)), np.float32)
 
 
-def init_state(params: dict) -> dict:
-    """Group → parameters with zero moments and a zero count."""
-    return {name: {"params": p, **_zero_moments(p)} for name, p in params.items()}
+def init_state(params: dict, freeze: Sequence[str] = ()) -> dict:
+    """Group → parameters with zero moments and a zero count; those that ``freeze`` names have parameters alone."""
+    return {name: {"params": p, **({} if named(name, freeze) else _zero_moments(p))} for name, p in params.items()}
 
 
 def _zero_moments(params: dict) -> dict:
@@ -62,9 +63,9 @@ def _zero_moments(params: dict) -> dict:
     return {"mu": zeros, "nu": jax.tree.map(jnp.zeros_like, params), "count": jnp.zeros((), jnp.int32)}
 
 
-def state_shapes(imp: Imp) -> dict:
+def state_shapes(imp: Imp, freeze: Sequence[str] = ()) -> dict:
     """The state as jax.ShapeDtypeStruct leaves."""
-    return jax.eval_shape(init_state, imp.shapes())
+    return jax.eval_shape(lambda params: init_state(params, freeze), imp.shapes())
 
 
 def step_groups(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> tuple[str, ...]:
@@ -81,7 +82,14 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> Cal
     """
 
     def loss_and_gradients(params: dict, batch: dict) -> tuple[tuple[jax.Array, dict], dict]:
-        return jax.value_and_grad(imp.loss, has_aux=True)(params, batch, structure)
+        """Of the groups that are trained: what frozen ones alone need is never computed."""
+        frozen = {name: p for name, p in params.items() if named(name, optimizer.freeze)}
+        trained = {name: p for name, p in params.items() if name not in frozen}
+
+        def loss(trained: dict, batch: dict) -> tuple[jax.Array, dict]:
+            return imp.loss(trained | frozen, batch, structure)
+
+        return jax.value_and_grad(loss, has_aux=True)(trained, batch)
 
     def step_fn(state: dict, batch: dict, learning_rate: Any) -> tuple[dict, dict]:
         params = {name: group["params"] for name, group in state.items()}
@@ -97,8 +105,12 @@ def make_step(imp: Imp, structure: Structure, optimizer: OptimizerConfig) -> Cal
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             new = {}
             for name, group in state.items():
+                if name not in grads:
+                    new[name] = group
+                    continue
                 scaled = jax.tree.map(lambda g: g * scale, grads[name])
-                updated = _adam(group, scaled, learning_rate=learning_rate, optimizer=optimizer)
+                rate = _group_rate(name, learning_rate, optimizer)
+                updated = _adam(group, scaled, learning_rate=rate, optimizer=optimizer)
                 if "tau" in updated["params"]:
                     # A temperature below its floor would have no gradient, and stay there.
                     updated["params"]["tau"] = jnp.maximum(updated["params"]["tau"], imp.config.temperature_floor)
@@ -134,6 +146,12 @@ def _over_microbatches(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
     total, _ = jax.lax.scan(body, zeros, microbatches)
     return jax.tree.map(lambda x: x / parts, total)
+
+
+def _group_rate(group: str, learning_rate: Any, optimizer: OptimizerConfig) -> Any:
+    scales = dict(optimizer.learning_rate_scales)
+    name = named(group, scales)
+    return learning_rate if name is None else learning_rate * scales[name]
 
 
 def _adam(group: dict, grads: dict, *, learning_rate, optimizer: OptimizerConfig) -> dict:
@@ -181,7 +199,9 @@ _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 _USABLE = 0.8
 
 
-def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deterministic: bool) -> Imp:
+def _settled(
+    imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deterministic: bool, freeze: Sequence[str]
+) -> Imp:
     """The model with its "auto" settings resolved for GPUs.
 
     Of the remat policies whose step fits into memory it gets the one that recomputes least, and plain attention if
@@ -197,19 +217,21 @@ def _settled(imp: Imp, structure: Structure, devices: list, *, fsdp: bool, deter
     own = next((d for d in devices if d.process_index == jax.process_index()), None)
     limit = None if own is None else (own.memory_stats() or {}).get("bytes_limit")
     if config.remat == "auto" and limit is not None:
-        fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+        fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp, freeze)))
         fixed //= len(devices) if fsdp else 1
         room = _USABLE * limit - fixed
-        config = _least_recomputed(config, structure, room=room, num_devices=len(devices))
+        config = _least_recomputed(config, structure, room=room, num_devices=len(devices), freeze=freeze)
     return imp if config == imp.config else imp.with_config(config)
 
 
-def _least_recomputed(config: ModelConfig, structure: Structure, *, room: float, num_devices: int) -> ModelConfig:
+def _least_recomputed(
+    config: ModelConfig, structure: Structure, *, room: float, num_devices: int, freeze: Sequence[str]
+) -> ModelConfig:
     """The config with the first policy whose gradients and activations take no more than ``room`` bytes of a device."""
     fused = config.attention != "xla" and config.dtype == "bfloat16"
     for remat in ("none", "products", "attention", "full"):
         config = dataclasses.replace(config, remat=remat)
-        memory = structure_memory(config, structure, fused=fused)
+        memory = structure_memory(config, structure, fused=fused, freeze=freeze)
         if memory["gradients"] + (memory["activations"] + memory["batch"]) // num_devices < room:
             break
     return config
@@ -232,9 +254,10 @@ def compile_step(
     Raises ValueError if the devices cannot share the batch (``sharding.check_batch``).
     """
     devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
-    imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic)
+    freeze = optimizer.freeze
+    imp = _settled(imp, structure, devices, fsdp=fsdp, deterministic=deterministic, freeze=freeze)
     groups = step_groups(imp, structure, optimizer)
-    shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
+    shapes = {name: state for name, state in state_shapes(imp, freeze).items() if name in groups}
     kwargs = {}
     if mesh is not None:
         sharding.check_batch(structure, structure.group_samples(imp.config), mesh)

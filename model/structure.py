@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from model import terms
 from model.config import ModelConfig
+from model.groups import task_groups
 from model.moe import group_samples
 
 
@@ -122,11 +123,13 @@ class Structure:
 
     def groups(self, config: ModelConfig) -> tuple[str, ...]:
         """The parameter groups that enter the graph."""
-        names = [i.modality for i in self.inputs]
-        encoders = dict.fromkeys(encoder_group(config, name) for name in names)
-        heads = [pair_group(*pair) for pair in self.pairs] + [offset_group(*pair) for pair in self.offsets]
-        classifier = [f"classifier_{self.classifier}"] if self.classification else []
-        return (*encoders, *(f"embed_{name}" for name in names), *heads, *classifier)
+        return task_groups(
+            config,
+            modalities=[i.modality for i in self.inputs],
+            pairs=self.pairs,
+            offsets=self.offsets,
+            classifier=self.classifier if self.classification else None,
+        )
 
     def check_patches(self, config: ModelConfig) -> None:
         """Raises ValueError if tokens are not patches of the model's: another number of values that divides the kernel
@@ -169,18 +172,3 @@ class Structure:
         if self.classification:
             batch["labels"] = array((size, self.num_classes), jnp.uint8)
         return batch
-
-
-def pair_group(first: str, second: str) -> str:
-    """Name of the group of an unordered modality pair."""
-    return f"pair_{terms.pair_name((first, second))}"
-
-
-def offset_group(first: str, second: str) -> str:
-    """Name of the group that holds a pair's offset for the sigmoid pair loss."""
-    return f"offset_{terms.pair_name((first, second))}"
-
-
-def encoder_group(config: ModelConfig, modality: str) -> str:
-    """Name of the group of the encoder that a modality goes through."""
-    return "encoder" if config.towers == "shared" else f"encoder_{modality}"

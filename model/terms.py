@@ -38,3 +38,18 @@ def pairs(modalities: Iterable[str]) -> tuple[tuple[str, str], ...]:
 def pair_name(pair: Iterable[str]) -> str:
     """The name of an unordered pair, such as "audio_text"."""
     return "_".join(sorted(pair))
+
+
+def spaces(pairs: Iterable[tuple[str, str]], *, heads: str) -> tuple[tuple[str, ...], ...]:
+    """The common spaces by the modalities that can be compared there.
+
+    pairs: those that are trained. With heads "per_pair" each has a space of its own; with "per_modality" all modalities
+    that a chain of pairs connects share one.
+    """
+    if heads == "per_pair":
+        return tuple(pairs)
+    found: list[set[str]] = []
+    for pair in pairs:
+        joined = [space for space in found if space & set(pair)]
+        found = [space for space in found if space not in joined] + [set(pair).union(*joined)]
+    return tuple(sorted(tuple(sorted(space)) for space in found))

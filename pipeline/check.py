@@ -132,7 +132,7 @@ def _supply(spec: RunSpec, schedule: Schedule, decode_cpu_s: float, step_s: floa
     """
     found = {"decode_cpu_s_per_step": decode_cpu_s}
     if step_s is None:
-        budget = shape_budget(schedule, config := use_compute_type(spec.model))
+        budget = shape_budget(schedule, config := use_compute_type(spec.model), spec.optimizer.freeze)
         step_s = Forecast(budget, flops_per_s=measured_flops_per_s(config)).step_s()
         if jax.default_backend() == "cpu":
             cpus = machine_cpus()

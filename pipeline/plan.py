@@ -20,6 +20,7 @@ from pipeline.facts import facts_of
 from pipeline.recipe import Recipe, specs
 from pipeline.run_tokenizer import choose_tokenizer
 from pipeline.train.checkpoint_folder import CheckpointFolder
+from pipeline.train.init_source import choose_step
 from pipeline.train.mixture.samplers import make_sampler
 from pipeline.train.mixture.schedule import MixtureSpec
 from pipeline.train.spec import CheckpointSpec, PlacementSpec, RunSpec
@@ -128,16 +129,14 @@ def _refuse(problems: lint.Problems) -> None:
 
 
 def _init_step(source: Path) -> int:
-    """The step of the newest checkpoint of ``init.from`` that is not damaged: the same for all processes of the run."""
-    checkpoints = CheckpointFolder(source)
+    """The step of the parameters of ``init.from``, of which nothing is damaged."""
     try:
-        step, lines = checkpoints.choose()
-        found = checkpoints.data(step)["step"]
+        step, lines = choose_step(source)
     except RequestError as e:
         raise RequestError(f"init.from: {e}") from e
     for line in lines:
         print(f"warning: init.from: {line}", file=sys.stderr, flush=True)
-    return found
+    return step
 
 
 def _check_writers(recipe: Recipe) -> None:

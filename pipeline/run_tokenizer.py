@@ -21,6 +21,7 @@ from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import counts_line
 from pipeline.run_dir import CONFIG, TOKENIZER
 from pipeline.train.checkpoint_folder import CheckpointFolder
+from pipeline.train.init_source import source_tokenizer
 
 # Maximum rows and characters of captions that a tokenizer learns from: more teach a vocabulary nothing new.
 _MAX_CAPTIONS, _MAX_CHARACTERS = 1_000_000, 100_000_000
@@ -31,7 +32,7 @@ def choose_tokenizer(
 ) -> Tokenizer | None:
     """The run's own, the recipe's, that of ``init.from``, or a new one trained on the data sets' text, in this order.
 
-    None if no task reads text. init_step: the step of the checkpoint of ``init.from`` that the run starts from.
+    None if no task reads text. init_step: the step of the parameters of ``init.from`` that the run starts from.
     """
     readers = [task for task in data.tasks.values() if "text" in task.modalities]
     if not readers:
@@ -40,7 +41,7 @@ def choose_tokenizer(
         return own
     if recipe.text.tokenizer:
         return load_tokenizer(specs.locate(recipe.text.tokenizer))
-    if init_step is not None and (stored := _stored_tokenizer(Path(specs.locate(recipe.init.from_)), init_step)):
+    if init_step is not None and (stored := source_tokenizer(Path(specs.locate(recipe.init.from_)), init_step)):
         return Tokenizer(stored)
     sentences = itertools.chain.from_iterable(_sentences(task, data.data_sets[task.data_set]) for task in readers)
     try:
@@ -64,17 +65,12 @@ def load_tokenizer(path: str) -> Tokenizer:
 def _own_tokenizer(run_dir: Path) -> Tokenizer | None:
     # The checkpoint's comes first: its parameters were trained with it, whatever became of the file.
     step = CheckpointFolder(run_dir).latest_step
-    if step is not None and (stored := _stored_tokenizer(run_dir, step)):
+    if step is not None and (stored := base64.b64decode(CheckpointFolder(run_dir).data(step)["tokenizer"])):
         return Tokenizer(stored)
     # Without a recipe beside it, the file is left from a start that failed and may belong to another recipe.
     if (run_dir / TOKENIZER).exists() and (run_dir / CONFIG).exists():
         return load_tokenizer(str(run_dir / TOKENIZER))
     return None
-
-
-def _stored_tokenizer(run_dir: Path, step: int) -> bytes:
-    """The tokenizer of a checkpoint, which its text parameters go with; empty without one."""
-    return base64.b64decode(CheckpointFolder(run_dir).data(step)["tokenizer"])
 
 
 def _sentences(task: TaskSpec, data_set: DataSetSpec) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -37,6 +38,12 @@ class Evaluator:
         self._max_rows = max_rows
         self._make = make
         self._cache: dict[tuple, HeldOut] = {}
+
+    def at_dim(self, dim: int) -> Evaluator:
+        """The same with the leading dimensions of its spaces, sharing all features."""
+        fewer = copy.copy(self)
+        fewer.model = self.model.at_dim(dim)
+        return fewer
 
     def rows(self, measurement: Measurement, side: Side | None = None) -> HeldOut:
         """The measured rows. side: the measured one by default. Raises RequestError if none could be read."""

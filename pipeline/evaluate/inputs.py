@@ -27,9 +27,8 @@ def variants_of(tasks: Iterable[TaskSpec], *, data_set: str, modality: str, clas
 def exported_inputs(model: TrainedModel) -> list[Input]:
     """Every modality of every data set with a head that was trained: of common spaces, then of classifiers."""
     tasks = [t for t in model.tasks.values() if t.weight != 0]
-    found = [*_of_pairs(tasks, model.data_sets), *_of_classifiers(tasks, model.data_sets)]
-    heads = {tuple(p) for p in model.imp.pairs}
-    return [one for one in found if (one.pair in heads if one.pair else one.data_set in model.imp.classifiers)]
+    found = [*_of_pairs(tasks, model.data_sets, model.imp.spaces), *_of_classifiers(tasks, model.data_sets)]
+    return [one for one in found if one.pair or one.data_set in model.imp.classifiers]
 
 
 def exported_prompts(inputs: Iterable[Input]) -> dict[str, tuple[str, ...]]:
@@ -38,21 +37,26 @@ def exported_prompts(inputs: Iterable[Input]) -> dict[str, tuple[str, ...]]:
     return {name: eval_templates(name) for name in sorted(media)}
 
 
-def _of_pairs(tasks: list[TaskSpec], data_sets: Mapping[str, DataSetSpec]) -> Iterator[Input]:
+def _of_pairs(
+    tasks: list[TaskSpec], data_sets: Mapping[str, DataSetSpec], spaces: Iterable[tuple[str, ...]]
+) -> Iterator[Input]:
     done = set()
     for task in tasks:
         weights, ours = dict(task.pair_weights), {task.embedder(m): m for m in task.modalities}
         for name in (name for name in task.pairs if weights.get(name) != 0):
             pair = next(p for p in terms.pairs(ours) if terms.pair_name(p) == name)
+            space = next((s for s in spaces if set(pair) <= set(s)), None)
+            if space is None:  # no step of the run trains the task
+                continue
             for embedder, other in (pair, pair[::-1]):
                 modality = ours[embedder]
-                key = (task.data_set, modality, name, ours[other] if modality == TEXT else "")
+                key = (task.data_set, modality, space, ours[other] if modality == TEXT else "")
                 if key in done:
                     continue
                 done.add(key)
                 one = _text(task) if modality == TEXT else _media(tasks, data_sets[task.data_set], task, modality)
                 beside = (ours[other],) if modality == TEXT else ()
-                yield dataclasses.replace(one, pair=tuple(pair), beside=beside)
+                yield dataclasses.replace(one, pair=space, beside=beside)
 
 
 def _of_classifiers(tasks: list[TaskSpec], data_sets: Mapping[str, DataSetSpec]) -> Iterator[Input]:

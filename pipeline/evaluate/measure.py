@@ -21,6 +21,9 @@ from pipeline.evaluate.trained_model import EvaluatedModel, TrainedModel
 from pipeline.recipe import EvaluationSettings
 from pipeline.recipe.measurable import LEARNING
 
+# The kinds that compare vectors of a common space.
+_IN_THE_SPACE = ("zero_shot", "retrieval")
+
 
 def evaluate_run(run_dir: Path, model: EvaluatedModel | None = None) -> list[dict]:
     """The entries of ``eval.json`` for every entry of the recipe's ``evaluate`` list."""
@@ -34,11 +37,13 @@ def evaluate(evaluator: Evaluator, entries: Iterable[EvaluationSettings]) -> lis
     Raises RequestError for the first measurement that cannot be made, before any is.
     """
     found = [m for settings in entries for m in measurements(evaluator.model, settings)]
-    return [_entry(evaluator.model, m, KINDS[m.settings.kind](evaluator, m)) for m in found]
+    return [_entry(evaluator, m) for m in found]
 
 
-def _entry(model: EvaluatedModel, measurement: Measurement, result: Result) -> dict:
-    settings, side = measurement.settings, measurement.side
+def _entry(evaluator: Evaluator, measurement: Measurement) -> dict:
+    model, settings, side = evaluator.model, measurement.settings, measurement.side
+    measure = KINDS[settings.kind]
+    result = measure(evaluator, measurement)
     resamples = settings.resamples
     intervals = {name: interval(metric, resamples=resamples) for name, metric in result.metrics.items()}
     entry = {
@@ -58,6 +63,9 @@ def _entry(model: EvaluatedModel, measurement: Measurement, result: Result) -> d
         "manifest": redacted(measurement.manifest),
         "prepared_as": side.data_set.name,
     }
+    if settings.kind in _IN_THE_SPACE and model.fewer_dims:
+        fewer = {dim: measure(evaluator.at_dim(dim), measurement) for dim in model.fewer_dims}
+        entry["by_dim"] = {str(dim): {n: m.value() for n, m in of.metrics.items()} for dim, of in fewer.items()}
     entry |= {"baseline": result.baseline} if result.baseline else {}
     if settings.kind in LEARNING or settings.baseline:
         entry["fit"] = redacted(measurement.fit_manifest)

@@ -15,7 +15,7 @@ from pipeline.evaluate.inputs import variants_of
 from pipeline.evaluate.trained_model import EvaluatedModel
 from pipeline.export.inputs import trained_variants
 from pipeline.recipe import EvaluationSettings, specs
-from pipeline.recipe.measurable import classifies, compares, other_of, pair_of
+from pipeline.recipe.measurable import classifies, comparing, other_of, pair_of
 
 # Frames of a video view where no task trained one.
 _FRAMES = 16
@@ -96,16 +96,19 @@ def head_task(model: EvaluatedModel, settings: EvaluationSettings) -> TaskSpec |
     embedder = model.embedders[settings.modality]
 
     def fits(task: TaskSpec) -> bool:
-        if settings.kind == "classify":
-            return classifies(task, embedder) and settings.data_set in (None, task.data_set)
-        return pair is not None and compares(task, pair)
+        is_classifier = settings.kind == "classify" and classifies(task, embedder)
+        return is_classifier and settings.data_set in (None, task.data_set)
 
-    fitting = [task for task in model.tasks.values() if fits(task)]
+    fitting = [task for task in model.tasks.values() if fits(task)] if pair is None else _comparing(model, settings)
     if settings.kind == "classify" and len({task.data_set for task in fitting}) > 1:
         names = ", ".join(dict.fromkeys(task.data_set for task in fitting))
         raise RequestError(f"classify of {settings.modality}: expected data_set, whose classifier; one of {names}")
     # A head belongs to a pair, not to a data set; texts are cut and counted as on the measured one.
     return min(fitting, key=lambda task: _distance(task, settings), default=None)
+
+
+def _comparing(model: EvaluatedModel, settings: EvaluationSettings) -> list[TaskSpec]:
+    return comparing(settings, model.tasks.values(), model.embedders, heads=model.imp.config.heads)
 
 
 def _distance(task: TaskSpec, settings: EvaluationSettings) -> tuple[bool, bool]:
@@ -119,7 +122,7 @@ def _data_set(model: EvaluatedModel, settings: EvaluationSettings, task: TaskSpe
     if settings.kind == "classify" and task is not None:
         return model.data_sets[task.data_set]
     pair = pair_of(settings, model.embedders)
-    tasks = [t for t in model.tasks.values() if t.weight != 0 and (pair is None or compares(t, pair))]
+    tasks = [t for t in model.tasks.values() if t.weight != 0] if pair is None else _comparing(model, settings)
     tasks = [t for t in tasks if settings.modality in t.modalities] or tasks
     found = {_preparation(model, t.data_set, settings): t.data_set for t in reversed(tasks)}
     if len(found) > 1:

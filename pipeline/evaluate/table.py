@@ -19,7 +19,8 @@ def print_table(results: Iterable[dict]) -> None:
     lines = [_COLUMNS.format("held-out evaluation", "value", "95 % interval", "chance", baseline)]
     for result in results:
         lines.append(f"{result['dataset']} {result['task']}, {result['input']}, {result['num_examples']} examples")
-        lines += [_line(result, name) for name in result["metrics"] if name.endswith(_SHOWN)]
+        for name in (name for name in result["metrics"] if name.endswith(_SHOWN)):
+            lines += [_line(result, name), *_fewer_lines(result, name)]
     print("\n".join(line.rstrip() for line in lines))
 
 
@@ -32,6 +33,12 @@ def _line(result: dict, metric: str) -> str:
         _percent(result["chance"].get(metric)),
         _percent(result.get("baseline", {}).get(metric)),
     )
+
+
+def _fewer_lines(result: dict, metric: str) -> list[str]:
+    """The metric with the leading dimensions of the space alone."""
+    by_dim = result.get("by_dim", {})
+    return [_COLUMNS.format(f"    {dim} dimensions", _percent(of[metric]), "", "", "") for dim, of in by_dim.items()]
 
 
 def _percent(value: float | None) -> str:

@@ -12,7 +12,6 @@ import jax
 
 from model.config import NO_VOCABULARY, ModelConfig
 from model.imp import Imp
-from model.step import state_shapes
 from model.structure import Structure
 from pipeline import recipe as recipes
 from pipeline.data.spec import DataSetSpec
@@ -114,8 +113,8 @@ def _structures(trained: Trained) -> list[Structure]:
 
 
 def _load_parameters(checkpoints: Checkpoints, imp: Imp, step: int) -> dict:
-    """The parameters on the first device; the moments, two thirds of the state, stay on the host."""
+    """The parameters on the first device, without the moments, two thirds of the state."""
     sharding = jax.sharding.SingleDeviceSharding(host_device())
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_shapes(imp))
-    state = checkpoints.state(shapes, step=step)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), imp.shapes())
+    state = checkpoints.state({name: {"params": group} for name, group in params.items()}, step=step)
     return jax.device_put({name: group["params"] for name, group in state.items()}, jax.local_devices()[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+from model.config import ModelConfig
 from pipeline.errors import RequestError, some_of
 from pipeline.export.inputs import Input
 
@@ -15,13 +16,15 @@ FEATURES = "features"
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a request may name. data_set: whose preparation, or whose classifier. size, frames: of another variant that
-    was trained. clips: windows of a video or sound, evenly spaced, over which results are averaged."""
+    was trained. clips: windows of a video or sound, evenly spaced, over which results are averaged. dim: leading
+    dimensions of a common space."""
 
     space: str | None = None
     data_set: str | None = None
     size: int | None = None
     frames: int | None = None
     clips: int = 1
+    dim: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.clips) is not int or self.clips < 1:
@@ -65,6 +68,17 @@ def choose_input(
         names = some_of(dict.fromkeys(one.data_set for one in fitting))
         raise RequestError(f"{modality}: data sets prepared it in different ways: data_set= one of {names}")
     return fitting[0]
+
+
+def choose_dim(model: ModelConfig, options: Options) -> int:
+    """The leading dimensions of a common space. Raises RequestError for a number that was not trained."""
+    known = model.matryoshka or (model.common_dim,)
+    if options.dim is None:
+        return known[-1]
+    if options.dim not in known or options.space == FEATURES:
+        where = f"of a common space, not of {FEATURES!r}" if options.space == FEATURES else "that was trained"
+        raise RequestError(f"dim: expected one {where}: {', '.join(map(str, known))}; found {options.dim!r}")
+    return options.dim
 
 
 def choose_classifier(inputs: Iterable[Input], modality: str, options: Options) -> Input:

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from model import terms
 from model.config import ModelConfig, MoEConfig, PatchEmbedder
 from model.imp import Imp
 from pipeline.commands import command
@@ -106,8 +107,8 @@ class _Reader:
         known = f"one of {', '.join(config.modalities)}"
         self._require(one.embedder in config.modalities, f"{where}.embedder", known, one.embedder)
         if one.pair:
-            right = one.embedder in one.pair and one.pair in config.pairs
-            self._require(right, f"{where}.pair", f"a pair of {one.embedder}", one.pair)
+            right = one.embedder in one.pair and one.pair in terms.spaces(config.pairs, heads=config.model.heads)
+            self._require(right, f"{where}.pair", f"a space of {one.embedder}", one.pair)
         else:
             columns = config.classifiers.get(one.data_set, ())
             right = one.classes and set(one.classes) <= set(columns)

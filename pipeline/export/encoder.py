@@ -53,6 +53,7 @@ class Encoder:
         texts: Any = None,
         media: Mapping[str, Any] | None = None,
         space: str | None = None,
+        dim: int | None = None,
         data_set: str | None = None,
         size: int | None = None,
         frames: int | None = None,
@@ -63,20 +64,22 @@ class Encoder:
         """Argument → (n, K) float32 of unit length in a common space, where nearness is the dot product.
 
         media: items of modalities that the recipe added, by name. space: one of ``spaces``, or "features" for the
-        pooled features (n, width) before any head; needed where several spaces fit. data_set: the data set whose
+        pooled features (n, width) before any head; needed where several spaces fit. dim: K, where fewer leading
+        dimensions were trained to be of use alone (``model.matryoshka``); by default all. data_set: the data set whose
         preparation is used, needed where several differ. size, frames: of another variant that was trained than the
         largest. clips: windows of a video or sound, evenly spaced, whose embeddings are averaged. fps, sample_rate: of
         videos and sounds that are arrays.
         """
         given = requests.given(images=images, videos=videos, audio=audio, texts=texts, **(media or {}))
-        options, rates = Options(space, data_set, size, frames, clips), Rates(fps, sample_rate)
+        options, rates = Options(space, data_set, size, frames, clips, dim), Rates(fps, sample_rate)
+        dim = choices.choose_dim(self.config.model, options)
         names = [ARGUMENTS.get(argument, argument) for argument in given]
         space = choices.choose_space(self.config.inputs, names, options)
         out = {}
         for (argument, items), name in zip(given.items(), names, strict=True):
             one = choices.choose_input(self.config.inputs, name, space, options, beside=names)
             features = self._features(argument, items, choices.choose_variant(one, options), options, rates)
-            out[argument] = self._embedded(features, one, space)
+            out[argument] = self._embedded(features, one, space, dim)
         return out
 
     def similarity(self, **arguments: Any) -> np.ndarray:
@@ -135,6 +138,7 @@ class Encoder:
         audio: Any = None,
         media: Mapping[str, Any] | None = None,
         prompts: Sequence[str] | None = None,
+        dim: int | None = None,
         data_set: str | None = None,
         size: int | None = None,
         frames: int | None = None,
@@ -148,7 +152,8 @@ class Encoder:
         Probabilities are by the temperature that the space was trained with. The rest as in ``embed``.
         """
         argument, items = requests.only(requests.given(images=images, videos=videos, audio=audio, **(media or {})))
-        options, rates = Options(None, data_set, size, frames, clips), Rates(fps, sample_rate)
+        options, rates = Options(None, data_set, size, frames, clips, dim), Rates(fps, sample_rate)
+        dim = choices.choose_dim(self.config.model, options)
         name, classes = ARGUMENTS.get(argument, argument), tuple(classes)
         space = choices.choose_space(self.config.inputs, [name, TEXT], options)
         one = choices.choose_input(self.config.inputs, name, space, options)
@@ -157,13 +162,14 @@ class Encoder:
         texts = [sentence.format(c) for c in classes for sentence in sentences]
         if not texts:
             raise RequestError("classes: expected at least one name, found none")
-        projected = self._projected(self._features("classes", texts, of_text, Options(), rates), of_text)
+        projected = self._projected(self._features("classes", texts, of_text, Options(), rates), of_text, dim)
         anchors = class_anchors(projected, len(sentences))
         features = self._features(argument, items, choices.choose_variant(one, options), options, rates)
         if not items:
             return []
-        cosines = mean_over_clips(lambda x: unit(self._project(x, one)) @ anchors.T, features)
-        return requests.named(cosines / self.model.temperature(*one.pair), classes, "softmax")
+        cosines = mean_over_clips(lambda x: unit(self._project(x, one, dim)) @ anchors.T, features)
+        temperature = self.model.temperature(one.embedder, of_text.embedder)
+        return requests.named(cosines / temperature, classes, "softmax")
 
     # --- from items to features ---
 
@@ -234,16 +240,17 @@ class Encoder:
 
     # --- from features to results ---
 
-    def _project(self, features: np.ndarray, one: Input) -> np.ndarray:
-        (target,) = set(one.pair) - {one.embedder}
-        return self.model.project(features, source=one.embedder, target=target)
+    def _project(self, features: np.ndarray, one: Input, dim: int | None = None) -> np.ndarray:
+        target = next(m for m in one.pair if m != one.embedder)
+        model = self.model if dim is None else self.model.at_dim(dim)
+        return model.project(features, source=one.embedder, target=target)
 
-    def _projected(self, features: np.ndarray, one: Input) -> np.ndarray:
-        return mean_over_clips(lambda x: self._project(x, one), features)
+    def _projected(self, features: np.ndarray, one: Input, dim: int | None = None) -> np.ndarray:
+        return mean_over_clips(lambda x: self._project(x, one, dim), features)
 
-    def _embedded(self, features: np.ndarray, one: Input, space: str) -> np.ndarray:
+    def _embedded(self, features: np.ndarray, one: Input, space: str, dim: int) -> np.ndarray:
         if space == FEATURES:
             return features.mean(1)
         if not len(features):
-            return np.zeros((0, self.config.model.common_dim), np.float32)
-        return self.vectors(features, one)
+            return np.zeros((0, dim), np.float32)
+        return unit(self._projected(features, one, dim))

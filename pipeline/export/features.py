@@ -6,15 +6,15 @@ copies, and routes by sample: no value depends on which samples share a call.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, Self
 
 import jax
 import numpy as np
 
 from model.imp import Imp
-from model.structure import pair_group
 
 # Samples in a call of the model and of its heads.
 BATCH = 64
@@ -26,7 +26,7 @@ class Features:
     """A model with its parameters: pooled features, places in common spaces, logits."""
 
     def __init__(self, imp: Imp, params: dict) -> None:
-        self.imp, self.params = imp, params
+        self.imp, self.params, self._dim = imp, params, imp.config.common_dim
         # Routing is by sample here, whatever it was in training: a result never depends on its neighbours.
         self._encode = jax.jit(
             lambda params, modality, arrays: imp.encode(
@@ -42,6 +42,11 @@ class Features:
             lambda params, features, name: imp.module(params, f"classifier_{name}")(features), static_argnums=2
         )
 
+    @property
+    def fewer_dims(self) -> tuple[int, ...]:
+        """The numbers of leading dimensions of common spaces that were trained to be of use alone."""
+        return self.imp.config.matryoshka[:-1]
+
     def features(self, modality: str, samples: list[dict]) -> np.ndarray:
         """(n, width) float32 pooled features. samples: {"tokens", "positions"[, "mask"]} of one shape."""
         size = batch_size(len(samples[0]["tokens"]))
@@ -51,7 +56,14 @@ class Features:
     def project(self, features: np.ndarray, *, source: str, target: str) -> np.ndarray:
         """(n, K) in the common space of a pair, before normalisation."""
         batches = _batches({"features": features}, BATCH)
-        return _joined(lambda arrays: self._project(self.params, arrays["features"], source, target), batches)
+        found = _joined(lambda arrays: self._project(self.params, arrays["features"], source, target), batches)
+        return found[:, : self._dim]
+
+    def at_dim(self, dim: int) -> Self:
+        """The same model, whose common spaces have their leading dimensions alone."""
+        other = copy.copy(self)
+        other._dim = dim
+        return other
 
     def logits(self, features: np.ndarray, data_set: str) -> np.ndarray:
         """(n, classes of the data set)."""
@@ -59,8 +71,8 @@ class Features:
         return _joined(lambda arrays: self._logits(self.params, arrays["features"], data_set), batches)
 
     def temperature(self, a: str, b: str) -> float:
-        """The learned temperature of a pair."""
-        return float(self.imp.module(self.params, pair_group(a, b)).temperature)
+        """The temperature at which two modalities are compared."""
+        return float(self.imp.temperature(self.params, a, b))
 
 
 class Pools(Protocol):

@@ -21,7 +21,7 @@ class Input:
     embedder: the model's name for the modality's layers. settings: of its decoding and tokens; None for text, values by
     name for a modality that the recipe added. clip_s: seconds of the data set's canonical video clip.
     variants: sizes that were trained, the one that evaluation uses first. text_length: tokens of a text.
-    pair: the two modalities of the model whose common space this leads to; () for a classifier.
+    pair: the modalities of the model whose common space this leads to, two with heads per pair; () for a classifier.
     beside: the media that a text was trained with. objective, classes: of a classifier, the trained columns alone.
     """
 

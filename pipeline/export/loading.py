@@ -52,23 +52,36 @@ def load_model(folder: Path | str, **changes: object) -> tuple[Imp, dict]:
     return _load_parts(Path(folder), changes)[1:]
 
 
+def verified_config(folder: Path | str) -> ExportConfig:
+    """config.json of a folder whose other files are as it says. Raises RequestError."""
+    folder = Path(folder)
+    config = read_config(folder)
+    for name, stored in config.files.items():
+        _check_file(folder / Path(name).name, stored)
+    return config
+
+
+def stored_tokenizer(folder: Path | str, config: ExportConfig) -> bytes | None:
+    """The tokenizer's file in an exported model's folder; None without one."""
+    name = next((name for name in TOKENIZERS if name in config.files), None)
+    return None if name is None else (Path(folder) / name).read_bytes()
+
+
 def _load_parts(folder: Path, changes: Mapping[str, object]) -> tuple[ExportConfig, Imp, dict]:
     """config.json with the model and its parameters, as ``load_model`` returns them."""
-    config = read_config(folder)
+    config = verified_config(folder)
     try:
         imp = config.imp(dataclasses.replace(config.model, **changes))
     except (ValueError, TypeError) as e:
         raise RequestError(f"{folder / CONFIG}: {one_line(e)}") from e
-    for name, stored in config.files.items():
-        _check_file(folder / Path(name).name, stored)
     return config, imp, read_parameters(folder / PARAMETERS, imp.shapes())
 
 
 def _load_tokenizer(folder: Path, config: ExportConfig) -> Tokenizer | None:
     """The tokenizer of a folder whose files are as config.json says; None without one, or without its package."""
-    name = next((name for name in TOKENIZERS if name in config.files), None)
+    stored = stored_tokenizer(folder, config)
     try:
-        return None if name is None else Tokenizer((folder / name).read_bytes())
+        return None if stored is None else Tokenizer(stored)
     except ModuleNotFoundError:  # media do without
         return None
 

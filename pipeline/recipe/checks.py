@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from model import terms
+from model import groups, terms
 from model.config import NO_VOCABULARY, ModelConfig, MoEConfig
 from pipeline.data.augment import COLOUR_WORDS, LOUDNESS_WORDS
 from pipeline.data.media.clip import BUILT_IN
@@ -119,6 +119,7 @@ def check_model(recipe: Recipe) -> None:
     model = specs.model_config(recipe, vocab_size=NO_VOCABULARY)
     _check_experts(recipe, model.moe)
     _check_router(model.moe)
+    _check_groups(recipe, model)
     for name, task in recipe.tasks.items():
         if "text" in task.modalities and task.text_length > model.text_positions[0]:
             raise RequestError(
@@ -129,6 +130,19 @@ def check_model(recipe: Recipe) -> None:
     for name, data_set in specs.data_set_specs(recipe).items():
         if name in heard:
             _check_spectrogram(f"data_sets.{name}.audio", data_set.audio, model)
+
+
+def _check_groups(recipe: Recipe, model: ModelConfig) -> None:
+    """Checks that names of parameter groups mean some, and that every task has one to train."""
+    of_tasks = {name: specs.task_groups(task, model) for name, task in specs.task_specs(recipe).items()}
+    known = list(dict.fromkeys(group for of_task in of_tasks.values() for group in of_task))
+    for key in ("freeze", "learning_rate_scales"):
+        for name in getattr(recipe.train, key):
+            if not any(groups.named(group, [name]) for group in known):
+                raise RequestError(f"train.{key}: {name!r} means no group of parameters; known: {', '.join(known)}")
+    for name, of_task in of_tasks.items():
+        if recipe.tasks[name].weight != 0 and all(groups.named(group, recipe.train.freeze) for group in of_task):
+            raise RequestError(f"train.freeze: tasks.{name} trains {', '.join(of_task)}, and all of them are frozen")
 
 
 def _check_spectrogram(where: str, audio: AudioSpec, model: ModelConfig) -> None:
@@ -172,9 +186,13 @@ def check_evaluation(where: str, e: EvaluationSettings, recipe: Recipe) -> None:
             _subset(e.classes, recipe.data_sets[e.data_set].classes, f"{where}.classes", e.data_set)
     if e.manifest is None:
         _check_held_out(where, e, recipe)
-    missing = missing_head(e, specs.task_specs(recipe).values(), embedders(recipe.modalities))
+    missing = missing_head(e, specs.task_specs(recipe).values(), embedders(recipe.modalities), heads=_heads(recipe))
     if missing:
         raise RequestError(f"{where}: {missing}")
+
+
+def _heads(recipe: Recipe) -> str:
+    return specs.model_config(recipe, vocab_size=NO_VOCABULARY).heads
 
 
 def _check_held_out(where: str, e: EvaluationSettings, recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ Keys that another room owns are declared there (``pipeline.keys``), once for the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic_core
@@ -63,6 +63,16 @@ class ModelSettings(Section):
     towers: Literal["shared", "per_modality"] | None = key(
         None, "One encoder for all modalities (the paper's), or one for each."
     )
+    heads: Literal["per_pair", "per_modality"] | None = key(
+        None,
+        "A space and two heads for each pair of modalities (the paper's), or one head a modality into one space, where "
+        "all of them can be compared.",
+    )
+    matryoshka: tuple[int, ...] = key(
+        (),
+        "Numbers of leading dimensions of the common space that are trained to be of use alone, as in [64, 128, 256], "
+        "ascending up to common_dim; [] trains the whole vectors only.",
+    )
     attention: Literal["auto", "xla", "cudnn"] | None = key(
         None, 'Kernel of attention: plain operations ("xla"), the fused "cudnn", or "auto", which fuses where it can.'
     )
@@ -95,6 +105,14 @@ class TrainSettings(Section):
     )
     dense_update: bool = key(
         False, "Every step updates every parameter, those that the task does not use with a gradient of zero."
+    )
+    freeze: list[str] = key(
+        [],
+        "Groups of parameters that keep their values, such as encoder, embed_vision, or embed for all that begin so; a "
+        "step computes nothing backward for them alone.",
+    )
+    learning_rate_scales: dict[str, Annotated[float, pydantic.Field(gt=0)]] = key(
+        {}, "Factors on the learning rate of groups of parameters, named as for freeze; the longest name counts."
     )
     deterministic: bool = key(
         False, "Losses repeat bit for bit on GPUs too, at a cost in speed; on CPUs they always do."
@@ -143,8 +161,8 @@ class InitSettings(Section):
 
     from_: str | None = key(
         None,
-        "Directory of another run, whose parameters are taken over where name and shape are the same, and its "
-        "tokenizer if the recipe names none; moments and steps start anew.",
+        "Directory of another run or of an exported model, whose parameters are taken over where name and shape are "
+        "the same, and its tokenizer if the recipe names none; moments and steps start anew.",
         alias="from",
     )
 

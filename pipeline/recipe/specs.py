@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model import terms
+from model import groups, terms
 from model.config import NO_VOCABULARY, ModelConfig, OptimizerConfig, from_variant
 from pipeline.cluster.settings import WorkerSettings
 from pipeline.cluster.spec import Cluster, DecodeOptions
@@ -52,8 +52,19 @@ def optimizer_config(recipe: Recipe) -> OptimizerConfig:
         num_steps=train.num_steps,
         pre_warmup_steps=round(train.pre_warmup_fraction * train.num_steps),
         patch_scale=train.patch_learning_rate_scale,
+        freeze=tuple(train.freeze),
+        learning_rate_scales=tuple(sorted(train.learning_rate_scales.items())),
         **train.model_dump(include=_OPTIMIZER_KEYS),
     )
+
+
+def task_groups(task: spec.TaskSpec, model: ModelConfig) -> tuple[str, ...]:
+    """The parameter groups that a task trains."""
+    modalities, left_out = [task.embedder(m) for m in task.modalities], {p for p, w in task.pair_weights if w == 0}
+    pairs = [p for p in terms.pairs(modalities) if terms.pair_name(p) in set(task.pairs) - left_out]
+    offsets = pairs if "sigmoid_pairs" in dict(task.objectives) else []
+    classifier = task.data_set if task.classifies else None
+    return groups.task_groups(model, modalities=modalities, pairs=pairs, offsets=offsets, classifier=classifier)
 
 
 # --- data ---

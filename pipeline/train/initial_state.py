@@ -15,6 +15,7 @@ from pipeline.data.spec import DataSetSpec
 from pipeline.errors import RequestError
 from pipeline.train.checkpoint import Checkpoints, parameter_shapes
 from pipeline.train.devices import host_device
+from pipeline.train.init_source import InitSource, open_source
 from pipeline.train.spec import RunSpec
 
 
@@ -25,16 +26,17 @@ def start_state(imp: Imp, spec: RunSpec, checkpoints: Checkpoints, step: int, *,
     lacks anew: those of tasks that came with a change of the mixture. Raises RequestError if the checkpoint is of
     another model.
     """
-    shapes = state_shapes(imp)
+    freeze = spec.optimizer.freeze
+    shapes = state_shapes(imp, freeze)
     shardings = sharding.state_shardings(shapes, mesh, fsdp=spec.placement.fsdp)
     if step:
         return _resumed(imp, spec, checkpoints, step, shapes=shapes, shardings=shardings)
     params, lines = _fresh(imp, spec.mixture.seed), []
     source = spec.checkpoints
     if source.init_from:
-        checkpoints = Checkpoints(Path(source.init_from))
-        params, lines = _taken_over(params, checkpoints, source.init_step, classes=_classes(spec.data.data_sets))
-    return sharding.put_state(_on_host(init_state, params), shardings), lines
+        taken_from = open_source(Path(source.init_from), source.init_step)
+        params, lines = _taken_over(params, taken_from, classes=_classes(spec.data.data_sets))
+    return sharding.put_state(_on_host(init_state, params, freeze), shardings), lines
 
 
 def _fresh(imp: Imp, seed: int) -> dict:
@@ -66,7 +68,7 @@ def _resumed(
     state, lines = checkpoints.state(abstract, step=step), []
     if new:
         params = _fresh(imp, spec.mixture.seed)
-        fresh = _on_host(init_state, {group: params[group] for group in new})
+        fresh = _on_host(init_state, {group: params[group] for group in new}, spec.optimizer.freeze)
         state |= sharding.put_state(fresh, {group: shardings[group] for group in new})
         lines.append(f"new, with fresh values: {', '.join(new)}")
     gone = sorted(stored.keys() - shapes.keys())
@@ -79,63 +81,41 @@ def _classes(data_sets: dict[str, DataSetSpec]) -> dict[str, list[str]]:
     return {f"classifier_{name}": list(d.classes) for name, d in data_sets.items()}
 
 
-def _taken_over(
-    params: dict, checkpoints: Checkpoints, step: int, *, classes: dict[str, list[str]]
-) -> tuple[dict, list[str]]:
-    """(parameters of another run where they have the same path and shape, lines on them); moments start anew."""
-    data, source = checkpoints.data(step), checkpoints.folder.parent
-    stored, wanted = data["groups"], parameter_shapes({g: {"params": p} for g, p in params.items()})
+def _taken_over(params: dict, source: InitSource, *, classes: dict[str, list[str]]) -> tuple[dict, list[str]]:
+    """(parameters of a source where they have the same path and shape, lines on them); moments start anew."""
+    wanted = parameter_shapes({g: {"params": p} for g, p in params.items()})
     lines: list[str] = []
     take: dict[str, set[str]] = {}
     for group in params:
-        same, why_fresh = _same_parameters(group, data, wanted[group], classes=classes)
+        same, why_fresh = _same_parameters(group, source, wanted[group], classes=classes)
         if same:
             take[group] = same
             fresh = f"; fresh: {why_fresh}" if why_fresh else ""
             lines.append(f"{group}: {len(same)} of {len(wanted[group])} arrays{fresh}")
         else:
             lines.append(f"{group}: fresh, {why_fresh}")
-    if unused := sorted(stored.keys() - params.keys()):
+    if unused := sorted(source.shapes.keys() - params.keys()):
         lines.append(f"not used: {', '.join(unused)}")
     if not take:
-        raise RequestError(f"init.from {source}: none of its parameters fits this model; {'; '.join(lines)}")
-    head = f"parameters from {source}, step {data['step']}:"
-    return _with_loaded(params, checkpoints, data["step"], take), [head, *(f"  {line}" for line in lines)]
+        raise RequestError(f"init.from {source.name}: none of its parameters fits this model; {'; '.join(lines)}")
+    loaded = source.arrays(params, take)
+    params = {
+        group: jax.tree.map_with_path(lambda path, x, g=group: loaded.get((g, jax.tree_util.keystr(path)), x), tree)
+        for group, tree in params.items()
+    }
+    return params, [f"parameters from {source.name}, step {source.step}:", *(f"  {line}" for line in lines)]
 
 
 def _same_parameters(
-    group: str, data: dict, wanted: dict[str, list[int]], *, classes: dict[str, list[str]]
+    group: str, source: InitSource, wanted: dict[str, list[int]], *, classes: dict[str, list[str]]
 ) -> tuple[set[str], str]:
-    """(paths of the parameters of a group that a checkpoint has in the same shape, why the others start anew)."""
-    if group not in data["groups"]:
+    """(paths of the parameters of a group that a source has in the same shape, why the others start anew)."""
+    if group not in source.shapes:
         return set(), "not in the checkpoint"
-    if group in classes and classes[group] != data["classes"].get(group.removeprefix("classifier_")):
+    if group in classes and classes[group] != source.classes.get(group.removeprefix("classifier_")):
         return set(), "another list of classes"
-    stored = data["groups"][group]
+    stored = source.shapes[group]
     same = {path for path, shape in wanted.items() if stored.get(path) == shape}
     other = sorted(wanted.keys() - same)
     more = " and more" if len(other) > 3 else ""
     return same, f"{', '.join(other[:3])}{more} of another shape" if other else ""
-
-
-def _with_loaded(params: dict, checkpoints: Checkpoints, step: int, take: dict[str, set[str]]) -> dict:
-    """The parameters with the paths in ``take`` replaced by those of a checkpoint. take: group → paths."""
-    place = jax.sharding.SingleDeviceSharding(host_device())
-    leaves: dict[tuple[str, str], jax.Array] = {}
-    abstract: dict = {}
-    for group, paths in take.items():
-        for path, leaf in jax.tree.leaves_with_path(params[group]):
-            if jax.tree_util.keystr(path) in paths:
-                names = sharding.path_keys(path)
-                node = abstract.setdefault(group, {}).setdefault("params", {})
-                for name in names[:-1]:
-                    node = node.setdefault(name, {})
-                node[names[-1]] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    loaded = checkpoints.state(abstract, step=step)
-    for group in take:
-        for path, leaf in jax.tree.leaves_with_path(loaded[group]["params"]):
-            leaves[group, jax.tree_util.keystr(path)] = leaf
-    return {
-        group: jax.tree.map_with_path(lambda path, x, g=group: leaves.get((g, jax.tree_util.keystr(path)), x), tree)
-        for group, tree in params.items()
-    }

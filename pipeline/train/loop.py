@@ -95,10 +95,10 @@ class _Pending:
 class Loop:
     """Alternating gradient descent: each step runs its own task's graph over its own task's groups.
 
-    state: group → {"params", "mu", "nu", "count"}; updated in place as steps complete. steps: counted from 0, those
-    still to run. learning_rates: of every step of the run, float32. non_finite: task → its latest consecutive updates
-    that were not finite, kept up to date. skipped_updates: the number of updates that were not finite and left the
-    state as it was.
+    state: group → {"params", "mu", "nu", "count"}, frozen ones "params" alone; updated in place as steps complete.
+    steps: counted from 0, those still to run. learning_rates: of every step of the run, float32. non_finite: task → its
+    latest consecutive updates that were not finite, kept up to date. skipped_updates: the number of updates that were
+    not finite and left the state as it was.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class Rank:
             self.config = use_compute_type(spec.model)
             self.mesh = run_mesh(self.config, self.schedule, expert_parallel=spec.placement.expert_parallel)
             self.imp = Imp.for_structures(self.config, self.schedule.model_structures)
-            self.checkpoints.check_space(state_shapes(self.imp))
+            self.checkpoints.check_space(state_shapes(self.imp, spec.optimizer.freeze))
             self.attempt = self._attempt()
             self._parts = parts.pop_all()
 
@@ -90,7 +90,7 @@ class Rank:
         self._open_compiler()
         self._open_feed(queues)
         self._wait.what = self._awaited
-        self.budget = shape_budget(self.schedule, self.config)
+        self.budget = shape_budget(self.schedule, self.config, self.spec.optimizer.freeze)
         self.forecast = Forecast(self.budget, flops_per_s=rate)
         self._open_recorder()
         start = self.schedule.start
@@ -205,7 +205,8 @@ class Rank:
         return f"the first step: {batch}{self.compiler.num_compiled} of {num_graphs} graphs compiled"
 
     def _estimate(self) -> list[str]:
-        needed = needed_bytes(self.budget, state_bytes=_state_bytes(self.imp), fsdp=self.spec.placement.fsdp)
+        shapes = state_shapes(self.imp, self.spec.optimizer.freeze)
+        needed = needed_bytes(self.budget, state_bytes=_state_bytes(shapes), fsdp=self.spec.placement.fsdp)
         return forecast_lines(self.forecast, num_steps=len(self.schedule.steps), needed=needed)
 
     def _how_it_ended(self, error: DataError) -> str:
@@ -223,9 +224,9 @@ class Rank:
         return f"{reason}. The newest checkpoint before that is {good or 'none'}{way_back}"
 
 
-def _state_bytes(imp: Imp) -> int:
+def _state_bytes(shapes: dict) -> int:
     """Size of the whole state: parameters, moments, counts."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 def run_mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:

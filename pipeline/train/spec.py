@@ -18,9 +18,9 @@ from pipeline.train.telemetry.spec import LoggingSpec
 class CheckpointSpec:
     """When the state is saved, which checkpoints are kept, and the source of a new run's parameters.
 
-    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. keep_best: the
-    metric whose best checkpoint is kept too. init_from: the directory of
-    another run; init_step: the step of its checkpoint, None if the run goes on from one of its own.
+    every: steps between two saves. keep_last, keep_every: as ``checkpoint.Checkpoints``. keep_best: the metric whose
+    best checkpoint is kept too. init_from: the directory of another run or of an exported model; init_step: the step
+    of its parameters, None if the run goes on from its own.
     """
 
     every: int

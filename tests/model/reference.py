@@ -154,16 +154,14 @@ class Reference:
             if not weight:
                 continue
             pair = params[f"pair_{a}_{b}"]
-            first, second = (unit(head(pair["heads"][m], features[m])) for m in (a, b))
-            logits = first @ second.T / max(pair["tau"], self.config.temperature_floor)
-            if name == "nce":
-                matched = np.where(equal, logits, -np.inf)
-                rows, columns = (logsumexp(x) - logsumexp(y) for x, y in ((logits, matched), (logits.T, matched.T)))
-                loss = (rows + columns).mean() / 2
+            if self.config.heads == "per_pair":
+                first, second = (head(pair["heads"][m], features[m]) for m in (a, b))
             else:
-                logits = np.where(equal, 1, -1) * (logits + params[f"offset_{a}_{b}"]["value"])
-                loss = np.log1p(np.exp(-logits)).sum(1).mean()
-            total, weights = total + weight * loss, weights + weight
+                first, second = (head(params[f"head_{m}"], features[m]) for m in (a, b))
+            tau, offset = max(pair["tau"], self.config.temperature_floor), params.get(f"offset_{a}_{b}")
+            dims = self.config.matryoshka or (self.config.common_dim,)
+            losses = [of_pair(name, first[:, :d], second[:, :d], equal, tau=tau, offset=offset) for d in dims]
+            total, weights = total + weight * np.mean(losses), weights + weight
         return total / weights
 
     def classify(self, name: str, params: dict, features: dict, labels) -> float:
@@ -175,6 +173,16 @@ class Reference:
             return (np.log1p(np.exp(logits)) - labels * logits).mean()
         target = labels / labels.sum(-1, keepdims=True)
         return (target * (logsumexp(logits)[:, None] - logits)).sum(-1).mean()
+
+
+def of_pair(name: str, first, second, equal, *, tau, offset) -> float:
+    logits = unit(first) @ unit(second).T / tau
+    if name == "nce":
+        matched = np.where(equal, logits, -np.inf)
+        rows, columns = (logsumexp(x) - logsumexp(y) for x, y in ((logits, matched), (logits.T, matched.T)))
+        return (rows + columns).mean() / 2
+    logits = np.where(equal, 1, -1) * (logits + offset["value"])
+    return np.log1p(np.exp(-logits)).sum(1).mean()
 
 
 def gelu(x):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from model.config import MoEConfig
+from model.groups import pair_group
 from model.imp import Imp
-from model.structure import InputShape, Structure, pair_group
+from model.structure import InputShape, Structure
 
 VISION = InputShape("vision", num_tokens=4, num_values=12, num_axes=3)
 AUDIO = InputShape("audio", num_tokens=3, num_values=4, num_axes=2)

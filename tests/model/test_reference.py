@@ -46,6 +46,13 @@ CASES = {
         {"text": 6, "vision": 4},
         CLASSES,
     ),
+    "one head a modality, leading dimensions": (
+        {"moe": MoEConfig(3, 1), "heads": "per_modality", "matryoshka": (3, 8, 12), "contrastive_chunk": 3},
+        (("nce", 1.0), ("sigmoid_pairs", 0.5)),
+        4,
+        {"audio": 4, "text": 5, "vision": 5},
+        TRIPLET,
+    ),
     "experts choose in groups with padding, pairs by sigmoid": (
         {
             "depth": 2,

@@ -50,6 +50,8 @@ CASES = [
             ),
             "towers": "per_modality",
             "contrastive_chunk": 5,
+            "heads": "per_modality",
+            "matryoshka": (4, 12),
         },
         Structure((("nce", 1.0), ("softmax", 0.5)), BATCH, (VISION, TEXT), **CLASSES),
         {"everything else": (2, False)},

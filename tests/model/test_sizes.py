@@ -117,6 +117,17 @@ def test_pairs_of_weight_zero_and_further_objectives(tiny, inputs):
     assert flops["both"] - flops["three"] == 3 * 3 * cosines
 
 
+def test_one_head_a_modality_is_counted_once_and_leading_dimensions_each(tiny, inputs):
+    given = (inputs("text", 3), inputs("vision", 5), inputs("audio", 4))
+    structure = Structure("nce", 6, given)
+    per_pair, one = (tiny(heads=heads) for heads in ("per_pair", "per_modality"))
+    flops = {config: sizes.structure_flops(config, structure) for config in (per_pair, one)}
+    assert flops[per_pair] - flops[one] == 3 * 3 * 6 * 672  # three heads fewer
+    nested = tiny(heads="per_modality", matryoshka=(4, 8, 12))
+    assert sizes.structure_flops(nested, structure) - flops[one] == 3 * 3 * (2 * 6 * 6 * (4 + 8))
+    assert sizes.parameters(one)["per_token"] == sizes.parameters(per_pair)["per_token"]
+
+
 def test_a_classification_step_counts_its_groups_and_classes_but_not_its_microbatches(tiny, inputs):
     # Six tokens and four experts: 2 slots an expert for one sample, 3 for two that share a group.
     one, two = (tiny(moe=MoEConfig(4, 1, group=g, group_size=12)) for g in ("sample", "tokens"))

@@ -264,7 +264,7 @@ INPUT = {"data_set": "toy", "modality": "image", "embedder": "vision", "settings
         ("inputs", [{"data_set": "toy"}], "found in inputs[0] no embedder, modality"),
         ("inputs", [INPUT | {"embedder": "smell"}], "inputs[0].embedder: expected one of audio, text, vision, found"),
         ("inputs", [INPUT | {"classes": ["grey"]}], "inputs[0].classes: expected names of the classifier 'toy', found"),
-        ("inputs", [INPUT | {"pair": ["audio", "text"]}], "inputs[0].pair: expected a pair of vision, found"),
+        ("inputs", [INPUT | {"pair": ["audio", "text"]}], "inputs[0].pair: expected a space of vision, found"),
         ("inputs", [INPUT | {"settings": None}], "inputs[0].settings: expected an object, found null"),
         ("inputs", [INPUT | {"settings": {"short_side": 0}}], "settings.short_side: expected at least 16, found 0"),
         ("inputs", [INPUT | {"text_length": -1}], "inputs[0].text_length: expected an integer of at least 0, found -1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from model import sizes
 from model.config import ModelConfig
@@ -32,11 +33,11 @@ class GraphCost:
     share: float
 
 
-def shape_budget(schedule: Schedule, config: ModelConfig) -> list[GraphCost]:
-    """Lists every (task, variant) of a schedule, in the recipe's order."""
+def shape_budget(schedule: Schedule, config: ModelConfig, freeze: Sequence[str] = ()) -> list[GraphCost]:
+    """Lists every (task, variant) of a schedule, in the recipe's order. freeze: groups that are not trained."""
     # Tasks may share a structure.
-    flops = {s: sizes.structure_flops(config, s) for s in dict.fromkeys(schedule.structures.values())}
-    memory = {structure: sizes.structure_memory(config, structure) for structure in flops}
+    flops = {s: sizes.structure_flops(config, s, freeze=freeze) for s in dict.fromkeys(schedule.structures.values())}
+    memory = {structure: sizes.structure_memory(config, structure, freeze=freeze) for structure in flops}
     return [
         GraphCost(
             task,

@@ -30,6 +30,9 @@ def test_a_resume_may_change(change):
         (("seed", 1), "seed", 0, 1),
         (("train.checkpoint_every", 10), "train.checkpoint_every", 1000, 10),
         (("model.moe.num_experts", 8), "model.moe.num_experts", 4, 8),
+        (("model.heads", "per_modality"), "model.heads", "per_pair", "per_modality"),
+        (("train.freeze", ["encoder"]), "train.freeze", [], ["encoder"]),
+        (("model.matryoshka", [64, 128]), "model.matryoshka", [], [64, 128]),
         (
             ("data_sets.photos.classes", ["cat", "dog", "cow"]),
             "data_sets.photos.classes",
@@ -82,7 +85,7 @@ LATER_KEYS = {
     "tasks.film_text": ("pair_weights", "microbatches"),
     "train": ("dense_update",),
     "cluster": ("expert_parallel", "fsdp"),
-    "model": ("towers", "attention", "scan", "contrastive_chunk"),
+    "model": ("towers", "heads", "matryoshka", "attention", "scan", "contrastive_chunk"),
     "model.moe": ("placement", "router", "num_selected", "z_loss_weight", "dispatch"),
 }
 

@@ -12,6 +12,7 @@ from pipeline.data.spec import AudioSpec, Augment
 from pipeline.recipe import specs
 from pipeline.recipe.measurable import missing_head
 from pipeline.recipe.settings import EvaluationSettings
+from pipeline.train.mixture.structures import structure_of
 from tests.pipeline.recipe.base import BASE, CAPTIONED, DEMO, TRIPLET, changed, refused, task
 
 
@@ -241,3 +242,41 @@ def test_the_demo_recipe_resolves():
 )
 def test_advice_fits_the_run(found, expected):
     assert specs.feed_advice("films", **found) == expected
+
+
+@pytest.mark.parametrize("model", [{}, {"towers": "per_modality", "heads": "per_modality"}])
+def test_the_groups_of_a_task_are_those_of_its_graph(model):
+    fields = {"pair_weights": {"audio_text": 0.0}, "objective": "sigmoid_pairs"}
+    settings = [(f"model.{key}", value) for key, value in model.items()]
+    recipe = recipes.from_dict(changed(*settings, *task("film_text", **TRIPLET, **fields), *task(**CAPTIONED)))
+    config, tokens = specs.model_config(recipe, vocab_size=16), specs.token_spec(recipe)
+    data_sets = specs.data_set_specs(recipe)
+    for one in specs.task_specs(recipe).values():
+        structure = structure_of(one, one.variants[0], data_sets[one.data_set], tokens)
+        assert set(specs.task_groups(one, config)) == set(structure.groups(config))
+
+
+def test_frozen_groups_and_their_rates_reach_the_optimizer():
+    settings = [("train.freeze", ["encoder", "embed"]), ("train.learning_rate_scales", {"pair": 0.5, "classifier": 2})]
+    found = specs.optimizer_config(recipes.from_dict(changed(*settings)))
+    assert found.freeze == ("encoder", "embed")
+    assert found.learning_rate_scales == (("classifier", 2.0), ("pair", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("train.freeze", ["decoder"]),
+            "train.freeze: 'decoder' means no group of parameters; known: encoder, embed_v",
+        ),
+        (("train.learning_rate_scales", {"embed_x": 2.0}), "train.learning_rate_scales: 'embed_x' means no group of"),
+        (("train.learning_rate_scales", {"embed": 0.0}), "train.learning_rate_scales.embed: "),
+        (
+            ("train.freeze", ["encoder", "embed", "classifier"]),
+            "train.freeze: tasks.photo_classes trains encoder, embed_vision, classifier_photos, and all of them are f",
+        ),
+    ],
+)
+def test_names_of_groups_are_checked(change, message):
+    assert refused(change).startswith(message)

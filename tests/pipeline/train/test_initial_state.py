@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,9 @@ import pytest
 
 from model.step import learning_rates
 from pipeline import recipe as recipes
+from pipeline.cli import main
 from pipeline.errors import RequestError
+from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.plan import plan
 from pipeline.recipe import specs
 from pipeline.run_dir import check_run_dir
@@ -208,6 +211,57 @@ def test_a_new_run_on_the_parameters_of_another(two_tasks, small, bare_run, tmp_
         assert found[group] == f"{number} of {number} arrays"
         jax.tree.map(np.testing.assert_array_equal, old[group], taken[group])
     assert not np.array_equal(*(jax.tree.leaves(g["classifier_digits"])[-1] for g in (old, taken)))
+
+
+def test_an_export_gives_the_parameters_of_its_run(two_tasks, small, bare_run, tmp_path, capsys):
+    """With its tokenizer and classes; one that is damaged is a wrong request."""
+    _, source = two_tasks
+    exported = tmp_path / "exported"
+    assert main(["export", "--run", str(source), "--out", str(exported)]) == 0
+    new = copy.deepcopy(small)
+    del new["tasks"]["image_text"]
+    new["train"] = {"num_steps": 1, "learning_rate": 1e-30, "warmup_fraction": 0.0}
+    runs = {}
+    for name, folder in (("run", source), ("export", exported)):
+        new["init"] = {"from": str(folder)}
+        bare_run.run(recipes.from_dict(new), tmp_path / name)
+        assert f"parameters from {folder}, step 8:" in capsys.readouterr().out
+        runs[name] = groups_of(tmp_path / name)
+    assert runs["run"].keys() == runs["export"].keys()
+    jax.tree.map(np.testing.assert_array_equal, runs["run"], runs["export"])
+    with open(exported / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(RequestError, match=r"init\.from: .*model\.safetensors: expected the bytes that were exported"):
+        bare_run.run(recipes.from_dict(new), tmp_path / "damaged")
+
+
+def test_frozen_groups_stay_and_the_run_goes_on_bit_for_bit(two_tasks, bare_run, tmp_path):
+    """With rates of their own for other groups; a frozen group has no moments in a checkpoint."""
+    recipe, source = copy.deepcopy(two_tasks[0]), two_tasks[1]
+    recipe["init"] = {"from": str(source)}
+    recipe["train"] |= {"freeze": ["encoder", "embed_vision"], "learning_rate_scales": {"pair": 0.5}}
+    checked = recipes.from_dict(recipe)
+    bare_run.run(checked, tmp_path / "whole")
+    for stop in (2, 3):
+        asked = iter(range(100))
+        bare_run.run(checked, tmp_path / "parts", should_stop=lambda stop=stop, asked=asked: next(asked) >= stop)
+    bare_run.run(checked, tmp_path / "parts")
+    exact = ("step", "task", "loss", "grad_norm")
+    runs = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    whole, parts = ([[r[k] for k in exact] for r in run] for run in runs)
+    assert whole == parts and len(whole) == 8
+    before, found, again = (groups_of(run) for run in (source, tmp_path / "whole", tmp_path / "parts"))
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+    for group in ("encoder", "embed_vision"):
+        jax.tree.map(np.testing.assert_array_equal, found[group], before[group])
+    moved = ("embed_audio", "pair_audio_vision", "classifier_digits")
+    assert all(not np.array_equal(*(jax.tree.leaves(g[group])[0] for g in (before, found))) for group in moved)
+    assert Checkpoints(tmp_path / "whole").latest_bytes < 0.6 * Checkpoints(source).latest_bytes
+    loaded = TrainedModel(tmp_path / "whole").params
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], before["encoder"])
 
 
 def test_a_source_that_is_no_run_is_a_wrong_request(small, bare_run, tmp_path):
