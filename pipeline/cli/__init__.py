@@ -9,7 +9,14 @@ import sys
 from collections.abc import Callable
 
 from pipeline import __version__
-from pipeline.cli import data_commands, evaluate_command, report_command, run_commands, search_commands
+from pipeline.cli import (
+    data_commands,
+    evaluate_command,
+    plan_command,
+    report_command,
+    run_commands,
+    search_commands,
+)
 from pipeline.cli.job import run_job
 from pipeline.errors import EXIT_DONE, EXIT_REQUEST
 
@@ -28,6 +35,7 @@ COMMANDS = {
     "import": Command("data", "write the manifest of a data set in a public layout", data_commands.import_parser),
     "check": Command("data", "look at a recipe's data before a run", data_commands.check_parser),
     "preprocess": Command("data", "decode a recipe's data sets once, into shards", data_commands.preprocess_parser),
+    "plan": Command("runs", "say what a run will need and cost on any machine", plan_command.plan_parser),
     "pretrain": Command("runs", "train by a recipe, evaluate, write a report", run_commands.pretrain_parser),
     "evaluate": Command("runs", "evaluate a run again, or on any manifest", evaluate_command.evaluate_parser),
     "report": Command("runs", "write a run's report again, or compare runs", report_command.report_parser),

@@ -30,6 +30,13 @@ class TextSettings(Section):
     )
 
 
+class PlanSettings(Section):
+    """Sizes that ``imp plan`` takes for a data set that is not at hand."""
+
+    rows: int | None = key(None, "Rows of the training manifest, for samplers that go by them.", ge=1)
+    classes: int | None = key(None, "Number of classes, in place of the list.", ge=2)
+
+
 class DataSetSettings(Section):
     """One data set: its manifests and how their media are decoded."""
 
@@ -48,6 +55,7 @@ class DataSetSettings(Section):
         "Schemes of media URIs to allow beside file, gs, hf, http, https, s3 and the manifest's own; rows with others "
         "are rejects.",
     )
+    plan: PlanSettings = PlanSettings()
     media: dict[str, dict[str, Any]] = key(
         {}, "Settings of modalities that the recipe adds, by name, such as {depth: {short_side: 64}}."
     )

@@ -1,0 +1,87 @@
+"""The job behind ``imp plan``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import EXIT_DONE, EXIT_FAILED
+from pipeline.files import cache_dir
+from pipeline.planning import hardware
+from pipeline.planning.hardware import Machine
+from pipeline.planning.run_plan import Assumptions, chosen, plan_structures, run_plan, run_schedule, setting_of
+from pipeline.planning.text import as_json, table
+from pipeline.recipe import Recipe
+
+
+def plan_run(
+    recipe: Recipe,
+    machine: Machine,
+    assumptions: Assumptions,
+    *,
+    every: bool = False,
+    as_lines: bool = True,
+) -> int:
+    """Plans a recipe for a machine and prints it. Returns 0, or 1 if the run does not fit.
+
+    every: all structures, in place of the largest of each modality. Plans that are made are kept: the same command
+    goes on where it was stopped.
+    """
+    schedule, setting = run_schedule(recipe), setting_of(recipe, machine)
+    structures = chosen(schedule, setting, every=every)
+    if not machine.here:
+        setting = dataclasses.replace(setting, machine=dataclasses.replace(machine))
+    plans = {}
+    with _alone(machine):
+        began = time.monotonic()
+        for structure, plan in plan_structures(setting, structures, assumptions, cache=cache_dir() / "plans"):
+            plans[structure] = plan
+            names = "+".join(i.modality for i in structure.inputs)
+            _say(f"planned {len(plans)} of {len(structures)}: {names}, {time.monotonic() - began:.0f} s")
+    found = run_plan(setting, schedule, plans, assumptions)
+    if as_lines:
+        print(table(found, assumptions))
+    else:
+        print(json.dumps(as_json(found, assumptions), indent=1))
+    return EXIT_DONE if found.fits else EXIT_FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _alone(machine: Machine) -> Iterator[None]:
+    """One process of a machine at a time may hold libtpu: others wait for it here."""
+    if machine.platform != "tpu" or machine.here:
+        yield
+        return
+    path: Path = cache_dir() / "libtpu.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another plan holds the TPU compiler: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def machine_of(topology: str | None, gpu: str | None, prices: Path | None) -> Machine:
+    """The machine that the command line names; without a name the devices at hand."""
+    machine = hardware.tpu(topology) if topology else hardware.gpus(gpu) if gpu else hardware.here()
+    return machine if prices is None else hardware.with_prices(machine, prices)
+
+
+def assumptions_of(utilization: float, hours: float, write_gb_s: float) -> Assumptions:
+    """Raises ValueError for numbers out of range."""
+    if not (0 < utilization <= 1 and 0 < hours < math.inf and 0 < write_gb_s < math.inf):
+        raise ValueError("expected a utilization above 0, up to 1, and hours and GB/s above 0")
+    return Assumptions(utilization=utilization, hours_between_failures=hours, write_bytes_s=1e9 * write_gb_s)
