@@ -45,7 +45,7 @@ class Assumptions:
     hours_between_failures: float = 24.0
     write_bytes_s: float = 1e9
     restart_s: float = 120.0
-    devices_per_host: int = 4
+    devices_per_host: int = 8
 
 
 @dataclasses.dataclass(frozen=True)

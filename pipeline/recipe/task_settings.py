@@ -31,7 +31,7 @@ class TextSettings(Section):
 
 
 class PlanSettings(Section):
-    """Sizes that ``imp plan`` takes for a data set that is not at hand."""
+    """Sizes of the data set for a plan of the run, which needs no data."""
 
     rows: int | None = key(None, "Rows of the training manifest, for samplers that go by them.", ge=1)
     classes: int | None = key(None, "Number of classes, in place of the list.", ge=2)
