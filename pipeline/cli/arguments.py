@@ -60,7 +60,7 @@ def add_recipe_arguments(
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+    parser.add_argument("--run", required=True, metavar="FOLDER", help="the run's directory, also s3://… or gs://…")
 
 
 def step_range(text: str) -> tuple[int, int]:

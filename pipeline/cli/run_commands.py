@@ -10,8 +10,9 @@ from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, make_
 from pipeline.commands import command
 from pipeline.credentials import redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError
-from pipeline.files import make_folder
+from pipeline.files import make_folder, reach
 from pipeline.stopping import Stop
+from pipeline.store.path import run_path
 from pipeline.waiting import waiting_for
 
 
@@ -37,7 +38,9 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
     )
     add_recipe_arguments(parser, default="demo")
     parser.add_argument(
-        "--run-dir", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME, after the recipe)"
+        "--run-dir",
+        metavar="FOLDER",
+        help="where the run is kept, also s3://… or gs://… (default: runs/NAME)",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved recipe with every default, and stop"
@@ -59,7 +62,8 @@ def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
     if arguments.explain is not None:
         print(recipes.explain_key(arguments.explain, arguments.config, arguments.overrides))
         return EXIT_DONE
-    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
+    run_dir = run_path(arguments.run_dir or Path("runs") / arguments.config.stem)
+    reach(run_dir, "--run-dir")
     recipe = recipes.load(arguments.config, arguments.overrides, run_dir=run_dir)
     if arguments.print_config:
         print(recipes.dump(redacted_values(recipe.to_dict())), end="")
@@ -97,29 +101,33 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
 def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline import recipe as recipes
 
-    _check_run(arguments.run)
+    run_dir = _run(arguments)
     # Refused now rather than after minutes of evaluation.
-    make_folder(arguments.run, "--run")
+    make_folder(run_dir, "--run")
     from pipeline.corpus import build_corpus
     from pipeline.evaluate.measure import evaluate_run, print_table
     from pipeline.evaluate.trained_model import TrainedModel
     from pipeline.files import write_json
 
     with waiting_for("the checkpoint to load"):
-        model = TrainedModel(arguments.run)
+        model = TrainedModel(run_dir)
     if arguments.config:
         model.use_recipe(recipes.load(arguments.config))
     build_corpus(model.recipe)
     with waiting_for("the evaluation"):
-        results = evaluate_run(arguments.run, model)
-    write_json(arguments.run / "eval.json", results)
+        results = evaluate_run(run_dir, model)
+    write_json(run_dir / "eval.json", results)
     print_table(results)
     return EXIT_DONE
 
 
-def _check_run(run_dir: Path) -> None:
+def _run(arguments: argparse.Namespace) -> Path:
+    """The run directory, which must hold checkpoints."""
+    run_dir = run_path(arguments.run, option="--run")
+    reach(run_dir, "--run")
     if not (run_dir / "checkpoints").is_dir():
         raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
+    return run_dir
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -142,7 +150,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
 
 
 def _export(arguments: argparse.Namespace, stop: Stop) -> int:
-    _check_run(arguments.run)
+    run_dir = _run(arguments)
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
@@ -151,7 +159,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.evaluate.trained_model import TrainedModel
 
     with waiting_for("the checkpoint to load"):
-        model = TrainedModel(arguments.run)
+        model = TrainedModel(run_dir)
     inputs = exported_inputs(model)
     save_model(
         arguments.out,

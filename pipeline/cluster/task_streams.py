@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +18,7 @@ from pipeline.cluster.streams import build_stream, iterate
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.stream_spec import StreamSpec
 from pipeline.data.task_queue import TaskQueue, checked_rows
+from pipeline.store.path import run_path
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import known_bad
 from pipeline.train.spec import RunSpec
@@ -60,7 +60,7 @@ def stream_spec(spec: RunSpec, cluster: Cluster, *, task: str, schedule: Schedul
 
 def build_streams(spec: RunSpec, cluster: Cluster, *, schedule: Schedule, world_size: int) -> dict[str, Dataset]:
     """Task → the stream of its batches from the schedule's start on; tasks that are done are left out."""
-    bad = shared(known_bad(Path(spec.run_dir)))
+    bad = shared(known_bad(run_path(spec.run_dir)))
     wanted = [stream_spec(spec, cluster, task=name, schedule=schedule, bad=bad) for name in tasks_left(spec, schedule)]
     cpus = cluster_cpus() - cluster.trainer_cpus(world_size if cluster.num_workers else 0)
     shares = decode_shares(wanted, cpus=cpus, world_size=world_size)

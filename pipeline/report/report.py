@@ -18,6 +18,7 @@ from pipeline.report.page import page
 from pipeline.report.run_files import Run, read_run, steps_done
 from pipeline.report.timing import structures, time
 from pipeline.report.values import mapping, number
+from pipeline.store.path import run_path
 
 # State of a run → CSS class.
 _STATES = {"complete": "good", "not finished": "bad", "not known": "quiet"}
@@ -28,7 +29,7 @@ def write_report(run_dir: Path) -> Path:
 
     A section without content says "not available".
     """
-    run_dir = Path(run_dir)
+    run_dir = run_path(run_dir)
     run = read_run(run_dir)
     sections = {name: section(run) for name, section in _SECTIONS.items()}
     text = page(title=f"IMP run: {run_dir.resolve().name}", header=_header(run), sections=sections)
