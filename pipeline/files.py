@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RequestError, one_line
+from pipeline.store.objects import StoreError
+from pipeline.store.path import ObjectPath
 
 # Suffix of the files that a killed writer leaves behind.
 TEMPORARY_SUFFIX = ".partial"
@@ -29,6 +31,11 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     durable: flush to disk before the replacement, so that a power cut leaves the old file or the new one.
     """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
     path = Path(path)
     # Two processes or threads may write the same file at the same time.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
@@ -44,12 +51,14 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: Path, option: str) -> None:
     """Makes a folder that a user has named by ``option``. Raises RequestError if it cannot be made or written to."""
+    if isinstance(path, ObjectPath):
+        return reach(path, option)
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -59,6 +68,20 @@ def make_folder(path: Path, option: str) -> None:
         raise RequestError(
             f"{option} {path}: expected a folder that can be written, found: {one_line(e)}; name another"
         ) from e
+
+
+def reach(path: Path, option: str) -> None:
+    """Asks the store of a run directory that ``option`` names, so that a wrong one is refused at once.
+
+    Raises RequestError without its bucket or access to it, StoreError if it does not answer.
+    """
+    if isinstance(path, ObjectPath):
+        try:
+            path.names()
+        except StoreError as e:
+            if e.refused:
+                raise RequestError(f"{option} {path}: {one_line(e)}") from e
+            raise
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

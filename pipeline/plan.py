@@ -19,6 +19,7 @@ from pipeline.errors import RequestError
 from pipeline.facts import facts_of
 from pipeline.recipe import Recipe, specs
 from pipeline.run_tokenizer import choose_tokenizer
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.init_source import choose_step
 from pipeline.train.mixture.samplers import make_sampler
@@ -78,7 +79,7 @@ def _checkpoint_spec(recipe: Recipe, run_dir: Path | None) -> CheckpointSpec:
         keep_every=recipe.checkpoint.keep_every,
         keep_best=recipe.checkpoint.keep_best,
         init_from=source,
-        init_step=_init_step(Path(source)) if source and not resumes else None,
+        init_step=_init_step(run_path(source, option="init.from")) if source and not resumes else None,
     )
 
 

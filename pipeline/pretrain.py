@@ -22,6 +22,7 @@ from pipeline.recipe import Recipe, specs
 from pipeline.report.live import live_report, report_so_far
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir, set_damaged_aside
 from pipeline.stopping import Stop
+from pipeline.store.path import run_path
 from pipeline.train.attempts import CommandAttempt, command_attempt
 from pipeline.train.devices import check_backend
 from pipeline.train.goodput import goodput
@@ -69,7 +70,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
 
 def _run(recipe: Recipe, spec: RunSpec, cluster: Cluster, *, done: int, clock: _Clock, stop: Stop) -> bool:
     """One attempt. Returns False when it was interrupted and its state is saved. done: steps before it."""
-    run_dir, num_steps = Path(spec.run_dir), spec.mixture.num_steps
+    run_dir, num_steps = run_path(spec.run_dir), spec.mixture.num_steps
     with command_attempt(run_dir, began=clock.started, facts=provenance()) as attempt:
         if done < num_steps:
             # These files describe a shorter run.

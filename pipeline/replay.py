@@ -27,6 +27,7 @@ from pipeline.plan import plan
 from pipeline.recipe import Recipe, specs
 from pipeline.replay_comparison import Comparison, Replay
 from pipeline.run_dir import CONFIG
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.devices import use_compile_cache, use_compute_type
@@ -107,7 +108,7 @@ def _checkpoint_before(spec: RunSpec, first: int) -> int:
 def _logged(run_dir: Path, start: int, last: int) -> dict[int, bytes]:
     """Step → its line in metrics.jsonl, for the steps after ``start``."""
     found = {}
-    with contextlib.suppress(FileNotFoundError), open(run_dir / "metrics.jsonl", "rb") as file:
+    with contextlib.suppress(FileNotFoundError), (run_dir / "metrics.jsonl").open("rb") as file:
         for line in file:
             step = _STEP.match(line)
             # A line without an end was cut off.
@@ -180,7 +181,7 @@ def _feed(
         spec.data,
         {name: (begins[name], schedule.batches_at_most(name)) for name in running},
         seed=spec.mixture.seed,
-        known_bad=known_bad(Path(spec.run_dir)),
+        known_bad=known_bad(run_path(spec.run_dir)),
         cache_bytes=specs.cluster_spec(recipe).cache_bytes,
         limits=specs.decode_limits(recipe),
     )

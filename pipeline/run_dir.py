@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol
 
 import yaml
 
@@ -13,6 +13,8 @@ from pipeline import recipe as recipes
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
+from pipeline.run_lock import ObjectLock
+from pipeline.store.path import ObjectPath
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.spec import RunSpec
 
@@ -25,9 +27,19 @@ _BEFORE_CONFIG = (".lock", TOKENIZER)
 _SLOW_BYTES = 4_000_000_000
 
 
-def lock_run_dir(run_dir: Path) -> TextIO:
+class Lock(Protocol):
+    """A lock that is held until ``close``."""
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
+
+
+def lock_run_dir(run_dir: Path) -> Lock:
     """Holds the run directory for this process; the lock goes with the process, however it ends."""
     make_folder(run_dir, "--run-dir")
+    if isinstance(run_dir, ObjectPath):
+        return ObjectLock(run_dir / ".lock")
     lock = open(run_dir / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

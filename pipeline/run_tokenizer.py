@@ -20,6 +20,7 @@ from pipeline.errors import RequestError
 from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import counts_line
 from pipeline.run_dir import CONFIG, TOKENIZER
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.init_source import source_tokenizer
 
@@ -41,7 +42,7 @@ def choose_tokenizer(
         return own
     if recipe.text.tokenizer:
         return load_tokenizer(specs.locate(recipe.text.tokenizer))
-    if init_step is not None and (stored := source_tokenizer(Path(specs.locate(recipe.init.from_)), init_step)):
+    if init_step is not None and (stored := source_tokenizer(run_path(specs.locate(recipe.init.from_)), init_step)):
         return Tokenizer(stored)
     sentences = itertools.chain.from_iterable(_sentences(task, data.data_sets[task.data_set]) for task in readers)
     try:

@@ -7,6 +7,8 @@ import difflib
 from pathlib import Path
 
 from pipeline.errors import RequestError
+from pipeline.files import reach
+from pipeline.store.path import run_path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Recipes that come with the project: inside an installed package, at the top of a clone.
@@ -62,7 +64,8 @@ def add_recipe_arguments(
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="the run's directory")
+    says = "the run's directory, also s3://… or gs://…"
+    parser.add_argument("--run", type=run_folder, required=True, metavar="FOLDER", help=says)
 
 
 def add_step_argument(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +81,17 @@ def _step(text: str) -> int | str:
     return int(text)
 
 
+def run_folder(text: str) -> Path:
+    """A run directory, perhaps in a bucket, for argparse."""
+    try:
+        return run_path(text, option="expected a run:")
+    except RequestError as e:
+        raise argparse.ArgumentTypeError(str(e)) from e
+
+
 def check_run(run_dir: Path) -> None:
     """Raises RequestError if a folder is not that of a run."""
+    reach(run_dir, "--run")
     if not (run_dir / "checkpoints").is_dir():
         raise RequestError(f"--run {run_dir}: expected a run directory with checkpoints, found none")
 

@@ -12,6 +12,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from pipeline.files import make_folder
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
+from pipeline.store.path import run_path
 from pipeline.waiting import waiting_for
 
 
@@ -82,7 +83,7 @@ exit codes: 0 usable, or equal; 1 failed, or a step differs; 2 a run would stop,
     )
     add_recipe_arguments(parser, required=False)
     parser.add_argument(
-        "--replay", type=Path, metavar="RUN", help="a run's directory, in place of --config; nothing is written there"
+        "--replay", metavar="RUN", help="a run's directory, in place of --config; nothing is written there"
     )
     parser.add_argument(
         "--steps", type=step_range, metavar="FIRST:LAST", help="the steps to replay, as metrics.jsonl counts them"
@@ -141,7 +142,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     with waiting_for("libraries to load"):
         from pipeline.replay import replay
 
-    result = replay(arguments.replay, *arguments.steps, overrides=arguments.overrides)
+    result = replay(run_path(arguments.replay, option="--replay"), *arguments.steps, overrides=arguments.overrides)
     print(json.dumps(dataclasses.asdict(result), indent=1) if arguments.json else "\n".join(result.lines()))
     return EXIT_DONE if result.difference is None else EXIT_FAILED
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from pipeline import stopping
 from pipeline.errors import EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
+from pipeline.store.objects import StoreError
 
 Job = Callable[[argparse.Namespace, stopping.Stop], int]
 
@@ -33,6 +34,10 @@ def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> in
     except DataError as e:
         _say(f"failed: {e}")
         return EXIT_FAILED
+    except StoreError as e:
+        refused = e.refused
+        _say(f"{'error' if refused else 'failed'}: {e}" + ("" if refused else "; run the same command again"))
+        return EXIT_REQUEST if refused else EXIT_FAILED
     except OSError as e:
         if e.errno not in _FULL:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli.arguments import make_parser
+from pipeline.cli.arguments import make_parser, run_folder
 from pipeline.commands import command
 from pipeline.errors import EXIT_DONE, RequestError
 from pipeline.files import make_folder
@@ -27,7 +27,7 @@ examples:
 
 exit codes: 0 done, 1 failed, 2 the request was wrong""",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the directory of a run")
+    parser.add_argument("runs", nargs="+", type=run_folder, metavar="RUN", help="the directory of a run")
     parser.add_argument("--compare", action="store_true", help="write one page about all of the runs")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the page of --compare (default: comparison.html, here)"

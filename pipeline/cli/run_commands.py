@@ -10,9 +10,10 @@ from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, add_s
 from pipeline.commands import command
 from pipeline.credentials import redacted_values
 from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN
-from pipeline.files import make_folder
+from pipeline.files import make_folder, reach
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
+from pipeline.store.path import run_path
 from pipeline.waiting import waiting_for
 
 
@@ -38,7 +39,9 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped with its state
     )
     add_recipe_arguments(parser, default="demo")
     parser.add_argument(
-        "--run-dir", type=Path, metavar="FOLDER", help="where the run is kept (default: runs/NAME, after the recipe)"
+        "--run-dir",
+        metavar="FOLDER",
+        help="where the run is kept, also s3://… or gs://… (default: runs/NAME)",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved recipe with every default, and stop"
@@ -60,7 +63,8 @@ def _pretrain(arguments: argparse.Namespace, stop: Stop) -> int:
     if arguments.explain is not None:
         print(recipes.explain_key(arguments.explain, arguments.config, arguments.overrides))
         return EXIT_DONE
-    run_dir = arguments.run_dir or Path("runs") / arguments.config.stem
+    run_dir = run_path(arguments.run_dir or Path("runs") / arguments.config.stem)
+    reach(run_dir, "--run-dir")
     recipe = recipes.load(arguments.config, arguments.overrides, run_dir=run_dir)
     if arguments.print_config:
         print(recipes.dump(redacted_values(recipe.to_dict())), end="")

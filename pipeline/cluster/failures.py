@@ -15,6 +15,7 @@ from ray.train import TrainingFailedError, UserCallback
 from pipeline.cluster.spec import Cluster
 from pipeline.credentials import redacted
 from pipeline.errors import DataError, RequestError, one_line
+from pipeline.store.path import run_path
 from pipeline.train.spec import RunSpec
 
 # Maximum characters of an error in a line.
@@ -138,7 +139,7 @@ def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -
 
 def _write(run_dir: str, text: str) -> Path:
     """Keeps Ray's whole message in a file."""
-    path = Path(run_dir) / "failure.txt"
+    path = run_path(run_dir) / "failure.txt"
     with contextlib.suppress(OSError):
         path.write_text(redacted(text), encoding="utf-8")
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,7 +22,9 @@ from pipeline.cluster.worker import train_worker
 from pipeline.commands import typed_command
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
+from pipeline.files import cache_dir
 from pipeline.stopping import Stop
+from pipeline.store.path import local_folder, run_path
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
@@ -57,7 +58,7 @@ def fit_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     trainer = JaxTrainer(
         train_loop_per_worker=lambda: _train_here(spec, cluster, stop),
         scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="ray", storage_path=spec.run_dir),
+        run_config=RunConfig(name="ray", storage_path=_ray_folder(spec)),
     )
     return trainer.fit().return_value
 
@@ -66,7 +67,7 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
         # Tracing a step holds the GIL for seconds; the streams' threads need it for microseconds, often.
         sys.setswitchinterval(0.001)
-        return open_queues(spec, cluster, schedule, bad=known_bad(Path(spec.run_dir)))
+        return open_queues(spec, cluster, schedule, bad=known_bad(run_path(spec.run_dir)))
 
     spec.open_checkpoints().remove_leftovers()
     return train(spec, make_queues, gate=_LocalGate(stop))
@@ -145,12 +146,16 @@ def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTr
     return trainer
 
 
+def _ray_folder(spec: RunSpec) -> str:
+    """The folder for Ray's bookkeeping: a run has checkpoints and logs of its own, so no other machine reads it."""
+    return str(local_folder(run_path(spec.run_dir), cache_dir()))
+
+
 def _run_config(spec: RunSpec, cluster: Cluster, coordinator: Any) -> RunConfig:
     env = {"JAX_PLATFORMS": "cpu"} if cluster.accelerator == "cpu" else {}
     return RunConfig(
         name="ray",
-        # Our own checkpoints and metrics are there too; Ray keeps only its bookkeeping.
-        storage_path=str(Path(spec.run_dir)),
+        storage_path=_ray_folder(spec),
         worker_runtime_env={"env_vars": env},
         failure_config=FailureConfig(max_failures=cluster.max_failures),
         callbacks=[FailureWatch(coordinator, spec.run_dir)],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from pipeline.cluster.task_streams import open_queues
 from pipeline.data.manifest import copy_rows
 from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.devices import check_backend
 from pipeline.train.mixture.schedule import Schedule
@@ -92,7 +92,7 @@ class WorkerGate(StepGate):
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
             begun = coordinator.begin.remote(world_size, start_step, spec.reject_counts(start_step))
-            chosen = ray.get(begun), start_step, ray.put(known_bad(Path(spec.run_dir)))
+            chosen = ray.get(begun), start_step, ray.put(known_bad(run_path(spec.run_dir)))
         self.epoch, self.start_step, rejects = collective.broadcast_from_rank_zero(chosen)
         self.known_bad = ray.get(rejects)
         if self.epoch > 1 and rank == 0:

@@ -18,6 +18,7 @@ from pipeline.recipe.defaults import with_batch_defaults, with_data_values, with
 from pipeline.recipe.settings import Recipe
 from pipeline.recipe.task_settings import EvaluationSettings
 from pipeline.recipe.yaml_text import read_yaml
+from pipeline.store.objects import StoreError
 
 
 def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:
@@ -44,6 +45,8 @@ def _stored(run_dir: Path) -> dict:
     """The resolved recipe of a run; empty if it cannot be read, which the check of the run directory reports."""
     try:
         stored = read_yaml((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except StoreError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, OSError):
         return {}
     return stored if isinstance(stored, dict) else {}

@@ -14,6 +14,7 @@ from pipeline.report.learning import headline_measurements, measurements
 from pipeline.report.page import page
 from pipeline.report.run_files import Run, first_and_last_tenth, read_run
 from pipeline.report.values import mapping
+from pipeline.store.path import run_path
 
 # Maximum number of differing keys of the recipes that are shown, and of characters of a value.
 _MAX_KEYS, _MAX_CHARACTERS = 60, 80
@@ -21,7 +22,7 @@ _MAX_KEYS, _MAX_CHARACTERS = 60, 80
 
 def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
     """Writes the page, whole or not at all, and returns its path."""
-    runs = [read_run(Path(run_dir)) for run_dir in run_dirs]
+    runs = [read_run(run_path(run_dir)) for run_dir in run_dirs]
     names = _names(run_dirs)
     sections = {name: section(runs, names) for name, section in _SECTIONS.items()}
     header = Html(f'<p class="result">{len(runs)} runs side by side</p>')
@@ -32,7 +33,7 @@ def write_comparison(run_dirs: Sequence[Path], path: Path) -> Path:
 
 def _names(run_dirs: Sequence[Path]) -> list[str]:
     """The folders' names; with their parents where two are alike."""
-    short = [Path(run_dir).resolve().name for run_dir in run_dirs]
+    short = [run_path(run_dir).resolve().name for run_dir in run_dirs]
     return short if len(set(short)) == len(short) else [str(run_dir) for run_dir in run_dirs]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import one_line
 from pipeline.report.report import write_report
+from pipeline.store.path import run_path
 
 # Seconds between two looks at the checkpoints.
 _POLL_S = 2.0
@@ -25,8 +26,8 @@ def live_report(run_dir: Path) -> Iterator[None]:
     """Keeps report.html up to date while the block runs. Nothing that fails here reaches the block."""
     ended = threading.Event()
     # Looked at before the block, or its first checkpoint might be taken for an old one.
-    seen = _checkpoints(Path(run_dir))
-    thread = threading.Thread(target=_keep, args=(Path(run_dir), ended, seen), name="live report", daemon=True)
+    seen = _checkpoints(run_path(run_dir))
+    thread = threading.Thread(target=_keep, args=(run_path(run_dir), ended, seen), name="live report", daemon=True)
     thread.start()
     try:
         yield

@@ -31,7 +31,7 @@ def read_lines(path: Path) -> Iterator[dict]:
     """Yields the mappings of a file with one JSON value a line; nothing without the file."""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
             try:
                 yield mapping(json.loads(line))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.files import whole_file
+from pipeline.store.path import run_path
 from pipeline.train.quarantine import journal_files, read_journal
 
 _SCHEMA = pa.schema(
@@ -28,7 +29,7 @@ def write_table(run_dir: Path) -> Path:
 
     The rows themselves are read a second time, in order of the steps: of each reject 32 bytes are held.
     """
-    path, journals = Path(run_dir) / "quarantine.parquet", journal_files(run_dir)
+    path, journals = run_path(run_dir) / "quarantine.parquet", journal_files(run_dir)
     rows = _records(journals, *_first_places(journals))
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as table:
         while group := list(itertools.islice(rows, _GROUP_ROWS)):
@@ -55,7 +56,7 @@ def _first_places(journals: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 def _records(journals: list[Path], files: np.ndarray, places: np.ndarray) -> Iterator[dict]:
     """The records at the given places, one after the other."""
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(open(path, "rb")) for path in journals]
+        opened = [stack.enter_context(path.open("rb")) for path in journals]
         for number, place in zip(files.tolist(), places.tolist(), strict=True):
             opened[number].seek(place)
             yield json.loads(opened[number].readline())

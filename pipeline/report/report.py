@@ -17,6 +17,7 @@ from pipeline.report.pictures import examples, space_and_confusions
 from pipeline.report.run_files import Run, read_run
 from pipeline.report.timing import structures, time
 from pipeline.report.values import mapping
+from pipeline.store.path import run_path
 
 
 def write_report(run_dir: Path) -> Path:
@@ -24,7 +25,7 @@ def write_report(run_dir: Path) -> Path:
 
     A section without content says "not available".
     """
-    run_dir = Path(run_dir)
+    run_dir = run_path(run_dir)
     run = read_run(run_dir)
     sections = {name: section(run) for name, section in _SECTIONS.items()}
     if not run.showcase:

@@ -128,7 +128,7 @@ def _rejects(path: Path) -> Rejects | None:
         import pyarrow.parquet as pq
 
         reasons: collections.Counter = collections.Counter()
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
             first = next(file.iter_batches(batch_size=MAX_REJECTS), None)
             for batch in file.iter_batches(columns=["data_set", "reason"]):
                 columns = [map(str, batch[name].to_pylist()) for name in batch.schema.names]

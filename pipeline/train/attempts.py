@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pipeline.credentials import redacted
 from pipeline.errors import one_line
+from pipeline.store.log import ObjectLog
+from pipeline.store.path import ObjectPath, run_path
 
 FOLDER = "attempts"
 # Minimum seconds between two lines of steps, and their minimum share of the time since the attempt began: what a kill
@@ -36,6 +38,7 @@ class AttemptFile:
         self._path = path
         self._wall, self._counter = time.time(), time.perf_counter()
         self.began = self._wall if began is None else began
+        self._log: ObjectLog | None = None
 
     def now(self) -> float:
         """Seconds since the epoch."""
@@ -45,10 +48,18 @@ class AttemptFile:
         """Appends one line. A disk that takes no more ends the run elsewhere, not here."""
         line = {"event": event, "at": round(self.now() if at is None else at, 6)} | values
         with contextlib.suppress(OSError):
+            if isinstance(self._path, ObjectPath):
+                return self._put(self._path, json.dumps(line).encode() + b"\n", wait=event != "step")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "ab", buffering=0) as file:
                 # A kill or a full disk may have cut off the last line.
                 file.write(b"\n" * _is_cut_off(self._path) + json.dumps(line).encode() + b"\n")
+
+    def _put(self, path: ObjectPath, line: bytes, *, wait: bool) -> None:
+        self._log = self._log or ObjectLog(path)
+        self._log.append(line)
+        if wait:
+            self._log.sync()
 
 
 def _is_cut_off(path: Path) -> bool:
@@ -66,7 +77,7 @@ class RankAttempt:
     """
 
     def __init__(self, run_dir: Path, *, rank: int, start_step: int, facts: dict) -> None:
-        self._file = AttemptFile(run_dir / FOLDER / f"rank-{rank}.jsonl")
+        self._file = AttemptFile(run_path(run_dir) / FOLDER / f"rank-{rank}.jsonl")
         self._every = (_OTHERS_EVERY_S, _OTHERS_EVERY_SHARE) if rank else (_EVERY_S, _EVERY_SHARE)
         self._written_at = -math.inf
         self._file.write("open", at=self._file.began, start_step=start_step, **facts)
@@ -113,7 +124,7 @@ def command_attempt(run_dir: Path, *, began: float, facts: dict | None = None) -
 def read_file(path: Path) -> list[dict]:
     """The whole lines of one file of the log, in order; empty without it."""
     lines = []
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         lines = [line for text in file if (line := _line(text))]
     return lines
 
@@ -140,21 +151,21 @@ def command_facts(run_dir: Path) -> list[dict]:
 
 def read_command_and_rank_0(run_dir: Path) -> list[dict]:
     """The lines of the command and of rank 0, in the order of their times."""
-    folder = Path(run_dir) / FOLDER
+    folder = run_path(run_dir) / FOLDER
     lines = read_file(folder / "command.jsonl") + read_file(folder / "rank-0.jsonl")
     return sorted(lines, key=lambda line: line["at"])
 
 
 def last_lines_of_ranks(run_dir: Path) -> dict[int, list[dict]]:
     """Rank → the last line of each of its attempts. Parses no other: there may be hundreds of ranks and attempts."""
-    paths = (Path(run_dir) / FOLDER).glob("rank-*.jsonl")
+    paths = (run_path(run_dir) / FOLDER).glob("rank-*.jsonl")
     numbers = {path: path.stem.removeprefix("rank-") for path in paths}
     return {int(n): _last_lines(path) for path, n in sorted(numbers.items()) if n.isdecimal()}
 
 
 def _last_lines(path: Path) -> list[dict]:
     found, last = [], b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), path.open("rb") as file:
         for text in file:
             if text.startswith(_OPEN):
                 found.append(last)

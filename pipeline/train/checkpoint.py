@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -13,8 +14,10 @@ from orbax.checkpoint import v1 as ocp
 
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import write_bytes
+from pipeline.store.path import ObjectPath, remove_tree
 from pipeline.train.agreement import first_of_all_processes
 from pipeline.train.checkpoint_folder import FORMAT, RUN, CheckpointFolder
+from pipeline.train.checkpoint_staging import Staging
 from pipeline.train.digests import file_digests, sealed
 
 # Orbax warns at each save about a merge of files that a single JSON value does not need.
@@ -34,6 +37,9 @@ class Checkpoints(CheckpointFolder):
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_every: int | None = None) -> None:
         super().__init__(run_dir)
+        self._staging = Staging(self.folder) if isinstance(self.folder, ObjectPath) else None
+        # The folder in which Orbax reads and writes.
+        self._arrays = self._staging.folder if self._staging else self.folder
         self._keep_last = keep_last
         self._keep_every = keep_every
         self._thread: threading.Thread | None = None
@@ -43,18 +49,20 @@ class Checkpoints(CheckpointFolder):
         """Removes the leftovers of saves that were killed. One process calls it, before any saves."""
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(path, ignore_errors=True)
+        if self._staging:
+            self._staging.remove_leftovers()
 
     def check_space(self, state: dict) -> None:
         """Raises DataError if the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
         needed = _bytes(state) + _SPARE_BYTES
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
+            self._arrays.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._arrays).free
         except OSError as e:
-            raise DataError(f"checkpoints cannot be written to {self.folder}: {one_line(e)}; mend the storage") from e
+            raise DataError(f"checkpoints cannot be written to {self._arrays}: {one_line(e)}; mend the storage") from e
         if free < needed:
             raise DataError(
-                f"a checkpoint needs {_size(needed)}, {self.folder} has {_size(free)} free; free some space, or lower "
+                f"a checkpoint needs {_size(needed)}, {self._arrays} has {_size(free)} free; free some space, or lower "
                 f"checkpoint.keep_last. The newest whole checkpoint is {self.latest_step or 'none'}"
             )
 
@@ -68,17 +76,23 @@ class Checkpoints(CheckpointFolder):
         try:
             self.wait()
             self.check_space(state)
+            if self._staging:
+                # Before all processes agree: what they put after that is of this save.
+                self._staging.prepare(step)
         except DataError as e:
             problem = str(e)
+        except OSError as e:
+            problem = str(self._unwritable(e))
         if problem := first_of_all_processes(problem):
             raise DataError(problem)
-        folder = self.folder / str(step)
-        if jax.process_index() == 0 and folder.exists():
+        folder = self._arrays / str(step)
+        if jax.process_index() == 0 and not self._staging and folder.exists():
             # Not whole, or of steps that the run has since taken back.
             (folder / RUN).unlink(missing_ok=True)
         params = {name: group["params"] for name, group in state.items()}
         sound = {"finite": bool(_all_finite(params)) and finite}
-        response = ocp.save_checkpointables_async(folder, {"state": state}, overwrite=True)
+        with self._staging.options() if self._staging else contextlib.nullcontext():
+            response = ocp.save_checkpointables_async(folder, {"state": state}, overwrite=True)
         data = {"format": FORMAT, "step": step, "groups": parameter_shapes(state)} | sound | data
         # Not a daemon: the interpreter waits for it.
         self._thread = threading.Thread(target=self._finish, args=(response, step, data), name="checkpoint")
@@ -87,18 +101,22 @@ class Checkpoints(CheckpointFolder):
     def _finish(self, response: ocp.AsyncResponse, step: int, data: dict) -> None:
         try:
             response.result()
+            files = self._staging.upload(step) if self._staging else None
             if jax.process_index() == 0:
-                self._make_whole(step, data)
+                self._make_whole(step, data | {"files": files or file_digests(self.folder / str(step))})
         except BaseException as e:
             self._failure = e
+            if self._staging:
+                self._staging.give_up(step, e)
 
     def _make_whole(self, step: int, data: dict) -> None:
         folder = self.folder / str(step)
-        write_bytes(folder / RUN, sealed(data | {"files": file_digests(folder)}))
+        write_bytes(folder / RUN, sealed(data))
         steps, best = self._in_question(), (data.get("best") or {}).get("step")
         for old in set(steps) - self._kept(steps) - {best}:
             (self.folder / str(old) / RUN).unlink()
-            shutil.rmtree(self.folder / str(old), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_tree(self.folder / str(old))
 
     def _in_question(self) -> list[int]:
         """The steps of the whole checkpoints that may have to go, ascending.
@@ -128,10 +146,17 @@ class Checkpoints(CheckpointFolder):
             self._thread = None
         failure, self._failure = self._failure, None
         if failure is not None:
-            raise DataError(
-                f"a checkpoint could not be written to {self.folder}: {one_line(failure)[:300]}; mend the storage and "
-                f"run the same command again. The newest whole checkpoint is {self.latest_step or 'none'}"
-            ) from failure
+            raise self._unwritable(failure) from failure
+
+    def _unwritable(self, failure: BaseException) -> DataError:
+        try:
+            newest = self.latest_step or "none"
+        except DataError:
+            newest = "unknown"
+        return DataError(
+            f"a checkpoint could not be written to {self.folder}: {one_line(failure)[:300]}; mend the storage and run "
+            f"the same command again. The newest whole checkpoint is {newest}"
+        )
 
     @property
     def saving(self) -> bool:
@@ -145,7 +170,12 @@ class Checkpoints(CheckpointFolder):
         cannot be read.
         """
         step = self.latest_step if step is None else step
-        folder = self.folder / str(step)
+        if not self._staging:
+            return self._load(self.folder / str(step), abstract, step)
+        with self._staging.fetched(step, self.data(step)["files"]) as folder:
+            return self._load(folder, abstract, step)
+
+    def _load(self, folder: Path, abstract: dict, step: int) -> dict:
         _refuse_links(folder)
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         try:
@@ -155,8 +185,8 @@ class Checkpoints(CheckpointFolder):
         # Orbax raises anything on corrupt bytes, and its message hides the first cause.
         except Exception as e:
             raise RequestError(
-                f"checkpoint {step} is damaged ({one_line(e.__cause__ or e)[:200]}); move {folder} away to go on from "
-                "the one before"
+                f"checkpoint {step} is damaged ({one_line(e.__cause__ or e)[:200]}); move "
+                f"{self.folder / str(step)} away to go on from the one before"
             ) from e
         return state
 

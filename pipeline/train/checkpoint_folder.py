@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import DataError, RequestError, one_line
+from pipeline.store.objects import StoreError
+from pipeline.store.path import run_path
 from pipeline.train.digests import changed_file, cut_file, read_sealed
 
 # Increased when the stored layout changes.
@@ -25,11 +27,16 @@ class CheckpointFolder:
     """The checkpoints of a run directory as files."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.folder = Path(run_dir).absolute() / "checkpoints"
+        self.folder = run_path(run_dir).absolute() / "checkpoints"
 
     def _folders(self) -> list[int]:
         """The steps that have a folder, whole or not, ascending."""
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if self.folder.is_dir() else []
+        try:
+            return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except StoreError as e:
+            raise self._out_of_reach(e) from e
 
     @property
     def steps(self) -> list[int]:
@@ -85,6 +92,8 @@ class CheckpointFolder:
             data = self._read(step)
         except FileNotFoundError:
             return f"{RUN} is missing"
+        except StoreError as e:
+            raise self._out_of_reach(e) from e
         except (OSError, ValueError) as e:
             return f"{RUN} cannot be read: {one_line(e)}"
         if data.get("format") != FORMAT:
@@ -93,8 +102,14 @@ class CheckpointFolder:
             return f"{RUN} is that of step {data['step']}"
         try:
             return look(self.folder / str(step), data["files"])
+        except StoreError as e:
+            raise self._out_of_reach(e) from e
         except OSError as e:
             return f"a file cannot be read: {one_line(e)}"
+
+    def _out_of_reach(self, error: StoreError) -> DataError:
+        """Without an answer a checkpoint is neither whole nor damaged: a run must not go on from an older one."""
+        return DataError(f"the checkpoints of {self.folder} cannot be read: {one_line(error)}; run the command again")
 
     def choose(self, *, set_aside: bool = False) -> tuple[int | None, list[str]]:
         """(the newest checkpoint with intact files, a line for each newer one that is damaged).
@@ -147,6 +162,8 @@ class CheckpointFolder:
             raise RequestError(
                 f"checkpoint {step} of {self.folder} is missing; all machines of a run must see its directory"
             ) from e
+        except StoreError as e:
+            raise self._out_of_reach(e) from e
         except (OSError, ValueError) as e:
             raise RequestError(
                 f"checkpoint {step} of {self.folder} is damaged: {RUN} cannot be read: {one_line(e)}"

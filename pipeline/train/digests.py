@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from pipeline.files import sha256_of
+from pipeline.store.path import ObjectPath
 
 # Maximum number of files read in parallel: more gain nothing, and training goes on beside them.
 _MAX_THREADS = 8
@@ -20,13 +21,28 @@ def file_digests(folder: Path) -> dict[str, dict]:
     """Name → {"bytes", "sha256"} of every file in a folder."""
     names = sorted(_files(folder))
     with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(lambda name: sha256_of(folder / name), names))
-    sizes = [(folder / name).lstat().st_size for name in names]
-    return {n: {"bytes": s, "sha256": d} for n, s, d in zip(names, sizes, digests, strict=True)}
+        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def _digest(path: Path) -> dict:
+    if isinstance(path, ObjectPath):
+        return digest_of(path.read_bytes())
+    return {"bytes": path.lstat().st_size, "sha256": sha256_of(path)}
+
+
+def digest_of(content: bytes) -> dict:
+    """The size and digest of a file's content."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def cut_file(folder: Path, files: dict[str, dict]) -> str | None:
-    """The first of ``files`` that is missing or has another size, in words; reads no file."""
+    """The first of ``files`` that is missing or has another size, in words; reads no file.
+
+    In a bucket a file is whole or missing, and listings have no sizes.
+    """
+    if isinstance(folder, ObjectPath):
+        found = set(folder.names())
+        return next((f"{name} is missing" for name in files if name not in found), None)
     for name, written in files.items():
         try:
             found = (folder / name).lstat().st_size
@@ -75,4 +91,6 @@ def read_sealed(path: Path) -> tuple[dict, bool | None]:
 
 
 def _files(folder: Path) -> set[str]:
+    if isinstance(folder, ObjectPath):
+        return set(folder.names())
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

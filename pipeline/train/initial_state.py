@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +12,7 @@ from model.imp import Imp
 from model.step import init_state, state_shapes
 from pipeline.data.spec import DataSetSpec
 from pipeline.errors import RequestError
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint import Checkpoints, parameter_shapes
 from pipeline.train.devices import host_device
 from pipeline.train.init_source import InitSource, open_source
@@ -34,7 +34,7 @@ def start_state(imp: Imp, spec: RunSpec, checkpoints: Checkpoints, step: int, *,
     params, lines = _fresh(imp, spec.mixture.seed), []
     source = spec.checkpoints
     if source.init_from:
-        taken_from = open_source(Path(source.init_from), source.init_step)
+        taken_from = open_source(run_path(source.init_from, option="init.from"), source.init_step)
         params, lines = _taken_over(params, taken_from, classes=_classes(spec.data.data_sets))
     return sharding.put_state(_on_host(init_state, params, freeze), shardings), lines
 

@@ -6,11 +6,9 @@ position and attempt alone, every other one for all visits of its sample.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import operator
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +18,8 @@ from typing import TypeVar
 from pipeline.data.known_rejects import Collector, Key, KnownRejects
 from pipeline.data.plan import Row, reject_key
 from pipeline.errors import DataError, one_line
+from pipeline.store.log import Log, open_log
+from pipeline.store.path import run_path
 from pipeline.train.reject_limit import Draws
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class Quarantine:
     """The journal file of one rank: ``quarantine/rank-N.jsonl`` in the run directory."""
 
     def __init__(self, run_dir: Path, *, rank: int) -> None:
-        self._path = Path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
-        self._file: io.FileIO | None = None
+        self._path = run_path(run_dir) / "quarantine" / f"rank-{rank}.jsonl"
+        self._log: Log | None = None
         # Hashes, the oldest first: a long run of bad data must not fill the memory.
         self._written: dict[int, None] = {}
 
@@ -61,11 +61,10 @@ class Quarantine:
     def _append(self, records: list[dict]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
         try:
-            if self._file is None:
-                self._file = _open_to_append(self._path)
-            if (written := self._file.write(lines)) != len(lines):
-                raise OSError(f"only {written} of {len(lines)} bytes were written")
-            os.fsync(self._file.fileno())
+            if self._log is None:
+                self._log = open_log(self._path)
+            self._log.append(lines)
+            self._log.sync()
         except OSError as e:
             raise DataError(
                 f"the journal of rejects, {self._path}, cannot be written: {one_line(e)}; free some space or mend the "
@@ -73,32 +72,11 @@ class Quarantine:
             ) from e
 
 
-def _open_to_append(path: Path) -> io.FileIO:
-    """An unbuffered file, at the end of its last whole line: a line that a kill cut off was never used."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b", buffering=0)
-    file.truncate(_whole_lines(file))
-    return file
-
-
-def _whole_lines(file: io.FileIO) -> int:
-    """The number of bytes of a file up to the end of its last whole line."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - (1 << 16))
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
 def journal_files(run_dir: Path) -> list[Path]:
     """The journals of all ranks, sorted by name. Raises DataError if they cannot be listed."""
-    folder = Path(run_dir) / "quarantine"
+    folder = run_path(run_dir) / "quarantine"
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return []
     except OSError as e:
@@ -135,7 +113,7 @@ def _parsed(path: Path, parse: Callable[[bytes], T], *, warn: Callable[[str], No
     """
     place, damaged = 0, []
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break

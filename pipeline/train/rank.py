@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +14,9 @@ from model.config import ModelConfig
 from model.imp import Imp
 from model.step import compile_step, learning_rates, state_shapes
 from pipeline.errors import DataError, RequestError
+from pipeline.files import cache_dir
 from pipeline.host_memory import keep_freed_memory
+from pipeline.store.path import local_folder, run_path
 from pipeline.train.attempts import RankAttempt
 from pipeline.train.compiler import StepCompiler
 from pipeline.train.devices import use_compile_cache, use_compute_type, world
@@ -64,7 +65,7 @@ class Rank:
         self.rank = rank
         self.gate = gate
         with contextlib.ExitStack() as parts:
-            stacks = Path(spec.run_dir) / "stalls" / f"rank-{rank}.txt"
+            stacks = local_folder(run_path(spec.run_dir), cache_dir()) / "stalls" / f"rank-{rank}.txt"
             self.watchdog = Watchdog(stacks, timeout_s=spec.placement.stall_timeout_s, rank=rank)
             parts.callback(self.watchdog.close)
             self.schedule = spec.schedule(spec.position(start_step))
@@ -123,7 +124,7 @@ class Rank:
 
     def _attempt(self) -> RankAttempt:
         facts = world() | {"advice": dict(self.spec.logging.feed_advice)}
-        return RankAttempt(Path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
+        return RankAttempt(run_path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
 
     def _open_compiler(self) -> None:
         spec, placement = self.spec, self.spec.placement
@@ -142,7 +143,7 @@ class Rank:
 
     def _open_feed(self, queues: Mapping[str, RowQueue]) -> None:
         self.gate.open(self.spec.reject_counts(self.schedule.start))
-        self.quarantine = Quarantine(Path(self.spec.run_dir), rank=self.rank)
+        self.quarantine = Quarantine(run_path(self.spec.run_dir), rank=self.rank)
         self.feed = Feed(
             self.schedule,
             queues,
@@ -155,7 +156,7 @@ class Rank:
     def _open_recorder(self) -> None:
         self.recorder = Recorder(
             self.spec.logging,
-            run_dir=Path(self.spec.run_dir),
+            run_dir=run_path(self.spec.run_dir),
             rank=self.rank,
             steps=self.schedule.steps,
             flops={(b.task, b.variant): b.flops for b in self.budget},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from model.config import ModelConfig, OptimizerConfig
 from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
+from pipeline.store.path import run_path
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.reject_limit import RejectCounts
@@ -69,7 +69,7 @@ class RunSpec:
         if not self.run_dir:
             raise ValueError("this plan has no run directory")
         keep = self.checkpoints
-        return Checkpoints(Path(self.run_dir), keep_last=keep.keep_last, keep_every=keep.keep_every)
+        return Checkpoints(run_path(self.run_dir), keep_last=keep.keep_last, keep_every=keep.keep_every)
 
     def position(self, step: int | None = None) -> Position:
         """The position stored in the checkpoint of a step, by default the newest; ``START`` without a checkpoint.

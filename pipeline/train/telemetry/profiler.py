@@ -7,17 +7,21 @@ from pathlib import Path
 
 import jax
 
+from pipeline.files import cache_dir
+from pipeline.store.path import local_folder, publish
+
 
 class ProfilerWindow:
-    """Traces the steps first .. last (counted from 1) into a folder.
+    """Traces the steps first .. last (counted from 1) into ``profile/``.
 
     ``reached`` is called after each step, while the next one is already running: the trace starts early enough to
     hold the whole first step, and so also holds a few steps before it.
     """
 
-    def __init__(self, steps: tuple[int, int], *, folder: Path, start_step: int):
+    def __init__(self, steps: tuple[int, int], *, run_dir: Path, start_step: int):
         self._first, self._last = steps
-        self._folder = folder
+        self._folder = local_folder(run_dir, cache_dir()) / "profile"
+        self._target = run_dir / "profile"
         self._tracing = False
         self.reached(start_step)
 
@@ -34,4 +38,5 @@ class ProfilerWindow:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
-            print(f"profile of steps {self._first} to {self._last}: {self._folder}", file=sys.stderr, flush=True)
+            publish(self._folder, self._target)
+            print(f"profile of steps {self._first} to {self._last}: {self._target}", file=sys.stderr, flush=True)

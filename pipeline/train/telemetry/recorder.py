@@ -155,7 +155,7 @@ class _Rank0:
         self._writers = open_writers(spec.writers, run)
         self._profiler = None
         if spec.profile_steps:
-            self._profiler = ProfilerWindow(spec.profile_steps, folder=run_dir / "profile", start_step=steps.start)
+            self._profiler = ProfilerWindow(spec.profile_steps, run_dir=run_dir, start_step=steps.start)
         self._progress = Progress(
             mode=spec.progress,
             steps=steps,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from pipeline.store.log import cut_log, lines_from_end, open_log
+from pipeline.store.path import run_path
 
 
 class StepLog:
@@ -19,63 +22,46 @@ class StepLog:
 
     def __init__(self, path: Path, *, keep_steps: int):
         """keep_steps: drop the lines of later steps (written by a run that died after its last checkpoint)."""
-        self.path = Path(path)
+        self.path = run_path(path)
         self.last_step = cut_back(self.path, keep_steps=keep_steps)
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._log = open_log(self.path)
 
     def write(self, record: dict) -> None:
-        """Appends one line, immediately visible to readers."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Appends one line, visible to readers at once, in a bucket after seconds."""
+        self._log.append(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> None:
         """Flushes to disk. Order contract: called before the checkpoint that covers these steps is stored."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._log.sync()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        self._log.close()
 
 
 def cut_back(path: Path, *, keep_steps: int) -> int:
     """Cuts off the lines of steps after ``keep_steps``, and a torn end. Returns the last step found, 0 without any.
 
-    Reads from the end of the file, whose steps rise, so the cost does not grow with the run.
+    Reads from the end of the log, whose steps rise, so the cost does not grow with the run.
     """
-    try:
-        file = open(path, "r+b")
-    except FileNotFoundError:
-        return 0
     last = 0
-    with file:
-        for start, line in _lines_from_end(file):
+
+    def cut(file: BinaryIO) -> bool:
+        nonlocal last
+        for start, line in lines_from_end(file):
             step = _step(line)
             last = max(last, step or 0)
             if step is not None and step <= keep_steps:
                 file.truncate(start + len(line))
                 file.seek(0, os.SEEK_END)
                 file.write(b"\n")
-                return last
+                return True
         file.truncate(0)
+        return False
+
+    with contextlib.suppress(FileNotFoundError):
+        cut_log(path, cut)
     return last
-
-
-def _lines_from_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yields (place in the file, line without its end) of every line, the last one first."""
-    start, size, rest = file.seek(0, os.SEEK_END), 1 << 16, b""
-    while start:
-        # Blocks grow, so that a long line or hole is not copied again and again.
-        size, begin = 2 * size, max(0, start - size)
-        file.seek(begin)
-        rest = file.read(start - begin) + rest
-        start = begin
-        stop = len(rest)
-        while (end := rest.rfind(b"\n", 0, stop)) >= 0:
-            yield start + end + 1, rest[end + 1 : stop]
-            stop = end
-        rest = rest[:stop]
-    yield 0, rest
 
 
 def _step(line: bytes) -> int | None:

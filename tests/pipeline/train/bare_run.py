@@ -11,6 +11,7 @@ from pipeline import recipe as recipes
 from pipeline.data.direct_queue import direct_queues
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
+from pipeline.store.path import run_path
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.step_gate import StepGate
@@ -32,5 +33,6 @@ def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
 
 
 if __name__ == "__main__":
-    summary = run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]))
-    (Path(sys.argv[2]) / "bare_summary.jsonl").write_text(json.dumps(summary))
+    where = run_path(sys.argv[2])
+    summary = run(recipes.load(Path(sys.argv[1])), where)
+    (where / "bare_summary.json").write_text(json.dumps(summary))

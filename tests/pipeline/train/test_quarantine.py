@@ -49,7 +49,7 @@ def lines(run_dir, rank: int = 0) -> list[str]:
 
 def test_a_reject_is_on_disk_when_record_returns(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(quarantine.os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    monkeypatch.setattr("pipeline.store.log.os.fsync", lambda fd: synced.append(os.fstat(fd).st_size))
     journal(tmp_path).record(row(reject("a"), reject("b")), step=7, data_set="pets")
     found = [json.loads(line) for line in lines(tmp_path)]
     assert found == [reject("a") | {"task": "pet_text", "step": 7}, reject("b") | {"task": "pet_text", "step": 7}]

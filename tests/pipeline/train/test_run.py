@@ -267,7 +267,7 @@ def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, c
 
 @pytest.mark.slow
 def test_run_directory_and_one_compile_a_structure(whole):
-    (summary,) = read_jsonl(whole[1] / "bare_summary.jsonl")
+    (summary,) = read_jsonl(whole[1] / "bare_summary.json")
     records = read_jsonl(whole[1] / "metrics.jsonl")
     # classes has two variants, image_text and video_audio one each.
     assert summary["num_structures"] == 4

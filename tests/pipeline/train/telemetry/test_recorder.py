@@ -202,7 +202,7 @@ def traces(monkeypatch):
     ],
 )
 def test_the_window_holds_its_steps(tmp_path, traces, capsys, window, start_step, expected):
-    profile = profiler.ProfilerWindow(window, folder=tmp_path / "profile", start_step=start_step)
+    profile = profiler.ProfilerWindow(window, run_dir=tmp_path, start_step=start_step)
     found = {start_step: traces.pop()} if traces else {}
     for step in range(start_step + 1, 41):
         profile.reached(step)

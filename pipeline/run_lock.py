@@ -1,0 +1,141 @@
+"""The lock of a run directory in a bucket: an object that names its holder, who renews it.
+
+A holder on this machine is alive or dead as its process is, at once. One elsewhere shows by its renewals that it lives:
+when they stop for ``_LEASE_S``, it counts as dead, and a process that waits takes its place. A holder that finds
+another one in the object ends its process, so that two never write for long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import EXIT_FAILED, RequestError, one_line
+from pipeline.stopping import end_process
+from pipeline.store.path import ObjectPath
+from pipeline.waiting import say, waiting_for
+
+# Seconds between two renewals, and without one until a holder counts as dead.
+_RENEW_S = 5.0
+_LEASE_S = 60.0
+# Seconds after which a new holder looks again: a server that ignores conditions may have taken two.
+_SETTLE_S = 0.5
+_POLL_S = 0.5
+
+
+class ObjectLock:
+    """The lock, held from the start of this object to ``close``.
+
+    lost: called if another process has taken the lock; ends this one by default. Raises RequestError while another
+    process holds it.
+    """
+
+    def __init__(self, path: ObjectPath, *, lost: Callable[[], None] | None = None) -> None:
+        self._path, self._lost = path, lost or self._end
+        self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid())}
+        self._renewals = 0
+        with waiting_for(f"the lock of {path.parent}, which a process elsewhere held"):
+            self._version = self._take()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Lets go of the lock."""
+        self._closed.set()
+        self._thread.join()
+        try:
+            if self._holder() == self._me["owner"]:
+                self._path.unlink()
+        except OSError as e:
+            # It runs out by itself.
+            say(f"warning: the lock of {self._path.parent} stays for {_LEASE_S:g} s: {one_line(e)}")
+
+    def _take(self) -> bytes:
+        first, since = None, time.monotonic()
+        while True:
+            found, version = self._path.store.versioned(self._path.key)
+            if found is None or _is_dead_here(found) or time.monotonic() - since >= _LEASE_S:
+                if mine := self._path.store.replace(self._path.key, self._content(), version):
+                    time.sleep(_SETTLE_S)
+                    if self._holder() == self._me["owner"]:
+                        return mine
+                first, since = None, time.monotonic()
+                continue
+            if _is_alive_here(found) or first not in (None, found):
+                raise RequestError(
+                    f"--run-dir {self._path.parent}: another process is training there ({_name(found)}); wait for it "
+                    "or stop it"
+                )
+            first = found
+            time.sleep(_POLL_S)
+
+    def _content(self) -> bytes:
+        self._renewals += 1
+        return json.dumps(self._me | {"renewals": self._renewals}).encode()
+
+    def _holder(self) -> str | None:
+        return _parsed(self._path.store.get(self._path.key)).get("owner")
+
+    def _renew(self) -> None:
+        while not self._closed.wait(_RENEW_S):
+            try:
+                if self._holder() != self._me["owner"]:
+                    return self._lost()
+                # Unconditional: a server may give another version than it took.
+                self._path.store.put(self._path.key, self._content())
+            except OSError:
+                # Out of reach for all, and the holder is seen when it is back.
+                continue
+
+    def _end(self) -> None:
+        line = f"failed: another process has taken over {self._path.parent}; this one ends, its saved state is safe"
+        say(line)
+        end_process(EXIT_FAILED)
+
+
+def _process(pid: int) -> list[str] | None:
+    """A process, so that no other is mistaken for it: machine, namespace, number and start; None if there is none."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # A zombie holds nothing.
+    return None if started[0] in "ZX" else [machine, namespace, str(pid), started[19]]
+
+
+def _parsed(content: bytes | None) -> dict:
+    try:
+        value = json.loads(content or b"")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_here(process: object) -> bool:
+    own = _process(os.getpid())
+    return isinstance(process, list) and len(process) == 4 and own is not None and process[:2] == own[:2]
+
+
+def _is_dead_here(content: bytes) -> bool:
+    process = _parsed(content).get("process")
+    return _is_here(process) and _process(int(process[2])) != process
+
+
+def _is_alive_here(content: bytes) -> bool:
+    process = _parsed(content).get("process")
+    return _is_here(process) and _process(int(process[2])) == process
+
+
+def _name(content: bytes) -> str:
+    found = _parsed(content)
+    process = found.get("process")
+    return f"host {found.get('host')}" + (f", process {process[2]}" if isinstance(process, list) else "")

@@ -1,0 +1,111 @@
+"""Runs in a bucket, killed and read by every command, on a real S3 server of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import cli
+from pipeline.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parents[3]
+BARE_RUN = ROOT / "tests" / "pipeline" / "train" / "bare_run.py"
+
+
+def exact(run_dir: Path) -> list[list]:
+    keys = ("step", "task", "variant", "loss", "grad_norm", "temperatures")
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [[line[key] for key in keys] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_on_a_disk(
+    server, run_dir, toy_recipe, tmp_path, compile_cache, quick_compile, monkeypatch
+):
+    toy_recipe["train"] |= {"num_steps": 12, "checkpoint_every": 4}
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_compile}
+
+    def start(where) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(BARE_RUN), str(path), str(where)], env=environment)
+
+    assert start(tmp_path / "whole").wait() == 0
+    folder = server.bucket / "runs/pets/checkpoints"
+    # In the middle of a save, of which some arrays are there, and once it is whole.
+    for moment in ("8/state/d/*", "8/run.json"):
+        process = start(run_dir)
+        while not any(folder.glob(moment)):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert start(run_dir).wait() == 0
+    assert exact(run_dir) == exact(tmp_path / "whole") and len(exact(run_dir)) == 12
+    assert (run_dir / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
+    ours, theirs = Checkpoints(run_dir), Checkpoints(tmp_path / "whole")
+    assert ours.steps == theirs.steps and ours.data()["position"] == theirs.data()["position"]
+
+
+def job(name: str, *arguments) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / name), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=250,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_make_and_read_a_run_in_a_bucket(
+    server, run_dir, toy_recipe, tmp_path, compile_cache, quick_compile, monkeypatch
+):
+    monkeypatch.setenv("XLA_FLAGS", quick_compile)
+    monkeypatch.chdir(tmp_path)
+    toy_recipe["train"] |= {"num_steps": 4, "checkpoint_every": 2}
+    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(toy_recipe))
+    before = set(os.listdir(tmp_path))
+    assert f"report: {run_dir}/report.html" in job("pretrain.py", "--config", path, "--run-dir", run_dir)
+    left = {name.partition("/")[0] for name in server.files()}
+    assert left >= {"config.yaml", "metrics.jsonl", "samples.jsonl", "attempts", "checkpoints", "summary.json"}
+    assert left >= {"eval.json", "report.html", "quarantine.parquet", "tokenizer.model"} and ".lock" not in left
+    assert "is finished: 4 of 4 steps" in job("pretrain.py", "--config", path, "--run-dir", run_dir)
+    job("evaluate.py", "--run", run_dir)
+    job("export.py", "--run", run_dir, "--out", tmp_path / "exported")
+    assert "equal bit for bit: steps 3 to 4" in job("check.py", "--replay", run_dir, "--steps", "3:4")
+    # Nothing was written beside it, as into a folder "s3:".
+    assert set(os.listdir(tmp_path)) - before <= {"cache", "exported"}
+
+
+@pytest.mark.parametrize(
+    ("command", "uri", "secret", "expected"),
+    [
+        ("pretrain --run-dir", "ftp://host/run", None, "expected a folder, s3://BUCKET/PATH or gs://BUCKET/PATH"),
+        ("pretrain --run-dir", "s3://nobucket/run", None, "no such bucket"),
+        ("pretrain --run-dir", "s3://bucket/run", "wrong-secret", "access denied"),
+        ("evaluate --run", "s3://bucket/run", "wrong-secret", "access denied"),
+        ("evaluate --run", "s3://bucket/run", None, "expected a run directory with checkpoints, found none"),
+    ],
+)
+def test_a_wrong_request_is_one_line(server, monkeypatch, capsys, command, uri, secret, expected):
+    """The recipe's data are not there: they are not looked at."""
+    if secret:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    assert cli.main([*command.split(), uri]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {command.split()[1]} {uri}: ") and expected in said and said.count("\n") == 1
+    assert "wrong-secret" not in said
