@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.resume import last_step, recipe, records, say
+from benchmarks.campaign_run import last_step, recipe, records, say
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each node has room for one worker of two CPUs, and one CPU to decode.

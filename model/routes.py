@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from model.encoder import Block, Encoder
+from model.groups import encoder_group
 from model.imp import Imp
 from model.shapes import Array, Int
-from model.structure import encoder_group
 
 
 def routes(

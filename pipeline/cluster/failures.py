@@ -137,6 +137,16 @@ def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -
     ) from error
 
 
+def raise_lost_ray(error: ray.exceptions.RayError, spec: RunSpec) -> NoReturn:
+    """Raises DataError on processes of Ray's own that were lost: its head, a raylet, an actor of the run."""
+    path = _write(spec.run_dir, "".join(traceback.format_exception(error)))
+    newest = spec.open_checkpoints().latest_step or "none"
+    raise DataError(
+        f"processes of Ray were lost: {in_words(error)}. All of it: {path}. The newest whole checkpoint is {newest}; "
+        "run the same command again to go on from it"
+    ) from error
+
+
 def _write(run_dir: str, text: str) -> Path:
     """Keeps Ray's whole message in a file."""
     path = run_path(run_dir) / "failure.txt"

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ray_private
 from pipeline.cluster.capacity import await_room
-from pipeline.cluster.failures import FailureWatch, raise_failure
+from pipeline.cluster.failures import FailureWatch, raise_failure, raise_lost_ray
 from pipeline.cluster.relay import Relay
 from pipeline.cluster.scaling import scaling_config
 from pipeline.cluster.spec import Cluster
@@ -47,7 +47,13 @@ def check_world(spec: RunSpec, cluster: Cluster) -> None:
 
 def fit(spec: RunSpec, cluster: Cluster, *, stop: Stop) -> dict:
     """Trains and returns rank 0's summary. stop: deferred once a step has run and its state can be saved."""
-    return fit_workers(spec, cluster, stop) if cluster.num_workers else fit_here(spec, cluster, stop)
+    try:
+        return fit_workers(spec, cluster, stop) if cluster.num_workers else fit_here(spec, cluster, stop)
+    except ray.exceptions.RayTaskError:
+        # A bug in decoding, with its place.
+        raise
+    except ray.exceptions.RayError as e:
+        raise_lost_ray(e, spec)
 
 
 # --- in the driver's process ---

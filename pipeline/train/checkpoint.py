@@ -20,8 +20,9 @@ from pipeline.train.checkpoint_folder import FORMAT, RUN, CheckpointFolder
 from pipeline.train.checkpoint_staging import Staging
 from pipeline.train.digests import file_digests, sealed
 
-# Orbax warns at each save about a merge of files that a single JSON value does not need.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax warns at each save about a merge of files that a single JSON value does not need, and logs the stacks of all
+# threads whose save failed; the failure itself is raised, and said in one line.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # Bytes that must stay free on the disk beside the arrays of a save.
 _SPARE_BYTES = 32 << 20

@@ -9,7 +9,7 @@ import ray
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
-from pipeline.cluster import failures
+from pipeline.cluster import failures, trainer
 from pipeline.cluster.failures import FailureWatch, in_words, own_error, raise_failure
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.worker import noting_failures
@@ -137,3 +137,21 @@ def test_workers_that_fail_too_often_are_one_line(tmp_path):
     assert "all of it" in (tmp_path / "failure.txt").read_text()
     with pytest.raises(RequestError, match="not divisible"):
         raise_failure(ray.train.ControllerError(RequestError("not divisible")), spec, Cluster())
+
+
+def test_a_lost_raylet_is_one_line_and_a_bug_in_decoding_keeps_its_place(monkeypatch, tmp_path):
+    checkpoints = types.SimpleNamespace(latest_step=40)
+    spec = types.SimpleNamespace(run_dir=str(tmp_path), open_checkpoints=lambda: checkpoints)
+    failing = [ray.exceptions.LocalRayletDiedError(), ray.exceptions.RayTaskError("decode", "a traceback", None)]
+
+    def fit_here(*given) -> dict:
+        raise failing.pop(0)
+
+    monkeypatch.setattr(trainer, "fit_here", fit_here)
+    with pytest.raises(
+        DataError, match=r"processes of Ray were lost: LocalRaylet.* newest whole checkpoint is 40; run"
+    ):
+        trainer.fit(spec, Cluster(), stop=None)
+    assert "LocalRayletDiedError" in (tmp_path / "failure.txt").read_text()
+    with pytest.raises(ray.exceptions.RayTaskError):
+        trainer.fit(spec, Cluster(), stop=None)

@@ -32,6 +32,7 @@ class FakeModel:
 
     step = 7
     fewer_dims = ()
+    imp = types.SimpleNamespace(config=types.SimpleNamespace(heads="per_pair"))
 
     def __init__(self, data_set, tasks, evaluate, tokenizer):
         self.data_sets = {data_set.name: data_set}

@@ -3,14 +3,18 @@
 python bare_run.py RECIPE RUN_DIR
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline.cli.job import run_job
 from pipeline.data.direct_queue import direct_queues
+from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, set_damaged_aside
+from pipeline.stopping import Stop
 from pipeline.store.path import run_path
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
@@ -32,7 +36,25 @@ def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
     return train(spec, make_queues, gate=StepGate(should_stop))
 
 
+def job(arguments: argparse.Namespace, stop: Stop) -> int:
+    """The run as a command that obeys signals as the product's own does."""
+    asked = []
+
+    def should_stop() -> bool:
+        # From the second step on there is a state to save.
+        asked.append(None)
+        if len(asked) > 1:
+            stop.defer()
+        return stop.is_set()
+
+    summary = run(recipes.load(arguments.recipe), arguments.run_dir, should_stop)
+    stop.at_once("stopped after the last step")
+    (arguments.run_dir / "bare_summary.json").write_text(json.dumps(summary))
+    return EXIT_DONE if summary["steps"] == summary["num_steps"] else EXIT_RUN_AGAIN
+
+
 if __name__ == "__main__":
-    where = run_path(sys.argv[2])
-    summary = run(recipes.load(Path(sys.argv[1])), where)
-    (where / "bare_summary.json").write_text(json.dumps(summary))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("run_dir", type=run_path)
+    sys.exit(run_job(job, parser.parse_args()))

@@ -416,6 +416,7 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
     error, newest = done.stdout.splitlines()
     assert error.startswith(f"a checkpoint could not be written to {tmp_path}/checkpoints: "), done.stderr
     assert error.endswith("The newest whole checkpoint is 3") and newest == "newest 3"
+    assert "Traceback" not in done.stderr, done.stderr
 
 
 KILLED = """
