@@ -43,24 +43,16 @@ exit codes: 0 it fits, 1 it does not fit, 2 the request was wrong""",
     )
     add_recipe_arguments(parser)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--topology", metavar="NAME:SHAPE", help="TPUs, e.g. v4:4x8x8, v5e:16x16, v5p:4x4x8, v6e:16x16")
-    where.add_argument("--gpu", metavar="NAME:NUMBER", help="GPUs, e.g. h200:8")
+    where.add_argument("--topology", metavar="TPUS", help="e.g. v4:4x8x8, v5e:16x16, v5p:4x4x8")
+    where.add_argument("--gpu", metavar="GPUS", help="e.g. h200:8")
     where.add_argument("--here", action="store_true", help="the devices at hand (the default)")
     parser.add_argument("--all", action="store_true", help="plan every input, not only the largest of each modality")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="YAML of dollars an hour a device, e.g. h200: 7.91")
-    parser.add_argument(
-        "--utilization", type=float, default=0.4, help="share of the peak where no compiler says more (default: 0.4)"
-    )
-    parser.add_argument(
-        "--failure-hours",
-        type=float,
-        default=24.0,
-        help="mean hours between failures of the whole machine (default: 24)",
-    )
-    parser.add_argument(
-        "--write-gb-s", type=float, default=1.0, help="GB/s at which a host writes checkpoints (default: 1)"
-    )
+    numbers = parser.add_argument_group("what a plan cannot know")
+    numbers.add_argument("--utilization", type=float, default=0.4, metavar="SHARE", help="of the peak (default: 0.4)")
+    numbers.add_argument("--failure-hours", type=float, default=24.0, metavar="N", help="between two (default: 24)")
+    numbers.add_argument("--write-gb-s", type=float, default=1.0, metavar="N", help="of a host's saves (default: 1)")
     parser.set_defaults(job=_plan)
     return parser
 
