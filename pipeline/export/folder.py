@@ -2,7 +2,8 @@
 
 ``model.safetensors``: the float32 parameters. ``config.json``: all else (``config.ExportConfig``), written last.
 ``tokenizer.model`` (sentencepiece) or ``tokenizer.json`` where the run has one. ``selftest.safetensors``: small inputs
-with their embeddings, where the model was saved with what prepares its inputs.
+with their embeddings, where the model was saved with what prepares its inputs. The files of ``hub`` where it has a
+common space.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipeline.errors import RequestError, one_line
 from pipeline.export.config import CONFIG, FORMAT, ExportConfig, StoredFile
 from pipeline.export.encoder import Encoder
 from pipeline.export.features import Features
+from pipeline.export.hub.writing import has_vectors, write_hub_files
 from pipeline.export.inputs import Input
 from pipeline.export.parameters import PARAMETERS, named_arrays
 from pipeline.export.selftest import write_selftest
@@ -75,6 +77,8 @@ def save_model(
         if inputs:
             reader = Tokenizer(tokenizer) if tokenizer else None
             write_selftest(temporary, Encoder(Features(imp, params), config, reader, MODALITIES))
+        if has_vectors(config.inputs):
+            write_hub_files(temporary)
         files = {path.name: _stored(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / CONFIG, dataclasses.asdict(dataclasses.replace(config, files=files)))
 
