@@ -33,6 +33,7 @@ from pipeline.export.parameters import PARAMETERS, named_arrays
 from pipeline.export.selftest import write_selftest
 from pipeline.files import TEMPORARY_SUFFIX, sha256_of, whole_file, write_bytes, write_json
 
+CARD = "README.md"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -46,11 +47,13 @@ def save_model(
     tokenizer: bytes | None = None,
     inputs: Sequence[Input] = (),
     prompts: Mapping[str, Sequence[str]] | None = None,
+    card: str = "",
 ) -> None:
     """Writes a model to a new or empty folder, which is whole or absent whatever happens in between.
 
     classes: class names of every classifier, in the order of its columns. inputs, prompts: as ``ExportConfig`` has
-    them; without inputs ``load_model`` reads the folder, and ``load`` has nothing to prepare media with.
+    them; without inputs ``load_model`` reads the folder, and ``load`` has nothing to prepare media with. card: text of
+    README.md, which anyone may edit later: it has no digest.
     Raises RequestError where the folder is in use, and ValueError where params or classes are not those of ``imp``.
     """
     folder, classes = check_new(folder), {name: tuple(names) for name, names in (classes or {}).items()}
@@ -80,6 +83,8 @@ def save_model(
         if has_vectors(config.inputs):
             write_hub_files(temporary)
         files = {path.name: _stored(path) for path in sorted(temporary.iterdir())}
+        if card:
+            write_bytes(temporary / CARD, card.encode())
         write_json(temporary / CONFIG, dataclasses.asdict(dataclasses.replace(config, files=files)))
 
 
