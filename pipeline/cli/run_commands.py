@@ -97,6 +97,9 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
         metavar="DATA_SET=NAME",
         help='licence of a data set, for the model card (README.md); "unknown" without; once for each',
     )
+    parser.add_argument(
+        "--stablehlo", action="store_true", help="also a StableHLO function a modality, for any number of samples"
+    )
     parser.set_defaults(job=_export)
     return parser
 
@@ -106,6 +109,10 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.export import check_new, save_model
 
     check_new(arguments.out)
+    if arguments.stablehlo:
+        from pipeline.export.stablehlo import check_package
+
+        check_package()
     check_outlives(arguments.out, "--out")
     make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.inputs import exported_inputs, exported_prompts
@@ -124,6 +131,7 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
         tokenizer=model.tokenizer.model if model.tokenizer else None,
         inputs=inputs,
         prompts=exported_prompts(inputs),
+        stablehlo=arguments.stablehlo,
         card=model_card(model, inputs, results_of(arguments.run, model.step), licenses),
     )
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))

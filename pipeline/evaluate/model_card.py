@@ -15,7 +15,7 @@ from pipeline.export.inputs import Input
 
 _UNKNOWN = "unknown"
 # Settings of a task, of the model and of training that a reader compares runs by.
-_MODEL = ("variant", "common_dim", "towers", "dtype")
+_MODEL = ("variant", "common_dim", "towers")
 _TRAIN = ("num_steps", "learning_rate", "warmup_fraction", "weight_decay", "clip_norm")
 
 
@@ -121,6 +121,7 @@ def _place(manifest: str) -> str:
 def _recipe(model: TrainedModel) -> str:
     recipe = model.recipe.to_dict()
     settings = [(key, recipe["model"].get(key)) for key in _MODEL] + [(key, recipe["train"].get(key)) for key in _TRAIN]
+    settings.append(("dtype", model.imp.config.dtype))
     rows = [(f"`{key}`", _number(value)) for key, value in settings]
     tasks = [
         (
