@@ -188,7 +188,7 @@ def vectors(module, given: list) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        return module(module.preprocess(given))["sentence_embedding"].numpy()
+        return module(module.preprocess(given))["sentence_embedding"].float().numpy()
 
 
 def expected_place(folder, name: str, given: list, pair: tuple[str, str]) -> np.ndarray:
@@ -235,6 +235,8 @@ def test_one_space_one_data_set_and_what_is_refused(dense_folder, module_of):
     assert (one.modalities, one.max_seq_length, one.get_embedding_dimension()) == (["text", "image", "video"], 4, 12)
     pictures = items()["image"]
     np.testing.assert_allclose(vectors(one, pictures), vectors(module, pictures)[:, :12], atol=1e-6)
+    half = vectors(module_of(dense_folder, dtype=importlib.import_module("torch").bfloat16), pictures)
+    np.testing.assert_allclose(half, vectors(module, pictures), atol=0.1)
     with pytest.raises(ValueError, match="space: expected one of text_vision, audio_vision, audio_text, found 'smell'"):
         module_of(dense_folder, space="smell")
     with pytest.raises(ValueError, match=r"data_set: expected one of \['moving', 'still'\], found 'x'"):

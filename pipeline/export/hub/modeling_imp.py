@@ -129,15 +129,18 @@ class ImpModule(nn.Module):
 
     @classmethod
     def load(cls, model_name_or_path: str, model_kwargs: dict | None = None, **kwargs: Any) -> ImpModule:
-        """The module of a folder or of a repository. model_kwargs: ``space`` and ``data_set``."""
+        """The module of a folder or of a repository. model_kwargs: ``space``, ``data_set`` and ``dtype``."""
         if not os.path.isdir(model_name_or_path):
             from huggingface_hub import snapshot_download
 
             names = {"token": "token", "cache_folder": "cache_dir", "revision": "revision"}
-            options = {new: kwargs.get(old) for old, new in names.items()}
+            place = {new: kwargs.get(old) for old, new in names.items()}
             local = bool(kwargs.get("local_files_only"))
-            model_name_or_path = snapshot_download(model_name_or_path, local_files_only=local, **options)
-        return cls(model_name_or_path, **(model_kwargs or {}))
+            model_name_or_path = snapshot_download(model_name_or_path, local_files_only=local, **place)
+        options = dict(model_kwargs or {})
+        dtype = options.pop("dtype", options.pop("torch_dtype", None))
+        module = cls(model_name_or_path, **options)
+        return module if dtype in (None, "auto") else module.to(dtype)
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes the parameters, the tokenizer and a config.json that names both; no self-test, whose values differ."""
