@@ -177,7 +177,7 @@ def _place_of(experts: Int[Array, "G S K"], asks: Bool[Array, "G S"], *, num_exp
     Tokens that do not ask get a number beyond any slot. experts, asks: in the order of arrival.
     """
     chosen = jax.nn.one_hot(experts, num_experts, dtype=jnp.int32) * asks[..., None, None]  # (G, S, K, E)
-    arrivals = jnp.swapaxes(chosen, 1, 2).reshape(len(experts), -1, num_experts)
+    arrivals = jnp.swapaxes(chosen, 1, 2).reshape(experts.shape[0], -1, num_experts)
     place = ((jnp.cumsum(arrivals, axis=1) - 1) * arrivals).sum(-1)
     return jnp.where(arrivals.sum(-1) > 0, place, jnp.iinfo(jnp.int32).max)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, add_step_argument, check_run, make_parser
 from pipeline.commands import command
 from pipeline.credentials import redacted_values
-from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN
+from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError, some_of
 from pipeline.files import make_folder, reach
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
@@ -84,7 +85,7 @@ def export_parser() -> argparse.ArgumentParser:
         "Write the model of a run's checkpoint to a folder: model.safetensors, config.json and the tokenizer.",
         epilog=f"""\
 example:
-  {export} --run runs/pets --out exported
+  {export} --run runs/pets --out exported --license pets=cc-by-sa-4.0
 
 pipeline.export.load reads the folder without Ray; docs/evaluation-and-use.md shows how.
 
@@ -93,6 +94,16 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
     add_run_argument(parser)
     add_step_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
+    parser.add_argument(
+        "--license",
+        action="append",
+        default=[],
+        metavar="DATA_SET=NAME",
+        help='licence of a data set, for the model card (README.md); "unknown" without; once for each',
+    )
+    parser.add_argument(
+        "--stablehlo", action="store_true", help="also a StableHLO function a modality, for any number of samples"
+    )
     parser.set_defaults(job=_export)
     return parser
 
@@ -102,6 +113,10 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     from pipeline.export import check_new
 
     check_new(arguments.out)
+    if arguments.stablehlo:
+        from pipeline.export.stablehlo import check_package
+
+        check_package()
     check_outlives(arguments.out, "--out")
     make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.exporting import export_model
@@ -109,7 +124,19 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
 
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run, arguments.step)
-    export_model(model, arguments.out)
+    licenses = _licenses(arguments.license, model.data_sets)
+    export_model(model, arguments.out, run=arguments.run, licenses=licenses, stablehlo=arguments.stablehlo)
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
     print(f"{arguments.out}: the model of step {model.step} ({files})")
     return EXIT_DONE
+
+
+def _licenses(given: list[str], data_sets: Iterable[str]) -> dict[str, str]:
+    """Data set → licence. Raises RequestError for anything but DATA_SET=NAME of a known data set."""
+    found = {}
+    for text in given:
+        name, _, license_name = (part.strip() for part in text.partition("="))
+        if name not in data_sets or not license_name:
+            raise RequestError(f"--license: expected DATA_SET=NAME, DATA_SET of {some_of(data_sets)}, found {text!r}")
+        found[name] = license_name
+    return found

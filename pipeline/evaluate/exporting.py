@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.evaluate.inputs import exported_inputs, exported_prompts
+from pipeline.evaluate.model_card import model_card, results_of
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.export import save_model
 
 
-def export_model(model: TrainedModel, folder: Path) -> None:
-    """Writes the model to a new or empty folder that ``pipeline.export.load`` opens. Raises RequestError."""
+def export_model(
+    model: TrainedModel,
+    folder: Path,
+    *,
+    run: Path | None = None,
+    licenses: Mapping[str, str] | None = None,
+    stablehlo: bool = False,
+) -> None:
+    """Writes the model to a new or empty folder that ``pipeline.export.load`` opens. Raises RequestError.
+
+    run: its directory, for a model card with the run's results. licenses: data set → licence, for the card. stablehlo:
+    also write functions for jax alone.
+    """
     inputs = exported_inputs(model)
+    card = "" if run is None else model_card(model, inputs, results_of(run, model.step), licenses or {})
     save_model(
         folder,
         model.imp,
@@ -21,4 +35,6 @@ def export_model(model: TrainedModel, folder: Path) -> None:
         tokenizer=model.tokenizer.model if model.tokenizer else None,
         inputs=inputs,
         prompts=exported_prompts(inputs),
+        stablehlo=stablehlo,
+        card=card,
     )

@@ -2,7 +2,8 @@
 
 ``model.safetensors``: the float32 parameters. ``config.json``: all else (``config.ExportConfig``), written last.
 ``tokenizer.model`` (sentencepiece) or ``tokenizer.json`` where the run has one. ``selftest.safetensors``: small inputs
-with their embeddings, where the model was saved with what prepares its inputs.
+with their embeddings, where the model was saved with what prepares its inputs. The files of ``hub`` where it has a
+common space.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from pipeline.errors import RequestError, one_line
 from pipeline.export.config import CONFIG, FORMAT, ExportConfig, StoredFile
 from pipeline.export.encoder import Encoder
 from pipeline.export.features import Features
+from pipeline.export.hub.writing import has_vectors, write_hub_files
 from pipeline.export.inputs import Input
 from pipeline.export.parameters import PARAMETERS, named_arrays
 from pipeline.export.selftest import write_selftest
+from pipeline.export.stablehlo import write_stablehlo
 from pipeline.files import TEMPORARY_SUFFIX, sha256_of, whole_file, write_bytes, write_json
 
+CARD = "README.md"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -44,11 +48,15 @@ def save_model(
     tokenizer: bytes | None = None,
     inputs: Sequence[Input] = (),
     prompts: Mapping[str, Sequence[str]] | None = None,
+    card: str = "",
+    stablehlo: bool = False,
 ) -> None:
     """Writes a model to a new or empty folder, which is whole or absent whatever happens in between.
 
     classes: class names of every classifier, in the order of its columns. inputs, prompts: as ``ExportConfig`` has
-    them; without inputs ``load_model`` reads the folder, and ``load`` has nothing to prepare media with.
+    them; without inputs ``load_model`` reads the folder, and ``load`` has nothing to prepare media with. card: text of
+    README.md, which anyone may edit later: it has no digest. stablehlo: whether ``stablehlo.write_stablehlo`` adds its
+    files.
     Raises RequestError where the folder is in use, and ValueError where params or classes are not those of ``imp``.
     """
     folder, classes = check_new(folder), {name: tuple(names) for name, names in (classes or {}).items()}
@@ -75,7 +83,13 @@ def save_model(
         if inputs:
             reader = Tokenizer(tokenizer) if tokenizer else None
             write_selftest(temporary, Encoder(Features(imp, params), config, reader, MODALITIES))
+        if has_vectors(config.inputs):
+            write_hub_files(temporary)
+        if stablehlo:
+            write_stablehlo(temporary, imp, params, config.inputs)
         files = {path.name: _stored(path) for path in sorted(temporary.iterdir())}
+        if card:
+            write_bytes(temporary / CARD, card.encode())
         write_json(temporary / CONFIG, dataclasses.asdict(dataclasses.replace(config, files=files)))
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ from pipeline.data.tokens import grid_positions, image_tokens, patchify
 from pipeline.errors import RequestError
 from pipeline.export import folder as folder_of_export
 from pipeline.export import load_model, read_config, save_model
+from pipeline.export.hub import CODE
+from pipeline.export.hub.writing import MODULES, SETTINGS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"width": 16, "depth": 2, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "common_dim": 12, "vocab_size": 40}
@@ -371,8 +374,9 @@ def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, cap
 
     out = tmp_path / "exported"
     assert main(["export", "--run", str(run_dir), "--out", str(out)]) == 0
-    expected = f"{out}: the model of step 2 (config.json, model.safetensors, selftest.safetensors, tokenizer.model)"
-    assert capsys.readouterr().out.splitlines()[-1] == expected
+    names = {"README.md", "config.json", "model.safetensors", "selftest.safetensors", "tokenizer.model"}
+    listed = ", ".join(sorted({*names, *CODE, MODULES, SETTINGS_FILE}))
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out}: the model of step 2 ({listed})"
     model, (imp, params) = TrainedModel(run_dir), load_model(out)
     assert_equal(model.params, params)
     assert (imp.config, imp.groups) == (model.imp.config, model.imp.groups)
@@ -382,6 +386,20 @@ def test_the_job_exports_the_newest_checkpoint(run_dir, tmp_path, tokenizer, cap
     theirs = model.features("vision", [{"tokens": tokens, "positions": positions}])
     ours = encode(imp)(params, "vision", tokens[None], positions[None])
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_the_folder_is_a_model_of_sentence_transformers_and_its_card_may_be_edited(run_dir, tmp_path):
+    out = tmp_path / "exported"
+    assert main(["export", "--run", str(run_dir), "--out", str(out)]) == 0
+    (module,) = json.loads((out / MODULES).read_text())
+    assert (module["path"], module["type"]) == ("", "modeling_imp.ImpModule")
+    assert json.loads((out / SETTINGS_FILE).read_text())["similarity_fn_name"] == "dot"
+    for name in CODE:
+        code = (out / name).read_text()
+        # It runs where the project is not installed, and a loader looks for every import statement.
+        assert not re.search(r"^\s*(import|from) (pipeline|model|av|PIL|soundfile|librosa|tokenizers)\b", code, re.M)
+    (out / "README.md").write_text("a card of one's own")
+    load_model(out)
 
 
 def test_wrong_requests_are_one_line_and_exit_2(run_dir, tmp_path, capsys):
