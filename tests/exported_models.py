@@ -46,9 +46,9 @@ MODELS = {
     "tokens choose": {"moe": MoEConfig(4, 2, 0.8, router="tokens_choose", num_selected=2)},
     "the best tokens first": {"moe": MoEConfig(3, 2, 0.7, "interleaved", "tokens_choose", 2, batch_priority=True)},
     "towers": {"moe": MoEConfig(4, 4, 1.7, group="tokens"), "towers": "per_modality"},
-    "one space": {"heads": "per_modality", "matryoshka": (6, 12)},
     "padding takes part": {"moe": MoEConfig(4, 2, route_padding=True), "position_scale": 0.3},
 }
+ONE_SPACE = {"heads": "per_modality", "matryoshka": (6, 12)}
 
 
 def exported(folder: Path, tokenizer: Tokenizer, fields: dict) -> None:

@@ -21,7 +21,7 @@ from pipeline.export import load, load_model
 from pipeline.export.features import unit
 from pipeline.export.hub import CODE, decoding_imp, preparing_imp
 from pipeline.export.media import Rates, canonical
-from tests.exported_models import FILM, MODELS, PAIRS, PICTURE, SIZES, SOUND, exported, inputs_of
+from tests.exported_models import FILM, MODELS, ONE_SPACE, PAIRS, PICTURE, SIZES, SOUND, exported, inputs_of
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
@@ -224,6 +224,19 @@ def test_vectors_are_those_of_jax(tmp_path, tokenizer, module_of, kind):
                 assert not found[:, number].any()
         # In other company and order.
         np.testing.assert_allclose(vectors(module, given[::-1])[::-1], found.reshape(len(given), -1), atol=1e-5)
+
+
+@needs_torch
+@pytest.mark.slow
+def test_all_modalities_in_one_space(tmp_path, tokenizer, module_of):
+    exported(tmp_path / "exported", tokenizer, ONE_SPACE)
+    module = module_of(tmp_path / "exported")
+    assert module.spaces == ["audio_text_vision"] and module.get_embedding_dimension() == 12
+    for name, given in items().items():
+        embedder = {"image": "vision", "video": "vision"}.get(name, name)
+        pair = next(pair for pair in PAIRS if embedder in pair)
+        expected = expected_place(tmp_path / "exported", name, given, pair)
+        np.testing.assert_allclose(vectors(module, given), expected, atol=1e-5, rtol=0)
 
 
 @needs_torch
