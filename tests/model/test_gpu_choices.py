@@ -91,7 +91,7 @@ def test_remat_follows_the_memory(tiny, inputs):
         )
         # As jax does: another process's device cannot be asked.
         other = types.SimpleNamespace(platform=platform, process_index=1, memory_stats=refuse)
-        found = step._settled(imp, structure, [other, own], fsdp=False, deterministic=deterministic).config
+        found = step._settled(imp, structure, [other, own], fsdp=False, deterministic=deterministic, freeze=()).config
         return found.remat, found.attention
 
     chosen = [settled(gib)[0] for gib in (1.0, 0.0055, 0.004, 1e-4)]

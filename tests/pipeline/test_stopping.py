@@ -30,6 +30,11 @@ SLEEP = "time.sleep(60)"
 UNTIL_ASKED = "end = time.monotonic() + 60\n    while not stop.is_set() and time.monotonic() < end: time.sleep(0.01)"
 
 
+def _heed_hangups() -> None:
+    """In the job's process: nohup, under which these tests may run, has hangups ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tuple[int, list[str], float]:
     """(exit code, lines, seconds from the first signal on) of a job that is sent signals."""
     path, (read, write) = tmp_path / "there", os.pipe()
@@ -37,7 +42,9 @@ def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tupl
         os.close(read)
     code = JOB.format(phase=phase, work=work)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment, preexec_fn=_heed_hangups
+    )
     os.close(write)
     deadline = time.monotonic() + 30
     while not path.exists() and time.monotonic() < deadline:
