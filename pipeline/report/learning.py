@@ -44,7 +44,8 @@ def measurements(run: Run) -> list[Measurement]:
         chances, num_examples = mapping(result.get("chance")), number(result.get("num_examples"))
         for name, raw in mapping(result.get("metrics")).items():
             value, chance = number(raw), number(chances.get(name))
-            is_good, verdict = _verdict(value, chance, num_examples)
+            verdict_of = _rank_verdict if name.endswith("median_rank") else _verdict
+            is_good, verdict = verdict_of(value, chance, num_examples)
             where = (str(result.get(key, "–")) for key in ("dataset", "task"))
             ends = (*map(number, listed(mapping(result.get("intervals")).get(name))), math.nan, math.nan)[:2]
             found.append(Measurement(*where, name, value, chance, num_examples, ends, verdict, is_good))
@@ -74,6 +75,17 @@ def _verdict(value: float, chance: float, num_examples: float) -> tuple[bool | N
     if value > chance + noise:
         return True, f"{value / chance:.3g}× chance" if chance > 0 else "above chance"
     return False, f"{'below' if value < chance - noise else 'at'} chance"
+
+
+def _rank_verdict(value: float, chance: float, num_examples: float) -> tuple[bool | None, str]:
+    """Of a median rank: lower is better. Guessing has ranks spread evenly up to twice its median, and their median
+    deviates by it over the square root of the number of examples."""
+    if math.isnan(chance) or math.isnan(value) or chance <= 1:
+        return None, ""
+    noise = 2 * chance / math.sqrt(num_examples) if num_examples > 0 else 0.0
+    if value < chance - noise:
+        return True, f"chance / {chance / max(value, 1):.3g}"
+    return False, f"{'worse than' if value > chance + noise else 'at'} chance"
 
 
 def at_chance(run: Run) -> list[str]:
