@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.data.manifest import Manifest
     from pipeline.evaluate.evaluator import PooledRows
     from pipeline.evaluate.trained_model import EvaluatedModel
+    from pipeline.recipe import EvaluationSettings
 
 # Options that are keys of an ``evaluate`` entry.
 _ENTRY = (
@@ -111,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace, stop: Stop) -> int:
         model = TrainedModel(arguments.run, arguments.step)
     if arguments.config:
         model.use_recipe(recipes.load(arguments.config))
-    entries = [_measurement(model, entry)] if entry else default_list(model)
+    entries = [measurement_settings(model, entry)] if entry else default_list(model)
     build_corpus(model.recipe)
     with contextlib.ExitStack() as parts:
         parts.enter_context(waiting_for("the evaluation"))
@@ -154,7 +155,7 @@ def _place(run_dir: Path, own: list[dict] | None) -> Path:
     return folder / f"{own[0]['dataset'].replace('/', '-')}-{own[0]['task']}.json"
 
 
-def _measurement(model: EvaluatedModel, entry: dict) -> object:
+def measurement_settings(model: EvaluatedModel, entry: dict) -> EvaluationSettings:
     """A measurement whose kind and modality follow from its rows where they are not named."""
     from pipeline import recipe as recipes
 

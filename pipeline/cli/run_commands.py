@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cli.arguments import add_recipe_arguments, add_run_argument, add_step_argument, check_run, make_parser
 from pipeline.commands import command
@@ -16,6 +17,10 @@ from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
 from pipeline.store.path import run_path
 from pipeline.waiting import waiting_for
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.added_classifier import AddedClassifier
+    from pipeline.evaluate.trained_model import EvaluatedModel
 
 
 def pretrain_parser() -> argparse.ArgumentParser:
@@ -101,6 +106,10 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
         metavar="DATA_SET=NAME",
         help='licence of a data set, for the model card (README.md); "unknown" without; once for each',
     )
+    probe = parser.add_argument_group("a classifier that the run did not train")
+    probe.add_argument("--linear-probe", metavar="FILE", help="labelled rows; it is called after the file")
+    probe.add_argument("--data-set", metavar="NAME", help="whose preparation applies, where it differs")
+    probe.add_argument("--modality", metavar="NAME", help="image, video, audio, ... (default: the only one)")
     parser.add_argument(
         "--stablehlo", action="store_true", help="also a StableHLO function a modality, for any number of samples"
     )
@@ -125,10 +134,34 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
     with waiting_for("the checkpoint to load"):
         model = TrainedModel(arguments.run, arguments.step)
     licenses = _licenses(arguments.license, model.data_sets)
-    export_model(model, arguments.out, run=arguments.run, licenses=licenses, stablehlo=arguments.stablehlo)
+    classifier = None
+    if arguments.linear_probe:
+        with waiting_for("the classifier"):
+            classifier = _added_classifier(model, arguments)
+    export_model(
+        model,
+        arguments.out,
+        run=arguments.run,
+        licenses=licenses,
+        stablehlo=arguments.stablehlo,
+        classifier=classifier,
+    )
     files = ", ".join(sorted(p.name for p in arguments.out.iterdir()))
     print(f"{arguments.out}: the model of step {model.step} ({files})")
     return EXIT_DONE
+
+
+def _added_classifier(model: EvaluatedModel, arguments: argparse.Namespace) -> AddedClassifier:
+    """The classifier of --linear-probe."""
+    from pipeline.cli.evaluate_command import measurement_settings
+    from pipeline.evaluate.added_classifier import fit_classifier
+    from pipeline.evaluate.measurement import measurements
+
+    rows = arguments.linear_probe
+    given = {"data_set": arguments.data_set, "modality": arguments.modality}
+    entry = {"kind": "linear_probe", "manifest": rows, "fit": rows} | {k: v for k, v in given.items() if v}
+    (measurement,) = measurements(model, measurement_settings(model, entry))
+    return fit_classifier(model, measurement)
 
 
 def _licenses(given: list[str], data_sets: Iterable[str]) -> dict[str, str]:

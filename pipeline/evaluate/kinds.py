@@ -37,7 +37,7 @@ class Result:
 def zero_shot(evaluator: Evaluator, measurement: Measurement) -> Result:
     """Cosines with the mean of each class's prompts, averaged over a row's clips."""
     rows = evaluator.rows(measurement)
-    classes, chosen, targets = _targets(measurement, rows)
+    classes, chosen, targets = targets_of(measurement, rows)
     task = measurement.task
     assert task is not None
     anchors = evaluator.anchors(measurement, task, classes)
@@ -56,7 +56,7 @@ def classify(evaluator: Evaluator, measurement: Measurement) -> Result:
     rows, task = evaluator.rows(measurement), measurement.task
     assert task is not None
     order = list(evaluator.model.data_sets[task.data_set].classes)
-    classes, chosen, targets = _targets(measurement, rows)
+    classes, chosen, targets = targets_of(measurement, rows)
     unknown = set(classes) - set(order)
     if unknown:
         raise RequestError(f"evaluate: {some_of(sorted(unknown))}: no classes of {task.data_set}'s classifier")
@@ -77,8 +77,8 @@ def knn(evaluator: Evaluator, measurement: Measurement) -> Result:
 
 def _learned(evaluator: Evaluator, measurement: Measurement, learn: Learner, prefix: str) -> Result:
     rows, fit = evaluator.rows(measurement), evaluator.fit_rows(measurement)
-    classes, chosen, targets = _targets(measurement, rows, more=fit)
-    _, known, learned = _targets(measurement, fit, classes=classes)
+    classes, chosen, targets = targets_of(measurement, rows, more=fit)
+    _, known, learned = targets_of(measurement, fit, classes=classes)
     scores, facts = learn(fit.features[known].mean(1), learned, rows.features[chosen].mean(1))
     return _classified(evaluator, measurement, scores, targets, classes, rows, prefix=prefix, facts=facts)
 
@@ -159,7 +159,7 @@ KINDS: dict[str, Callable[[Evaluator, Measurement], Result]] = {
 }
 
 
-def _targets(
+def targets_of(
     measurement: Measurement, rows: HeldOut, *, classes: list[str] | None = None, more: HeldOut | None = None
 ) -> tuple[list[str], list[int], np.ndarray]:
     """(classes, rows with one of them, their (n, classes) bool targets). more: further rows whose labels count."""
@@ -206,8 +206,8 @@ def _baseline(evaluator: Evaluator, measurement: Measurement, classes: Sequence[
     settings = measurement.settings
     rows = evaluator.raw(measurement, measurement.manifest, settings.max_rows)
     fit = evaluator.raw(measurement, measurement.fit_manifest, settings.max_fit_rows)
-    _, chosen, targets = _targets(measurement, rows, classes=list(classes))
-    _, known, learned = _targets(measurement, fit, classes=list(classes))
+    _, chosen, targets = targets_of(measurement, rows, classes=list(classes))
+    _, known, learned = targets_of(measurement, fit, classes=list(classes))
     scores = probes.nearest_row(fit.features[known][:, 0], learned, rows.features[chosen][:, 0])
     metrics, _ = _scored(scores, targets, prefix)
     return {name: metric.value() for name, metric in metrics.items() if not name.endswith("acc5")}

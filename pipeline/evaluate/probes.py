@@ -33,10 +33,25 @@ def linear_probe(features: np.ndarray, targets: np.ndarray, queries: np.ndarray)
     features: (n, width). targets: (n, classes) bool. Raises RequestError without scikit-learn, or if the rows to learn
     from have fewer than two classes.
     """
+    probe, facts = _probe(features, targets)
+    return probe(queries), facts
+
+
+def linear_layer(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``linear_probe`` as (kernel (width, classes), bias (classes,)), float32."""
+    probe, _ = _probe(features, targets)
+    width = features.shape[1]
+    bias = probe(np.zeros((1, width)))[0]
+    kernel = probe(np.eye(width)) - bias
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def _probe(features: np.ndarray, targets: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], dict]:
+    """(features → logits, facts)."""
     if targets.any(0).sum() < 2:
         raise RequestError("linear_probe: expected rows of at least two classes to learn from, found fewer")
-    mean, std = features.mean(0), features.std(0)
-    features, queries = ((x - mean) / np.maximum(std, 1e-6) for x in (features, queries))
+    mean, std = features.mean(0), np.maximum(features.std(0), 1e-6)
+    features = (features - mean) / std
     order = np.random.default_rng(0).permutation(len(features))
     judges, rest = order[::_JUDGING], np.delete(order, np.s_[::_JUDGING])
     strength = _STRENGTHS[len(_STRENGTHS) // 2]
@@ -46,8 +61,8 @@ def linear_probe(features: np.ndarray, targets: np.ndarray, queries: np.ndarray)
         ]
         # The strongest regularisation among equals.
         strength = _STRENGTHS[int(np.argmax(quality))]
-    logits = _fitted(features, targets, strength)(queries)
-    return logits, {"fit_rows": len(features), "regularisation": strength}
+    logits = _fitted(features, targets, strength)
+    return lambda x: logits((x - mean) / std), {"fit_rows": len(features), "regularisation": strength}
 
 
 def _quality(scores: np.ndarray, targets: np.ndarray) -> float:
