@@ -18,10 +18,25 @@ from pipeline.stopping import Stop
 from pipeline.store.path import run_path
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
-from pipeline.train.step_gate import StepGate
+from pipeline.train.step_gate import NextAction, StepGate
 
 
-def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
+class _Steps(StepGate):
+    """Lets a process take a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._left = steps
+
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
+        if not self._left:
+            return NextAction.STOP
+        self._left -= 1
+        return super().next_action(step, wait=wait)
+
+
+def run(recipe, run_dir: Path, should_stop=lambda: False, *, steps: int | None = None) -> dict:
+    """The summary. steps: that this process takes at most."""
     check_run_dir(recipe, run_dir)
     set_damaged_aside(run_dir)
     spec = plan(recipe, run_dir)
@@ -33,7 +48,7 @@ def run(recipe, run_dir: Path, should_stop=lambda: False) -> dict:
         return direct_queues(spec.data, batches, seed=spec.mixture.seed, known_bad=known_bad(run_dir))
 
     spec.open_checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=StepGate(should_stop))
+    return train(spec, make_queues, gate=StepGate(should_stop) if steps is None else _Steps(steps))
 
 
 def job(arguments: argparse.Namespace, stop: Stop) -> int:

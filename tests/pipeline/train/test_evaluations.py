@@ -41,9 +41,8 @@ def test_evaluation_changes_nothing_and_leaves_a_curve(evaluated, bare_run, tmp_
     without = {k: v for k, v in evaluated.items() if k != "checkpoint"} | {"logging": {"progress": "none"}}
     bare_run.run(recipes.from_dict(without), tmp_path / "without")
     # Stopped on the way, it goes on from the checkpoint of that step.
-    steps = iter(range(100))
     recipe, run_dir = recipes.from_dict(evaluated), tmp_path / "with"
-    bare_run.run(recipe, run_dir, should_stop=lambda: next(steps) >= 3)
+    bare_run.run(recipe, run_dir, steps=3)
     bare_run.run(recipe, run_dir)
     one, other = (lines(d / "metrics.jsonl") for d in (tmp_path / "without", run_dir))
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in one] == [

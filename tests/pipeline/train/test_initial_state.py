@@ -246,8 +246,7 @@ def test_frozen_groups_stay_and_the_run_goes_on_bit_for_bit(two_tasks, bare_run,
     checked = recipes.from_dict(recipe)
     bare_run.run(checked, tmp_path / "whole")
     for stop in (2, 3):
-        asked = iter(range(100))
-        bare_run.run(checked, tmp_path / "parts", should_stop=lambda stop=stop, asked=asked: next(asked) >= stop)
+        bare_run.run(checked, tmp_path / "parts", steps=stop)
     bare_run.run(checked, tmp_path / "parts")
     exact = ("step", "task", "loss", "grad_norm")
     runs = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
@@ -296,8 +295,7 @@ def test_a_bandit_goes_on_bit_for_bit(two_tasks, bare_run, tmp_path):
     checked = recipes.from_dict(recipe)
     bare_run.run(checked, tmp_path / "whole")
     for stop in (11, 12):
-        asked = iter(range(100))
-        bare_run.run(checked, tmp_path / "parts", should_stop=lambda stop=stop, asked=asked: next(asked) >= stop)
+        bare_run.run(checked, tmp_path / "parts", steps=stop)
     bare_run.run(checked, tmp_path / "parts")
     exact = ("step", "task", "loss", "grad_norm")
     runs = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))

@@ -223,8 +223,7 @@ from pathlib import Path
 import bare_run
 from pipeline import recipe as recipes
 
-stops = iter([False] * int(sys.argv[3]) + [True])
-bare_run.run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]), should_stop=lambda: next(stops))
+bare_run.run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]), steps=int(sys.argv[3]))
 """
 
 
@@ -288,8 +287,7 @@ def test_stop_saves_and_goes_on(toy_recipe, tmp_path, compile_cache):
     bare_run = _load_bare_run()
     toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
     recipe = recipes.from_dict(toy_recipe)
-    asked = iter(range(100))
-    summary = bare_run.run(recipe, tmp_path / "run", should_stop=lambda: next(asked) >= 7)
+    summary = bare_run.run(recipe, tmp_path / "run", steps=7)
     assert summary["steps"] == 7
     summary = bare_run.run(recipe, tmp_path / "run")
     assert (summary["start_step"], summary["steps"]) == (7, 14)
