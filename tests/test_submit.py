@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.data.shard_index import read_index
 from tests.ray_head import ray_head
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,6 @@ STEPS = 40
 HELD = """
 import pathlib, time
 from pipeline.data.media.image import BUILT_IN
-from pipeline.data.shard_index import read_index
 FOLDER = pathlib.Path({folder!r})
 
 def image(source, spec, **times):
