@@ -189,6 +189,7 @@ def with_policy(tiny):
     return make
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient(with_policy, jit):
     x, gradients = tokens(2, 6, 16), {}
     for policy in REMAT_POLICIES:

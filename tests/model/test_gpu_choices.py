@@ -25,6 +25,7 @@ def as_on_a_gpu(monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_a_gpus_choices_change_no_value(as_on_a_gpu, tiny, inputs, batch, jit):
     config = tiny(depth=2, moe=MoEConfig(2, 1), qk_norm=True, remat="products")
     structure = Structure(

@@ -19,6 +19,7 @@ def sample(num_tokens: int) -> tuple[jax.Array, jax.Array]:
 
 @pytest.mark.parametrize("placement", ["last", "interleaved"])
 @pytest.mark.parametrize("router", ["experts_choose", "tokens_choose"])
+@pytest.mark.slow
 def test_as_many_tokens_are_without_an_expert_as_the_forward_pass_counts(tiny, placement, router):
     moe = MoEConfig(4, 2, placement=placement, router=router)
     imp = Imp(tiny(depth=4, moe=moe), modalities=("vision",))

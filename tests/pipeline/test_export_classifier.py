@@ -30,6 +30,7 @@ def export(toy_run, out, manifest, *more: str) -> int:
     return main(["export", "--run", str(toy_run), "--out", str(out), "--linear-probe", str(manifest), *more])
 
 
+@pytest.mark.slow
 def test_an_export_gives_the_answers_of_the_probe(toy_run, tmp_path, shades):
     manifest, files = shades
     assert export(toy_run, tmp_path / "out", manifest, "--data-set", "digits") == 0

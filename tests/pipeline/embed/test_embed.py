@@ -19,6 +19,9 @@ from pipeline.embed.job import Request, embed
 from pipeline.embed.listing import write_listing
 from pipeline.errors import DataError, RequestError
 
+# Each item goes through decoding and the model several times.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 ARGUMENTS = {"image": "images", "video": "videos", "audio": "audio", "text": "texts"}
 SPACES = ["audio_vision", "text_vision"]
