@@ -109,7 +109,7 @@ class Episode:
         return Launch(self._site, self._form, self.run_dir, address=self._cluster and self._cluster.address)
 
     def _round(self) -> bool:
-        """One fault and what comes of it. Returns False once the run has ended, or is given up."""
+        """Injects one fault and runs the same command again. Returns False once the run has ended, or is given up."""
         draw = random.Random(f"{self._key['seed']}/{self._key['episode']}/{self._next}")
         kinds = kinds_of(self._form.name, self._site)
         kind = draw.choices(kinds, [k.weight for k in kinds])[0]

@@ -24,6 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 import numpy as np
 import psutil
 
+from benchmarks.family_cpu import family_cpu_s, settle
 from benchmarks.media import write_image, write_manifest, write_sound, write_video
 from benchmarks.one_stream import rows_of
 from pipeline.cluster.spec import Cluster
@@ -89,27 +90,6 @@ class Bare:
 
     cpu_s = 0.0
     decode = staticmethod(decode_media)
-
-
-def family_cpu_s() -> float:
-    """CPU seconds of this process and all below it, the dead ones that were waited for among them."""
-    total = 0.0
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
-def settle() -> None:
-    """Waits until Ray's own processes, which start one after another, have nothing left to do."""
-    while True:
-        before = family_cpu_s()
-        time.sleep(1.0)
-        if family_cpu_s() - before < 0.15:
-            return
 
 
 def measure(work) -> tuple[float, float]:

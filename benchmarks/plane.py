@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks.family_cpu import family_cpu_s, settle
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.plan import Row
 from pipeline.data.run_data import DataSpec
@@ -98,27 +99,6 @@ def open_streams(data: DataSpec, schedule, *, slow: bool):
         for name, task in data.tasks.items()
     }
     return queues_of(specs, Cluster(), schedule)
-
-
-def family_cpu_s() -> float:
-    """CPU seconds of this process and of all below it."""
-    total = 0.0
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
-def settle() -> None:
-    """Waits until Ray's own processes, which start one after another, have nothing left to do."""
-    while True:
-        before = family_cpu_s()
-        time.sleep(1.0)
-        if family_cpu_s() - before < 0.15:
-            return
 
 
 def spilled_bytes(session: Path) -> int:

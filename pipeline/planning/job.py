@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import math
@@ -36,8 +35,6 @@ def plan_run(
     """
     schedule, setting = run_schedule(recipe), setting_of(recipe, machine)
     structures = chosen(schedule, setting, every=every)
-    if not machine.here:
-        setting = dataclasses.replace(setting, machine=dataclasses.replace(machine))
     plans = {}
     with _alone(machine):
         began = time.monotonic()

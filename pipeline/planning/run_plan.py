@@ -191,8 +191,8 @@ def run_plan(
         resident_bytes=resident,
         fits=fits,
         advice=None if fits else _advice(setting, schedule),
-        decode_cpus=_per_step(steps, schedule, _decode_s) / mean_s,
-        input_bytes_s=_per_step(steps, schedule, lambda t, s: float(_batch_bytes(s))) / mean_s,
+        decode_cpus=_per_step(steps, _decode_s) / mean_s,
+        input_bytes_s=_per_step(steps, lambda t, s: float(_batch_bytes(s))) / mean_s,
         checkpoint_bytes=state,
         save_s=save_s,
         save_every_s=every_s,
@@ -222,17 +222,16 @@ def _batch_bytes(structure: Structure) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(structure.batch_shapes()))
 
 
-def _per_step(steps: list[TaskStep], schedule: Schedule, of: Callable[[TaskStep, Structure], float]) -> float:
+def _per_step(steps: list[TaskStep], of: Callable[[TaskStep, Structure], float]) -> float:
     """The mean of a step."""
     return sum(step.share * of(step, step.structure) for step in steps)
 
 
 def _decode_s(step: TaskStep, structure: Structure) -> float:
-    frames = {"image": "image", "video": "video", "audio": "audio"}
     names = {i.modality for i in structure.inputs}
     video = any(i.modality == "vision" and i.num_values > 3 * 256 for i in structure.inputs)
     kinds = [("video" if video else "image") if name == "vision" else name for name in names]
-    return structure.global_batch_size * sum(_DECODE_S[frames[kind]] for kind in kinds if kind in frames)
+    return structure.global_batch_size * sum(_DECODE_S.get(kind, 0.0) for kind in kinds)
 
 
 def _advice(setting: Setting, schedule: Schedule) -> str:

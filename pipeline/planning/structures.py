@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -26,8 +27,6 @@ from pipeline.planning.hardware import Machine, devices_of
 from pipeline.planning.program import read_program, traced_flops
 from pipeline.train.forecast import measured_flops_per_s
 
-# Share of the peak that a step is taken to reach if no compiler says its cycles.
-UTILIZATION = 0.4
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -74,7 +73,11 @@ def step_plan(setting: Setting, structure: Structure, *, utilization: float, cac
 
     Raises RequestError if the devices cannot share the batch.
     """
-    key = hashlib.blake2b(repr((setting, structure, utilization, *_versions())).encode(), digest_size=16).hexdigest()
+    # Neither its price nor, where a compiler says the cycles, the utilization changes a plan.
+    unpriced = dataclasses.replace(setting.machine, device=dataclasses.replace(setting.machine.device, price=None))
+    rate = None if unpriced.device.clock else utilization
+    key = repr((dataclasses.replace(setting, machine=unpriced), structure, rate, *_versions()))
+    key = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
     kept = None if cache is None else cache / f"{key}.json"
     if kept is not None and kept.exists():
         with contextlib.suppress(ValueError, TypeError):
@@ -92,7 +95,7 @@ def _versions() -> tuple[str, ...]:
     for root in (model, pipeline.planning):
         for path in sorted(Path(root.__file__).parent.glob("*.py")):
             digest.update(path.read_bytes())
-    return digest.hexdigest(), jax.__version__, json.dumps(jax.config.jax_default_matmul_precision)
+    return digest.hexdigest(), jax.__version__
 
 
 def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPlan:
@@ -141,11 +144,15 @@ def _request(function, *arguments, **keywords):
         raise RequestError(f"the recipe does not fit these devices: {e}") from e
 
 
+# Measured once for all structures.
+_measured_rate = functools.cache(measured_flops_per_s)
+
+
 def _rate(setting: Setting, utilization: float) -> float:
     """FLOP/s that one device is taken to reach."""
     peak = setting.machine.device.peak_flops
     if setting.machine.here and peak is None:
-        return measured_flops_per_s(setting.config) / jax.device_count() * utilization
+        return _measured_rate(setting.config) / jax.device_count() * utilization
     assert peak is not None
     return peak * utilization
 

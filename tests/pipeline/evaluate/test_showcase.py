@@ -1,12 +1,10 @@
 """The pictures of a run: of an untrained model, so that every answer is known to be as likely as any other."""
 
-import base64
 import json
 
 import numpy as np
 import pytest
 
-from pipeline.data.tokenizer import train_tokenizer
 from pipeline.evaluate.showcase import FILE, write_showcase
 from pipeline.evaluate.showcase.answers import Classes, confusion
 from pipeline.evaluate.showcase.cards import best_answers
@@ -14,39 +12,13 @@ from pipeline.evaluate.showcase.maps import plane
 from pipeline.evaluate.showcase.sample import Sample
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.report.report import write_report
-from tests.toy_recipe import DIGITS
+from tests.toy_run import save_toy_run
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory, make_toy_recipe):
     """A checkpoint of the toy recipe as it starts, with texts for its videos too, and one held-out image damaged."""
-    from model.imp import Imp
-    from model.step import init_state
-    from pipeline import recipe as recipes
-    from pipeline.recipe import specs
-    from pipeline.train.checkpoint import Checkpoints
-    from pipeline.train.devices import use_compute_type
-    from pipeline.train.mixture.structures import structure_of
-
-    raw = make_toy_recipe()
-    raw["model"]["common_dim"] = 16
-    text = {"text": "labels", "positives": "labels", "objective": "nce", "text_length": 8}
-    raw["tasks"]["video_text"] = raw["tasks"]["video_audio"] | text | {"modalities": ["video", "text"]}
-    raw["tasks"]["sounds"] = {"data_set": "moving", "objective": "softmax", "modalities": ["audio"], "batch_size": 4}
-    raw["tasks"]["sounds"]["classes"] = DIGITS
-    recipe = recipes.from_dict(raw)
-    data_sets, tokens = specs.data_set_specs(recipe), specs.token_spec(recipe)
-    tokenizer = train_tokenizer([f"the digit {d} moving left" for d in DIGITS], vocab_size=60)
-    structures = [
-        structure_of(t, v, data_sets[t.data_set], tokens) for t in specs.task_specs(recipe).values() for v in t.variants
-    ]
-    config = use_compute_type(specs.model_config(recipe, vocab_size=tokenizer.vocab_size))
-    folder = tmp_path_factory.mktemp("toy") / "run"
-    checkpoints = Checkpoints(folder)
-    data = {"config": recipe.to_dict(), "tokenizer": base64.b64encode(tokenizer.model).decode()}
-    checkpoints.save(3, state=init_state(Imp.for_structures(config, structures).init(5)), data=data)
-    checkpoints.wait()
-    return folder
+    return save_toy_run(tmp_path_factory.mktemp("toy") / "run", make_toy_recipe())
 
 
 @pytest.mark.slow

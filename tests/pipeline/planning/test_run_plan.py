@@ -94,6 +94,20 @@ def test_a_plan_is_kept_and_read_again(run, tmp_path, monkeypatch):
         step_plan(setting, structure, utilization=0.4, cache=tmp_path)
 
 
+def test_another_price_needs_no_other_plan(run, tmp_path, monkeypatch):
+    """A plan of a TPU takes minutes to compile."""
+    _, setting, schedule = run
+    structure = next(iter(schedule.structures.values()))
+    first = step_plan(setting, structure, utilization=0.4, cache=tmp_path)
+    monkeypatch.setattr("pipeline.planning.structures._plan", lambda *_: pytest.fail("planned again"))
+    cheaper = dataclasses.replace(setting.machine, device=dataclasses.replace(setting.machine.device, price=0.01))
+    setting = dataclasses.replace(setting, machine=cheaper)
+    assert step_plan(setting, structure, utilization=0.4, cache=tmp_path) == first
+    # Without a compiler the utilization decides the time.
+    with pytest.raises(pytest.fail.Exception):
+        step_plan(setting, structure, utilization=0.5, cache=tmp_path)
+
+
 def test_a_run_is_planned_without_its_data(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("IMP_CACHE", str(tmp_path))
     recipe = recipes.from_dict(BASE)

@@ -53,7 +53,7 @@ class Page(HTMLParser):
             self.rows[self._section][-1][-1] += data
 
     def row(self, section: str, first: str, *, cells: int = 0) -> list[str]:
-        """The first row that begins with a word and has at least so many cells."""
+        """The first row that begins with a word and has a minimum number of cells."""
         return next(row for row in self.rows[section] if row[:1] == [first] and len(row) >= cells)
 
     def paths(self, title: str) -> list[list[tuple[float, float]]]:
