@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from model import sharding
+from model import sharding, tpu_attention
 from model.config import ModelConfig
 from model.initializers import lecun_normal
-from model.layers import LayerNorm, Linear, affine
+from model.layers import LayerNorm, Linear, affine, channels_first
 from model.shapes import Array, Bool, Float
 
 # Name of the plain form's output, for remat policies. They recognise the fused kernel's by the kernel itself, whose
@@ -43,11 +43,26 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> Float[Array, "B N D"]:
         """token_mask: True = a real token; nobody attends to the others."""
         width = x.shape[-1]
+        if self.in_tpu_kernel(x):
+            return self.out(jnp.swapaxes(self.attended_on_tpu(x, token_mask), 1, 2).reshape(-1, width)).reshape(x.shape)
         query, key, value = self.queries_keys_values(x)
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         attended = attend(query, key, value, token_mask, implementation=implementation(self.choice, query))
         return self.out(attended.reshape(-1, width)).reshape(x.shape)
+
+    def in_tpu_kernel(self, x: jax.Array) -> bool:
+        """Whether ``tpu_attention`` computes it: if asked for, or on TPUs by itself, where it takes the shape."""
+        if not tpu_attention.supports(x.shape[1], self.head_dim, x.dtype):
+            return False
+        return self.choice == "pallas" or (self.choice == "auto" and sharding.platform() == "tpu")
+
+    def attended_on_tpu(self, x: Float[Array, "B N D"], token_mask: Bool[Array, "B N"] | None) -> jax.Array:
+        """(B, D, N): of all heads."""
+        qkv = channels_first(x.astype(self.qkv.dtype), self.qkv.kernel[...])
+        scales = (self.query_norm.scale[...], self.key_norm.scale[...]) if self.qk_norm else None
+        parts = qkv.reshape(x.shape[0], 3, x.shape[2], x.shape[1])
+        return checkpoint_name(tpu_attention.attend(parts, token_mask, scales, num_heads=self.num_heads), OUTPUT)
 
     def queries_keys_values(self, x: Float[Array, "B N D"]) -> list[Float[Array, "B N H K"]]:
         """From one product, or on GPUs from three.
@@ -82,8 +97,9 @@ def attend(query, key, value, token_mask: Bool[Array, "B N"] | None, *, implemen
 
 
 def implementation(choice: str, query) -> str:
-    """The attention kernel for queries of a shape and type: "auto" is cuDNN's if it supports them, else XLA's."""
-    if choice != "auto":
+    """The attention kernel for queries of a shape and type: "auto" is cuDNN's if it supports them, else XLA's; so is
+    "pallas", which is not for these shapes (``SelfAttention.in_tpu_kernel``)."""
+    if choice in ("xla", "cudnn"):
         return choice
     if sharding.platform() != "gpu" or not _is_ampere_or_later() or query.shape[1] < _MIN_FUSED_TOKENS:
         return "xla"

@@ -19,7 +19,7 @@ CHOICES = {
     "remat": ("auto", "attention", "full", "dots", "products", "none"),
     "towers": ("shared", "per_modality"),
     "heads": ("per_pair", "per_modality"),
-    "attention": ("auto", "xla", "cudnn"),
+    "attention": ("auto", "xla", "cudnn", "pallas"),
     "dtype": ("float32", "bfloat16", "auto"),
 }
 MOE_CHOICES = {
@@ -114,7 +114,8 @@ class ModelConfig:
       each into one space, so that any two modalities can be compared.
     matryoshka: numbers of leading dimensions of the common space that contrastive losses train to be of use alone
       (``objectives.nested``), ascending up to ``common_dim``; () trains the whole vectors only.
-    attention: "cudnn" is the fused kernel, "xla" plain operations; "auto": see ``attention.implementation``.
+    attention: "cudnn" is the fused kernel of GPUs, "pallas" that of TPUs, where each takes the shapes; "xla" plain
+      operations; "auto": see ``attention.implementation`` and ``SelfAttention.in_tpu_kernel``.
     remat: what the backward pass recomputes (``encoder.REMAT_POLICIES``); "auto": on GPUs as little as their memory
       allows (``step.compile_step``), elsewhere "attention".
     scan: a stack of layers is one compiled body that runs depth times; False unrolls it, to compare.

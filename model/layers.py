@@ -62,3 +62,33 @@ def _backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tu
 
 
 _mixed_product.defvjp(_forward, _backward)
+
+
+def channels_first(x: Float[Array, "B N D"], weight: Float[Array, "D F"]) -> Float[Array, "B F N"]:
+    """``weight_product`` with tokens last.
+
+    Batch and tokens stay two axes, also in its gradients: as one they would have to be laid out anew on TPUs.
+    """
+    return _product_channels_first(x, weight) if x.dtype == weight.dtype else _mixed_channels_first(x, weight)
+
+
+def _product_channels_first(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.einsum("bnd,df->bfn", x, weight.astype(x.dtype))
+
+
+_mixed_channels_first = jax.custom_vjp(_product_channels_first)
+
+
+def _forward_channels_first(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product_channels_first(x, weight), (x, weight)
+
+
+def _backward_channels_first(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, weight = residuals
+    of_x = jnp.einsum("bfn,df->bnd", gradient, weight.astype(x.dtype))
+    return of_x, jnp.einsum("bnd,bfn->df", x, gradient, preferred_element_type=weight.dtype)
+
+
+_mixed_channels_first.defvjp(_forward_channels_first, _backward_channels_first)

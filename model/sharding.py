@@ -143,6 +143,17 @@ def map_groups(
     return mapped(tokens, token_mask, shared, experts)
 
 
+def map_rows(function: Callable, rows: tuple[jax.Array, ...], shared: tuple[jax.Array, ...]) -> jax.Array:
+    """``function(*rows, *shared)`` → rows, run by each device for its own: what the compiler cannot share out, such as
+    a kernel. The leading axis of rows lies over all devices; every device has what is shared."""
+    if _mesh() is None:
+        return function(*rows, *shared)
+    of_rows, everywhere = PartitionSpec(AXES), PartitionSpec()
+    specs = (of_rows,) * len(rows) + (everywhere,) * len(shared)
+    # A kernel's outputs do not say over which axes of the mesh they vary.
+    return jax.shard_map(function, in_specs=specs, out_specs=of_rows, check_vma=False)(*rows, *shared)
+
+
 def as_own(weights: Any) -> Any:
     """Inside ``map_groups``: expert weights, which the devices along ``data`` share, as each device's own.
 

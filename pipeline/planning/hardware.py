@@ -12,6 +12,7 @@ import jax
 import yaml
 
 from pipeline.errors import RequestError, one_line
+from pipeline.planning import kernels
 from pipeline.train.devices import host_bytes, peak_flops
 
 # Date of the prices below.
@@ -131,6 +132,7 @@ def devices_of(machine: Machine) -> list[Any]:
         return jax.devices()
     from jax.experimental import topologies
 
+    kernels.schedules()
     chips = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)} if len(machine.topology) == 3 else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=machine.name, num_slices=1, **chips)

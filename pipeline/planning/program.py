@@ -23,6 +23,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -32,13 +33,25 @@ class Program:
 
     cycles: the compiler's estimates, 0 if it gives none; collectives are not in them. scopes: cycles by named scope.
     collectives: kind → [number, bytes of the results]. unknown_loops: loops whose number of rounds the text does not
-    tell, counted once.
+    tell, counted once. kernels: of which the compiler has no estimate.
     """
 
     cycles: float = 0.0
     scopes: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     unknown_loops: int = 0
+    kernels: list[Kernel] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel of our own in a program. name: its instruction; kind: its name in the source. dims: of its result, or
+    of its first one. times: of its runs."""
+
+    name: str
+    kind: str
+    dims: tuple[int, ...]
+    times: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +112,10 @@ def _count(instruction: _Instruction, times: float, program: Program, *, inside_
         entry[0] += times
         entry[1] += times * _bytes(instruction.shape, last=instruction.opcode.endswith("-start"))
         return
+    if instruction.opcode == "custom-call" and _KERNEL in instruction.line:
+        dims = tuple(int(n) for n in _ARRAY.findall(instruction.shape)[0][1].split(",") if n)
+        program.kernels.append(Kernel(instruction.name, instruction.name.split(".")[0], dims, times))
+        return
     # A fusion's estimate holds for all that is in it.
     found = None if inside_fusion else _CYCLES.search(instruction.line)
     if found:
@@ -153,6 +170,8 @@ def _equation_flops(equation: Any) -> float:
         left, out = equation.invars[0].aval, equation.outvars[0].aval
         return 2.0 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
     times = {"scan": equation.params.get("length", 1), "shard_map": getattr(equation.params.get("mesh"), "size", 1)}
+    if name == "pallas_call":
+        times[name] = math.prod(equation.params["grid_mapping"].grid)
     inner = [traced_flops(j) for j in _inner(equation.params)]
     return times.get(name, 1) * (max(inner, default=0.0) if name == "cond" else sum(inner))
 

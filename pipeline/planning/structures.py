@@ -19,12 +19,13 @@ import pipeline
 from model import sharding, sizes
 from model.config import ModelConfig, OptimizerConfig
 from model.imp import Imp
-from model.step import compile_step, make_step, state_shapes, step_groups
+from model.step import CompiledStep, compile_step, make_step, state_shapes, step_groups
 from model.structure import Structure
 from pipeline.errors import RequestError, one_line
 from pipeline.files import write_json
+from pipeline.planning import kernels
 from pipeline.planning.hardware import Machine, devices_of
-from pipeline.planning.program import read_program, traced_flops
+from pipeline.planning.program import Program, read_program, traced_flops
 from pipeline.train.forecast import measured_flops_per_s
 
 _OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
@@ -105,6 +106,8 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
         return _by_arithmetic(setting, structure, utilization)
     mesh = _request(sharding.make_mesh, devices_of(machine), expert=setting.expert_parallel)
     _request(sharding.check_batch, structure, structure.group_samples(setting.config), mesh)
+    if machine.platform == "tpu" and not machine.here:
+        kernels.clear()
     began = time.perf_counter()
     try:
         step = compile_step(
@@ -113,7 +116,7 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
     except jax.errors.JaxRuntimeError as e:
         return _too_large(setting, structure, utilization, e)
     compile_s = time.perf_counter() - began
-    program = read_program(step.executable.as_text())
+    program = _program(step, setting)
     flops = sizes.structure_flops(setting.config, structure)
     device = machine.device
     if device.clock and program.cycles:
@@ -134,6 +137,19 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
         tokens_gathered=_gathers_tokens(program.collectives, structure, setting),
         compile_s=compile_s,
     )
+
+
+def _program(step: CompiledStep, setting: Setting) -> Program:
+    """The compiled program, with the cycles of its kernels."""
+    program = read_program(step.executable.as_text())
+    if program.kernels:
+        found = kernels.cycles(program.kernels, setting.config, setting.machine.device.name)
+        if found is None:
+            names = ", ".join(sorted({kernel.kind for kernel in program.kernels}))
+            raise RequestError(f"the TPU compiler left no schedule of the kernels {names}, so their time is not known")
+        program.cycles += sum(found.values())
+        program.scopes["attention"] = program.scopes.get("attention", 0.0) + sum(found.values())
+    return program
 
 
 def _request(function, *arguments, **keywords):

@@ -73,8 +73,9 @@ class ModelSettings(Section):
         "Numbers of leading dimensions of the common space that are trained to be of use alone, as in [64, 128, 256], "
         "ascending up to common_dim; [] trains the whole vectors only.",
     )
-    attention: Literal["auto", "xla", "cudnn"] | None = key(
-        None, 'Kernel of attention: plain operations ("xla"), the fused "cudnn", or "auto", which fuses where it can.'
+    attention: Literal["auto", "xla", "cudnn", "pallas"] | None = key(
+        None,
+        'Kernel of attention: plain operations ("xla"), fused on GPUs ("cudnn") or TPUs ("pallas"), or "auto".',
     )
     remat: Literal["auto", "full", "attention", "dots", "products", "none"] | None = key(
         None,

@@ -121,7 +121,7 @@ def test_position_buckets_of_each_modality():
     [
         ({"remat": "some"}, "remat is 'some'; known: attention, auto, dots, full, none, products"),
         ({"towers": "two"}, "towers is 'two'; known: per_modality, shared"),
-        ({"attention": "flash"}, "attention is 'flash'; known: auto, cudnn, xla"),
+        ({"attention": "flash"}, "attention is 'flash'; known: auto, cudnn, pallas, xla"),
         ({"contrastive_chunk": 0}, "contrastive_chunk must be at least 1, found 0"),
         ({"text_embedding_std": 0.0}, "text_embedding_std must be above 0, found 0.0"),
         ({"temperature_floor": 2.0}, "expected 0 < temperature_floor <= temperature_init, found 2.0 and 1.0"),

@@ -23,8 +23,10 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from model import tpu_attention
 from model.config import ModelConfig, MoEConfig, OptimizerConfig
 from model.imp import Imp
 from model.structure import InputShape, Structure
@@ -136,7 +138,23 @@ def in_bfloat16(mesh, fsdp):
     }
 
 
+def kernel(mesh):
+    # Gradients of the inputs, which each device has its own of, and of the scales, which all have.
+    qkv = jax.random.normal(jax.random.key(0), (BATCH, 3, 32, 128))
+    scales = (jnp.linspace(0.5, 1.5, 16), jnp.linspace(1.5, 0.5, 16))
+
+    def loss(qkv, scales):
+        mask = jnp.arange(128) < 100 + jnp.arange(BATCH)[:, None]
+        return (tpu_attention.attend(qkv, mask, scales, num_heads=2) ** 3).sum()
+
+    with jax.set_mesh(mesh):
+        shards = (over_batch(mesh), replicated(mesh))
+        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)), in_shardings=shards)(qkv, scales))
+
+
 devices, found = jax.devices(), {}
+one, eight = kernel(make_mesh(devices[:1])), kernel(make_mesh(devices, expert=2))
+found["kernel"] = [float(jnp.abs(a - np.asarray(b)).max() / jnp.abs(a).max()) for a, b in zip(one, eight)]
 for settings, structure, meshes in CASES:
     one = train(settings, structure, make_mesh(devices[:1]), False)
     for name, (expert, fsdp) in meshes.items():
@@ -198,6 +216,12 @@ def test_expert_slots_go_to_their_experts_and_back(runs):
     assert runs["experts"]["one"]["collectives"]["all-to-all"] == []
     slots = {np.prod(s) for s in shapes}
     assert slots <= {2 * 16 * n for n in (1, 2, 4, 8)}, shapes
+
+
+@pytest.mark.slow
+def test_each_device_runs_the_attention_kernel_for_its_own_samples(runs):
+    assert len(runs["kernel"]) == 3
+    assert max(runs["kernel"]) < 1e-5
 
 
 @pytest.mark.slow
