@@ -47,6 +47,9 @@ class Source(Protocol):
     def rest(self, timeout_s: float) -> None:
         """Waits until ``take`` may have something to give, at most ``timeout_s``."""
 
+    def end(self) -> None:
+        """Sets ``ended``."""
+
 
 class _Input(InputDataBuffer):
     """The physical operator: asks its source for one block after another."""
