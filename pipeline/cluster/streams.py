@@ -9,7 +9,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from pipeline.cluster.fetching import fetched
-from pipeline.cluster.ray_input import Source, dataset_of
+from pipeline.cluster.ray_input import Source, blocks_of, dataset_of
 from pipeline.cluster.scheduler_pause import SchedulerPause
 from pipeline.data.blocks import Block, make_block
 from pipeline.data.stream_spec import StreamSpec
@@ -59,13 +59,7 @@ def decoded(
     with DataContext.current(_context()):
         dataset = dataset_of(source)
         stream = _by_tasks(dataset, given) if actors is None else _by_actors(dataset, given, actors, num_cpus)
-    return fetched(_refs(stream), end=source.end)
-
-
-def _refs(stream: Dataset) -> Iterator[ray.ObjectRef]:
-    # Begins the execution, and waits for its first block.
-    for bundle in stream.iter_internal_ref_bundles():
-        yield from bundle.block_refs
+    return fetched(blocks_of(stream), end=source.end)
 
 
 def _by_tasks(dataset: Dataset, given: tuple) -> Dataset:
@@ -89,6 +83,8 @@ def _context() -> DataContext:
     """Ray Data's settings for a stream. How far it is ahead is up to its source alone."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    # A thread in every task that would look at its memory.
+    context.memory_usage_poll_interval_s = None
     # A block is one task's output: never split, never merged.
     context.target_max_block_size = None
     # In whatever order blocks are ready: a slow one holds up its own task alone. ``TaskQueues`` puts them in order.
