@@ -1,21 +1,24 @@
 """The cost of the full stream over decoding alone, and of one decoder over the other. JSON on standard output.
 
-    python -m benchmarks.decode [--quick]
+    python -m benchmarks.decode [--quick] [--blocks]
 
 stream: CPU seconds of all processes (Ray's, the decoders', this one) over those of the same function called bare, in
 this process and without a decode process; the wall-clock ratio beside it (bare over stream: 1 is as fast).
+blocks: the same for blocks that are made in this process and its decode process, without Ray; alone with --blocks.
 decoders: CPU milliseconds a clip on the same files. memory: growth of the decode process over 2,000 clips, after 2,000.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # As in decode processes, for a fair comparison.
@@ -29,6 +32,7 @@ from benchmarks.media import write_image, write_manifest, write_sound, write_vid
 from benchmarks.one_stream import rows_of
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data, start_ray
+from pipeline.data.blocks import Block, make_block
 from pipeline.data.known_rejects import NONE_KNOWN
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.clip import decode_media
@@ -51,7 +55,7 @@ def make_media(folder: Path, rng) -> dict[str, str]:
             write_video(folder / f"{i}.mp4", height=256, width=340, seconds=float(rng.uniform(2, 10)), seed=i)
             for i in range(24)
         ],
-        "image": [write_image(folder / f"{i}.jpg", height=375, width=500, seed=i) for i in range(128)],
+        "image": [write_image(folder / f"{i}.jpg", height=480, width=640, seed=i) for i in range(128)],
         "audio": [write_sound(folder / f"{i}.flac", seconds=10, seed=i) for i in range(64)],
     }
     return {
@@ -89,7 +93,10 @@ class Bare:
     """Decoding in this process, as a loop without any of the rest would."""
 
     cpu_s = 0.0
-    decode = staticmethod(decode_media)
+
+    @staticmethod
+    def decode(row: dict, data_set: DataSetSpec, modality: str, *, next_rows: object = ()) -> np.ndarray:
+        return decode_media(row, data_set, modality)
 
 
 def measure(work) -> tuple[float, float]:
@@ -138,6 +145,38 @@ def stream_costs(manifests: dict[str, str], *, part: float) -> dict:
             "wall_ratio": round(wall / runs["stream"][1], 3),
         }
     return out
+
+
+def block_costs(manifests: dict[str, str], *, rounds: int) -> dict:
+    """CPU seconds of making blocks over those of decoding their batches bare, in turns; median of the rounds."""
+    out = {}
+    for modality, manifest in manifests.items():
+        ratios, size = [], 3
+        for number in range(rounds + 1):
+            spec = stream_spec(modality, manifest, batches=1000)
+            first = number * size
+            part, block = (
+                dataclasses.replace(spec, start=first, stop=first + size),
+                Block(modality, first, first + size, 0),
+            )
+            before, made, after = (
+                _family_cpu_s(work)
+                for work in (
+                    functools.partial(run_bare, part),
+                    functools.partial(make_block, spec, block, world_size=1),
+                    functools.partial(run_bare, part),
+                )
+            )
+            ratios.append(2 * made / (before + after))
+        # The first round starts the decode process.
+        out[modality] = round(statistics.median(ratios[1:]), 3)
+    return out
+
+
+def _family_cpu_s(work: Callable[[], object]) -> float:
+    before = family_cpu_s()
+    work()
+    return family_cpu_s() - before
 
 
 def _without_seeking(source, spec: VideoSpec, *, start_s: float, end_s: float | None) -> np.ndarray:
@@ -206,12 +245,18 @@ def memory_slope(folder: Path, *, clips: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, for a look")
-    quick = parser.parse_args().quick
+    parser.add_argument("--blocks", action="store_true", help="the blocks alone")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = {
-            "cpus": os.cpu_count(),
-            "stream": stream_costs(make_media(folder, np.random.default_rng(0)), part=0.1 if quick else 1.0),
+        manifests = make_media(folder, np.random.default_rng(0))
+        blocks = {"cpus": os.cpu_count(), "blocks": block_costs(manifests, rounds=3 if quick else 8)}
+        if arguments.blocks:
+            print(json.dumps(blocks, indent=1))
+            return
+        result = blocks | {
+            "stream": stream_costs(manifests, part=0.1 if quick else 1.0),
             "decoders": decoder_costs(folder, rounds=1 if quick else 4),
             "memory": memory_slope(folder, clips=200 if quick else 4000),
         }

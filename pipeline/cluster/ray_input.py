@@ -6,6 +6,7 @@ Ray's own inputs are lists: every block is planned, and kept, before the first o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -46,6 +47,9 @@ class Source(Protocol):
 
     def rest(self, timeout_s: float) -> None:
         """Waits until ``take`` may have something to give, at most ``timeout_s``."""
+
+    def end(self) -> None:
+        """Sets ``ended``."""
 
 
 class _Input(InputDataBuffer):
@@ -128,6 +132,12 @@ def dataset_of(source: Source) -> Dataset:
     context = DataContext.get_current().copy()
     stats: Any = DatasetStats(metadata={}, parent=None)
     return Dataset(LogicalPlan(_LogicalInput(source), context), context, stats)
+
+
+def blocks_of(dataset: Dataset) -> Iterator[ray.ObjectRef]:
+    """The blocks of a data set as they are decoded. Its execution begins when the first one is asked for."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        yield from bundle.block_refs
 
 
 def source_of(executor: Any) -> Source:

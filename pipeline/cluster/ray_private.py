@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
-from ray._private import ray_constants
+from ray._private import node, ray_constants
 from ray._private.authentication import authentication_token_setup
 from ray.experimental import internal_kv
 
@@ -27,6 +27,14 @@ def listen_on_this_machine_alone() -> None:
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def start_no_log_monitor() -> None:
+    """Makes the Ray that is started next do without the process that reads all logs ten times a second.
+
+    It is for drivers that print what workers print; Ray starts it whatever ``log_to_driver`` says.
+    """
+    node.Node.start_log_monitor = lambda self: None
 
 
 def token_path() -> Path:

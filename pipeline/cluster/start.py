@@ -103,7 +103,11 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
     # Ray's default of 15 gives decode a twentieth of a core while the trainer beside it compiles; 5 gives a third.
     os.environ.setdefault("RAY_worker_niceness", "5")
+    # Nobody reads the metrics and the events of tasks of a Ray without a dashboard.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     ray_private.listen_on_this_machine_alone()
+    ray_private.start_no_log_monitor()
     _own_token()
     # Decode must find CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, machine_cpus() - driver_cpus) + round(min(cluster.trainer_cpus(), machine_cpus()))

@@ -8,10 +8,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, TaskPoolStrategy
 
-from pipeline.cluster.ray_input import Source, dataset_of
+from pipeline.cluster.fetching import fetched
+from pipeline.cluster.ray_input import Source, blocks_of, dataset_of
 from pipeline.cluster.scheduler_pause import SchedulerPause
 from pipeline.data.blocks import Block, make_block
 from pipeline.data.stream_spec import StreamSpec
+from pipeline.data.task_queue import Fetched
 
 # Of ``map_batches``: a block as it is, not copied; decoded on the rank's own machine first, if it has CPUs to spare.
 _WHOLE_BLOCKS = {
@@ -45,8 +47,8 @@ class Decoder:
 
 def decoded(
     source: Source, specs: dict[str, StreamSpec], *, world_size: int, actors: int | None, num_cpus: float
-) -> Iterator[pa.Table]:
-    """The blocks of a source, each as soon as it is decoded.
+) -> Iterator[Fetched]:
+    """The blocks of a source, each as soon as it is decoded and here. Ends the source when it is closed.
 
     actors: minimum size of a pool of actors; None decodes in pooled tasks. num_cpus: of one decoder.
     """
@@ -57,8 +59,7 @@ def decoded(
     with DataContext.current(_context()):
         dataset = dataset_of(source)
         stream = _by_tasks(dataset, given) if actors is None else _by_actors(dataset, given, actors, num_cpus)
-    # The queues are ahead of the feed: blocks need not be prefetched as well.
-    return iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    return fetched(blocks_of(stream), end=source.end)
 
 
 def _by_tasks(dataset: Dataset, given: tuple) -> Dataset:
@@ -82,6 +83,8 @@ def _context() -> DataContext:
     """Ray Data's settings for a stream. How far it is ahead is up to its source alone."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    # A thread in every task that would look at its memory.
+    context.memory_usage_poll_interval_s = None
     # A block is one task's output: never split, never merged.
     context.target_max_block_size = None
     # In whatever order blocks are ready: a slow one holds up its own task alone. ``TaskQueues`` puts them in order.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -159,7 +160,7 @@ class BatchMaker:
         for number, visit in enumerate(visits):
             # Patches are nearly all of a batch: from the second sample on they are written in place.
             patches = columns["vision/tokens"][number] if "vision/tokens" in columns else None
-            sample = self._sample(visit, variant, patches)
+            sample = self._sample(visit, variant, patches, then=visits[number + 1 :])
             ids.append(sample.id)
             rejects += sample.rejects
             for name, value in sample.arrays.items():
@@ -196,8 +197,13 @@ class BatchMaker:
     def _cpu_s(self) -> float:
         return time.process_time() + self.source.cpu_s
 
-    def _sample(self, visit: Visit, variant: Variant, patches: np.ndarray | None = None) -> Sample:
-        """The visit's row, or the first of its substitutes that is good. Raises DataError if too many are bad."""
+    def _sample(
+        self, visit: Visit, variant: Variant, patches: np.ndarray | None = None, *, then: Sequence[Visit] = ()
+    ) -> Sample:
+        """The visit's row, or the first of its substitutes that is good. Raises DataError if too many are bad.
+
+        then: the visits after it.
+        """
         row, rejects = visit.row, []
         for attempt in range(_MAX_SUBSTITUTES):
             sample_id = self.source.id(row)
@@ -205,7 +211,8 @@ class BatchMaker:
             if reject is None:
                 try:
                     view = View(variant, rng=self.plan.order.generator(sample_id, visit.epoch))
-                    return Sample(sample_id, self.samples.arrays(self.source.clip(row), view, patches=patches), rejects)
+                    clip = self.source.clip(row, next_rows=self._untried(then))
+                    return Sample(sample_id, self.samples.arrays(clip, view, patches=patches), rejects)
                 except Reject as e:
                     reject = self._new_reject(e, row, position=visit.position, attempt=attempt)
             rejects.append(reject)
@@ -215,6 +222,12 @@ class BatchMaker:
             f"data set {self.samples.data_set.name}: {_MAX_SUBSTITUTES} samples in a row are bad, the last "
             f"{last['id']!r} ({last['reason']}: {last['detail']}); check the manifest with {command('check')}"
         )
+
+    def _untried(self, visits: Sequence[Visit]) -> Iterator[int]:
+        """The rows of visits that are not known to be bad: decoding those again may kill the decoder again."""
+        for visit in visits:
+            if self._known_reject(self.source.id(visit.row), visit.row, position=visit.position, attempt=0) is None:
+                yield visit.row
 
     def _known_reject(self, sample_id: str, row: int, *, position: int, attempt: int) -> dict | None:
         reason = self._known.reason((position, attempt)) or self._known.reason(sample_id)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from pipeline.data.known_rejects import NONE_KNOWN, KnownRejects
-from pipeline.data.plan import Row
+from pipeline.data.plan import Arrival, Row
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DecodeLimits
 from pipeline.data.stream_spec import StreamSpec
@@ -22,6 +23,10 @@ class DirectQueue:
         row = self._maker.row(self._next, rank=0, world_size=1)
         self._next += 1
         return row
+
+    def arrival(self) -> Arrival:
+        """It was made here, a moment ago."""
+        return Arrival(now := time.perf_counter(), now)
 
     def awaits(self) -> str:
         """Says what the next row waits for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class Row:
     ids: list[str]
     rejects: list[dict]
     arrays: dict[str, np.ndarray]
+
+
+class Arrival(NamedTuple):
+    """When a row was decoded, and when it was in this process; by its ``time.perf_counter``."""
+
+    decoded_at: float
+    here_at: float
 
 
 class TaskPlan:

@@ -197,7 +197,7 @@ class ShardSource:
     def text_and_labels(self, row: int) -> tuple[list[str], list[str]]:
         return _text_and_labels(self._record(row))
 
-    def clip(self, row: int) -> Clip:
+    def clip(self, row: int, *, next_rows: Iterable[int] = ()) -> Clip:
         """Raises Reject if one of this task's modalities is bad, as decoding it would."""
         record = self._record(row)
         rejects = {r["modality"]: r for r in record["rejects"][0].as_py()}

@@ -38,8 +38,8 @@ class Source(Protocol):
 
     def text_and_labels(self, row: int) -> tuple[list[str], list[str]]: ...
 
-    def clip(self, row: int) -> Clip:
-        """A decoded row. Raises Reject for bad media."""
+    def clip(self, row: int, *, next_rows: Iterable[int] = ()) -> Clip:
+        """A decoded row. Raises Reject for bad media. next_rows: that will be asked for after it, probably."""
 
 
 class DecodedCache:
@@ -52,6 +52,9 @@ class DecodedCache:
         self.max_bytes = max_bytes
         self._bytes = 0
         self._arrays: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._arrays
 
     def get(self, key: tuple) -> np.ndarray | None:
         if key in self._arrays:
@@ -123,16 +126,22 @@ class MediaSource:
         record = self._record(row)
         return list(record.get("text") or ()), list(record.get("labels") or ())
 
-    def clip(self, row: int) -> Clip:
-        media = {modality: self.media(row, modality) for modality in self.modalities}
+    def clip(self, row: int, *, next_rows: Iterable[int] = ()) -> Clip:
+        # The files of a clip that has several are not those of one modality one after another.
+        next_rows = next_rows if len(self.modalities) == 1 else ()
+        media = {modality: self.media(row, modality, next_rows=next_rows) for modality in self.modalities}
         text, labels = self.text_and_labels(row)
         return Clip(id=self.id(row), media=media, text=tuple(text), labels=tuple(labels))
 
-    def media(self, row: int, modality: str) -> np.ndarray:
+    def media(self, row: int, modality: str, *, next_rows: Iterable[int] = ()) -> np.ndarray:
         """One modality of a row's clip, cached if there is room; good until the fourth one after it is decoded."""
-        key = (self.manifest.uri, modality, self.data_set.settings(modality), self.data_set.clip_s, row)
+        key = self._key(row, modality)
         array = self._cache.get(key)
         if array is None:
-            array = self.decoders.decode(self._record(row), self.data_set, modality)
+            records = (self._record(r) for r in next_rows if self._key(r, modality) not in self._cache)
+            array = self.decoders.decode(self._record(row), self.data_set, modality, next_rows=records)
             self._cache.put(key, array)
         return array
+
+    def _key(self, row: int, modality: str) -> tuple:
+        return (self.manifest.uri, modality, self.data_set.settings(modality), self.data_set.clip_s, row)

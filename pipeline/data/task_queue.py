@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipeline.data.blocks import Block
-from pipeline.data.plan import Row
+from pipeline.data.plan import Arrival, Row
 from pipeline.data.wire import first_of, from_arrow
 from pipeline.errors import DataError, RequestError
 
@@ -40,8 +40,15 @@ class Order(Protocol):
         """Ends the stream, and every wait for its next block."""
 
 
-# A block's rows, or its error alone.
-_Rows = list[Row | BaseException]
+class Fetched(NamedTuple):
+    """A decoded block that is here."""
+
+    table: pa.Table
+    arrival: Arrival
+
+
+# A block's rows, or its error alone, each with the arrival of the block.
+_Rows = list[tuple[Row | BaseException, Arrival]]
 
 
 def checked_rows(rows: Iterable[Row], block: Block) -> Iterator[Row]:
@@ -60,17 +67,19 @@ def checked_rows(rows: Iterable[Row], block: Block) -> Iterator[Row]:
 class TaskQueues:
     """A thread that takes the blocks of a stream as they come; each task's rows in their order.
 
-    tables: decoded blocks, in whatever order they are ready; how many there may be is up to ``order``.
+    blocks: decoded, in whatever order they are ready; how many there may be is up to ``order``.
     """
 
-    def __init__(self, tables: Iterable[pa.Table], order: Order):
-        self._tables = tables
+    def __init__(self, blocks: Iterable[Fetched], order: Order):
+        self._blocks = blocks
         self.order = order
         self._condition = threading.Condition()
         # By task: the batch that its queue gets next, blocks of later ones by their first batch, and rows to give out.
         self._due = dict(order.starts)
         self._early: dict[str, dict[int, tuple[Block, _Rows]]] = {task: {} for task in order.starts}
-        self._ready: dict[str, deque[Row | BaseException]] = {task: deque() for task in order.starts}
+        self._ready: dict[str, deque[tuple[Row | BaseException, Arrival]]] = {task: deque() for task in order.starts}
+        # By task: of the row that was taken last.
+        self._arrivals: dict[str, Arrival] = {}
         self._failure: BaseException = DataError("the stream ended before the run did")
         self._over = False
         self._thread = threading.Thread(target=self._pull, name="streams", daemon=True)
@@ -83,8 +92,8 @@ class TaskQueues:
 
     def _pull(self) -> None:
         try:
-            for table in self._tables:
-                self._sort_in(table)
+            for block in self._blocks:
+                self._sort_in(block)
                 if self._over:
                     return
         except BaseException as e:
@@ -94,23 +103,23 @@ class TaskQueues:
                 self._over = True
                 self._condition.notify_all()
             # In this thread, which ``join`` waits for: a stream left half read ends what it has started.
-            if isinstance(self._tables, Generator):
-                self._tables.close()
+            if isinstance(self._blocks, Generator):
+                self._blocks.close()
 
-    def _sort_in(self, table: pa.Table) -> None:
+    def _sort_in(self, found: Fetched) -> None:
         """Puts a block's rows into its task's queue, once those of all earlier batches are there."""
-        block = self.order.arrived(*first_of(table))
+        block = self.order.arrived(*first_of(found.table))
         rows: _Rows
         try:
-            rows = list(checked_rows(from_arrow(table), block))
+            rows = [(row, found.arrival) for row in checked_rows(from_arrow(found.table), block)]
         except (DataError, RequestError) as e:
-            rows = [e]
+            rows = [(e, found.arrival)]
         with self._condition:
             early, ready = self._early[block.task], self._ready[block.task]
             early[block.start] = block, rows
-            while found := early.pop(self._due[block.task], None):
-                self._due[block.task] = found[0].stop
-                ready.extend(found[1])
+            while next_one := early.pop(self._due[block.task], None):
+                self._due[block.task] = next_one[0].stop
+                ready.extend(next_one[1])
             self._condition.notify_all()
 
     def next(self, task: str) -> Row:
@@ -122,12 +131,16 @@ class TaskQueues:
                 self._condition.wait_for(lambda: ready or self._over)
             if not ready:
                 raise self._failure
-            row = ready[0]
+            row, self._arrivals[task] = ready[0]
             if isinstance(row, BaseException):
                 raise row
             ready.popleft()
         self.order.use(task)
         return row
+
+    def arrival(self, task: str) -> Arrival:
+        """Of the block of the task's row that was taken last."""
+        return self._arrivals[task]
 
     def close(self) -> None:
         """Drops the rows and wakes every thread that waits for one. ``join`` then waits for the own thread."""
@@ -154,6 +167,10 @@ class TaskQueue:
     def next(self) -> Row:
         """Waits for the next row."""
         return self._queues.next(self._task)
+
+    def arrival(self) -> Arrival:
+        """When the row that was taken last was decoded, and was here."""
+        return self._queues.arrival(self._task)
 
     def awaits(self) -> str:
         """What the next row is waiting for, in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Callable
 
@@ -30,7 +31,9 @@ _PARTS = {
 # Stage of the waits for data → its name.
 _STAGES = {
     "sampler": "the sampler's choice of a task",
-    "stream": "decoding, and batches on their way here",
+    "decode": "batches that were not decoded yet",
+    "transfer": "decoded batches on their way from other machines",
+    "batch": "batches being put together",
     "journal": "the journal of rejects",
     "devices": "arrays on their way to the devices",
     "ranks": "other ranks, which had no batch yet",
@@ -84,9 +87,17 @@ def _data_waits(life: Goodput) -> str:
     out = "<h3>Waits for data</h3>" + table(("Waiting for", "Time", "Of steps and their waits"), rows)
     if life.advice:
         out += f"<p>Waiting: {escape(life.advice)}.</p>"
-    slowest = sorted(life.rank_waits_s, key=lambda rank: -life.rank_waits_s[rank])[:_MAX_RANKS]
-    ranks = [(f"rank {rank}", right(duration(life.rank_waits_s[rank]))) for rank in slowest]
-    return out + (table(("Ranks that waited longest", "For their own data"), ranks) if ranks else "")
+    return out + _slowest_ranks(life)
+
+
+def _slowest_ranks(life: Goodput) -> str:
+    """The ranks that waited longest for their own data, and for which stage most."""
+    ranks = []
+    for rank, waited_s in itertools.islice(life.slowest_ranks.items(), _MAX_RANKS):
+        stage, most_s = max(life.rank_waits_s[rank].items(), key=lambda item: item[1], default=("", 0.0))
+        most = f"{_STAGES.get(stage, stage)}, {duration(most_s)}" if most_s else "–"
+        ranks.append((f"rank {rank}", right(duration(waited_s)), most))
+    return table(("Ranks that waited longest", "For their own data", "Most of it for"), ranks) if ranks else ""
 
 
 def _attempts(life: Goodput) -> str:

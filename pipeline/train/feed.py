@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from pipeline.data.plan import Row, group_arrays
+from pipeline.data.plan import Arrival, Row, group_arrays
 from pipeline.errors import DataError
 from pipeline.train.chance import chance_of
 from pipeline.train.mixture.schedule import Schedule, Step
@@ -17,9 +18,9 @@ from pipeline.train.quarantine import Quarantine
 from pipeline.train.reject_limit import Draws
 from pipeline.train.step_gate import StepGate
 
-# Stages of making a batch, in this order: the sampler's choice of a task, the batch decoded and brought here by the
-# task's stream, its rejects journalled, its arrays put on the devices.
-STAGES = ("sampler", "stream", "journal", "devices")
+# Stages of making a batch, in this order: the sampler's choice of a task; the batch decoded, its block brought here
+# from the machine that decoded it, and taken apart; its rejects journalled; its arrays put on the devices.
+STAGES = ("sampler", "decode", "transfer", "batch", "journal", "devices")
 # Batches on the devices ahead of the step that runs.
 _DEPTH = 2
 # Seconds between two looks for a stop while a batch is waited for.
@@ -33,6 +34,9 @@ class RowQueue(Protocol):
 
     def next(self) -> Row:
         """Waits for the next row."""
+
+    def arrival(self) -> Arrival:
+        """When the row that ``next`` gave last was decoded, and was here."""
 
     def awaits(self) -> str:
         """What the next row is waiting for, in words."""
@@ -64,8 +68,8 @@ class Batch:
         for stage in reversed(STAGES):
             waits[stage] = min(left, self.made_s[stage])
             left -= waits[stage]
-        # Threads that waited for the processor: the stream is the part that others serve.
-        waits["stream"] += left
+        # Threads that waited for the processor, which decoders take.
+        waits["decode"] += left
         return waits
 
 
@@ -75,9 +79,10 @@ class _Laps:
     def __init__(self) -> None:
         self.seconds, self._ended = dict.fromkeys(STAGES, 0.0), time.perf_counter()
 
-    def end(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage], self._ended = now - self._ended, now
+    def end(self, stage: str, *, at: float = math.inf) -> None:
+        """at: the moment at which it ended: now, or one before, as of a batch that was ready when it was wanted."""
+        at = max(self._ended, min(at, time.perf_counter()))
+        self.seconds[stage], self._ended = at - self._ended, at
 
 
 class Feed:
@@ -139,17 +144,20 @@ class Feed:
         self._wanted = plan.task
         row = self._queues[plan.task].next()
         self._wanted = None
-        laps.end("stream")
+        decoded_at, here_at = self._queues[plan.task].arrival()
+        laps.end("decode", at=decoded_at)
+        laps.end("transfer", at=here_at)
         if (row.task, row.batch, row.variant) != (plan.task, plan.batch, plan.variant.name):
             raise DataError(
                 f"step {step}: expected batch {plan.batch} of {plan.task} as {plan.variant.name}, "
                 f"found batch {row.batch} of {row.task} as {row.variant}"
             )
+        groups, chance = group_arrays(row.arrays), chance_of(plan.structure, row.arrays.get("positive_ids"))
+        laps.end("batch")
         # Order contract: rejects are on disk before their substitutes are used.
         draws = self._quarantine.record(row, step=step, data_set=self._schedule.tasks[plan.task].data_set)
         laps.end("journal")
-        chance = chance_of(plan.structure, row.arrays.get("positive_ids"))
-        arrays = self._to_devices(group_arrays(row.arrays))
+        arrays = self._to_devices(groups)
         laps.end("devices")
         return Batch(step, plan, arrays, row.ids, chance, laps.seconds), draws
 

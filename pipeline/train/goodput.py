@@ -12,20 +12,13 @@ import math
 from pathlib import Path
 
 from pipeline.train.attempts import last_lines_of_ranks, read_command_and_rank_0
+from pipeline.train.wait_advice import RANKS, RankWaits, advice_on_waits
 
 # The parts of the time in which an attempt ran: steps that were kept, and their waits for data; waits for the compiler;
 # from the beginning to the first step without its waits; saves; steps that were run again later, with their waits for
 # data; from the last step to the end: the last save, evaluation, report; evaluations between steps; and what none of
 # these explains.
 PARTS = ("steps", "data", "compile", "start", "save", "lost", "end", "evaluate", "other")
-# Minimum share of waiting in the time of steps at which something should be done about it.
-_WORTH_ADVICE = 0.1
-_ADVICE = {
-    "sampler": "the sampler waits for losses before it can choose: a sampler that does not look at them needs no wait",
-    "journal": "rejects are written slowly: mend the data, or keep the run directory on faster storage",
-    "devices": "batches reach the devices slowly: look at the bus and at other work on this machine",
-    "ranks": "one rank is slower than the others: look at the machine of the rank that waits longest for its own data",
-}
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,8 +92,8 @@ def _between(a: Counters, b: Counters, share: float) -> Counters:
 class Goodput:
     """The life of a run. parts_s: part → seconds, of ``PARTS``. waits_s: of its part ``data``, by stage.
 
-    rank_waits_s: rank → seconds waited for its own data, in all attempts. wall_s: from the first command to the last
-    sign of life, down_s of it between attempts.
+    rank_waits_s: rank → stage → seconds waited for its own data, in all attempts. wall_s: from the first command to the
+    last sign of life, down_s of it between attempts.
     """
 
     attempts: list[Attempt]
@@ -109,7 +102,7 @@ class Goodput:
     lost_steps: int
     parts_s: dict[str, float]
     waits_s: dict[str, float]
-    rank_waits_s: dict[int, float]
+    rank_waits_s: dict[int, dict[str, float]]
     advice: str | None
 
     @property
@@ -117,22 +110,32 @@ class Goodput:
         """Seconds in which an attempt ran."""
         return self.wall_s - self.down_s
 
+    @property
+    def slowest_ranks(self) -> dict[int, float]:
+        """Rank → seconds waited for its own data, the longest first."""
+        totals = {rank: sum(waits.values()) for rank, waits in self.rank_waits_s.items()}
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
     def values(self) -> dict:
         """For summary.json: seconds, and shares of the time with and without that between attempts."""
-        parts = {name: round(value, 3) for name, value in self.parts_s.items()}
         return {
             "wall_s": round(self.wall_s, 3),
             "up_s": round(self.up_s, 3),
             "down_s": round(self.down_s, 3),
             "restarts": len(self.attempts) - 1,
             "lost_steps": self.lost_steps,
-            "parts_s": parts,
+            "parts_s": _rounded(self.parts_s),
             "share_of_wall": _shares(self.parts_s | {"down": self.down_s}, self.wall_s),
             "share_of_up": _shares(self.parts_s, self.up_s),
-            "data_wait_s": {name: round(value, 3) for name, value in self.waits_s.items()},
-            "rank_data_wait_s": {str(rank): round(value, 3) for rank, value in self.rank_waits_s.items()},
+            "data_wait_s": _rounded(self.waits_s),
+            "rank_data_wait_s": {str(rank): _rounded(waits) for rank, waits in self.rank_waits_s.items()},
+            "slowest_rank": next(iter(self.slowest_ranks), None),
             "advice": self.advice,
         }
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def _shares(parts: dict[str, float], whole: float) -> dict[str, float]:
@@ -150,7 +153,7 @@ def goodput(run_dir: Path, *, now: float | None = None) -> Goodput | None:
     for attempt, kept in zip(attempts, _kept_steps(attempts), strict=True):
         lost_steps += max(0, attempt.last_step - kept)
         _add(parts, waits, attempt, kept)
-    pairs = itertools.pairwise(attempts)
+    pairs, ranks = itertools.pairwise(attempts), _ranks(run_dir)
     return Goodput(
         attempts=attempts,
         wall_s=attempts[-1].seen_at - attempts[0].began_at,
@@ -158,8 +161,8 @@ def goodput(run_dir: Path, *, now: float | None = None) -> Goodput | None:
         lost_steps=lost_steps,
         parts_s=parts,
         waits_s=waits,
-        rank_waits_s=_rank_waits(run_dir),
-        advice=_advice(attempts, parts, waits),
+        rank_waits_s={rank: one.own_s for rank, one in ranks.items()},
+        advice=_advice(attempts, parts, waits, ranks),
     )
 
 
@@ -238,23 +241,31 @@ def _number(value: object) -> float:
     return float(value) if known else 0.0
 
 
-def _rank_waits(run_dir: Path) -> dict[int, float]:
-    """Rank → seconds that it waited for its own data; empty for a run of one rank."""
-    found = {}
-    for rank, lines in last_lines_of_ranks(run_dir).items():
-        waits = [_counters(line).waits for line in lines]
-        found[rank] = sum(value for each in waits for name, value in each.items() if name != "ranks")
-    return found if len(found) > 1 else {}
+def _ranks(run_dir: Path) -> dict[int, RankWaits]:
+    """Rank → its waits, by its last line in each attempt; none of a run of one rank."""
+    found = {rank: list(map(_counters, lines)) for rank, lines in last_lines_of_ranks(run_dir).items()}
+    return {rank: _rank_waits(last) for rank, last in found.items()} if len(found) > 1 else {}
 
 
-def _advice(attempts: list[Attempt], parts: dict[str, float], waits: dict[str, float]) -> str | None:
-    """What to do about the waits for data, by the stage that was waited for longest; None where they are short."""
-    if not waits or parts["data"] <= _WORTH_ADVICE * (parts["data"] + parts["steps"]):
+def _rank_waits(attempts: list[Counters]) -> RankWaits:
+    own: dict[str, float] = {}
+    for last in attempts:
+        for stage, value in last.waits.items():
+            if stage != RANKS:
+                own[stage] = own.get(stage, 0.0) + value
+    return RankWaits(own, attempts[-1].slowest if attempts else None)
+
+
+def _advice(
+    attempts: list[Attempt], parts: dict[str, float], waits: dict[str, float], ranks: dict[int, RankWaits]
+) -> str | None:
+    if not waits:
         return None
-    stage = max(waits, key=waits.get)
-    if stage in _ADVICE:
-        return _ADVICE[stage]
     latest = next(attempt for attempt in reversed(attempts) if attempt.counters)
-    task, advice = latest.counters[-1].slowest, latest.facts.get("advice")
-    found = advice.get(task) if isinstance(advice, dict) else None
-    return f"most of it for decoded batches of {task}" + (f": {found}" if found else "")
+    by_task = latest.facts.get("advice")
+    return advice_on_waits(
+        RankWaits(waits, latest.counters[-1].slowest),
+        ranks,
+        share=parts["data"] / max(parts["data"] + parts["steps"], 1e-9),
+        by_task=by_task if isinstance(by_task, dict) else {},
+    )

@@ -16,6 +16,7 @@ from pipeline.train.compiler import StepCompiler
 from pipeline.train.feed import STAGES, Batch, Feed
 from pipeline.train.step_gate import NextAction, StepGate
 from pipeline.train.telemetry.step_log import to_json_values
+from pipeline.train.wait_advice import RANKS
 
 T = TypeVar("T")
 # Maximum number of consecutive updates of a task that may be skipped as not finite; after more it has diverged.
@@ -42,8 +43,7 @@ class Hooks:
     heartbeat: Callable[[str], None] = lambda finished: None
 
 
-# What the loop waits for in the name of data: a stage of making the batch, or another rank that has none yet.
-RANKS = "ranks"
+# What the loop waits for in the name of data: a stage of making the batch, or another rank.
 WAITS = (*STAGES, RANKS)
 
 

@@ -23,6 +23,8 @@ from pipeline.errors import DataError
 
 # Pieces of shared memory in which arrays come back, used in turn: a clip holds up to three arrays.
 NUM_SLOTS = 4
+# Maximum number of requests that are asked together; their pieces of memory come after the others.
+MAX_TOGETHER = 8
 # Seconds that the child may take to start.
 _START_TIMEOUT_S = 120.0
 # Seconds past the deadline after which the parent kills the child. The child normally ends itself by a kernel timer.
@@ -38,8 +40,8 @@ class Child:
         self._limits = limits
         # When the current decoding began, 0 in between; the child writes it.
         self._clock = _memory_file()
-        self._slots = [_memory_file() for _ in range(NUM_SLOTS)]
-        self._mapped: list[mmap.mmap | None] = [None] * NUM_SLOTS
+        self._slots = [_memory_file() for _ in range(NUM_SLOTS + MAX_TOGETHER)]
+        self._mapped: list[mmap.mmap | None] = [None] * len(self._slots)
         os.pwrite(self._clock.fileno(), struct.pack("d", 0.0), 0)
         with tempfile.TemporaryFile() as errors:
             try:
@@ -91,29 +93,34 @@ class Child:
 
     def ask(self, request: dict) -> dict:
         """The answer to a request. Raises ``Died`` if the child ends first."""
+        (answer,) = self.ask_together([request])
+        return answer
+
+    def ask_together(self, requests: list[dict]) -> list[dict]:
+        """The answers to requests that wake each process once. Raises ``Died`` if the child ends before the last."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = self._read_line()
+            self._process.stdin.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
+            lines = self._read_lines(len(requests))
         except BrokenPipeError:
-            line = b""
-        if not line:
+            lines = []
+        if not lines:
             raise Died(self._how_it_died(killed=False))
-        return json.loads(line)
+        return [json.loads(line) for line in lines]
 
-    def _read_line(self) -> bytes:
-        """A line from the child; empty if it ended. Raises ``Died`` if it had to be killed at its deadline."""
-        line = b""
-        while not line.endswith(b"\n"):
+    def _read_lines(self, number: int) -> list[bytes]:
+        """Lines from the child; none if it ended. Raises ``Died`` if it had to be killed at its deadline."""
+        text = b""
+        while text.count(b"\n") < number:
             if _readable(self._out, 1.0):
                 part = os.read(self._out.fileno(), 1 << 16)
                 if not part:
-                    return b""
-                line += part
+                    return []
+                text += part
             elif self._decoding_s() > self._limits.timeout_s + _GRACE_S:
                 self._process.kill()
                 raise Died(self._how_it_died(killed=True))
-        return line
+        return text.splitlines()
 
     def _decoding_s(self) -> float:
         """Seconds that the current decoding has lasted; 0 while nothing is decoded."""

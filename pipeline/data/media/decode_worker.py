@@ -165,8 +165,16 @@ def main() -> None:
     worker = Worker(clock, slots, limits)
     os.dup2(nowhere, 2)
     answers.write(b"ready\n")
-    for line in sys.stdin.buffer:
-        answers.write(json.dumps(worker.answer(line)).encode() + b"\n")
+    for lines in _lines_together(sys.stdin.fileno()):
+        answers.write(b"".join(json.dumps(worker.answer(line)).encode() + b"\n" for line in lines))
+
+
+def _lines_together(file: int) -> Iterator[list[bytes]]:
+    """The lines of a pipe, those together that have been written together."""
+    rest = b""
+    while text := os.read(file, 1 << 16):
+        *lines, rest = (rest + text).split(b"\n")
+        yield lines
 
 
 if __name__ == "__main__":

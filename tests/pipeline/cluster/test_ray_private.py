@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import ray
+from ray._private import node
 from ray.data import DataContext
 from ray.data._internal.execution.backpressure_policy import ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -61,3 +62,10 @@ def test_the_group_cleaner_alone_is_left_out():
     trainer._create_default_callbacks = lambda: ["first", cleaner, "last"]
     ray_private.drop_group_cleaner(trainer)
     assert trainer._create_default_callbacks() == ["first", "last"]
+
+
+def test_a_ray_of_our_own_starts_its_log_monitor_by_a_method_of_its_node(monkeypatch):
+    monkeypatch.setattr(node.Node, "start_log_monitor", start := node.Node.start_log_monitor)
+    assert "start_log_monitor()" in inspect.getsource(node.Node.start_ray_processes)
+    ray_private.start_no_log_monitor()
+    assert node.Node.start_log_monitor is not start and node.Node.start_log_monitor(None) is None

@@ -63,7 +63,7 @@ class SpyingSource:
     def media_path(self, row: int) -> str:
         return self.inner.media_path(row)
 
-    def clip(self, row: int) -> Clip:
+    def clip(self, row: int, *, next_rows=()) -> Clip:
         self.decoded.append(row)
         return self.inner.clip(row)
 
@@ -466,7 +466,7 @@ class CaptionedSource:
     def id(self, row: int) -> str:
         return f"id-{row}"
 
-    def clip(self, row: int) -> Clip:
+    def clip(self, row: int, *, next_rows=()) -> Clip:
         return clip(id=self.id(row), text=(LONG, *self.captions(row)))
 
     @staticmethod
@@ -635,7 +635,7 @@ class Hanging:
         self._source, self._hangs, self._calls = source, set(hangs), 0
         self.id, self.media_path = source.id, source.media_path
 
-    def clip(self, row):
+    def clip(self, row, *, next_rows=()):
         self._calls += 1
         if self._calls - 1 in self._hangs:
             raise Reject("hung", "no end after 60 s")

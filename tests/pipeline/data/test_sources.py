@@ -55,9 +55,9 @@ def test_another_manifest_than_the_training_one(tmp_path, data_set, write_manife
 def count_decodes(monkeypatch) -> list[tuple[str, str]]:
     calls, decode = [], DecodeProcess.decode
 
-    def counted(self, record, data_set, modality):
+    def counted(self, record, data_set, modality, **named):
         calls.append((record["id"], modality))
-        return decode(self, record, data_set, modality)
+        return decode(self, record, data_set, modality, **named)
 
     monkeypatch.setattr(DecodeProcess, "decode", counted)
     return calls

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data.blocks import Block
-from pipeline.data.plan import Row
-from pipeline.data.task_queue import TaskQueues, checked_rows
+from pipeline.data.plan import Arrival, Row
+from pipeline.data.task_queue import Fetched, TaskQueues, checked_rows
 from pipeline.data.wire import failure_to_arrow, to_arrow
 from pipeline.errors import DataError, RequestError
 
@@ -38,17 +38,27 @@ def row(task: str, batch: int, rank: int = 1) -> Row:
     return Row(task, batch, rank, "v", [f"{task}{batch}"], [], {"x": np.full(3, batch)})
 
 
-def block(task: str, start: int) -> pa.Table:
-    return to_arrow([row(task, start), row(task, start + 1)])
+def block(task: str, start: int) -> Fetched:
+    """Decoded at 10 s for each batch, and here a second later."""
+    return here(to_arrow([row(task, start), row(task, start + 1)]), 10.0 * start)
+
+
+def here(table: pa.Table, decoded_at: float = 0.0) -> Fetched:
+    return Fetched(table, Arrival(decoded_at, decoded_at + 1))
 
 
 def test_each_task_has_its_rows_in_order_whatever_the_order_of_the_blocks():
     tables = [block("b", 6), block("a", 8), block("a", 4), block("a", 6), block("b", 4)]
     order = Order("a", "b")
     queues = TaskQueues(tables, order)
-    found = {task: [queues.by_task[task].next() for _ in range(n)] for task, n in (("a", 6), ("b", 4))}
+    found, arrivals = {"a": [], "b": []}, {"a": [], "b": []}
+    for task, count in (("a", 6), ("b", 4)):
+        for _ in range(count):
+            found[task].append(queues.by_task[task].next())
+            arrivals[task].append(queues.by_task[task].arrival())
     assert [r.batch for r in found["a"]] == [4, 5, 6, 7, 8, 9] and [r.batch for r in found["b"]] == [4, 5, 6, 7]
     assert [r.arrays["x"].tolist() for r in found["b"]] == [[4] * 3, [5] * 3, [6] * 3, [7] * 3]
+    assert arrivals == {"a": [(40, 41)] * 2 + [(60, 61)] * 2 + [(80, 81)] * 2, "b": [(40, 41)] * 2 + [(60, 61)] * 2}
     assert [line for line in order.told if line.startswith("use")] == ["use a"] * 6 + ["use b"] * 4
     with pytest.raises(DataError, match="ended before the run did"):
         queues.next("a")
@@ -57,7 +67,7 @@ def test_each_task_has_its_rows_in_order_whatever_the_order_of_the_blocks():
 
 def test_an_error_is_raised_where_its_rows_would_be_and_stops_no_other_task():
     failure = failure_to_arrow(RequestError("another manifest"), task="a", batch=6, rank=1)
-    queues = TaskQueues([failure, block("b", 4), block("a", 4)], Order("a", "b"))
+    queues = TaskQueues([here(failure), block("b", 4), block("a", 4)], Order("a", "b"))
     assert [queues.next("a").batch for _ in range(2)] == [4, 5]
     assert [queues.next("b").batch for _ in range(2)] == [4, 5]
     for _ in range(2):

@@ -28,15 +28,15 @@ def opened(at, start_step, **facts):
 KILLED = [
     opened(30.0, 0, world_size=2, advice={"align": "use more CPUs"}),
     # Began its loop at 40 s: 4 s for the compiler, 3 s for data, 3 s of step.
-    note(50.0, 1, steps=3.0, compiling=4.0, stream=2.0, devices=1.0),
-    note(150.0, 20, steps=80.0, compiling=4.0, save=1.0, stream=20.0, devices=5.0),
-    note(200.0, 30, steps=120.0, compiling=4.0, save=1.0, stream=29.0, devices=6.0),
+    note(50.0, 1, steps=3.0, compiling=4.0, decode=2.0, devices=1.0),
+    note(150.0, 20, steps=80.0, compiling=4.0, save=1.0, decode=20.0, devices=5.0),
+    note(200.0, 30, steps=120.0, compiling=4.0, save=1.0, decode=29.0, devices=6.0),
 ]
 AGAIN = [
     opened(320.0, 20, world_size=2, advice={"align": "use more CPUs"}),
-    note(345.0, 21, steps=2.0, compiling=1.0, stream=2.0),
-    note(440.0, 40, steps=77.0, compiling=1.0, save=2.0, stream=20.0),
-    note(441.0, 40, steps=77.0, compiling=1.0, save=3.0, stream=20.0, event="trained"),
+    note(345.0, 21, steps=2.0, compiling=1.0, decode=2.0),
+    note(440.0, 40, steps=77.0, compiling=1.0, save=2.0, decode=20.0),
+    note(441.0, 40, steps=77.0, compiling=1.0, save=3.0, decode=20.0, event="trained"),
 ]
 COMMANDS = [
     {"event": "begin", "at": 0.0},
@@ -65,7 +65,7 @@ def test_a_run_that_was_killed_and_run_again(tmp_path):
     }
     assert life.parts_s == pytest.approx(expected)
     assert (life.lost_steps, life.values()["restarts"]) == (10, 1)
-    assert life.waits_s == pytest.approx({"stream": 40, "devices": 5})
+    assert life.waits_s == pytest.approx({"decode": 40, "devices": 5})
     assert life.advice == "most of it for decoded batches of align: use more CPUs"
     values = life.values()
     assert sum(values["share_of_up"].values()) == pytest.approx(1, abs=1e-4)
@@ -129,10 +129,11 @@ def test_time_that_no_part_explains_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"), [("ranks", "one rank is slower"), ("devices", "the bus"), ("journal", "rejects")]
+    ("stage", "words"),
+    [("transfer", "network"), ("batch", "cpus_per_worker"), ("devices", "the bus"), ("journal", "rejects")],
 )
 def test_the_advice_is_for_the_stage_that_was_waited_for_longest(tmp_path, stage, words):
-    write_log(tmp_path, "rank-0.jsonl", [opened(0.0, 0), note(30.0, 9, steps=20.0, stream=4.0, **{stage: 6.0})])
+    write_log(tmp_path, "rank-0.jsonl", [opened(0.0, 0), note(30.0, 9, steps=20.0, decode=4.0, **{stage: 6.0})])
     assert words in goodput(tmp_path).advice
     write_log(tmp_path, "rank-0.jsonl", [opened(0.0, 0), note(30.0, 9, steps=96.0, **{stage: 4.0})])
     assert goodput(tmp_path).advice is None
@@ -140,13 +141,35 @@ def test_the_advice_is_for_the_stage_that_was_waited_for_longest(tmp_path, stage
 
 def test_ranks_are_compared_by_the_waits_for_their_own_data(tmp_path):
     write_log(tmp_path, "rank-0.jsonl", KILLED)
-    ended = note(199.0, 30, steps=100.0, stream=3.0, ranks=50.0)
-    again = note(250.0, 30, steps=100.0, stream=4.0, ranks=50.0)
+    ended = note(199.0, 30, steps=100.0, decode=3.0, ranks=50.0)
+    again = note(250.0, 30, steps=100.0, decode=4.0, ranks=50.0)
     write_log(tmp_path, "rank-1.jsonl", [opened(30.0, 0), ended, opened(210.0, 10), again])
-    assert goodput(tmp_path).rank_waits_s == {0: 35, 1: 7}
+    life = goodput(tmp_path)
+    assert life.rank_waits_s == {0: {"decode": 29, "devices": 6}, 1: {"decode": 7}}
+    assert life.slowest_ranks == {0: 35, 1: 7} and life.values()["slowest_rank"] == 0
     with open(tmp_path / "attempts/rank-1.jsonl", "a") as file:
-        file.write('{"event": "step", "at": 260.0, "step": 31, "waits": {"stream": 9')
-    assert goodput(tmp_path).rank_waits_s == {0: 35, 1: 7}
+        file.write('{"event": "step", "at": 260.0, "step": 31, "waits": {"decode": 9')
+    assert goodput(tmp_path).slowest_ranks == {0: 35, 1: 7}
+
+
+def test_the_advice_names_the_rank_that_the_others_wait_for(tmp_path):
+    """Rank 2 fetched its batches for 35 of 45 s, waited 3 s for its decoders, and for no rank."""
+    facts = {"advice": {"align": "use more CPUs"}}
+    write_log(tmp_path, "rank-0.jsonl", [opened(0.0, 0, **facts), note(100.0, 9, steps=55.0, decode=5.0, ranks=40.0)])
+    assert "one rank is slower" in goodput(tmp_path).advice
+    write_log(tmp_path, "rank-1.jsonl", [opened(0.0, 0), note(99.0, 9, steps=55.0, decode=0.5, ranks=44.0)])
+    write_log(tmp_path, "rank-2.jsonl", [opened(0.0, 0), note(99.0, 9, steps=55.0, decode=3.0, transfer=35.0)])
+    life = goodput(tmp_path)
+    assert life.advice.startswith(
+        "rank 2 waits longest for its own data; decoded batches come from other machines slowly"
+    )
+    values = life.values()
+    assert values["slowest_rank"] == 2 and values["rank_data_wait_s"]["2"] == {"decode": 3, "transfer": 35}
+    assert sum(values["share_of_up"].values()) == pytest.approx(1, abs=1e-4)
+    write_log(tmp_path, "rank-2.jsonl", [opened(0.0, 0), note(99.0, 9, steps=55.0, decode=37.0, slowest="align")])
+    assert goodput(tmp_path).advice == (
+        "rank 2 waits longest for its own data; most of it for decoded batches of align: use more CPUs"
+    )
 
 
 def test_cut_off_and_foreign_lines_count_for_nothing(tmp_path):

@@ -55,8 +55,8 @@ class FakeFeed:
         variant = types.SimpleNamespace(name="all")
         task = self.tasks[step % len(self.tasks)]
         plan = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
-        # The last 0.1 s of making it were spent on the devices, the 0.05 s before on the journal.
-        made_s = {"sampler": 0.0, "stream": 5.0, "journal": 0.05, "devices": 0.1}
+        # The last 0.1 s of making it were spent on the devices, the 0.05 s before on the journal and the batch.
+        made_s = {"sampler": 0.0, "decode": 5.0, "transfer": 0.0, "batch": 0.02, "journal": 0.03, "devices": 0.1}
         return Batch(step, plan, {}, [str(step)], 1.5, made_s)
 
     def next(self, *, wait=True, leave=lambda: False):
@@ -125,7 +125,15 @@ def test_waits_are_charged_to_the_step_that_waited_and_all_times_add_up(monkeypa
     assert [r["step_s"] for r in records] == pytest.approx([STEP_S] * 6, abs=1e-6)
     times = loop.times
     assert times.compile_wait_s + times.data_wait_s + times.steps_s == pytest.approx(wall_s)
-    stages = {"sampler": 0, "stream": WAIT_S - 0.15, "journal": 0.05, "devices": 0.1, "ranks": 0}
+    stages = {
+        "sampler": 0,
+        "decode": WAIT_S - 0.15,
+        "transfer": 0,
+        "batch": 0.02,
+        "journal": 0.03,
+        "devices": 0.1,
+        "ranks": 0,
+    }
     assert times.waits == pytest.approx(stages, abs=1e-6)
     assert times.values()["slowest"] == "t"
 
@@ -154,10 +162,12 @@ def test_records_and_saves_leave_no_gap_between_the_times(monkeypatch):
     assert measured == pytest.approx(wall_s - 0.01)
 
 
-def test_a_wait_longer_than_a_batch_took_to_make_is_the_streams():
-    batch = Batch(0, None, {}, [], 1.0, {"sampler": 0.25, "stream": 0.5, "journal": 0.0, "devices": 0.25})
-    assert batch.waits(0.125) == {"devices": 0.125, "journal": 0, "stream": 0, "sampler": 0}
-    assert batch.waits(2.0) == {"devices": 0.25, "journal": 0, "stream": 1.5, "sampler": 0.25}
+def test_a_wait_is_the_end_of_making_a_batch_and_what_is_longer_the_decoders():
+    made_s = {"sampler": 0.25, "decode": 0.5, "transfer": 1.0, "batch": 0.5, "journal": 0.0, "devices": 0.25}
+    batch, none = Batch(0, None, {}, [], 1.0, made_s), dict.fromkeys(made_s, 0)
+    assert batch.waits(0.125) == none | {"devices": 0.125}
+    assert batch.waits(1.25) == none | {"devices": 0.25, "batch": 0.5, "transfer": 0.5}
+    assert batch.waits(4.0) == made_s | {"decode": 2.0}
 
 
 def test_a_step_is_recorded_before_the_host_waits_for_the_next_ones_compiler(monkeypatch):

@@ -62,6 +62,61 @@ def test_arrays_are_those_of_decoding_here(decoders, tmp_path, make_data_set, wr
     assert decoders.cpu_s > 0
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The number of files of each request."""
+    sizes, ask = [], Child.ask_together
+
+    def counted(self, requests):
+        sizes.append(len(requests))
+        return ask(self, requests)
+
+    monkeypatch.setattr(Child, "ask_together", counted)
+    return sizes
+
+
+def make_pictures(folder, number: int) -> list[dict]:
+    rows = []
+    for index in range(number):
+        pixels = np.random.default_rng(index).integers(0, 256, (24 + index, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        rows.append({"id": index, "image": str(folder / f"{index}.png")})
+    return rows
+
+
+def test_files_that_are_decoded_together_are_those_of_decoding_here(decoders, tmp_path, make_data_set, asked):
+    """Cheap ones, eight at a time; one that is not there and one without a file among them, and two left out."""
+    data_set, rows = make_data_set(), make_pictures(tmp_path, 24)
+    os.unlink(rows[5]["image"])
+    rows[7]["image"] = None
+    decoders._mean_s[data_set.modality("image").decode] = 0.001
+    for number in (n for n in range(24) if n not in (3, 20)):
+        if number in (5, 7):
+            with pytest.raises(Reject, match="missing_file" if number == 5 else "no_media"):
+                decoders.decode(rows[number], data_set, "image", next_rows=rows[number + 1 :])
+            continue
+        there = decoders.decode(rows[number], data_set, "image", next_rows=rows[number + 1 :])
+        np.testing.assert_array_equal(there, decode_media(rows[number], data_set, "image"))
+    # The row without a file takes no place; the last one has nothing to come after it.
+    assert asked == [8, 8, 7]
+
+
+def test_one_that_ends_the_child_costs_those_decoded_with_it_nothing(decoders, data_set, tmp_path, deadly, asked):
+    rows = make_pictures(tmp_path, 12)
+    rows[4], rows[9] = deadly("SEGV"), deadly("EXIT")
+    decoders._mean_s[data_set.modality("image").decode] = 0.001
+    for number, row in enumerate(rows):
+        if number in (4, 9):
+            with pytest.raises(Reject) as found:
+                decoders.decode(row, data_set, "image", next_rows=rows[number + 1 :])
+            assert found.value.reason == "crashed"
+            continue
+        there = decoders.decode(row, data_set, "image", next_rows=rows[number + 1 :])
+        np.testing.assert_array_equal(there, decode_media(row, data_set, "image"))
+    # Eight at once, which one of them ends; then one by one, and the deadly one twice.
+    assert asked[:9] == [8, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
 def test_rejects_are_those_of_decoding_here(decoders, tmp_path, make_data_set):
     (tmp_path / "a.png").write_bytes(b"no picture")
     for row in ({"image": str(tmp_path / "a.png")}, {"image": str(tmp_path / "none.png")}, {}):
@@ -190,15 +245,15 @@ def test_more_files_open_than_select_can_take(make_data_set, good):
 
 def test_an_interrupted_request_leaves_no_answer_behind(decoders, make_data_set, good, monkeypatch):
     data_set = make_data_set()
-    whole, read = decoders.decode(good, data_set, "image"), Child._read_line
+    whole, read = decoders.decode(good, data_set, "image"), Child._read_lines
 
-    def interrupted(self):
+    def interrupted(self, number):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Child, "_read_line", interrupted)
+    monkeypatch.setattr(Child, "_read_lines", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decoders.decode(good, data_set, "image")
-    monkeypatch.setattr(Child, "_read_line", read)
+    monkeypatch.setattr(Child, "_read_lines", read)
     with pytest.raises(Reject, match="missing_file"):
         decoders.decode({"image": "/none.png"}, data_set, "image")
     assert (decoders.decode(good, data_set, "image") == whole).all()
