@@ -71,7 +71,7 @@ class ParquetFiles:
         self.paths = known.paths if known else [info.path for info in self.infos]
         self.folder = str(PurePosixPath(self._path).parent) if self.paths == [self._path] else self._path
         self._numbers = {path: number for number, path in enumerate(known.paths)} if known else {}
-        self._footers: collections.OrderedDict[str, pq.FileMetaData] = collections.OrderedDict()
+        self._footers: collections.OrderedDict[str, tuple[pq.FileMetaData, pa.Schema]] = collections.OrderedDict()
         self._footer_bytes = 0
         self._types = functools.lru_cache(maxsize=_KEPT_FOOTERS)(self._file_types)
 
@@ -132,8 +132,8 @@ class ParquetFiles:
         def summary(path: str) -> FileSummary:
             nonlocal done
             size, tail = self._read(path, lambda file: (file.size(), _tail(file)))
-            footer = self._parsed(path, tail)
-            self._keep(path, footer)
+            footer, schema = self._parsed(path, tail)
+            self._keep(path, footer, schema)
             done += 1
             groups = [footer.row_group(n).num_rows for n in range(footer.num_row_groups)]
             return FileSummary(size, _digest(tail), np.array(groups, np.int64), times[path])
@@ -164,30 +164,39 @@ class ParquetFiles:
 
     def footer(self, path: str) -> pq.FileMetaData:
         """A file's footer. Raises RequestError if it is not the one that the run began with."""
-        footer = self._footers.get(path)
-        if footer is None:
+        return self._at_hand(path)[0]
+
+    def columns(self, path: str) -> pa.Schema:
+        """All columns of a file. Raises RequestError as ``footer`` does."""
+        return self._at_hand(path)[1]
+
+    def _at_hand(self, path: str) -> tuple[pq.FileMetaData, pa.Schema]:
+        found = self._footers.get(path)
+        if found is None:
             tail = self._read(path, _tail)
             if path in self._numbers and _digest(tail) != self._known.footers[self._numbers[path]]:
                 raise _exchanged(path)
-            footer = self._parsed(path, tail)
-        self._keep(path, footer)
-        return footer
+            found = self._parsed(path, tail)
+        self._keep(path, *found)
+        return found
 
-    def _parsed(self, path: str, tail: bytes) -> pq.FileMetaData:
+    def _parsed(self, path: str, tail: bytes) -> tuple[pq.FileMetaData, pa.Schema]:
         try:
-            return pq.read_metadata(pa.BufferReader(tail))
+            file = pq.ParquetFile(pa.BufferReader(tail))
+            # Not the footer's own ``schema``: the two hold each other, and would stay until the garbage is collected.
+            return file.metadata, file.schema_arrow
         except (pa.ArrowException, OSError) as e:
             raise _not_parquet(path, e) from e
 
-    def _keep(self, path: str, footer: pq.FileMetaData) -> None:
+    def _keep(self, path: str, footer: pq.FileMetaData, schema: pa.Schema) -> None:
         """Keeps a footer at hand in place of those used least recently."""
         with _LOCK:
             if path not in self._footers:
-                self._footers[path] = footer
+                self._footers[path] = footer, schema
                 self._footer_bytes += footer.serialized_size
             self._footers.move_to_end(path)
             while len(self._footers) > (_KEPT_FOOTERS if self._footer_bytes <= _KEPT_FOOTER_BYTES else 1):
-                self._footer_bytes -= self._footers.popitem(last=False)[1].serialized_size
+                self._footer_bytes -= self._footers.popitem(last=False)[1][0].serialized_size
 
     def identity(self, path: str) -> str:
         """A digest of a file's name, size, time and footer."""
@@ -263,7 +272,7 @@ class ParquetFiles:
 
     def _file_types(self, path: str) -> dict[str, pa.DataType]:
         """Column → type. Raises RequestError if one appears twice."""
-        schema = self.footer(path).schema.to_arrow_schema()
+        schema = self.columns(path)
         for name in (*TYPES, *self.media):
             count = schema.names.count(name)
             if count > 1:

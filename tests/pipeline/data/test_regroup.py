@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import parquet_files
+from pipeline.data import regroup as regroup_module
 from pipeline.data.manifest import Manifest
 from pipeline.data.parquet_files import ParquetFiles
 from pipeline.data.regroup import main, regroup
@@ -23,7 +24,12 @@ def folder(tmp_path):
     return path
 
 
-def test_the_rows_are_the_same_and_their_media_are_found(tmp_path, folder, capsys):
+@pytest.fixture
+def small_groups(monkeypatch):
+    monkeypatch.setattr(regroup_module, "_ROWS_PER_GROUP", 1024)
+
+
+def test_the_rows_are_the_same_and_their_media_are_found(tmp_path, folder, capsys, small_groups):
     assert main([str(folder), str(tmp_path / "out")]) == 0
     assert "6,000 rows" in capsys.readouterr().out
     before, after = Manifest(str(folder)), Manifest(str(tmp_path / "out"))
@@ -51,7 +57,7 @@ def test_one_file_of_another_name_and_paths_of_an_added_modality(tmp_path):
     assert [manifest.row(n)["depth"] for n in range(2)] == [f"{tmp_path}/depth/a.png", None]
 
 
-def test_row_groups_are_streamed_and_come_out_even(tmp_path, folder, monkeypatch):
+def test_row_groups_are_streamed_and_come_out_even(tmp_path, folder, monkeypatch, small_groups):
     monkeypatch.setattr(parquet_files, "_ROWS_PER_PIECE", 700)
     monkeypatch.setattr(ParquetFiles, "group", None)
     assert regroup(str(folder), tmp_path / "out") == 6000
