@@ -81,6 +81,8 @@ def _checked_job(
     used = {m for task in tasks for m in task.modalities}
     media = tuple(m for m in data_set.media if m in used)
     captioned = [t.max_characters for t in tasks if "text" in t.modalities and t.text == "captions"]
+    # Other machines then read the rows that this one has found.
+    data_set = dataclasses.replace(data_set, index=manifest.index)
     job = ShardJob(data_set, media, folder, manifest.fingerprint, limits, rows_per_shard, max(captioned, default=None))
     make_folder(folder, "--out")
     path = folder / "header.json"

@@ -14,6 +14,8 @@ _SCHEMA = pa.schema(
         ("path", pa.large_string()),
         ("bytes", pa.int64()),
         ("footer", pa.binary(16)),
+        # Nanoseconds since 1970; null where the storage does not tell.
+        ("modified", pa.int64()),
         ("rows", pa.int64()),
         ("groups", pa.int64()),
         # Rows of each row group; of groups of equal size, the last one shorter, the first alone.
@@ -23,11 +25,12 @@ _SCHEMA = pa.schema(
 
 
 class FileSummary(NamedTuple):
-    """A file's size, the digest of its footer, and the rows of each of its row groups."""
+    """A file's size, the digest of its footer, the rows of each of its row groups, and its time in nanoseconds."""
 
     bytes: int
     footer: bytes
     group_rows: np.ndarray
+    modified: int | None = None
 
 
 class Group(NamedTuple):
@@ -42,7 +45,7 @@ class Group(NamedTuple):
 class FileIndex:
     """The files of a manifest in the order of their rows. Memory: some 200 bytes a file, 8 a row group of uneven size.
 
-    paths, bytes, footers: of each file. num_rows, num_groups: of all.
+    paths, bytes, footers, modified: of each file. num_rows, num_groups: of all.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -50,6 +53,7 @@ class FileIndex:
         self.paths: list[str] = table["path"].to_pylist()
         self.bytes: list[int] = table["bytes"].to_pylist()
         self.footers: list[bytes] = table["footer"].to_pylist()
+        self.modified: list[int | None] = table["modified"].to_pylist()
         self._starts = np.cumsum([0, *table["rows"].to_pylist()])
         self._groups = np.cumsum([0, *table["groups"].to_pylist()])
         self.num_rows, self.num_groups = int(self._starts[-1]), int(self._groups[-1])
@@ -63,7 +67,7 @@ class FileIndex:
     def of(cls, paths: list[str], summaries: Iterable[FileSummary]) -> FileIndex:
         """The index of files. paths: in the order of their rows."""
         rows = [
-            [path, s.bytes, s.footer, int(s.group_rows.sum()), len(s.group_rows), _layout(s.group_rows)]
+            [path, s.bytes, s.footer, s.modified, int(s.group_rows.sum()), len(s.group_rows), _layout(s.group_rows)]
             for path, s in zip(paths, summaries, strict=True)
         ]
         columns = zip(*rows, strict=True) if rows else [[] for _ in _SCHEMA]

@@ -18,8 +18,8 @@ from pipeline.errors import RequestError
 def copy_rows(data_sets: Iterable[DataSetSpec]) -> None:
     """Makes the copies of rows that this machine lacks, before anything waits for the first of its samples."""
     for data_set in data_sets:
-        if data_set.index is not None and not data_set.index.files:
-            _ = Manifest(data_set.manifest, media=data_set.media_columns, known=data_set.index).fingerprint
+        if data_set.index is not None and data_set.index.copied:
+            Manifest(data_set.manifest, media=data_set.media_columns, known=data_set.index).copy()
 
 
 class Manifest:
@@ -57,6 +57,10 @@ class Manifest:
     @property
     def _rows(self) -> RowTable | RowGroups:
         return self._source.opened
+
+    def copy(self) -> None:
+        """Makes the copy of the rows if this machine lacks it."""
+        self._source.copy()
 
     @property
     def index(self) -> RowIndex | None:

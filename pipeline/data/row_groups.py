@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -23,13 +25,41 @@ from pipeline.files import cache_dir, write_json
 FINGERPRINT = ".fingerprint.json"
 # Maximum rows of a row group: all of them are decoded to read one.
 _MAX_ROWS_PER_GROUP = 16_384
-# Maximum row groups in memory: a sample's own and the one before. The next sample is in another one anyway.
-_KEPT_GROUPS = 2
+# Maximum bytes of row groups that a process keeps, of all its streams together, beside the last one: a sample is read
+# in several steps and its substitutes are near it. The next sample is in another group anyway.
+_KEPT_BYTES = 32 << 20
 # Maximum files whose rows enter the fingerprint.
 _SAMPLED_FILES = 64
 # Maximum row groups read for a sample of the rows: each is a request to storage.
 _MAX_SAMPLED_GROUPS = 512
 T = TypeVar("T")
+
+
+class GroupCache:
+    """The row groups that were read last, least recently used first out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: collections.OrderedDict[tuple, pa.RecordBatch] = collections.OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: tuple, read: Callable[[], pa.RecordBatch]) -> pa.RecordBatch:
+        """The group of a key, read if it is not kept."""
+        with self._lock:
+            if (found := self._groups.get(key)) is not None:
+                self._groups.move_to_end(key)
+                return found
+        found = read()
+        with self._lock:
+            if key not in self._groups:
+                self._groups[key] = found
+                self._bytes += found.nbytes
+            while self._bytes > _KEPT_BYTES and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1].nbytes
+        return found
+
+
+_CACHE = GroupCache()
 
 
 class RowGroups:
@@ -46,7 +76,8 @@ class RowGroups:
         self._only = columns
         self.num_rows = self._index.num_rows
         self._check_groups()
-        self._group = functools.lru_cache(maxsize=_KEPT_GROUPS)(self._read_group)
+        # Streams of one run share what they read; another look at the files shares nothing.
+        self._identity = known.stamp if known else object()
 
     @functools.cached_property
     def _columns(self) -> list[str]:
@@ -59,13 +90,14 @@ class RowGroups:
             raise RequestError(
                 f"manifest {self._files.uri}: {self.num_rows} rows are too many for a copy, and reading them in "
                 f"place takes row groups of at most {_MAX_ROWS_PER_GROUP} rows, found {found}; write the manifest with "
-                "row_group_size=1024, e.g. by python -m pipeline.data.regroup"
+                f"row_group_size=4096, e.g. by python -m pipeline.data.regroup {self._files.uri} FOLDER"
             )
 
     def row(self, index: int) -> pa.RecordBatch:
         """A record batch of one row."""
         file, number, first, _ = self._index.group_of(index)
-        return self._group(file, number).slice(index - first, 1)
+        key = (self._identity, file, number, *self._columns)
+        return _CACHE.get(key, lambda: self._read_group(file, number)).slice(index - first, 1)
 
     def _read_group(self, file: int, number: int, columns: tuple[str, ...] | None = None) -> pa.RecordBatch:
         names = list(columns or self._columns)
@@ -128,3 +160,20 @@ def spread(count: int, wanted: int) -> list[int]:
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:
     return table.combine_chunks().to_batches()[0]
+
+
+def equal_batches(pieces: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of a size, the last one shorter."""
+    held, rows = [], 0
+    for piece in pieces:
+        held.append(piece)
+        rows += len(piece)
+        if rows < num_rows:
+            continue
+        table, start = pa.Table.from_batches(held), 0
+        while rows - start >= num_rows:
+            yield one_batch(table.slice(start, num_rows))
+            start += num_rows
+        held, rows = table.slice(start).to_batches(), rows - start
+    if rows:
+        yield one_batch(pa.Table.from_batches(held))

@@ -2,12 +2,14 @@
 
 A manifest is read in random order, but reaching one row of a Parquet file means decoding its whole row group. So each
 machine copies the rows once into a file below ``files.cache_dir``, which all its processes map. Small manifests are
-copied into memory, the largest are read in place. The fingerprint of the rows is computed while copying.
+copied into memory, the largest are read in place, as large ones are on machines that only decode. The fingerprint of
+the rows is computed while copying.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -23,7 +25,7 @@ from pipeline.data.columns import Fingerprint, normalise, type_of, usable
 from pipeline.data.file_index import FileIndex
 from pipeline.data.order import MANY_ROWS
 from pipeline.data.parquet_files import ParquetFiles
-from pipeline.data.row_groups import FINGERPRINT, RowGroups, copy_path, one_batch, spread
+from pipeline.data.row_groups import FINGERPRINT, RowGroups, copy_path, equal_batches, spread
 from pipeline.data.row_index import RowIndex
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, whole_file, write_bytes, write_json
@@ -37,8 +39,13 @@ _IN_MEMORY_BYTES = 4 << 20
 _KEPT_BATCHES = 1024
 # Maximum rows of a copy.
 _MAX_COPIED_ROWS = MANY_ROWS
+# Number of rows above which machines that only decode read in place rather than copy: seconds, and minutes from a
+# bucket. The largest row group for which they do: a millisecond to decode.
+_READ_IN_PLACE_ROWS, _READ_IN_PLACE_GROUP = 5_000_000, 4096
 # Approximate bytes of a copy for each byte of Parquet.
 _GROWTH = 5
+# Batches between two looks at whether the disk has room for the rest of a copy.
+_BATCHES_PER_LOOK = 64
 # Maximum copies in the cache; the least recently used are removed.
 _KEPT_COPIES = 64
 # Seconds without a write after which an unfinished copy is considered abandoned.
@@ -80,13 +87,15 @@ class Rows:
 
     def __init__(self, uri: str, media: tuple[str, ...], *, columns: Iterable[str] | None, known: RowIndex | None):
         self._uri, self._media, self._known = uri, media, known
+        # Before the files are looked at.
+        self._began_ns = known.began_ns if known else time.time_ns()
         self._columns = None if columns is None else tuple(columns)
 
     @functools.cached_property
     def files(self) -> ParquetFiles:
         """The manifest's files."""
         known = FileIndex.from_bytes(self._known.files) if self._known and self._known.files else None
-        return ParquetFiles(self._uri, self._media, known=known)
+        return ParquetFiles(self._uri, self._media, known=known, began_ns=self._began_ns if self._known else None)
 
     @functools.cached_property
     def stamp(self) -> str:
@@ -115,8 +124,28 @@ class Rows:
         rows = self.opened
         if self._in_memory():
             return None
-        files = self.files.index.to_bytes() if isinstance(rows, RowGroups) else b""
-        return RowIndex(self.stamp, rows.fingerprint, self.folder, files)
+        copied = isinstance(rows, RowTable)
+        files = self._files_in_place() if not copied or self.num_rows > _READ_IN_PLACE_ROWS else b""
+        return RowIndex(self.stamp, rows.fingerprint, self.folder, files, copied, self._began_ns)
+
+    def _files_in_place(self) -> bytes:
+        """The index for machines that read in place; empty if the row groups are too large for those that decode."""
+        index = self.files.index
+        if self.num_rows <= _MAX_COPIED_ROWS and index.largest_group() > _READ_IN_PLACE_GROUP:
+            return b""
+        path = copy_path(self.stamp).with_suffix(_INDEX)
+        # If the disk is full, the footers are read again next time.
+        with contextlib.suppress(OSError):
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, index.to_bytes())
+                _prune(path.parent)
+        return index.to_bytes()
+
+    def copy(self) -> None:
+        """Makes the copy if this machine lacks it."""
+        if _open_copy(copy_path(self.stamp), self._known) is None:
+            self._open()
 
     @functools.cached_property
     def folder(self) -> str:
@@ -126,15 +155,17 @@ class Rows:
     @functools.cached_property
     def _existing(self) -> RowTable | RowGroups | None:
         """The rows if this machine has copied or indexed them already; opens none of the manifest's files."""
-        if self._known and self._known.files:
-            return RowGroups(self.files, columns=self._columns, known=self._known)
         path = copy_path(self.stamp)
         if self._known is None:
             with contextlib.suppress(OSError, ValueError):
                 self.files.index = FileIndex.from_bytes(path.with_suffix(_INDEX).read_bytes())
                 path.with_suffix(_INDEX).touch()
-                return RowGroups(self.files, columns=self._columns)
-        return _open_copy(path, self._known)
+                if self.files.num_rows > _MAX_COPIED_ROWS:
+                    return RowGroups(self.files, columns=self._columns)
+        copy = None if self._known and not self._known.copied else _open_copy(path, self._known)
+        if copy is None and self._known and self._known.files:
+            return RowGroups(self.files, columns=self._columns, known=self._known)
+        return copy
 
     def _in_memory(self) -> bool:
         return self.num_rows <= _IN_MEMORY_ROWS and self._known is None and self.files.num_bytes <= _IN_MEMORY_BYTES
@@ -143,16 +174,12 @@ class Rows:
         files, path = self.files, copy_path(self.stamp)
         if self._in_memory():
             sink = pa.BufferOutputStream()
-            fingerprint = _copy(files, sink, num_rows=self.num_rows)
+            fingerprint = _copy(files, sink, num_rows=self.num_rows, folder=None)
             return RowTable(sink.getvalue(), fingerprint)
         # Decided by rows only, so that every machine computes the same kind of fingerprint.
         if self.num_rows > _MAX_COPIED_ROWS:
             rows = RowGroups(files, columns=self._columns)
-            # If the disk is full, the footers are read again next time.
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(path.with_suffix(_INDEX), files.index.to_bytes())
-                _prune(path.parent)
+            self._files_in_place()
             return rows
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,8 +187,8 @@ class Rows:
                 return _open_copy(path, self._known) or _write_copy(files, path, self._known, num_rows=self.num_rows)
         except OSError as e:
             raise RequestError(
-                f"manifest {files.uri}: a copy of its rows, about {_GROWTH * files.num_bytes / 1e9:.1f} GB, cannot be "
-                f"written to {path.parent}: {one_line(e)}; free some space, or set IMP_CACHE to another folder"
+                f"manifest {files.uri}: a copy of its rows cannot be written to {path.parent}: {one_line(e)}; free "
+                "some space, or set IMP_CACHE to another folder"
             ) from e
 
 
@@ -170,7 +197,7 @@ def _write_copy(files: ParquetFiles, path: Path, known: RowIndex | None, *, num_
     _prune(path.parent, needed=_GROWTH * files.num_bytes)
     with whole_file(path, durable=False) as whole:
         with pa.OSFile(str(whole), "wb") as sink:
-            fingerprint = _copy(files, sink, num_rows=num_rows)
+            fingerprint = _copy(files, sink, num_rows=num_rows, folder=path.parent)
         path.with_suffix(".json").unlink(missing_ok=True)
         # A copy of rows other than the run's is not left for the next run to find under their name.
         if known is None or fingerprint == known.fingerprint:
@@ -202,8 +229,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _copy(files: ParquetFiles, sink: pa.NativeFile, *, num_rows: int) -> dict:
-    """Writes all rows in batches of equal size. Returns their fingerprint."""
+def _copy(files: ParquetFiles, sink: pa.NativeFile, *, num_rows: int, folder: Path | None) -> dict:
+    """Writes all rows in batches of equal size. Returns their fingerprint. folder: whose disk must have room."""
     columns, fingerprint = usable(files.schema, files.media), Fingerprint()
     schema = pa.schema([(name, type_of(name)) for name in columns])
 
@@ -212,27 +239,21 @@ def _copy(files: ParquetFiles, sink: pa.NativeFile, *, num_rows: int) -> dict:
 
     quiet = num_rows <= _IN_MEMORY_ROWS
     with waiting_for(progress, quiet=quiet), pa.ipc.new_file(sink, schema) as writer:
-        for batch in _equal_batches(normalise(p, columns) for p in files.pieces(columns)):
+        pieces = (normalise(p, columns) for p in files.pieces(columns))
+        for number, batch in enumerate(equal_batches(pieces, _ROWS_PER_BATCH), 1):
             fingerprint.update(batch)
             writer.write_batch(batch)
+            if folder and number % _BATCHES_PER_LOOK == 0:
+                _check_room(folder, sink.tell(), done=fingerprint.num_rows / num_rows)
     return fingerprint.digests()
 
 
-def _equal_batches(pieces: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ``_ROWS_PER_BATCH``, the last one shorter."""
-    held, rows = [], 0
-    for piece in pieces:
-        held.append(piece)
-        rows += len(piece)
-        if rows < _ROWS_PER_BATCH:
-            continue
-        table, start = pa.Table.from_batches(held), 0
-        while rows - start >= _ROWS_PER_BATCH:
-            yield one_batch(table.slice(start, _ROWS_PER_BATCH))
-            start += _ROWS_PER_BATCH
-        held, rows = table.slice(start).to_batches(), rows - start
-    if rows:
-        yield one_batch(pa.Table.from_batches(held))
+def _check_room(folder: Path, written: int, *, done: float) -> None:
+    """Raises OSError if the rest of a file will not fit. done: the share of it that is written."""
+    needed, free = written / done - written, shutil.disk_usage(folder).free
+    if needed > free:
+        whole, room = (written + needed) / 1e9, (written + free) / 1e9
+        raise OSError(errno.ENOSPC, f"about {whole:.1f} GB needed, {room:.1f} GB free")
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -247,12 +268,16 @@ def _prune(folder: Path, *, needed: int = 0) -> None:
 
     Processes that have one open keep it until they end.
     """
-    files = (path for suffix in (".arrow", _INDEX) for path in folder.glob(f"*{suffix}"))
-    kept = sorted(files, key=_used_at, reverse=True)
+    used: dict[Path, float] = {}
+    for suffix in (".arrow", _INDEX):
+        for path in folder.glob(f"*{suffix}"):
+            name = path.with_suffix("")
+            used[name] = max(used.get(name, 0.0), _used_at(path))
+    kept = sorted(used, key=lambda name: used[name], reverse=True)
     while len(kept) > _KEPT_COPIES or (kept and shutil.disk_usage(folder).free < needed):
-        path = kept.pop()
+        name = kept.pop()
         for suffix in (".arrow", ".json", ".lock", _INDEX, FINGERPRINT):
-            path.with_suffix(suffix).unlink(missing_ok=True)
+            name.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _used_at(path: Path) -> float:

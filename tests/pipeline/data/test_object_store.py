@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib
 import io
+import os
 import shutil
 import sys
 import tarfile
@@ -16,9 +17,12 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data import row_groups, row_table
 from pipeline.data.importers import import_layout
 from pipeline.data.manifest import Manifest
 from pipeline.data.media import storage
@@ -82,6 +86,28 @@ def test_a_folder_of_manifests(store, write_manifest):
     assert list(manifest.iter_column("id")) == ["1", "2"]
     store.put("parts/a b.png", b"pixels")
     assert read_bytes(manifest.row(1)["image"]) == b"pixels"
+
+
+def test_rows_exchanged_in_place_on_the_store_are_found(store, monkeypatch):
+    """By the time that opening an object tells: size and footer are the same."""
+    monkeypatch.setattr(row_table, "_IN_MEMORY_ROWS", 0)
+    monkeypatch.setattr(row_table, "_MAX_COPIED_ROWS", 0)
+
+    def put(*numbers: int) -> str:
+        file = io.BytesIO()
+        rows = pa.table({"id": [f"row-{n}" for n in numbers]})
+        pq.write_table(rows, file, compression="none", use_dictionary=False)
+        return store.put("set/m.parquet", file.getvalue())
+
+    known = Manifest(uri := put(0, 1, 2, 3)).index
+    assert [Manifest(uri, known=known).row(n)["id"] for n in (1, 2)] == ["row-1", "row-2"]
+    put(0, 2, 1, 3)
+    later = time.time() + 10
+    os.utime(store.bucket / "set/m.parquet", (later, later))
+    # Nothing is left of what was read before.
+    monkeypatch.setattr(row_groups, "_CACHE", row_groups.GroupCache())
+    with pytest.raises(RequestError, match=r"set/m\.parquet: the file is not the one that the run began with"):
+        Manifest(uri, known=known).row(2)
 
 
 def write_tar(members: dict[str, bytes]) -> bytes:
