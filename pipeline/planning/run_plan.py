@@ -174,7 +174,8 @@ def run_plan(
     peak = sum(memory.values())
     problems = [p for p in plans.values() if p.problem]
     limit = machine.device.memory_bytes
-    fits = not problems and peak <= (1 - MARGIN) * limit
+    # A device whose memory is unknown (0) refuses nothing.
+    fits = not problems and (not limit or peak <= (1 - MARGIN) * limit)
     save_s = state / machine.num_hosts / assumptions.write_bytes_s
     between_s = 3600 * assumptions.hours_between_failures
     every_s = save_interval_s(save_s, between_s)

@@ -114,15 +114,21 @@ class MemoryCheck:
         step = peak_bytes(found, layout) - found.argument_size_in_bytes * layout.sharing
         size = self._state + step + batch_bytes(structure, layout)
         self.needed = max(self.needed, size)
-        parts = estimated_parts(self.need.config, structure, layout)
-        work = max(1.0, (step - parts["gradients"]) / max(1, parts["activations"]))
-        self._refuse(size, "the state and a compiled step take", dataclasses.replace(self.need, work=work))
+        if self.limit is not None and size > self.limit:
+            parts = estimated_parts(self.need.config, structure, layout)
+            work = max(1.0, (step - parts["gradients"]) / max(1, parts["activations"]))
+            need = dataclasses.replace(self.need, work=work)
+            self._refuse(size, "the state and a compiled step take", need)
 
     def check_refusal(self, structure: Structure, error: Exception) -> None:
-        """Raises RequestError if the compiler has refused a step for its memory."""
-        if (found := out_of_memory(error)) is not None:
+        """Raises RequestError if the compiler has refused a step for its memory, and says how much it needs.
+
+        Other failures for lack of memory may be those of a moment, such as a GPU's while kernels are tried out.
+        """
+        words, size = out_of_memory(error) or ("", None)
+        if size is not None:
+            line = f"a step needs more memory than {self.where} has: {words}"
             need = dataclasses.replace(self.need, structures=(structure,))
-            line = f"a step needs more memory than {self.where} has: {found[0]}"
             raise RequestError(line if self.limit is None else f"{line}: {advice(need, self.limit)}") from error
 
     def compiled_line(self) -> str:
@@ -156,9 +162,8 @@ def run_need(
     shared = expert_parallel if jax.device_count() % expert_parallel == 0 else 1
     layout = layout_here(expert_parallel=shared, fsdp=fsdp, freeze=tuple(freeze))
     steps = tuple(dict.fromkeys(schedule.structures.values()))
-    return Need(
-        at_least(config, layout.platform), steps, layout, others=tuple(set(schedule.model_structures) - set(steps))
-    )
+    others = tuple(s for s in dict.fromkeys(schedule.model_structures) if s not in steps)
+    return Need(at_least(config, layout.platform), steps, layout, others)
 
 
 def memory_check(need: Need) -> MemoryCheck:

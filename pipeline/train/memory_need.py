@@ -112,7 +112,7 @@ def compiled_parts(found: Any, config: ModelConfig, structure: Structure, layout
     peak = peak_bytes(found, layout)
     return {
         "state": max(0, arguments - batch),
-        "gradients": min(gradients, peak - arguments),
+        "gradients": max(0, min(gradients, peak - arguments)),
         "activations": max(0, peak - arguments - gradients),
         "batch": batch,
         "program": program,
