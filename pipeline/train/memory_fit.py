@@ -83,9 +83,10 @@ def _smaller_batches(need: Need, room: float) -> str | None:
 def _more_devices(need: Need, room: float) -> str | None:
     largest, factor = max(s.global_batch_size for s in need.structures), 2
     while largest % (factor * need.layout.num_devices) == 0 and factor <= _MAX_FACTOR:
-        more = dataclasses.replace(need.layout, num_devices=factor * need.layout.num_devices)
-        if dataclasses.replace(need, layout=more).total() <= room:
-            return f"{more.num_devices:,} devices"
+        for fsdp in dict.fromkeys((need.layout.fsdp, True)):
+            more = dataclasses.replace(need.layout, num_devices=factor * need.layout.num_devices, fsdp=fsdp)
+            if dataclasses.replace(need, layout=more).total() <= room:
+                return f"{more.num_devices:,} devices" + " with cluster.fsdp: true" * (fsdp and not need.layout.fsdp)
         factor *= 2
     return None
 

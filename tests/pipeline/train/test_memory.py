@@ -148,6 +148,9 @@ def test_settings_are_added_up_if_one_alone_does_not_do():
     found = advice(four, room_for(dataclasses.replace(both, samples=0.5)))
     assert re.match(r"model.remat: full, cluster.fsdp: true, batches of 32 samples .* or \d+ devices would", found)
     assert advice(four, 1000).endswith("use a smaller model.variant")
+    alone = dataclasses.replace(NEED, config=dataclasses.replace(CONFIG, remat="full"))
+    eight = dataclasses.replace(alone, layout=Layout(8, fsdp=True))
+    assert advice(alone, room_for(eight)) == "8 devices with cluster.fsdp: true would make it fit"
 
 
 def test_the_state_counts_groups_of_other_steps_too():
