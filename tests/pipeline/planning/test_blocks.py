@@ -6,10 +6,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from model.config import from_variant
 from model.sharding import AXES, make_mesh
-from model.step import OptimizerConfig
 from model.structure import InputShape, Structure
-from pipeline.planning import blocks, hardware
-from pipeline.planning.structures import Setting, timed_step
+from pipeline.planning import blocks
 
 IMAGES = (InputShape("vision", 16, 768, 3),)
 
@@ -74,13 +72,3 @@ def test_devices_share_the_blocks(monkeypatch):
     four = AbstractMesh((4, 1), AXES)
     assert blocks.block_sizes(from_variant("imp-s"), classes(64), four, on_cpu=True) == [4]
     assert blocks.block_sizes(from_variant("imp-s"), classes(64), four, on_cpu=False) == [64]
-
-
-@pytest.mark.slow
-def test_a_step_is_run_and_measured(mesh):
-    config = from_variant("imp-tiny", dtype="float32", depth=1)
-    optimizer = OptimizerConfig(peak_learning_rate=1e-3, warmup_steps=1, num_steps=10)
-    found = timed_step(Setting(config, optimizer, hardware.here()), classes(8), mesh).measure()
-    assert found.step_s > 0
-    state = 12 * config.width * config.mlp_dim * 2
-    assert found.memory_bytes is None or found.memory_bytes > state

@@ -229,3 +229,20 @@ def test_a_batch_that_the_devices_cannot_share():
     recipe = recipes.from_dict(BASE)
     with pytest.raises(RequestError, match="cannot be shared by 7 devices"):
         plan_run(recipe, hardware.gpus("h200:7"), Assumptions())
+
+
+@pytest.mark.slow
+def test_a_plan_here_is_compared_with_its_steps(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path))
+    task = BASE["tasks"]["photo_classes"] | {"batch_size": 16, "variants": [{"size": 64}]}
+    raw = BASE | {"model": {"variant": "imp-tiny"}, "tasks": {"photo_classes": task}}
+    recipe = recipes.from_dict(raw)
+    assert plan_run(recipe, hardware.here(), Assumptions(), measure=True, as_lines=False) == 0
+    found = json.loads(capsys.readouterr().out)
+    (measured,) = found["measured"]
+    plans = [step["plan"] for step in found["steps"] if step["plan"]]
+    assert measured["step_s"] > 0 and plans[0]["step_s"] > 0 and plans[0]["source"] == "compiler"
+    if measured["memory_bytes"] is not None:
+        # A few MiB are the libraries' own.
+        planned = plans[0]["memory"]["peak"] - plans[0]["memory"]["program"]
+        assert measured["memory_bytes"] == pytest.approx(planned, rel=0.2, abs=30 << 20)
