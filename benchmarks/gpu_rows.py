@@ -11,17 +11,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import gpu_kernels, gpu_loop, timing
 from benchmarks.trace_parts import time_by_part
 from model.config import ModelConfig, from_variant
 from model.encoder import REMAT_POLICIES
 from model.imp import Imp
-from model.sharding import path_keys
+from model.sharding import make_mesh
 from model.sizes import structure_flops
 from model.step import OptimizerConfig, compile_step, state_shapes
 from model.structure import InputShape, Structure
+from pipeline.planning.hardware import here
+from pipeline.planning.stand_in import arrays, fill
+from pipeline.planning.structures import Setting, step_plan, timed_step
 from pipeline.train.devices import peak_flops
 
 OPTIMIZER = OptimizerConfig(peak_learning_rate=1e-4, warmup_steps=10, num_steps=1_000_000)
@@ -49,43 +51,6 @@ def captions(batch: int) -> Structure:
     if timing.on_cpu():
         return Structure("nce", 4, (InputShape("vision", 16, 768, 3), InputShape("text", 16, 0, 1)))
     return Structure("nce", batch, (IMAGE, TEXT))
-
-
-def fill(shapes) -> dict:
-    """A state of a started run, drawn on the device: initialisers draw on the host, minutes for the largest."""
-
-    def value(path, x, key) -> jax.Array:
-        names = path_keys(path)
-        if "params" not in names or names[-1] == "bias":
-            return jnp.zeros(x.shape, x.dtype)
-        if names[-1] in ("scale", "tau"):
-            return jnp.ones(x.shape, x.dtype)
-        return 0.02 * jax.random.normal(key, x.shape, x.dtype)
-
-    @jax.jit
-    def draw() -> dict:
-        keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
-        return jax.tree.map_with_path(lambda path, x: value(path, x, next(keys)), shapes)
-
-    return draw()
-
-
-def arrays(structure: Structure) -> dict:
-    """A batch of noise on the device; texts are between a quarter full and full."""
-    rng = np.random.default_rng(0)
-
-    def value(path, x) -> np.ndarray:
-        if x.dtype == np.bool_:
-            lengths = rng.integers(x.shape[1] // 4, x.shape[1] + 1, (x.shape[0], 1))
-            return np.arange(x.shape[1]) < lengths
-        if path_keys(path)[-1] == "labels":
-            return np.eye(x.shape[1], dtype=x.dtype)[rng.integers(0, x.shape[1], x.shape[0])]
-        if path_keys(path)[-1] == "tokens" and x.ndim == 3:
-            return rng.integers(0, 256, x.shape).astype(x.dtype)
-        high = 2**30 if path_keys(path)[-1] == "positive_ids" else 8
-        return rng.integers(0, high, x.shape).astype(x.dtype)
-
-    return jax.device_put(jax.tree.map_with_path(value, structure.batch_shapes()))
 
 
 class Side:
@@ -158,6 +123,20 @@ def machine() -> dict:
 def train(variant: str, structure, batch: int) -> dict:
     """A training step with the settings that a GPU takes by default."""
     return measure(config_of(variant), structure(batch))
+
+
+def planned(variant: str, structure, batch: int) -> dict:
+    """A step's plan by ``pipeline.planning`` against the step: time from small blocks, the compiler's memory."""
+    setting = Setting(config_of(variant), OPTIMIZER, here())
+    plan = step_plan(setting, one := structure(batch), utilization=1.0, cache=None)
+    found = timed_step(setting, one, make_mesh(jax.devices())).measure()
+    memory = plan.memory["peak"] - plan.memory["program"]
+    return {
+        "ms": 1000 * found.step_s,
+        "planned over measured, time": plan.step_s / found.step_s,
+        "gib": found.memory_bytes and found.memory_bytes / 2**30,
+        "planned over measured, memory": memory / found.memory_bytes if found.memory_bytes else None,
+    }
 
 
 def remat(policy: str) -> dict:
@@ -266,6 +245,8 @@ ROWS = {
     "train/imp-l, captions": partial(train, "imp-l", captions, 128),
     "train/imp-l": partial(train, "imp-l", images, 256),
     "train/imp-l-moe": partial(train, "imp-l-moe", images, 256),
+    "planned/imp-l": partial(planned, "imp-l", images, 512),
+    "planned/imp-l-moe": partial(planned, "imp-l-moe", images, 512),
     "moe/imp-b": partial(moe, "imp-b", 256),
     "moe/imp-l": partial(moe, "imp-l", 128),
     "moe/imp-l, 256": partial(moe, "imp-l", 256),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
 from pipeline import lint
@@ -25,6 +25,7 @@ from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
 from pipeline.train.devices import use_compute_type
 from pipeline.train.forecast import Forecast, measured_flops_per_s
+from pipeline.train.forecast import lines as estimate_lines
 from pipeline.train.mixture.schedule import START, Schedule
 from pipeline.train.mixture.shape_budget import shape_budget
 from pipeline.train.spec import RunSpec
@@ -124,17 +125,21 @@ def _batch_cpu_s(spec: RunSpec, task: TaskSpec) -> float:
         return 0.0
 
 
-def _supply(spec: RunSpec, schedule: Schedule, decode_cpu_s: float, step_s: float | None) -> dict:
-    """decode_cpu_s_per_step, step_s, and decode_cpus to keep up with it.
+def _supply(spec: RunSpec, schedule: Schedule, decode_cpu_s: float, step_s: float | None) -> dict[str, Any]:
+    """decode_cpu_s_per_step, step_s, decode_cpus to keep up with it, and the lines that a run here would begin with.
 
     Where steps run on this machine's own CPUs also cpus, and wait_share: the share of a run's time that decoding takes
     from its steps there.
     """
-    found = {"decode_cpu_s_per_step": decode_cpu_s}
+    found: dict[str, Any] = {"decode_cpu_s_per_step": decode_cpu_s}
     if step_s is None:
-        budget = shape_budget(schedule, config := use_compute_type(spec.model), spec.optimizer.freeze)
-        step_s = Forecast(budget, flops_per_s=measured_flops_per_s(config)).step_s()
-        if jax.default_backend() == "cpu":
+        config = use_compute_type(spec.model)
+        budget = shape_budget(schedule, config, spec.optimizer.freeze)
+        forecast = Forecast(budget, flops_per_s=measured_flops_per_s(config))
+        step_s = forecast.step_s()
+        need = spec.need(schedule, config)
+        found["estimate"] = estimate_lines(forecast, need, num_steps=schedule.num_steps)
+        if need.layout.platform == "cpu":
             cpus = machine_cpus()
             found |= {"cpus": cpus, "wait_share": decode_cpu_s / (decode_cpu_s + step_s * cpus)}
     return found | {"step_s": step_s, "decode_cpus": decode_cpu_s / step_s}
@@ -205,6 +210,8 @@ def print_check(result: dict) -> None:
             for key in ("characters", "tokens"):
                 table.add_row(f"caption {key}", "  ".join(f"{p} {v:g}" for p, v in one["text"][key].items()))
         console.print(table)
+    for line in result.get("estimate", []):
+        console.print(line, markup=False)
     console.print(_supply_line(result))
     for problem in result["problems"]:
         console.print(f"- {problem}", markup=False)

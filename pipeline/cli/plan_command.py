@@ -46,6 +46,7 @@ exit codes: 0 it fits, 1 it does not fit, 2 the request was wrong""",
     where.add_argument("--topology", metavar="TPUS", help="e.g. v4:4x8x8, v5e:16x16, v5p:4x4x8")
     where.add_argument("--gpu", metavar="GPUS", help="e.g. h200:8")
     where.add_argument("--here", action="store_true", help="the devices at hand (the default)")
+    parser.add_argument("--measure", action="store_true", help="run the planned steps here and compare; with --here")
     parser.add_argument("--all", action="store_true", help="plan every input, not only the largest of each modality")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument("--prices", type=Path, metavar="FILE", help="YAML of dollars an hour a device, e.g. h200: 7.91")
@@ -72,5 +73,9 @@ def _plan(arguments: argparse.Namespace, stop: Stop) -> int:
         assumptions = job.assumptions_of(arguments.utilization, arguments.failure_hours, arguments.write_gb_s)
     except ValueError as e:
         raise RequestError(f"imp plan: {e}") from e
+    if arguments.measure and (arguments.topology or arguments.gpu):
+        raise RequestError("imp plan: --measure runs steps on the devices at hand: it goes with --here alone")
     machine = job.machine_of(arguments.topology, arguments.gpu, arguments.prices)
-    return job.plan_run(recipe, machine, assumptions, every=arguments.all, as_lines=not arguments.json)
+    return job.plan_run(
+        recipe, machine, assumptions, every=arguments.all, as_lines=not arguments.json, measure=arguments.measure
+    )

@@ -1,4 +1,4 @@
-"""Machines that a run can be planned for: devices, their rates and prices, and the meshes made of them."""
+"""Machines that a run can be planned for, and the devices to compile for."""
 
 from __future__ import annotations
 
@@ -13,50 +13,9 @@ import yaml
 
 from pipeline.errors import RequestError, one_line
 from pipeline.planning import kernels
-from pipeline.train.devices import host_bytes, peak_flops
-
-# Date of the prices below.
-PRICED = "2026-11-26"
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """One accelerator.
-
-    kind: as ``jax.Device.device_kind`` has it. memory_bytes: those that a program may use. link_bytes: bytes a second
-    that one device sends to its neighbours, all links together. price: US dollars an hour, a list price on demand that
-    ``--prices`` replaces; None if unknown. clock: cycles a second, by which a TPU compiler's estimates become seconds.
-    """
-
-    name: str
-    kind: str
-    memory_bytes: int
-    link_bytes: float
-    price: float | None = None
-    clock: float | None = None
-
-    @property
-    def peak_flops(self) -> float | None:
-        """Dense bfloat16 FLOP/s."""
-        return peak_flops(self.kind)
-
-
-_GIB = 1 << 30
-# Memory, links and clocks from Google Cloud's pages of each TPU version (clock: the peak over the multiply-adds of a
-# cycle) and NVIDIA's data sheets; the memory of a GPU is what JAX takes of it by default. Prices are list prices on
-# demand of Google Cloud (TPUs, central regions) and of AWS (p5, p5en; an eighth of the instance).
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("v4", "TPU v4", int(30.75 * _GIB), 300e9, price=3.22, clock=1.05e9),
-        Device("v5e", "TPU v5 lite", int(15.75 * _GIB), 200e9, price=1.20, clock=1.5e9),
-        Device("v5p", "TPU v5", int(95.0 * _GIB), 600e9, price=4.20, clock=1.75e9),
-        Device("v6e", "TPU v6 lite", int(31.25 * _GIB), 448e9, price=2.70, clock=1.75e9),
-        Device("h100", "NVIDIA H100 80GB HBM3", int(0.75 * 79.6 * _GIB), 450e9, price=6.88),
-        Device("h200", "NVIDIA H200", int(0.75 * 140.0 * _GIB), 450e9, price=7.91),
-        Device("a100", "NVIDIA A100-SXM4-80GB", int(0.75 * 79.2 * _GIB), 300e9, price=3.43),
-    )
-}
+from pipeline.train import accelerators
+from pipeline.train.accelerators import DEVICES, Device
+from pipeline.train.devices import memory_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +36,15 @@ class Machine:
         return f"{self.device.name}:{shape}"
 
     @property
+    def num_hosts(self) -> int:
+        """Hosts of these devices."""
+        return math.ceil(self.num_devices / self.device.per_host)
+
+    @property
     def platform(self) -> str:
         """ "tpu", "gpu" or "cpu"."""
         if self.here:
-            return jax.default_backend()
+            return jax.devices()[0].platform
         return "tpu" if self.topology else "gpu"
 
 
@@ -105,9 +69,11 @@ def gpus(text: str) -> Machine:
 
 def here() -> Machine:
     """The devices of this process."""
-    first = jax.devices()[0]
-    limit = host_bytes() if first.platform == "cpu" else (first.memory_stats() or {}).get("bytes_limit", 0)
-    return Machine(Device("here", first.device_kind, limit, math.inf), jax.device_count(), here=True)
+    kind = jax.devices()[0].device_kind
+    limit, _ = memory_limit()
+    local, price = jax.local_device_count(), accelerators.price_of(kind)
+    device = Device("here", kind, limit or 0, math.inf, per_host=local, price=price)
+    return Machine(device, jax.device_count(), here=True)
 
 
 def with_prices(machine: Machine, path: Path) -> Machine:

@@ -11,13 +11,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from model import sharding
+from model.structure import Structure
 from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from pipeline.files import cache_dir
 from pipeline.planning import hardware
 from pipeline.planning.hardware import Machine
 from pipeline.planning.run_plan import Assumptions, chosen, plan_structures, run_plan, run_schedule, setting_of
-from pipeline.planning.text import as_json, table
+from pipeline.planning.structures import Setting, StepPlan, timed_step
+from pipeline.planning.text import as_json, comparison, table
+from pipeline.planning.timed_step import Measured
 from pipeline.recipe import Recipe
+from pipeline.train.devices import use_compile_cache
+from pipeline.train.memory_fit import MARGIN
 
 
 def plan_run(
@@ -27,15 +33,19 @@ def plan_run(
     *,
     every: bool = False,
     as_lines: bool = True,
+    measure: bool = False,
 ) -> int:
     """Plans a recipe for a machine and prints it. Returns 0, or 1 if the run does not fit.
 
-    every: all structures, in place of the largest of each modality. Plans that are made are kept: the same command
+    every: all structures, in place of the largest of each modality. measure: runs them too, and sets what they took
+    beside the plan. Plans that are made are kept: the same command
     goes on where it was stopped.
     """
     schedule, setting = run_schedule(recipe), setting_of(recipe, machine)
     structures = chosen(schedule, setting, every=every)
     plans = {}
+    if machine.here:
+        use_compile_cache(str(recipe.cluster.compile_cache or cache_dir() / "jax"))
     with _alone(machine):
         began = time.monotonic()
         for structure, plan in plan_structures(setting, structures, assumptions, cache=cache_dir() / "plans"):
@@ -43,11 +53,25 @@ def plan_run(
             names = "+".join(i.modality for i in structure.inputs)
             _say(f"planned {len(plans)} of {len(structures)}: {names}, {time.monotonic() - began:.0f} s")
     found = run_plan(setting, schedule, plans, assumptions)
+    measured = _measured(setting, plans) if measure else {}
     if as_lines:
-        print(table(found, assumptions))
+        print("\n".join([table(found, assumptions), *comparison(found, measured)]))
     else:
-        print(json.dumps(as_json(found, assumptions), indent=1))
+        print(json.dumps(as_json(found, assumptions, measured), indent=1))
     return EXIT_DONE if found.fits else EXIT_FAILED
+
+
+def _measured(setting: Setting, plans: dict[Structure, StepPlan]) -> dict[Structure, Measured]:
+    """Runs the planned steps that fit, those that take least memory first: an accelerator tells its peak alone."""
+    mesh = sharding.make_mesh(expert=setting.expert_parallel)
+    limit, found = setting.machine.device.memory_bytes, {}
+    for structure, plan in sorted(plans.items(), key=lambda item: item[1].memory["peak"]):
+        if plan.problem or plan.memory["peak"] > (1 - MARGIN) * limit:
+            _say(f"not measured, for it does not fit: {plan.memory['peak'] / 2**30:.2f} GiB")
+            continue
+        _say(f"measuring {'+'.join(i.modality for i in structure.inputs)}")
+        found[structure] = timed_step(setting, structure, mesh).measure()
+    return found
 
 
 def _say(line: str) -> None:

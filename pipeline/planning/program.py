@@ -32,13 +32,15 @@ class Program:
     """Sums over one run of a program on one device.
 
     cycles: the compiler's estimates, 0 if it gives none; collectives are not in them. scopes: cycles by named scope.
-    collectives: kind → [number, bytes of the results]. unknown_loops: loops whose number of rounds the text does not
-    tell, counted once. kernels: of which the compiler has no estimate.
+    collectives: kind → [number, bytes of the results]. gathers: values of an array that a device gathers → bytes of
+    all gathers of that size. unknown_loops: loops whose number of rounds the text does not tell, counted once.
+    kernels: of which the compiler has no estimate.
     """
 
     cycles: float = 0.0
     scopes: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     collectives: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    gathers: dict[int, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     unknown_loops: int = 0
     kernels: list[Kernel] = dataclasses.field(default_factory=list)
 
@@ -67,7 +69,7 @@ def read_program(text: str) -> Program:
     computations, entry = _computations(text)
     program = Program()
     _walk(entry, 1.0, computations, program, inside_fusion=False)
-    program.scopes = dict(program.scopes)
+    program.scopes, program.gathers = dict(program.scopes), dict(program.gathers)
     return program
 
 
@@ -110,7 +112,11 @@ def _count(instruction: _Instruction, times: float, program: Program, *, inside_
     if kind in _COLLECTIVES:
         entry = program.collectives.setdefault(kind, [0, 0])
         entry[0] += times
-        entry[1] += times * _bytes(instruction.shape, last=instruction.opcode.endswith("-start"))
+        arrays = _results(instruction)
+        entry[1] += times * sum(size for _, size in arrays)
+        if kind == "all-gather":
+            for values, size in arrays:
+                program.gathers[values] += times * size
         return
     if instruction.opcode == "custom-call" and _KERNEL in instruction.line:
         dims = tuple(int(n) for n in _ARRAY.findall(instruction.shape)[0][1].split(",") if n)
@@ -130,14 +136,18 @@ def _scope(line: str) -> str:
     return next((part for part in reversed(parts) if part in _SCOPES), "other")
 
 
-def _bytes(shape: str, *, last: bool) -> int:
-    """Size of a result; of one that is still on its way, (operands, results), that of the last array."""
-    sizes = [
-        (1 if kind == "pred" else max(1, int(re.sub(r"\D.*", "", re.sub(r"^\D+", "", kind))) // 8))
-        * math.prod(int(n) for n in dimensions.split(",") if n)
-        for kind, dimensions in _ARRAY.findall(shape)
-    ]
-    return max(sizes, default=0) if last else sum(sizes)
+def _results(instruction: _Instruction) -> list[tuple[int, int]]:
+    """(values, bytes) of each array of a collective's result."""
+    found = []
+    for kind, dimensions in _ARRAY.findall(instruction.shape):
+        width = 1 if kind == "pred" else max(1, int(re.sub(r"\D.*", "", re.sub(r"^\D+", "", kind))) // 8)
+        values = math.prod(int(n) for n in dimensions.split(",") if n)
+        found.append((values, width * values))
+    if instruction.opcode == "all-gather-start":
+        # The operands, then the results.
+        return found[len(found) // 2 :]
+    # Of another one that is still on its way, the array that is not an operand or a flag.
+    return [max(found)] if found and instruction.opcode.endswith("-start") else found
 
 
 def _trips(loop: _Instruction, computations: dict) -> int | None:

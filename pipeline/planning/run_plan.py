@@ -15,16 +15,17 @@ from model.imp import Imp
 from model.step import state_shapes
 from model.structure import Structure
 from pipeline.data.run_data import DataSpec
-from pipeline.data.spec import DataSetSpec
+from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.planning.hardware import Machine
 from pipeline.planning.structures import Setting, StepPlan, step_plan
 from pipeline.recipe import Recipe, specs
+from pipeline.train.devices import use_compute_type
+from pipeline.train.memory_fit import MARGIN, advice
+from pipeline.train.memory_need import BATCHES, Layout, Need, at_least, batch_bytes, estimated_parts, whole_parts
 from pipeline.train.mixture.schedule import MixtureSpec, Schedule
 
-# Share of a device's memory that a plan leaves free.
-MARGIN = 0.1
-# Batches that lie on a device at a time: the one in use and those put there ahead.
-_BATCHES = 3
+# One device that holds all of a batch.
+ALONE = Layout(1)
 # Rows of a data set whose recipe and manifest do not tell.
 _ROWS = 1_000_000_000
 # Seconds of CPU to decode one sample, of benchmarks/decode.py and docs/benchmarks.md: a photograph of 640 x 480 pixels,
@@ -38,14 +39,12 @@ class Assumptions:
 
     utilization: share of the peak where no compiler says more. hours_between_failures: of the whole machine.
     write_bytes_s: rate of one host to the checkpoints' storage. restart_s: from a failure to the next step.
-    devices_per_host: devices that share a host.
     """
 
     utilization: float = 0.4
     hours_between_failures: float = 24.0
     write_bytes_s: float = 1e9
     restart_s: float = 120.0
-    devices_per_host: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +60,11 @@ class TaskStep:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """All that a plan says. days: of the machine. Steps that were not planned take the time of their FLOPs at the
-    utilization of those that were."""
+    """All that a plan says.
+
+    days: of the machine. memory: bytes of a device by part, whose sum is peak_bytes. Steps that were not planned take
+    the time of their FLOPs at the utilization of those that were.
+    """
 
     machine: Machine
     num_steps: int
@@ -71,8 +73,8 @@ class RunPlan:
     days: float
     flops: float
     traced_over_analytic: float
+    memory: dict[str, int]
     peak_bytes: int
-    resident_bytes: int
     fits: bool
     advice: str | None
     decode_cpus: float
@@ -117,8 +119,7 @@ def setting_of(recipe: Recipe, machine: Machine) -> Setting:
     """The programs' settings on a machine, "auto" types resolved for it."""
     texts = any("text" in task.modalities for task in recipe.tasks.values())
     config = specs.model_config(recipe, vocab_size=recipe.text.vocab_size if texts else NO_VOCABULARY)
-    if config.dtype == "auto":
-        config = dataclasses.replace(config, dtype="float32" if machine.platform == "cpu" else "bfloat16")
+    config = use_compute_type(config, machine.platform)
     return Setting(
         config=config,
         optimizer=specs.optimizer_config(recipe),
@@ -134,7 +135,7 @@ def chosen(schedule: Schedule, setting: Setting, *, every: bool) -> list[Structu
     structures = list(dict.fromkeys(schedule.structures.values()))
     if every:
         return structures
-    memory = {s: sum(sizes.structure_memory(setting.config, s).values()) for s in structures}
+    memory = {s: sum(whole_parts(setting.config, s).values()) for s in structures}
     modalities = dict.fromkeys(i.modality for s in structures for i in s.inputs)
     largest = [
         max((s for s in structures if any(i.modality == m for i in s.inputs)), key=lambda s: memory[s])
@@ -167,16 +168,17 @@ def run_plan(
         steps.append(TaskStep(task, variant, structure, share, plan))
     imp = Imp.for_structures(setting.config, schedule.model_structures)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp)))
-    resident = _resident(setting, schedule, imp, plans)
-    peak = max(p.memory["peak"] - p.memory["state"] - p.memory["program"] for p in plans.values()) + resident
+    config = at_least(setting.config, machine.platform)
+    need = Need(config, tuple(dict.fromkeys(schedule.structures.values())), setting.layout)
+    memory = _memory(need, plans)
+    peak = sum(memory.values())
     problems = [p for p in plans.values() if p.problem]
-    fits = not problems and peak <= (1 - MARGIN) * machine.device.memory_bytes
-    hosts = 1 if machine.here else math.ceil(machine.num_devices / assumptions.devices_per_host)
-    save_s = state / hosts / assumptions.write_bytes_s
-    between = 3600 * assumptions.hours_between_failures
-    # Young's interval between saves that cost save_s each.
-    every_s = math.sqrt(2 * save_s * between)
-    lost = save_s / every_s + (every_s / 2 + assumptions.restart_s) / between
+    limit = machine.device.memory_bytes
+    # A device whose memory is unknown (0) refuses nothing.
+    fits = not problems and (not limit or peak <= (1 - MARGIN) * limit)
+    save_s = state / machine.num_hosts / assumptions.write_bytes_s
+    between_s = 3600 * assumptions.hours_between_failures
+    every_s = save_interval_s(save_s, between_s)
     mean_s = seconds / schedule.num_steps
     peak_flops = machine.device.peak_flops
     return RunPlan(
@@ -187,63 +189,56 @@ def run_plan(
         days=seconds / 86400,
         flops=flops,
         traced_over_analytic=sum(p.traced_flops for p in plans.values()) / sum(p.flops for p in plans.values()),
+        memory=memory,
         peak_bytes=peak,
-        resident_bytes=resident,
         fits=fits,
-        advice=None if fits else _advice(setting, schedule),
-        decode_cpus=_per_step(steps, _decode_s) / mean_s,
-        input_bytes_s=_per_step(steps, lambda t, s: float(_batch_bytes(s))) / mean_s,
+        advice=None if fits else advice(dataclasses.replace(need, work=_work(need, plans)), limit),
+        decode_cpus=_per_step(steps, lambda step: _decode_s(schedule.tasks[step.task], step.structure)) / mean_s,
+        input_bytes_s=_per_step(steps, lambda step: float(batch_bytes(step.structure, ALONE))) / mean_s,
         checkpoint_bytes=state,
         save_s=save_s,
         save_every_s=every_s,
-        goodput=max(0.0, 1 - lost),
+        goodput=goodput(save_s, every_s, restart_s=assumptions.restart_s, between_s=between_s),
     )
 
 
-def _resident(setting: Setting, schedule: Schedule, imp: Imp, plans: dict[Structure, StepPlan]) -> int:
-    """Bytes of a device that stay from step to step: the state of all groups, programs, batches that wait."""
-    devices = setting.machine.num_devices
-    shapes = state_shapes(imp)
-    experts, others = 0, 0
-    for path, leaf in jax.tree.leaves_with_path(shapes):
-        size = leaf.size * leaf.dtype.itemsize
-        if any(getattr(key, "key", None) == "experts" for key in path):
-            experts += size
-        else:
-            others += size
-    data = devices // setting.expert_parallel if setting.fsdp else 1
-    state = experts // (setting.expert_parallel * data) + others // data
-    structures = set(schedule.structures.values())
-    program = max(p.memory["program"] for p in plans.values()) * len(structures)
-    return state + program + _BATCHES * max(_batch_bytes(s) for s in structures) // devices
+def _memory(need: Need, plans: dict[Structure, StepPlan]) -> dict[str, int]:
+    """Bytes of a device by part: the state of all groups, all programs, batches that wait, and the largest step's."""
+    largest = max((p.memory for p in plans.values()), key=lambda m: m["gradients"] + m["activations"])
+    return {
+        "state": need.state(),
+        "gradients": largest["gradients"],
+        "activations": largest["activations"],
+        "batch": BATCHES * max(batch_bytes(s, need.layout) for s in need.structures),
+        "program": max(p.memory["program"] for p in plans.values()) * len(need.structures),
+    }
 
 
-def _batch_bytes(structure: Structure) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(structure.batch_shapes()))
+def _work(need: Need, plans: dict[Structure, StepPlan]) -> float:
+    """Factor of the planned activations over those of arithmetic, by which other settings are judged."""
+    factors = [
+        plan.memory["activations"] / max(1, estimated_parts(need.config, structure, need.layout)["activations"])
+        for structure, plan in plans.items()
+        if plan.source == "compiler"
+    ]
+    return max(factors, default=1.0)
 
 
-def _per_step(steps: list[TaskStep], of: Callable[[TaskStep, Structure], float]) -> float:
+def _per_step(steps: list[TaskStep], of: Callable[[TaskStep], float]) -> float:
     """The mean of a step."""
-    return sum(step.share * of(step, step.structure) for step in steps)
+    return sum(step.share * of(step) for step in steps)
 
 
-def _decode_s(step: TaskStep, structure: Structure) -> float:
-    names = {i.modality for i in structure.inputs}
-    video = any(i.modality == "vision" and i.num_values > 3 * 256 for i in structure.inputs)
-    kinds = [("video" if video else "image") if name == "vision" else name for name in names]
-    return structure.global_batch_size * sum(_DECODE_S.get(kind, 0.0) for kind in kinds)
+def _decode_s(task: TaskSpec, structure: Structure) -> float:
+    """Seconds of CPU to decode a batch of a task."""
+    return structure.global_batch_size * sum(_DECODE_S.get(name, 0.0) for name in task.modalities)
 
 
-def _advice(setting: Setting, schedule: Schedule) -> str:
-    """The first setting that lowers memory and is not set yet, in words."""
-    config, machine = setting.config, setting.machine
-    if machine.num_devices > 1 and not setting.fsdp:
-        return "cluster.fsdp: true lays parameters and moments over the devices"
-    if config.remat != "full":
-        return "model.remat: full keeps less for the backward pass"
-    experts = config.moe.num_experts if config.moe else 1
-    wider = [n for n in range(setting.expert_parallel + 1, experts + 1) if experts % n == 0 == machine.num_devices % n]
-    if wider:
-        return f"cluster.expert_parallel: {wider[0]} lays the experts over more devices"
-    largest = max(s.global_batch_size for s in schedule.structures.values())
-    return f"half the batch ({largest // 2} samples), or twice the devices"
+def save_interval_s(save_s: float, between_s: float) -> float:
+    """Young's interval between saves that cost ``save_s`` each, at a failure every ``between_s``."""
+    return math.sqrt(2 * save_s * between_s)
+
+
+def goodput(save_s: float, every_s: float, *, restart_s: float, between_s: float) -> float:
+    """Share of a run's time that is neither saves nor, after failures, work done again and restarts."""
+    return max(0.0, 1 - save_s / every_s - (every_s / 2 + restart_s) / between_s)

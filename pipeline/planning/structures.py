@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-import re
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 import model
 import pipeline
@@ -21,15 +20,21 @@ from model.config import ModelConfig, OptimizerConfig
 from model.imp import Imp
 from model.step import CompiledStep, compile_step, make_step, state_shapes, step_groups
 from model.structure import Structure
-from pipeline.errors import RequestError, one_line
+from pipeline.data.media.machine import cpu_kind
+from pipeline.errors import RequestError
 from pipeline.files import write_json
-from pipeline.planning import kernels
+from pipeline.host_memory import machine_cpus
+from pipeline.planning import blocks, kernels
 from pipeline.planning.hardware import Machine, devices_of
 from pipeline.planning.program import Program, read_program, traced_flops
+from pipeline.planning.timed_step import TimedStep
+from pipeline.train import memory_need
 from pipeline.train.forecast import measured_flops_per_s
+from pipeline.train.memory_fit import out_of_memory
+from pipeline.train.memory_need import Layout, compiled_parts, estimated_parts
 
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+# Maximum share of a GPU's memory for which a step keeps more and recomputes less, as ``compile_step`` has it.
+USABLE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +48,30 @@ class Setting:
     fsdp: bool = False
     deterministic: bool = False
 
+    @property
+    def layout(self) -> Layout:
+        """The devices, and how the state lies over them."""
+        platform = self.machine.platform
+        return Layout(
+            num_devices=self.machine.num_devices,
+            expert_parallel=self.expert_parallel,
+            fsdp=self.fsdp,
+            platform=platform,
+            sharing=self.machine.device.per_host if platform == "cpu" else 1,
+            freeze=tuple(self.optimizer.freeze),
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
     """One structure on one machine.
 
-    source: "compiler", or "arithmetic" where nothing could be compiled. memory: bytes of a device by part; "peak" is
-    all that counts, program included. step_s: by the compiler's cycles (collectives left out), else by the stated
-    utilization of the peak. link_s: collectives alone, at the rate of the links. flops: analytic, on all devices;
-    traced_flops: of the products in the program. scopes: share of the cycles by part of the model. problem: why it
-    cannot run, None if it can.
+    source: "compiler", or "arithmetic" where nothing could be compiled. memory: bytes of a device (on CPUs of a
+    process) by part (``memory_need.compiled_parts``); "peak" is their sum. step_s: by the compiler's cycles
+    (collectives left out), by blocks of the model timed on the devices at hand, or by the stated utilization of the
+    peak. link_s: collectives alone, at the rate of the links. flops: analytic, on all devices. traced_flops: of the
+    products in the program. scopes: share of the cycles by part of the model. gathered_token_bytes: of all-gathers that
+    are of tokens. problem: why it cannot run, None if it can.
     """
 
     source: str
@@ -64,7 +83,7 @@ class StepPlan:
     cycles: float
     scopes: dict[str, float]
     collectives: dict[str, list[float]]
-    tokens_gathered: bool
+    gathered_token_bytes: float
     compile_s: float
     problem: str | None = None
 
@@ -91,12 +110,13 @@ def step_plan(setting: Setting, structure: Structure, *, utilization: float, cac
 
 
 def _versions() -> tuple[str, ...]:
-    """Other source or another jax is another program."""
+    """Other source or another jax is another program, and other CPUs take another time."""
     digest = hashlib.blake2b(digest_size=16)
-    for root in (model, pipeline.planning):
-        for path in sorted(Path(root.__file__).parent.glob("*.py")):
+    for folder in (model, pipeline.planning):
+        for path in sorted(Path(folder.__file__).parent.glob("*.py")):
             digest.update(path.read_bytes())
-    return digest.hexdigest(), jax.__version__
+    digest.update(Path(memory_need.__file__).read_bytes())
+    return digest.hexdigest(), jax.__version__, cpu_kind(), str(machine_cpus())
 
 
 def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPlan:
@@ -117,16 +137,19 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
         return _too_large(setting, structure, utilization, e)
     compile_s = time.perf_counter() - began
     program = _program(step, setting)
+    config = _as_on_gpus(setting, structure) if machine.platform == "gpu" else setting.config
+
+    def timed(block: ModelConfig, part: Structure) -> float:
+        return timed_step(dataclasses.replace(setting, config=block), part, mesh).seconds()
+
     flops = sizes.structure_flops(setting.config, structure)
     device = machine.device
-    if device.clock and program.cycles:
-        step_s = program.cycles / device.clock
-    else:
-        step_s = flops / (_rate(setting, utilization) * machine.num_devices)
+    by_cycles = device.clock and program.cycles
+    step_s = program.cycles / device.clock if by_cycles else blocks.step_seconds(config, structure, mesh, timed)
     link_bytes = sum(size for _, size in program.collectives.values())
     return StepPlan(
         source="compiler",
-        memory=_memory(step.executable.memory_analysis(), imp, structure, setting, mesh),
+        memory=_with_peak(compiled_parts(step.executable.memory_analysis(), setting.config, structure, setting.layout)),
         step_s=step_s,
         link_s=link_bytes / device.link_bytes,
         flops=flops,
@@ -134,7 +157,7 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
         cycles=program.cycles,
         scopes={name: cycles / program.cycles for name, cycles in program.scopes.items()} if program.cycles else {},
         collectives=program.collectives,
-        tokens_gathered=_gathers_tokens(program.collectives, structure, setting),
+        gathered_token_bytes=_gathered_tokens(program.gathers, structure, setting),
         compile_s=compile_s,
     )
 
@@ -142,7 +165,7 @@ def _plan(setting: Setting, structure: Structure, utilization: float) -> StepPla
 def _program(step: CompiledStep, setting: Setting) -> Program:
     """The compiled program, with the cycles of its kernels."""
     program = read_program(step.executable.as_text())
-    if program.kernels:
+    if program.kernels and not setting.machine.here:
         found = kernels.cycles(program.kernels, setting.config, setting.machine.device.name)
         if found is None:
             names = ", ".join(sorted({kernel.kind for kernel in program.kernels}))
@@ -150,6 +173,13 @@ def _program(step: CompiledStep, setting: Setting) -> Program:
         program.cycles += sum(found.values())
         program.scopes["attention"] = program.scopes.get("attention", 0.0) + sum(found.values())
     return program
+
+
+def timed_step(setting: Setting, structure: Structure, mesh: Mesh) -> TimedStep:
+    """A step of a structure that can be run on the devices at hand."""
+    imp, fsdp = Imp.for_structures(setting.config, [structure]), setting.fsdp
+    step = compile_step(imp, structure, setting.optimizer, mesh=mesh, fsdp=fsdp, deterministic=setting.deterministic)
+    return TimedStep(step, imp, structure, mesh=mesh, fsdp=fsdp, freeze=setting.optimizer.freeze)
 
 
 def _request(function, *arguments, **keywords):
@@ -160,39 +190,16 @@ def _request(function, *arguments, **keywords):
         raise RequestError(f"the recipe does not fit these devices: {e}") from e
 
 
-# Measured once for all structures.
-_measured_rate = functools.cache(measured_flops_per_s)
-
-
 def _rate(setting: Setting, utilization: float) -> float:
     """FLOP/s that one device is taken to reach."""
     peak = setting.machine.device.peak_flops
-    if setting.machine.here and peak is None:
-        return _measured_rate(setting.config) / jax.device_count() * utilization
-    assert peak is not None
-    return peak * utilization
-
-
-def _memory(found, imp: Imp, structure: Structure, setting: Setting, mesh) -> dict[str, int]:
-    """Bytes of one device. The compiler's own peak, where it has one, counts the arguments in."""
-    arguments = found.argument_size_in_bytes
-    planned = arguments + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
-    peak = getattr(found, "peak_memory_in_bytes", 0) or planned
-    if setting.machine.platform == "cpu":
-        # The CPU's allocator puts all temporaries into one arena.
-        peak = planned * len(mesh.devices.flat)
-    batch = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(structure.batch_shapes())) // mesh.size
-    return {
-        "peak": int(peak + found.generated_code_size_in_bytes),
-        "state": int(arguments - batch),
-        "batch": int(batch),
-        "program": int(found.generated_code_size_in_bytes),
-    }
+    return (measured_flops_per_s(setting.config) / jax.device_count() if peak is None else peak) * utilization
 
 
 def _traced(imp: Imp, structure: Structure, setting: Setting, mesh) -> float:
     groups = step_groups(imp, structure, setting.optimizer)
-    shapes = {name: state for name, state in state_shapes(imp).items() if name in groups}
+    freeze = setting.optimizer.freeze
+    shapes = {name: state for name, state in state_shapes(imp, freeze).items() if name in groups}
     with jax.set_mesh(mesh):
         traced = jax.make_jaxpr(make_step(imp, structure, setting.optimizer))(
             shapes, structure.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)
@@ -200,50 +207,68 @@ def _traced(imp: Imp, structure: Structure, setting: Setting, mesh) -> float:
     return traced_flops(traced)
 
 
-def _gathers_tokens(collectives: dict[str, list[float]], structure: Structure, setting: Setting) -> bool:
-    """Whether gathered bytes can be those of tokens: more than all parameters and features a device gathers."""
-    gathered = collectives.get("all-gather", [0, 0])[1]
-    weights = sum(x.size for x in jax.tree.leaves(Imp.for_structures(setting.config, [structure]).shapes()))
-    passes = 3 * len(structure.inputs)
-    features = 16 * structure.global_batch_size * setting.config.width * len(structure.inputs)
-    return gathered > passes * 4 * weights + features
+def _gathered_tokens(gathers: dict[int, float], structure: Structure, setting: Setting) -> float:
+    """Bytes of the gathers that are neither parameters, whole or a layer's, nor of one row a sample."""
+    weights = set()
+    for leaf in jax.tree.leaves(Imp.for_structures(setting.config, [structure]).shapes()):
+        sizes_of_leaf = {leaf.size, leaf.size // (leaf.shape[0] if leaf.ndim else 1)}
+        weights |= sizes_of_leaf | {size // setting.expert_parallel for size in sizes_of_leaf}
+    row = max(setting.config.width, setting.config.common_dim, structure.num_classes)
+    rows = structure.global_batch_size * row
+    return sum(size for values, size in gathers.items() if values > rows and values not in weights)
 
 
 def _too_large(setting: Setting, structure: Structure, utilization: float, error: Exception) -> StepPlan:
     """A structure that the compiler refuses for its memory. Raises the error again if that is not the reason."""
-    found = _OUT_OF_MEMORY.search(str(error))
-    if found is None and "RESOURCE_EXHAUSTED" not in str(error):
+    if (found := out_of_memory(error)) is None:
         raise error
+    words, peak = found
     plan = _by_arithmetic(setting, structure, utilization)
-    peak = int(float(found[1]) * _UNITS[found[2]]) if found else plan.memory["peak"]
-    text = f"needs {found[1]} {found[2]}iB of {found[3]} {found[4]}iB" if found else one_line(error, limit=200)
-    return dataclasses.replace(plan, source="compiler", memory=plan.memory | {"peak": peak}, problem=text)
+    memory = plan.memory
+    if peak is not None:
+        # All that arithmetic does not know of is working memory.
+        fixed = memory["peak"] - memory["activations"]
+        memory = memory | {"activations": max(0, peak - fixed), "peak": max(peak, fixed)}
+    return dataclasses.replace(plan, source="compiler", memory=memory, problem=words)
 
 
 def _by_arithmetic(setting: Setting, structure: Structure, utilization: float) -> StepPlan:
-    """Without a compiler: ``sizes.structure_memory``, and FLOPs at the stated utilization."""
-    machine, config = setting.machine, setting.config
-    if structure.global_batch_size % machine.num_devices:
+    """Without a compiler: the parts of its memory, and FLOPs at the stated utilization."""
+    machine, number = setting.machine, setting.machine.num_devices
+    if structure.global_batch_size % number:
         raise RequestError(
-            f"a batch of {structure.global_batch_size} samples cannot be shared by {machine.num_devices} devices in "
-            "equal parts"
+            f"a batch of {structure.global_batch_size} samples cannot be shared by {number} devices in equal parts"
         )
-    parts = sizes.structure_memory(config, structure, fused=config.dtype == "bfloat16")
-    shared = machine.num_devices
-    state = parts["state"] // (shared if setting.fsdp else 1)
-    gradients = parts["gradients"] // (shared if setting.fsdp else 1)
-    activations, batch = parts["activations"] // shared, parts["batch"] // shared
-    flops = sizes.structure_flops(config, structure)
+    flops = sizes.structure_flops(setting.config, structure)
+    config = _as_on_gpus(setting, structure) if machine.platform == "gpu" else setting.config
     return StepPlan(
         source="arithmetic",
-        memory={"peak": state + gradients + activations + batch, "state": state, "batch": batch, "program": 0},
-        step_s=flops / (_rate(setting, utilization) * shared),
+        memory=_with_peak(estimated_parts(config, structure, setting.layout)),
+        step_s=flops / (_rate(setting, utilization) * number),
         link_s=0.0,
         flops=flops,
         traced_flops=flops,
         cycles=0.0,
         scopes={},
         collectives={},
-        tokens_gathered=False,
+        gathered_token_bytes=0.0,
         compile_s=0.0,
     )
+
+
+def _as_on_gpus(setting: Setting, structure: Structure) -> ModelConfig:
+    """The config with the remat policy that a step takes on GPUs by default: the one that fits and recomputes least."""
+    config, layout = setting.config, setting.layout
+    if config.remat != "auto":
+        return config
+    limit, state = setting.machine.device.memory_bytes, estimated_parts(config, structure, layout)["state"]
+    for remat in ("none", "products", "attention", "full"):
+        config = dataclasses.replace(config, remat=remat)
+        parts = estimated_parts(config, structure, layout)
+        if parts["gradients"] + parts["activations"] + parts["batch"] < USABLE * limit - state:
+            break
+    return config
+
+
+def _with_peak(parts: dict[str, int]) -> dict[str, int]:
+    return parts | {"peak": sum(parts.values())}

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from pipeline.planning.hardware import PRICED
-from pipeline.planning.run_plan import MARGIN, Assumptions, RunPlan, TaskStep
+from model.structure import Structure
+from pipeline.planning.run_plan import Assumptions, RunPlan, TaskStep
 from pipeline.planning.structures import StepPlan
+from pipeline.planning.timed_step import Measured
+from pipeline.train.accelerators import PRICED
+from pipeline.train.memory_fit import MARGIN
+from pipeline.train.memory_need import gib
 
 
-def as_json(plan: RunPlan, assumptions: Assumptions) -> dict[str, Any]:
+def as_json(plan: RunPlan, assumptions: Assumptions, measured: dict[Structure, Measured]) -> dict[str, Any]:
     """Everything as plain values; NaN as None."""
     found = dataclasses.asdict(plan) | {"device_days": plan.device_days, "price": plan.price, "priced": PRICED}
+    if measured:
+        found["measured"] = [
+            {"task": step.task, "variant": step.variant} | dataclasses.asdict(measured[step.structure])
+            for step in _each(plan)
+            if step.structure in measured
+        ]
     return _plain(found | {"assumptions": dataclasses.asdict(assumptions)})
 
 
@@ -27,7 +38,7 @@ def _plain(value: Any) -> Any:
 
 def table(plan: RunPlan, assumptions: Assumptions) -> str:
     """The plan in lines."""
-    lines = [_machine_line(plan), "", *_step_table([s for s in plan.steps if s.plan])]
+    lines = [_machine_line(plan), "", *_step_table(_each(plan))]
     left = sum(s.plan is None for s in plan.steps)
     if left:
         lines.append(f"  and {left} smaller inputs, by their FLOPs at the rate of these (--all plans every one)")
@@ -44,18 +55,18 @@ def _machine_line(plan: RunPlan) -> str:
 
 
 def _step_table(steps: list[TaskStep]) -> list[str]:
-    head = ("input", "batch", "memory", "step", "links", "TFLOPs", "traced", "collectives")
-    rows, seen = [], set()
+    parts = ("state", "gradients", "activations")
+    head = ("input", "batch", "memory", *parts, "step", "links", "TFLOPs", "traced", "collectives")
+    rows = []
     for step in steps:
-        if step.structure in seen or step.plan is None:
-            continue
-        seen.add(step.structure)
         p = step.plan
+        assert p is not None
         rows.append(
             (
                 f"{step.task} {step.variant}",
                 f"{step.structure.global_batch_size:,}",
                 f"{p.memory['peak'] / 2**30:.2f} GiB" + (" !" if p.problem else ""),
+                *(f"{p.memory[part] / 2**30:.2f}" for part in parts),
                 f"{p.step_s:.3f} s",
                 f"{p.link_s:.3f} s",
                 f"{p.flops / 1e12:,.1f}",
@@ -63,18 +74,52 @@ def _step_table(steps: list[TaskStep]) -> list[str]:
                 _collectives(p),
             )
         )
+    return _aligned(head, rows) + _scope_lines(steps)
+
+
+def _each(plan: RunPlan) -> list[TaskStep]:
+    """The steps that were planned, one of each structure."""
+    return list({step.structure: step for step in reversed(plan.steps) if step.plan}.values())[::-1]
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first column and the last to the left."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  "
-        + "  ".join(t.ljust(w) if i in (0, 7) else t.rjust(w) for i, (t, w) in enumerate(zip(r, widths, strict=True)))
-        for r in (head, *rows)
-    ]
-    return [line.rstrip() for line in lines] + _scope_lines(steps)
+    ends, lines = (0, len(head) - 1), []
+    for row in (head, *rows):
+        cells = [t.ljust(w) if i in ends else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def comparison(plan: RunPlan, measured: dict[Structure, Measured]) -> list[str]:
+    """The planned figures beside the measured ones."""
+    head = ("measured", "memory", "planned", "off by", "step", "planned", "off by")
+    rows = []
+    for step in _each(plan):
+        p, found = step.plan, measured.get(step.structure)
+        if p is None or found is None:
+            continue
+        planned = p.memory["peak"] - p.memory["program"]
+        memory = found.memory_bytes
+        rows.append(
+            (
+                f"{step.task} {step.variant}",
+                "?" if memory is None else gib(memory),
+                gib(planned),
+                "?" if memory is None else f"{planned / memory - 1:+.1%}",
+                f"{found.step_s:.4g} s",
+                f"{p.step_s:.4g} s",
+                f"{p.step_s / found.step_s - 1:+.1%}",
+            )
+        )
+    return ["", *_aligned(head, rows)] if rows else []
 
 
 def _collectives(plan: StepPlan) -> str:
     parts = [f"{kind} {size / 2**30:.2f} GiB" for kind, (_, size) in sorted(plan.collectives.items())]
-    return ", ".join(parts) + (" (gathers tokens!)" if plan.tokens_gathered else "")
+    tokens = plan.gathered_token_bytes
+    return ", ".join(parts) + (f" (gathers {tokens / 2**30:.2f} GiB of tokens!)" if tokens else "")
 
 
 def _scope_lines(steps: list[TaskStep]) -> list[str]:
@@ -98,7 +143,7 @@ def _run_lines(plan: RunPlan, assumptions: Assumptions) -> list[str]:
     used = "" if math.isnan(plan.utilization) else f", {plan.utilization:.1%} of the peak"
     return [
         f"memory:      {plan.peak_bytes / 2**30:.2f} of {limit / 2**30:.2f} GiB a device, "
-        f"{plan.resident_bytes / 2**30:.2f} of it for good; {fits} (margin {MARGIN:.0%})",
+        f"{_parts(plan.memory)}; {fits} (margin {MARGIN:.0%})",
         f"time:        {_days(plan.days)} ({source}{used}), {plan.device_days:,.1f} device-days{price}",
         f"FLOPs:       {plan.flops:.3g} in all; the programs' products are {plan.traced_over_analytic:.2f} times that",
         f"decoding:    {plan.decode_cpus:,.0f} CPUs, {plan.input_bytes_s / 1e6:,.0f} MB/s into the devices",
@@ -106,6 +151,10 @@ def _run_lines(plan: RunPlan, assumptions: Assumptions) -> list[str]:
         f"{plan.save_every_s / 60:.0f} min by Young's rule",
         f"goodput:     {plan.goodput:.1%} at a failure every {assumptions.hours_between_failures:g} h",
     ]
+
+
+def _parts(memory: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if name != "peak")
 
 
 def _days(days: float) -> str:

@@ -174,8 +174,22 @@ def structures(run: Run) -> Html:
     for item, spent in zip(found, compile_s, strict=True):
         task, variant = (str(item.get(key, "–")) for key in ("task", "variant"))
         steps = mapping(run.task(str(item.get("task"))).get("variants")).get(str(item.get("variant")))
-        rows.append((task, variant, number(item.get("vision_tokens")), number(steps), fixed(spent)))
+        memory = number(item.get("memory_bytes")) / 2**20
+        rows.append((task, variant, number(item.get("vision_tokens")), number(steps), fixed(memory), fixed(spent)))
     waited = number(mapping(run.summary.get("time")).get("compile_wait_s"))
     behind = f", in the background; steps waited {duration(waited)} for it" if math.isfinite(waited) else ""
     note = f"<p>{len(found)} compiled steps: {duration(float(np.nansum(compile_s)))} of compiling{behind}.</p>"
-    return Html(note + table(("Task", "Variant", "Vision tokens", "Steps", "Compile, s"), rows))
+    columns = ("Task", "Variant", "Vision tokens", "Steps", "Memory, MiB", "Compile, s")
+    return Html(note + _plan(run) + table(columns, rows))
+
+
+def _plan(run: Run) -> Html:
+    """What was said before the first step, and the memory as compiled."""
+    plan = mapping(run.summary.get("plan"))
+    lines = [line for line in plan.get("lines") or [] if isinstance(line, str)]
+    needed, limit = number(plan.get("needed_bytes")), number(plan.get("limit_bytes"))
+    if needed > 0 and limit > 0:
+        lines.append(
+            f"as compiled: the state and the largest step take {needed / 2**30:.3g} of {limit / 2**30:.3g} GiB"
+        )
+    return Html("".join(f"<p>{escape(line)}</p>" for line in lines))

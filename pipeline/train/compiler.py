@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from model.structure import Structure
+from pipeline.train.memory_need import Layout, peak_bytes
 
 log = logging.getLogger(__name__)
 
@@ -119,18 +120,14 @@ class StepCompiler:
             self._reported = len(self.alarms)
         return [f"compiled a graph that was not on the list: {_in_words(structure)}" for structure in new]
 
-    def memory_bytes(self, structure: Structure) -> int | None:
-        """Memory that the compiler plans for one device: arguments, results that are not donated, temporaries.
+    def memory_bytes(self, structure: Structure, layout: Layout) -> int | None:
+        """Memory that the compiler plans for a step (``memory_need.peak_bytes``).
 
         None before it is compiled, and if the compiler does not tell.
         """
         step = self.ready(structure)
         plan = step.executable.memory_analysis() if step is not None else None
-        if plan is None:
-            return None
-        return (
-            plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
-        )
+        return None if plan is None else peak_bytes(plan, layout)
 
     def close(self) -> None:
         """Drops the remaining structures and waits for the compile in progress: exiting during one aborts."""

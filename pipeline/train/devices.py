@@ -96,9 +96,9 @@ def memory() -> dict[str, int]:
 
 def memory_limit() -> tuple[int | None, str]:
     """(limit in bytes, None if unknown; the holder of the limit, "this machine" or "a device")."""
-    if jax.default_backend() != "cpu":
-        stats = jax.local_devices()[0].memory_stats() or {}
-        return stats.get("bytes_limit"), "a device"
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit"), "a device"
     return host_bytes(), "this machine"
 
 
@@ -115,6 +115,15 @@ def host_bytes() -> int:
     return total
 
 
+def swap_bytes() -> int:
+    """Swap space of this machine."""
+    try:
+        with open("/proc/meminfo") as f:
+            return next((1024 * int(line.split()[1]) for line in f if line.startswith("SwapTotal:")), 0)
+    except OSError:
+        return 0
+
+
 def _resident_bytes() -> int:
     try:
         with open("/proc/self/statm") as f:
@@ -124,11 +133,12 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def use_compute_type(config: ModelConfig) -> ModelConfig:
-    """Resolves dtype "auto": bfloat16 on accelerators, float32 on CPUs."""
+def use_compute_type(config: ModelConfig, platform: str | None = None) -> ModelConfig:
+    """Resolves dtype "auto": bfloat16 on accelerators, float32 on CPUs. platform: None: of the devices at hand."""
     if config.dtype != "auto":
         return config
-    return dataclasses.replace(config, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    platform = jax.devices()[0].platform if platform is None else platform
+    return dataclasses.replace(config, dtype="float32" if platform == "cpu" else "bfloat16")
 
 
 def use_compile_cache(folder: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Estimates for the rest of a run: time, from FLOPs first and then from its own steps; memory, before the first one."""
+"""Estimates for the rest of a run: time, from FLOPs first and then from its own steps; price and memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from model.config import ModelConfig
 from pipeline.train import devices
+from pipeline.train.accelerators import price_of
+from pipeline.train.memory_fit import advice
+from pipeline.train.memory_need import Need, gib
 from pipeline.train.mixture.shape_budget import GraphCost
 
 # Share of a plain matrix product's rate that whole training steps reach: norms, softmax, moving tokens, the optimizer
@@ -93,31 +96,36 @@ class Forecast:
         return sum(shares.get(key, 0.0) * s for key, s in known.items()) / total + waits
 
 
-def needed_bytes(budget: Iterable[GraphCost], *, state_bytes: int, fsdp: bool) -> int:
-    """An estimate of the bytes on the fullest device: the state and the largest step's gradients and activations."""
-    number = jax.device_count()
-    step = max((b.gradient_bytes + b.activation_bytes / number for b in budget), default=0)
-    return round(state_bytes / (number if fsdp else 1) + step)
+def lines(forecast: Forecast, need: Need, *, num_steps: int) -> list[str]:
+    """Lines to print before the first step: time, price where it is known, memory, and whether it fits.
 
-
-def lines(forecast: Forecast, *, num_steps: int, needed: int) -> list[str]:
-    """Lines to print before the first step. num_steps: those still to run. needed: from ``needed_bytes``."""
-    step_s = forecast.step_s()
+    num_steps: those still to run.
+    """
+    step_s, needed = forecast.step_s(), need.total()
     limit, where = devices.memory_limit()
     if where == "this machine":
         # The program and its libraries take memory there too.
         needed += devices.memory()["rss_bytes"]
-    memory = f"about {_gib(needed)} of {_gib(limit)} of memory" if limit else f"about {_gib(needed)} of memory"
+    memory = f"about {gib(needed)} of memory"
+    if limit:
+        verdict = "fits" if needed <= limit else "may not fit"
+        memory = f"about {gib(needed)} of the {gib(limit)} of {where}: {verdict}"
     out = []
     if step_s is not None:
         time_s = f"{in_words(step_s)} a step here, {in_words(step_s * num_steps)} for {num_steps:,} steps"
-        out.append(f"estimate: {time_s}; {memory}")
+        out.append(f"estimate: {time_s}{_price(step_s * num_steps)}; {memory}")
     if limit and needed > limit:
-        out.append(
-            f"warning: a step needs about {_gib(needed)}, {where} has {_gib(limit)}; lower tasks.*.batch_size or raise "
-            "tasks.*.microbatches, or use more devices"
-        )
+        out.append(f"warning: a step needs about {gib(needed)}, {where} has {gib(limit)}; {advice(need, limit)}")
     return out
+
+
+def _price(seconds: float) -> str:
+    """A run's price at list price on the devices at hand; nothing where that is unknown."""
+    hour = price_of(jax.devices()[0].device_kind)
+    if hour is None:
+        return ""
+    dollars = hour * jax.device_count() * seconds / 3600
+    return f", ${dollars:,.2f} at list price" if dollars < 100 else f", ${dollars:,.0f} at list price"
 
 
 def in_words(seconds: float) -> str:
@@ -130,7 +138,3 @@ def in_words(seconds: float) -> str:
 
 def _two_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
-
-
-def _gib(count: float) -> str:
-    return f"{_two_digits(count / 2**30)} GiB"

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from model import sharding
 from model.config import ModelConfig
 from model.imp import Imp
-from model.step import compile_step, learning_rates, state_shapes
+from model.step import CompiledStep, compile_step, learning_rates, state_shapes
+from model.structure import Structure
 from pipeline.errors import DataError, RequestError
 from pipeline.files import cache_dir
 from pipeline.host_memory import keep_freed_memory
@@ -22,10 +23,11 @@ from pipeline.train.compiler import StepCompiler
 from pipeline.train.devices import use_compile_cache, use_compute_type, world
 from pipeline.train.evaluations import Evaluations
 from pipeline.train.feed import Feed, RowQueue, close_queues
-from pipeline.train.forecast import Forecast, measured_flops_per_s, needed_bytes
+from pipeline.train.forecast import Forecast, measured_flops_per_s
 from pipeline.train.forecast import lines as forecast_lines
 from pipeline.train.initial_state import start_state
 from pipeline.train.loop import MAX_NON_FINITE, Hooks, Loop
+from pipeline.train.memory_fit import MemoryCheck, memory_check
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.mixture.shape_budget import GraphCost, shape_budget, table
 from pipeline.train.quarantine import Quarantine
@@ -57,6 +59,8 @@ class Rank:
     saver: Saver
     evaluations: Evaluations
     loop: Loop
+    memory: MemoryCheck
+    plan_lines: list[str]
     _wait: Wait
 
     def __init__(self, spec: RunSpec, *, rank: int, gate: StepGate, start_step: int | None) -> None:
@@ -64,6 +68,7 @@ class Rank:
         self.spec = spec
         self.rank = rank
         self.gate = gate
+        self.plan_lines = []
         with contextlib.ExitStack() as parts:
             stacks = local_folder(run_path(spec.run_dir), cache_dir()) / "stalls" / f"rank-{rank}.txt"
             self.watchdog = Watchdog(stacks, timeout_s=spec.placement.stall_timeout_s, rank=rank)
@@ -74,6 +79,8 @@ class Rank:
             self.config = use_compute_type(spec.model)
             self.mesh = run_mesh(self.config, self.schedule, expert_parallel=spec.placement.expert_parallel)
             self.imp = Imp.for_structures(self.config, self.schedule.model_structures)
+            self.memory = memory_check(spec.need(self.schedule, self.config))
+            self.memory.check_state()
             self.checkpoints.check_space(state_shapes(self.imp, spec.optimizer.freeze))
             self.attempt = self._attempt()
             self._parts = parts.pop_all()
@@ -101,7 +108,8 @@ class Rank:
         )
         state, lines = start_state(self.imp, self.spec, self.checkpoints, start, mesh=self.mesh)
         if self.rank == 0:
-            print("\n".join([table(self.budget), *lines, *other_machine(stored), *self._estimate()]), flush=True)
+            self.plan_lines = forecast_lines(self.forecast, self.memory.need, num_steps=len(self.schedule.steps))
+            print("\n".join([table(self.budget), *lines, *other_machine(stored), *self.plan_lines]), flush=True)
         self.watchdog.heartbeat("the state")
         self._make_loop(state)
 
@@ -127,19 +135,32 @@ class Rank:
         return RankAttempt(run_path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
 
     def _open_compiler(self) -> None:
-        spec, placement = self.spec, self.spec.placement
+        placement = self.spec.placement
         use_compile_cache(placement.compile_cache)
-        if jax.default_backend() == "cpu":
+        if self.memory.need.layout.platform == "cpu":
             keep_freed_memory()
         options = {"mesh": self.mesh, "fsdp": placement.fsdp, "deterministic": placement.deterministic}
         self.compiler = StepCompiler(
-            lambda structure: compile_step(self.imp, structure, spec.optimizer, **options),
+            lambda structure: self._compiled(structure, **options),
             self.schedule.in_order_of_first_use(),
             on_compiled=lambda: self.watchdog.heartbeat("compiling"),
         )
         self._parts.callback(self.compiler.close)
         # Neither a long compile nor a slow disk nor an evaluation is a hang.
         self.watchdog.is_patient = lambda: self.compiler.busy or self.checkpoints.saving or self.evaluations.busy
+
+    def _compiled(self, structure: Structure, **options) -> CompiledStep:
+        """Compiles a step. Raises RequestError if the devices cannot hold it."""
+        try:
+            step = compile_step(self.imp, structure, self.spec.optimizer, **options)
+        except jax.errors.JaxRuntimeError as e:
+            self.memory.check_refusal(structure, e)
+            raise
+        first = not self.memory.needed
+        self.memory.check_step(structure, step.executable.memory_analysis())
+        if first and self.rank == 0:
+            print(self.memory.compiled_line(), flush=True)
+        return step
 
     def _open_feed(self, queues: Mapping[str, RowQueue]) -> None:
         self.gate.open(self.spec.reject_counts(self.schedule.start))
@@ -205,11 +226,6 @@ class Rank:
         num_graphs = len(set(self.schedule.structures.values()))
         return f"the first step: {batch}{self.compiler.num_compiled} of {num_graphs} graphs compiled"
 
-    def _estimate(self) -> list[str]:
-        shapes = state_shapes(self.imp, self.spec.optimizer.freeze)
-        needed = needed_bytes(self.budget, state_bytes=_state_bytes(shapes), fsdp=self.spec.placement.fsdp)
-        return forecast_lines(self.forecast, num_steps=len(self.schedule.steps), needed=needed)
-
     def _how_it_ended(self, error: DataError) -> str:
         """The reason for the end, with the outcome of the last save and, after updates that were not finite, the way
         back."""
@@ -225,14 +241,9 @@ class Rank:
         return f"{reason}. The newest checkpoint before that is {good or 'none'}{way_back}"
 
 
-def _state_bytes(shapes: dict) -> int:
-    """Size of the whole state: parameters, moments, counts."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-
-
 def run_mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
     """The mesh of all devices. Raises RequestError if they cannot run a structure of the schedule."""
-    backend = jax.default_backend()
+    backend = jax.devices()[0].platform
     if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):
         raise RequestError(f"model.attention: cudnn needs a gpu and bfloat16; found {backend} and {config.dtype}")
     try:

@@ -9,6 +9,8 @@ from pipeline.data.run_data import DataSpec
 from pipeline.errors import RequestError
 from pipeline.store.path import run_path
 from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.memory_fit import run_need
+from pipeline.train.memory_need import Need
 from pipeline.train.mixture.schedule import START, MixtureSpec, Position, Schedule
 from pipeline.train.reject_limit import RejectCounts
 from pipeline.train.telemetry.spec import LoggingSpec
@@ -97,6 +99,17 @@ class RunSpec:
     def schedule(self, position: Position) -> Schedule:
         """The run from a position to its end."""
         return Schedule(self.data, self.mixture, position)
+
+    def need(self, schedule: Schedule, config: ModelConfig) -> Need:
+        """The memory that a schedule needs of the devices of this process. config: with the type they compute in."""
+        placement = self.placement
+        return run_need(
+            config,
+            schedule,
+            expert_parallel=placement.expert_parallel,
+            fsdp=placement.fsdp,
+            freeze=self.optimizer.freeze,
+        )
 
 
 def _other_rows(then: dict, now: dict) -> str | None:

@@ -26,6 +26,7 @@ def summarize(rank: Rank, done: int) -> dict:
         "compile_alarms": len(compiler.alarms),
         "tasks": _tasks(schedule, done),
         "structures": _structures(rank),
+        "plan": _plan(rank),
         "rejects": rank.gate.rejects_before(done).as_dict(),
         "time": _times(rank),
         "first_step_at": rank.recorder.first_step_at,
@@ -66,10 +67,16 @@ def _structures(rank: Rank) -> list[dict]:
             "vision_tokens": b.vision_tokens,
             "flops": b.flops,
             "memory_estimate_bytes": b.memory_bytes,
-            "memory_bytes": rank.compiler.memory_bytes(b.structure),
+            "memory_bytes": rank.compiler.memory_bytes(b.structure, rank.memory.need.layout),
         }
         for b in rank.budget
     ]
+
+
+def _plan(rank: Rank) -> dict:
+    """What was said before the first step, and the memory of the largest step as compiled."""
+    memory = rank.memory
+    return {"lines": rank.plan_lines, "needed_bytes": memory.needed, "limit_bytes": memory.limit}
 
 
 def _times(rank: Rank) -> dict[str, float]:

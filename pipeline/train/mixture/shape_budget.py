@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from model import sizes
 from model.config import ModelConfig
 from model.structure import Structure
+from pipeline.train.memory_need import whole_parts
 from pipeline.train.mixture.schedule import Schedule
 
 
@@ -16,8 +17,8 @@ class GraphCost:
     """The cost of one (task, variant).
 
     tokens: of a global batch, all modalities together; vision_tokens: those of vision. flops: of a training step on all
-    devices (``sizes.structure_flops``). memory_bytes: an estimate (``sizes.structure_memory``), of which gradient_bytes
-    and activation_bytes (batch included) are held during a step only. share: expected share of the steps to come.
+    devices (``sizes.structure_flops``). memory_bytes: an estimate for one device (``sizes.structure_memory``). share:
+    expected share of the steps to come.
     """
 
     task: str
@@ -28,8 +29,6 @@ class GraphCost:
     vision_tokens: int
     flops: int
     memory_bytes: int
-    gradient_bytes: int
-    activation_bytes: int
     share: float
 
 
@@ -37,7 +36,7 @@ def shape_budget(schedule: Schedule, config: ModelConfig, freeze: Sequence[str] 
     """Lists every (task, variant) of a schedule, in the recipe's order. freeze: groups that are not trained."""
     # Tasks may share a structure.
     flops = {s: sizes.structure_flops(config, s, freeze=freeze) for s in dict.fromkeys(schedule.structures.values())}
-    memory = {structure: sizes.structure_memory(config, structure, freeze=freeze) for structure in flops}
+    memory = {structure: whole_parts(config, structure, tuple(freeze)) for structure in flops}
     return [
         GraphCost(
             task,
@@ -49,8 +48,6 @@ def shape_budget(schedule: Schedule, config: ModelConfig, freeze: Sequence[str] 
             * sum(i.num_tokens for i in structure.inputs if i.modality == "vision"),
             flops=flops[structure],
             memory_bytes=sum(memory[structure].values()),
-            gradient_bytes=memory[structure]["gradients"],
-            activation_bytes=memory[structure]["activations"] + memory[structure]["batch"],
             share=schedule.share(task) / len(schedule.tasks[task].variants),
         )
         for (task, variant), structure in schedule.structures.items()

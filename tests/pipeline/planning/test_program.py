@@ -53,6 +53,18 @@ def test_collectives_are_counted_by_kind_with_the_bytes_of_their_results():
     }
 
 
+def test_gathers_are_counted_by_the_size_of_what_is_gathered():
+    assert read_program(TEXT).gathers == {16: 64}
+    combined = """\
+ENTRY %main (p: bf16[4,8]) -> f32[16] {
+  %g.1 = ((f32[2]{0}, bf16[1,8]{1,0}), (f32[16]{0}, bf16[8,8]{1,0})) all-gather-start(%a, %b), dimensions={0}
+  %g.2 = (f32[16]{0}, bf16[8,8]{1,0}) all-gather(%a, %b), dimensions={0}
+}
+"""
+    program = read_program(combined)
+    assert program.gathers == {16: 2 * 64, 64: 2 * 128} and program.collectives == {"all-gather": [2, 2 * (64 + 128)]}
+
+
 def test_a_loop_of_unknown_length_is_said():
     program = read_program(TEXT.replace("constant(2)", "parameter(1)"))
     assert program.unknown_loops == 1 and program.cycles == 150

@@ -3,23 +3,35 @@
 import dataclasses
 import json
 import math
+import types
 
+import jax
 import pytest
 
+from model.imp import Imp
 from pipeline import recipe as recipes
 from pipeline.errors import RequestError
 from pipeline.planning import hardware
 from pipeline.planning.job import plan_run
-from pipeline.planning.run_plan import Assumptions, chosen, run_plan, run_schedule, setting_of
-from pipeline.planning.structures import StepPlan, step_plan
+from pipeline.planning.run_plan import (
+    Assumptions,
+    _decode_s,
+    chosen,
+    goodput,
+    run_plan,
+    run_schedule,
+    save_interval_s,
+    setting_of,
+)
+from pipeline.planning.structures import StepPlan, _gathered_tokens, step_plan
 from tests.pipeline.recipe.base import BASE, changed
 
 GIB = 1 << 30
 
 
 def plan_of(structure, *, step_s=2.0, peak=GIB, problem=None) -> StepPlan:
-    memory = {"peak": peak, "state": 0, "batch": 0, "program": 0}
-    return StepPlan("compiler", memory, step_s, 0.0, 1e12, 1.2e12, 0.0, {}, {}, False, 0.0, problem)
+    memory = {"peak": peak, "state": 0, "gradients": 0, "activations": peak, "batch": 0, "program": 0}
+    return StepPlan("compiler", memory, step_s, 0.0, 1e12, 1.2e12, 0.0, {}, {}, 0.0, 0.0, problem)
 
 
 @pytest.fixture
@@ -57,6 +69,64 @@ def test_saves_are_as_far_apart_as_youngs_rule_has_it(run):
     every = math.sqrt(2 * save_s * 36000)
     assert found.save_s == pytest.approx(save_s) and found.save_every_s == pytest.approx(every)
     assert found.goodput == pytest.approx(1 - save_s / every - (every / 2 + 60) / 36000)
+
+
+def test_the_interval_of_saves_and_goodput_by_hand():
+    """A save of 50 s at a failure every 10,000 s: every 1,000 s, 5 % for saves, 500 + 100 s lost a failure."""
+    assert save_interval_s(50, 10_000) == pytest.approx(1000)
+    assert goodput(50, 1000, restart_s=100, between_s=10_000) == pytest.approx(1 - 0.05 - 0.06)
+    assert goodput(50, 1000, restart_s=1e6, between_s=10_000) == 0
+
+
+def test_decoding_input_and_checkpoints_by_hand(run):
+    """Steps of 2 s; a photograph takes 5 ms of a CPU, a film 110, ten seconds of sound 30."""
+    recipe, setting, schedule = run
+    plans = {structure: plan_of(structure) for structure in schedule.structures.values()}
+    found = run_plan(setting, schedule, plans, Assumptions())
+    cpu_s = sum(
+        step.share
+        * step.structure.global_batch_size
+        * sum({"image": 0.005, "video": 0.11, "audio": 0.03}.get(m, 0) for m in recipe.tasks[step.task].modalities)
+        for step in found.steps
+    )
+    assert found.decode_cpus == pytest.approx(cpu_s / 2.0)
+    arrays = {step.structure: jax.tree.leaves(step.structure.batch_shapes()) for step in found.steps}
+    sizes = {structure: sum(x.size * x.dtype.itemsize for x in leaves) for structure, leaves in arrays.items()}
+    assert found.input_bytes_s > 0 and max(sizes.values()) / 2.0 >= found.input_bytes_s >= min(sizes.values()) / 2.0
+    imp = Imp.for_structures(setting.config, schedule.model_structures)
+    # Parameters and both moments in float32, and a count of 4 bytes for each group.
+    assert found.checkpoint_bytes == 12 * sum(x.size for x in jax.tree.leaves(imp.shapes())) + 4 * len(imp.groups)
+    # Three batches, the state of all groups, and the largest step.
+    assert found.memory["batch"] == 3 * max(sizes.values()) and found.memory["state"] == found.checkpoint_bytes
+    assert found.peak_bytes == sum(found.memory.values())
+
+
+def test_films_are_known_by_their_modality(run):
+    """A photograph in patches of any size takes as long to decode as any other."""
+    _, _, schedule = run
+    structure = next(iter(schedule.structures.values()))
+    photos = types.SimpleNamespace(modalities=("image", "text"))
+    films = types.SimpleNamespace(modalities=("video", "audio"))
+    assert _decode_s(photos, structure) == pytest.approx(0.005 * structure.global_batch_size)
+    assert _decode_s(films, structure) == pytest.approx(0.14 * structure.global_batch_size)
+
+
+def test_what_is_gathered_is_told_apart(run):
+    """Parameters, whole or a layer's, and a row a sample are no tokens."""
+    _, setting, schedule = run
+    structure = next(iter(schedule.structures.values()))
+    imp = Imp.for_structures(setting.config, [structure])
+    stack = max(jax.tree.leaves(imp.shapes()), key=lambda x: x.ndim)
+    batch, width = structure.global_batch_size, setting.config.width
+    harmless = {stack.size: 1.0, stack.size // stack.shape[0]: 1.0, batch * width: 1.0}
+    assert _gathered_tokens(harmless, structure, setting) == 0
+    tokens = batch * width * structure.inputs[0].num_tokens
+    assert _gathered_tokens(harmless | {tokens: 7.0}, structure, setting) == 7
+
+
+def test_hosts_are_of_the_table():
+    assert hardware.gpus("h200:16").num_hosts == 2 and hardware.gpus("h200:1").num_hosts == 1
+    assert hardware.tpu("v4:4x8x8").num_hosts == 64
 
 
 @pytest.mark.parametrize("share, fits", [(0.85, True), (0.95, False), (1.2, False)])
@@ -116,7 +186,7 @@ def test_a_run_is_planned_without_its_data(capsys, monkeypatch, tmp_path):
     assert found["machine"]["device"]["name"] == "h200" and found["price"] > 0
     small = dataclasses.replace(hardware.gpus("h200:1").device, memory_bytes=1 << 20)
     assert plan_run(recipe, hardware.Machine(small, 1), Assumptions()) == 1
-    assert "DOES NOT FIT: model.remat: full" in capsys.readouterr().out
+    assert "DOES NOT FIT: no batch and no number of devices" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["v4", "v4:", "v9:4x4", "v4:4", "h200:4x4", "v4:0x"])
@@ -159,3 +229,20 @@ def test_a_batch_that_the_devices_cannot_share():
     recipe = recipes.from_dict(BASE)
     with pytest.raises(RequestError, match="cannot be shared by 7 devices"):
         plan_run(recipe, hardware.gpus("h200:7"), Assumptions())
+
+
+@pytest.mark.slow
+def test_a_plan_here_is_compared_with_its_steps(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("IMP_CACHE", str(tmp_path))
+    task = BASE["tasks"]["photo_classes"] | {"batch_size": 16, "variants": [{"size": 64}]}
+    raw = BASE | {"model": {"variant": "imp-tiny"}, "tasks": {"photo_classes": task}}
+    recipe = recipes.from_dict(raw)
+    assert plan_run(recipe, hardware.here(), Assumptions(), measure=True, as_lines=False) == 0
+    found = json.loads(capsys.readouterr().out)
+    (measured,) = found["measured"]
+    plans = [step["plan"] for step in found["steps"] if step["plan"]]
+    assert measured["step_s"] > 0 and plans[0]["step_s"] > 0 and plans[0]["source"] == "compiler"
+    if measured["memory_bytes"] is not None:
+        # A few MiB are the libraries' own.
+        planned = plans[0]["memory"]["peak"] - plans[0]["memory"]["program"]
+        assert measured["memory_bytes"] == pytest.approx(planned, rel=0.2, abs=30 << 20)

@@ -111,7 +111,11 @@ def write_run(run_dir: Path, *, tasks: tuple[str, ...] = ("align", "tag"), num_s
             }
             for name in tasks
         },
-        "structures": [{"task": name, "variant": "16x224", "compile_s": 1.5, "vision_tokens": 196} for name in tasks],
+        "structures": [
+            {"task": name, "variant": "16x224", "compile_s": 1.5, "vision_tokens": 196, "memory_bytes": 50 << 20}
+            for name in tasks
+        ],
+        "plan": {"lines": ["estimate: 0.2 s a step here"], "needed_bytes": 3 << 30, "limit_bytes": 24 << 30},
         "world_size": 2,
         "num_parameters": 12_300_000,
         "rejects": {"clips": {"drawn": 320, "rejected": 8}},
@@ -215,7 +219,9 @@ def test_time_experts_and_data_numbers(tmp_path):
     # Steps of "align" are even; 0.1, 0.2 and 0.3 s take turns, so the median is 0.2 s.
     assert page.row("time", "align")[1:] == ["200.0", "10.0", "8", "1,568"]
     assert page.row("experts", "vision", cells=6)[1:] == ["30.0%", "30.0%", "2.00", "0.00", "1"]
-    assert page.row("structures", "align") == ["align", "16x224", "196", "20", "1.5"]
+    assert page.row("structures", "align") == ["align", "16x224", "196", "20", "50.0", "1.5"]
+    assert "estimate: 0.2 s a step here" in page.text["structures"]
+    assert "the state and the largest step take 3 of 24 GiB" in page.text["structures"]
     assert page.row("data", "clips") == ["clips", "align, tag", "100", "320", "3.20", "320", "8", "2.50%"]
     assert "The first 20 of 120 rejects" in page.text["data"] and "quarantine.parquet" in page.text["data"]
     assert page.row("data", "id-19")[2:4] == ["source-19", "reason-19"]

@@ -2,21 +2,13 @@
 
 import types
 
-import jax
 import pytest
 
-from pipeline.train.forecast import Forecast, in_words, lines, measured_flops_per_s, needed_bytes
+from pipeline.train.forecast import Forecast, in_words, lines, measured_flops_per_s
 
 
-def budget(task, variant, *, gflops, share, gradients=0, activations=0):
-    return types.SimpleNamespace(
-        task=task,
-        variant=variant,
-        flops=gflops * 1e9,
-        share=share,
-        gradient_bytes=gradients,
-        activation_bytes=activations,
-    )
+def budget(task, variant, *, gflops, share):
+    return types.SimpleNamespace(task=task, variant=variant, flops=gflops * 1e9, share=share)
 
 
 @pytest.fixture(autouse=True)
@@ -74,24 +66,28 @@ def test_waits_count_once_the_start_is_over():
     assert forecast.step_s() == pytest.approx(2.0 + 2.0)
 
 
-def test_memory_counts_the_state_and_the_largest_step(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
-    two = [
-        budget("a", "64", gflops=1, share=1, gradients=10, activations=400),
-        budget("a", "32", gflops=1, share=1, gradients=50, activations=80),
-    ]
-    assert needed_bytes(two, state_bytes=1000, fsdp=False) == 1000 + 10 + 100
-    assert needed_bytes(two, state_bytes=1000, fsdp=True) == 250 + 110
+def needing(size: float):
+    return types.SimpleNamespace(total=lambda: int(size * 2**30))
 
 
 def test_what_is_said(monkeypatch):
     monkeypatch.setattr("pipeline.train.devices.memory_limit", lambda: (23 << 30, "a device"))
+    monkeypatch.setattr("pipeline.train.forecast.advice", lambda need, limit: "use less")
     forecast = Forecast(BUDGET, flops_per_s=3.75e9 / 10)
-    (line,) = lines(forecast, num_steps=10_000, needed=int(3.1 * 2**30))
-    assert line == "estimate: 20 s a step here, 56 h for 10,000 steps; about 3.1 GiB of 23 GiB of memory"
-    assert lines(forecast, num_steps=10, needed=24 << 30)[1].startswith(
-        "warning: a step needs about 24 GiB, a device has 23 GiB;"
-    )
+    (line,) = lines(forecast, needing(3.1), num_steps=10_000)
+    said = "estimate: 20 s a step here, 56 h for 10,000 steps; about 3.1 GiB of the 23 GiB of a device: fits"
+    assert line == said
+    line, warning = lines(forecast, needing(24), num_steps=10)
+    assert line.endswith("about 24 GiB of the 23 GiB of a device: may not fit")
+    assert warning == "warning: a step needs about 24 GiB, a device has 23 GiB; use less"
+    # 10,000 steps of 20 s are 55.6 h, on each of the devices.
+    monkeypatch.setattr("pipeline.train.forecast.price_of", lambda kind: 3.6)
+    monkeypatch.setattr("jax.device_count", lambda: 2)
+    (line,) = lines(forecast, needing(3.1), num_steps=10_000)
+    assert "56 h for 10,000 steps, $400 at list price; about" in line
+    monkeypatch.setattr("pipeline.train.devices.memory_limit", lambda: (None, "a device"))
+    (line,) = lines(forecast, needing(3.1), num_steps=100)
+    assert line.endswith(", $4.00 at list price; about 3.1 GiB of memory")
 
 
 @pytest.mark.parametrize(
