@@ -21,7 +21,7 @@ PARTS = {
     "decoder": "ray::Map",
     "worker": "ray::RayTrainWorker",
     "coordinator": "ray::StepCoordinator",
-    "controller": "ray::TrainController",
+    "controller": "ray::_Controller",
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
 }
@@ -205,7 +205,7 @@ KINDS = (
     Kind("coordinator", _part("coordinator"), None, ("worker",), 0.5),
     Kind("controller", _part("controller"), None, ("worker",), 0.5),
     Kind("raylet", _part("raylet"), None, ("driver", "worker"), 0.7),
-    Kind("gcs", _part("gcs"), None, ("driver", "worker"), 0.5),
+    Kind("gcs", _part("gcs"), True, ("driver", "worker"), 0.5),
     Kind("node", _node, False, ("nodes",), 4.0),
 )
 

@@ -82,6 +82,10 @@ class Stop:
                 self._take(data[0])
         os.close(self._reader)
 
+    def ask(self) -> None:
+        """Requests a stop, as the first signal does."""
+        self._take(signal.SIGTERM)
+
     def _take(self, number: int) -> None:
         with self._lock:
             deferred, again = self._deferred, self._asked.is_set()

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 from ray.train import TrainingFailedError, UserCallback
@@ -16,7 +16,10 @@ from pipeline.cluster.spec import Cluster
 from pipeline.credentials import redacted
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.store.path import run_path
-from pipeline.train.spec import RunSpec
+
+if TYPE_CHECKING:
+    # Ray Train's controller loads this module, and does without JAX.
+    from pipeline.train.spec import RunSpec
 
 # Maximum characters of an error in a line.
 _MAX_CHARACTERS = 300

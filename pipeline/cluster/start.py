@@ -42,8 +42,6 @@ def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Every process of a stream announces what it executes.
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    # ``relay`` prints what workers print; Ray would print it again through a logger.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if cluster.joins:
         with waiting_for(f"Ray at {cluster.joins}"):
             _join(cluster.joins, "cluster.address" if cluster.address else "RAY_ADDRESS")
@@ -105,17 +103,22 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "5")
     ray_private.listen_on_this_machine_alone()
     _own_token()
+    # No machine of it is taken away with a notice: Ray need not look out for one.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A worker that has died is noticed within this time.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Decode must find CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, machine_cpus() - driver_cpus) + round(min(cluster.trainer_cpus(), machine_cpus()))
     # "local": a head that someone started on this machine is joined only if ``cluster.address`` says so.
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=_object_store_bytes(),
-        logging_level="error",
-        log_to_driver=False,
-    )
+    with ray_private.lean_head():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=_object_store_bytes(),
+            logging_level="error",
+            log_to_driver=False,
+        )
 
 
 def end_ray() -> None:
