@@ -97,15 +97,23 @@ class _LocalGate(StepGate):
         super().__init__(stop.is_set)
         self._stop = stop
         self._first: int | None = None
+        self._step: int | None = None
         self.last: int | None = None
 
     def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         self._first = step if self._first is None else self._first
         if step > self._first:
             self._stop.defer()
+        self._step = step
         action = super().next_action(step, wait=wait)
-        self.last = step if action is NextAction.STOP else self.last
+        self.last = step if action is NextAction.STOP else None
         return action
+
+    def leaves(self) -> bool:
+        leaves = super().leaves()
+        # The step that was granted may still be waiting for its batch.
+        self.last = self._step if leaves else self.last
+        return leaves
 
     def saved(self, step: int) -> None:
         if self._stop.is_set():

@@ -11,10 +11,10 @@ import types
 
 import pytest
 
-from pipeline.cluster import head_watch, ray_private
+from pipeline.cluster import head_watch, ray_private, trainer
 from pipeline.cluster.head_watch import HeadWatch
 from pipeline.errors import DataError
-from pipeline.train.step_gate import StepCoordinator
+from pipeline.train.step_gate import NextAction, StepCoordinator
 
 
 class Run:
@@ -119,3 +119,14 @@ def test_the_coordinator_knows_after_which_update_a_run_stops():
         return await coordinator.last()
 
     assert asyncio.run(steps()) == 5
+
+
+def test_a_driver_that_waits_for_a_batch_stops_before_its_step():
+    asked = []
+    stop = types.SimpleNamespace(is_set=lambda: bool(asked), defer=lambda: None)
+    gate = trainer._LocalGate(stop)
+    assert gate.next_action(4) is NextAction.STEP and not gate.leaves() and gate.last is None
+    asked.append(True)
+    assert gate.leaves() and gate.last == 4
+    # Its batch had come after all.
+    assert gate.next_action(5) is NextAction.STOP and gate.last == 5
