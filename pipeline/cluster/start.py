@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
@@ -27,6 +28,9 @@ _CONNECT_S = 5.0
 _ANSWER_S = 25.0
 # Seconds for a cluster to take the driver in.
 _JOIN_S = 25.0
+# Settings of Ray Train on a Ray of the run's own: no machine of it is taken away with a notice that it must look out
+# for, and a worker that has died is noticed within half a second, not two.
+_OWN_RAY = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
 
 
 def start_ray(cluster: Cluster, *, driver_cpus: int = 1) -> None:
@@ -103,14 +107,10 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "5")
     ray_private.listen_on_this_machine_alone()
     _own_token()
-    # No machine of it is taken away with a notice: Ray need not look out for one.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A worker that has died is noticed within this time.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Decode must find CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, machine_cpus() - driver_cpus) + round(min(cluster.trainer_cpus(), machine_cpus()))
     # "local": a head that someone started on this machine is joined only if ``cluster.address`` says so.
-    with ray_private.lean_head():
+    with ray_private.lean_head(), _inherited(_OWN_RAY):
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -119,6 +119,18 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
             logging_level="error",
             log_to_driver=False,
         )
+
+
+@contextlib.contextmanager
+def _inherited(values: dict[str, str]) -> Iterator[None]:
+    """Sets variables for the processes that are started inside the block, but those that the user has set."""
+    missing = values.keys() - os.environ.keys()
+    os.environ.update({name: values[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def end_ray() -> None:
