@@ -83,8 +83,9 @@ class Stop:
         os.close(self._reader)
 
     def ask(self) -> None:
-        """Requests a stop, as the first signal does."""
-        self._take(signal.SIGTERM)
+        """Requests a stop as the first signal does, unless one has been requested."""
+        if not self.is_set():
+            self._take(signal.SIGTERM)
 
     def _take(self, number: int) -> None:
         with self._lock:
