@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign_run import NODE, Launch, Site, finished_checkpoints
+from benchmarks.campaign_run import NODE, Launch, Site, finished_checkpoints, say
+from pipeline.errors import one_line
 
 # Command lines of a run's processes: the driver is known by its id.
 PARTS = {
@@ -25,6 +26,8 @@ PARTS = {
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
 }
+# Number of times that a local cluster is started before its campaign ends.
+_STARTS = 3
 # Maximum number of seconds that a full disk, or storage that is away, lasts.
 _HELD_S = 15.0
 # Seconds for which a process is stopped: short, and longer than any heartbeat.
@@ -247,13 +250,23 @@ class LocalCluster:
         self._cluster.shutdown()
 
 
+def _started(nodes: int) -> LocalCluster:
+    """A cluster; Ray gives up a machine that has not started within 30 s, as on one that is busy."""
+    for number in range(_STARTS - 1):
+        try:
+            return LocalCluster(nodes)
+        except Exception as e:
+            say(f"start {number + 1} of a local cluster failed: {one_line(e)[:200]}")
+    return LocalCluster(nodes)
+
+
 @contextlib.contextmanager
 def local_cluster(nodes: int) -> Iterator[LocalCluster | None]:
     """A cluster with this number of machines beside its head; none for 0."""
     if not nodes:
         yield None
         return
-    cluster = LocalCluster(nodes)
+    cluster = _started(nodes)
     try:
         yield cluster
     finally:
