@@ -128,15 +128,19 @@ def _line_on(rank: int, failure: BaseException) -> str:
 def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -> NoReturn:
     """Raises the project's own error inside ``error``, or DataError on workers that failed too often."""
     failures = getattr(error, "worker_failures", {})
-    found = [getattr(error, "controller_failure", None), *failures.values()]
-    if own := next(filter(None, map(own_error, found)), None):
+    controller = getattr(error, "controller_failure", None)
+    if own := next(filter(None, map(own_error, [controller, *failures.values()])), None):
         raise own from error
     path = _write(spec.run_dir, "".join(traceback.format_exception(error)))
-    last = f"; the last: {_root_cause(failures)}" if failures else ""
+    if controller is not None and not failures:
+        what = f"Ray Train's controller failed: {in_words(controller)}"
+    else:
+        last = f"; the last: {_root_cause(failures)}" if failures else ""
+        what = f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}"
     newest = spec.open_checkpoints().latest_step or "none"
     raise DataError(
-        f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}. All of it: {path}. "
-        f"The newest whole checkpoint is {newest}; run the same command again to go on from it"
+        f"{what}. All of it: {path}. The newest whole checkpoint is {newest}; run the same command again to go on from "
+        "it"
     ) from error
 
 
