@@ -224,6 +224,8 @@ class LocalCluster:
     def __init__(self, nodes: int):
         from ray.cluster_utils import Cluster
 
+        # As in a Ray that a run starts itself: by default a trainer yields to all else on a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "5")
         self._cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 1})
         self._size = nodes
         self._nodes: list[Any] = []
