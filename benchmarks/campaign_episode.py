@@ -177,7 +177,7 @@ class Episode:
             code = launch.ended(_END_S)
             # Python takes signals only once it has been imported.
             allowed = (EXIT_DONE, EXIT_RUN_AGAIN) + (-signal.SIGTERM,) * (record["when"] == "starting")
-            if code is None or (kind.name == "sigterm" and code not in allowed):
+            if code is None or (kind.name in ("sigterm", "gcs") and code not in allowed):
                 record["trouble"] = f"did not end with {EXIT_RUN_AGAIN}, but {code}: {_last_line(launch)}"
         else:
             went = launch.went_on(since, timeout_s=BACK_S)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign_run import NODE, Launch, Site, finished_checkpoints
+from benchmarks.campaign_run import NODE, Launch, Site, finished_checkpoints, say
+from pipeline.errors import one_line
 
 # Command lines of a run's processes: the driver is known by its id.
 PARTS = {
@@ -21,10 +22,12 @@ PARTS = {
     "decoder": "ray::Map",
     "worker": "ray::RayTrainWorker",
     "coordinator": "ray::StepCoordinator",
-    "controller": "ray::TrainController",
+    "controller": "ray::_Controller",
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
 }
+# Number of times that a local cluster is started before its campaign ends.
+_STARTS = 3
 # Maximum number of seconds that a full disk, or storage that is away, lasts.
 _HELD_S = 15.0
 # Seconds for which a process is stopped: short, and longer than any heartbeat.
@@ -205,7 +208,7 @@ KINDS = (
     Kind("coordinator", _part("coordinator"), None, ("worker",), 0.5),
     Kind("controller", _part("controller"), None, ("worker",), 0.5),
     Kind("raylet", _part("raylet"), None, ("driver", "worker"), 0.7),
-    Kind("gcs", _part("gcs"), None, ("driver", "worker"), 0.5),
+    Kind("gcs", _part("gcs"), True, ("driver", "worker"), 0.5),
     Kind("node", _node, False, ("nodes",), 4.0),
 )
 
@@ -221,6 +224,8 @@ class LocalCluster:
     def __init__(self, nodes: int):
         from ray.cluster_utils import Cluster
 
+        # As in a Ray that a run starts itself: by default a trainer yields to all else on a busy machine.
+        os.environ.setdefault("RAY_worker_niceness", "5")
         self._cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 1})
         self._size = nodes
         self._nodes: list[Any] = []
@@ -247,13 +252,23 @@ class LocalCluster:
         self._cluster.shutdown()
 
 
+def _started(nodes: int) -> LocalCluster:
+    """A cluster; Ray gives up a machine that has not started within 30 s, as on one that is busy."""
+    for number in range(_STARTS - 1):
+        try:
+            return LocalCluster(nodes)
+        except Exception as e:
+            say(f"start {number + 1} of a local cluster failed: {one_line(e)[:200]}")
+    return LocalCluster(nodes)
+
+
 @contextlib.contextmanager
 def local_cluster(nodes: int) -> Iterator[LocalCluster | None]:
     """A cluster with this number of machines beside its head; none for 0."""
     if not nodes:
         yield None
         return
-    cluster = LocalCluster(nodes)
+    cluster = _started(nodes)
     try:
         yield cluster
     finally:

@@ -29,6 +29,8 @@ MARK = "IMP_BENCHMARK_MARK"
 DISK_BYTES = 192 << 20
 # CPUs and memory of each machine of a local cluster: one worker, and a CPU to decode with.
 NODE = {"num_cpus": 3, "object_store_memory": 200 << 20}
+# CPUs that decode in a local cluster: its machines are processes of one, which has no more.
+_DECODE_CPUS = 2
 # Seconds to wait for processes of a run that has ended.
 _LEAVES_S = 60.0
 
@@ -96,8 +98,8 @@ class Went:
     start: int | None
 
 
-def went_after(run_dir: Path, since: float) -> Went | None:
-    """The first step that was begun after a moment, as rank 0 noted it."""
+def went_after(run_dir: Path, since: float, *, started: bool = False) -> Went | None:
+    """The first step that was begun after a moment, as rank 0 noted it. started: only of an attempt begun after it."""
     start, before = None, 0
     for line in read_file(run_dir / ATTEMPTS / "rank-0.jsonl"):
         step = line.get("step", line.get("start_step"))
@@ -106,6 +108,8 @@ def went_after(run_dir: Path, since: float) -> Went | None:
         elif line["event"] == "open":
             start = step
         # Of the attempt that had the fault, one step may have been running and one waiting for its record.
+        elif start is None and started:
+            continue
         elif step > (before + 2 if start is None else start):
             return Went(step, line["at"], start)
     return None
@@ -271,15 +275,22 @@ class Launch:
         return self.process.poll() is None
 
     def first_step(self, *, timeout_s: float) -> Went | None:
-        """The first step of this launch. None if the run ended before it, or did not get there in time."""
-        return self.went_on(self.began, timeout_s=timeout_s)
+        """The first step of this launch. None if the run ended before it, or did not get there in time.
 
-    def went_on(self, since: float, *, timeout_s: float) -> Went | None:
-        """The first step that was begun after a moment. None if the run ended before it, or did not get there."""
+        A worker of the launch before may take steps until Ray notices that its driver is dead.
+        """
+        return self.went_on(self.began, timeout_s=timeout_s, started=True)
+
+    def went_on(self, since: float, *, timeout_s: float, started: bool = False) -> Went | None:
+        """The first step that was begun after a moment. None if the run ended before it, or did not get there.
+
+        started: of an attempt that was begun after it.
+        """
         found: list[Went] = []
 
         def ready() -> bool:
-            found.extend(filter(None, [went_after(self.run_dir, since)]))
+            went = went_after(self.run_dir, since, started=started)
+            found.extend(filter(None, [went]))
             return bool(found)
 
         self.wait(ready, timeout_s)
@@ -328,4 +339,5 @@ def _command(site: Site, form: Form, run_dir: Path, address: str | None) -> list
     settings = {"cluster.num_workers": form.workers, "cluster.decode": decode}
     if address is not None:
         settings |= {"cluster.address": address, "cluster.cpus_per_worker": 2}
+        settings |= {"cluster.decode_cpus": f"[1, {_DECODE_CPUS}]"}
     return command + [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]

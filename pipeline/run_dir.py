@@ -14,6 +14,7 @@ from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
 from pipeline.run_lock import ObjectLock
+from pipeline.store.ownership import LOCK
 from pipeline.store.path import ObjectPath
 from pipeline.train.checkpoint_folder import CheckpointFolder
 from pipeline.train.spec import RunSpec
@@ -22,7 +23,7 @@ CONFIG = "config.yaml"
 # Whatever its format, which its first byte tells.
 TOKENIZER = "tokenizer.model"
 # Files that a run directory may hold before its recipe is written: a kill in between leaves it usable.
-_BEFORE_CONFIG = (".lock", TOKENIZER)
+_BEFORE_CONFIG = (LOCK, TOKENIZER)
 # Minimum bytes of a checkpoint that takes seconds to read.
 _SLOW_BYTES = 4_000_000_000
 
@@ -39,8 +40,8 @@ def lock_run_dir(run_dir: Path) -> Lock:
     """Holds the run directory for this process; the lock goes with the process, however it ends."""
     make_folder(run_dir, "--run-dir")
     if isinstance(run_dir, ObjectPath):
-        return ObjectLock(run_dir / ".lock")
-    lock = open(run_dir / ".lock", "w")
+        return ObjectLock(run_dir / LOCK)
+    lock = open(run_dir / LOCK, "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:

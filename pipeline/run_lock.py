@@ -2,7 +2,8 @@
 
 A holder on this machine is alive or dead as its process is, at once. One elsewhere shows by its renewals that it lives:
 when they stop for ``_LEASE_S``, it counts as dead, and a process that waits takes its place. A holder that finds
-another one in the object ends its process, so that two never write for long.
+another one in the object ends its process. It may have been frozen, and its workers not: each process of a run writes
+below the run directory only while the object names the run's holder (``ObjectStore.guard``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED, RequestError, one_line
 from pipeline.stopping import end_process
+from pipeline.store.ownership import folder_of
 from pipeline.store.path import ObjectPath
 from pipeline.waiting import say, waiting_for
 
@@ -42,6 +44,7 @@ class ObjectLock:
         self._renewals = 0
         with waiting_for(f"the lock of {path.parent}, which a process elsewhere held"):
             self._version = self._take()
+        path.store.guard(folder_of(path), lock=path.key, owner=self._me["owner"])
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
@@ -50,6 +53,7 @@ class ObjectLock:
         """Lets go of the lock."""
         self._closed.set()
         self._thread.join()
+        self._path.store.unguard(folder_of(self._path))
         try:
             if self._holder() == self._me["owner"]:
                 self._path.unlink()

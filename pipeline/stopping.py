@@ -82,6 +82,11 @@ class Stop:
                 self._take(data[0])
         os.close(self._reader)
 
+    def ask(self) -> None:
+        """Requests a stop as the first signal does, unless one has been requested."""
+        if not self.is_set():
+            self._take(signal.SIGTERM)
+
     def _take(self, number: int) -> None:
         with self._lock:
             deferred, again = self._deferred, self._asked.is_set()

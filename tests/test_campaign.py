@@ -10,7 +10,7 @@ import pytest
 from benchmarks import campaign
 from benchmarks.campaign_bits import unequal
 from benchmarks.campaign_episode import Episode, Log, reference
-from benchmarks.campaign_run import FORMS, Site
+from benchmarks.campaign_run import FORMS, Site, Went, went_after
 
 FORM = dataclasses.replace(FORMS["bare"], steps=16, gap=6, start_s=2.0)
 BITS = {
@@ -54,6 +54,22 @@ def test_what_is_published_counts_each_fault_once(tmp_path):
     assert "| abc | bare | 2 in 1 runs | 1 | 0 | 5.0, 6.0 s | – |\n\nAfter." in once
     campaign.publish(log, page)
     assert page.read_text() == once
+
+
+def test_steps_of_a_worker_that_outlives_its_driver_are_no_restart(tmp_path):
+    def attempt(event, at, **values):
+        return json.dumps({"event": event, "at": at} | values) + "\n"
+
+    log = tmp_path / "attempts/rank-0.jsonl"
+    log.parent.mkdir()
+    # Killed and started again at 10.0; Ray ends the old worker at 12.0.
+    before = attempt("open", 1.0, start_step=0) + attempt("step", 9.0, step=20)
+    log.write_text(before + "".join(attempt("step", 10.0 + n / 10, step=21 + n) for n in range(1, 20)))
+    assert went_after(tmp_path, 10.0, started=True) is None
+    assert went_after(tmp_path, 10.0) == Went(step=23, at=10.2, start=None)
+    with open(log, "a") as file:
+        file.write(attempt("open", 18.0, start_step=20) + attempt("step", 20.0, step=21))
+    assert went_after(tmp_path, 10.0, started=True) == Went(step=21, at=20.0, start=20)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 from ray.train import TrainingFailedError, UserCallback
@@ -16,7 +16,10 @@ from pipeline.cluster.spec import Cluster
 from pipeline.credentials import redacted
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.store.path import run_path
-from pipeline.train.spec import RunSpec
+
+if TYPE_CHECKING:
+    # Ray Train's controller loads this module, and does without JAX.
+    from pipeline.train.spec import RunSpec
 
 # Maximum characters of an error in a line.
 _MAX_CHARACTERS = 300
@@ -125,15 +128,19 @@ def _line_on(rank: int, failure: BaseException) -> str:
 def raise_failure(error: TrainingFailedError, spec: RunSpec, cluster: Cluster) -> NoReturn:
     """Raises the project's own error inside ``error``, or DataError on workers that failed too often."""
     failures = getattr(error, "worker_failures", {})
-    found = [getattr(error, "controller_failure", None), *failures.values()]
-    if own := next(filter(None, map(own_error, found)), None):
+    controller = getattr(error, "controller_failure", None)
+    if own := next(filter(None, map(own_error, [controller, *failures.values()])), None):
         raise own from error
     path = _write(spec.run_dir, "".join(traceback.format_exception(error)))
-    last = f"; the last: {_root_cause(failures)}" if failures else ""
+    if controller is not None and not failures:
+        what = f"Ray Train's controller failed: {in_words(controller)}"
+    else:
+        last = f"; the last: {_root_cause(failures)}" if failures else ""
+        what = f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}"
     newest = spec.open_checkpoints().latest_step or "none"
     raise DataError(
-        f"the workers failed more than cluster.max_failures = {cluster.max_failures} times{last}. All of it: {path}. "
-        f"The newest whole checkpoint is {newest}; run the same command again to go on from it"
+        f"{what}. All of it: {path}. The newest whole checkpoint is {newest}; run the same command again to go on from "
+        "it"
     ) from error
 
 

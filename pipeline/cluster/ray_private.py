@@ -1,22 +1,24 @@
-"""Every private part of Ray that this project touches, but for those of ``ray_input``. All were read in Ray 2.60.0, for
-whose sake pyproject.toml keeps Ray below 2.61: read them again before the bound moves.
+"""Every private part of Ray that this project touches, but for those of ``ray_input`` and ``ray_train``. All were read
+in Ray 2.60.0, for whose sake pyproject.toml keeps Ray below 2.61: read them again before the bound moves.
 
 Libraries of Ray are imported inside the functions: a process that decodes files needs neither Ray Data nor Ray Train.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray
-from ray._private import node, ray_constants
+from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup
 from ray.experimental import internal_kv
 
-if TYPE_CHECKING:
-    from ray.train.v2.jax import JaxTrainer
+# Seconds for the address of a head to accept.
+_CONNECT_S = 5.0
 
 
 def listen_on_this_machine_alone() -> None:
@@ -29,12 +31,38 @@ def listen_on_this_machine_alone() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def start_no_log_monitor() -> None:
-    """Makes the Ray that is started next do without the process that reads all logs ten times a second.
+@contextlib.contextmanager
+def lean_head() -> Iterator[None]:
+    """Lets ``ray.init`` start no process that only a shared cluster needs, inside the block.
 
-    It is for drivers that print what workers print; Ray starts it whatever ``log_to_driver`` says.
+    These are its autoscaler, its dashboard, for which it waits, and its log monitor: two seconds of a CPU in all.
     """
-    node.Node.start_log_monitor = lambda self: None
+    from ray._private.node import Node
+
+    names = ("start_monitor", "start_api_server", "start_log_monitor")
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda node, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def head_answers() -> bool:
+    """Whether the GCS of this process's Ray runs, if it was started here; else whether its address accepts."""
+    node = ray._private.worker._global_node
+    if node is None:
+        return True
+    if own := node.all_processes.get(ray_constants.PROCESS_TYPE_GCS_SERVER):
+        return own[0].process.poll() is None
+    host, _, port = node.gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def token_path() -> Path:
@@ -90,21 +118,3 @@ def keep_shared_actors_here() -> None:
     get_or_create_usage_collection_actor()
     stats.get_or_create_stats_actor()
     stats_summary_actor._get_or_create_stats_summary_actor()
-
-
-def leave_signals_alone(trainer: JaxTrainer) -> None:
-    """Keeps Ray's own handler away, which drops the workers at Ctrl-C; ours asks them to save and stop."""
-    trainer._register_sigint_handler = lambda controller: None
-
-
-def drop_group_cleaner(trainer: JaxTrainer) -> None:
-    """Leaves out Ray's cleaner of placement groups, which complains if there is no dashboard.
-
-    For a cluster that this run has started: it has none, and its placement groups end with it.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    create = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [
-        c for c in create() if not isinstance(c, PlacementGroupCleanerCallback)
-    ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import ray
 from ray.train import TrainingFailedError
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.jax import JaxConfig, JaxTrainer
+from ray.train.v2.jax import JaxTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.cluster import ray_private
+from pipeline.cluster import ray_private, ray_train
 from pipeline.cluster.capacity import await_room
 from pipeline.cluster.failures import FailureWatch, raise_failure, raise_lost_ray
+from pipeline.cluster.head_watch import HeadWatch
 from pipeline.cluster.relay import Relay
 from pipeline.cluster.scaling import scaling_config
 from pipeline.cluster.spec import Cluster
@@ -24,12 +26,16 @@ from pipeline.data.task_queue import TaskQueue
 from pipeline.errors import DataError, RequestError
 from pipeline.files import cache_dir
 from pipeline.stopping import Stop
+from pipeline.store.ownership import holder, writing_for
 from pipeline.store.path import local_folder, run_path
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
 from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
+
+# Seconds for an answer of the step coordinator.
+_ANSWER_S = 10.0
 
 
 def check_world(spec: RunSpec, cluster: Cluster) -> None:
@@ -76,22 +82,38 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
         return open_queues(spec, cluster, schedule, bad=known_bad(run_path(spec.run_dir)))
 
     spec.open_checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=_LocalGate(stop))
+    gate = _LocalGate(stop)
+    with HeadWatch(stop, spec, joined=cluster.joins is not None, last=lambda: gate.last):
+        return train(spec, make_queues, gate=gate)
 
 
 class _LocalGate(StepGate):
-    """Defers a stop from the first step on: then a state can be saved."""
+    """Defers a stop from the first step on: then a state can be saved.
+
+    last: the number of updates after which the run stops, once it does.
+    """
 
     def __init__(self, stop: Stop):
         super().__init__(stop.is_set)
         self._stop = stop
         self._first: int | None = None
+        self._step: int | None = None
+        self.last: int | None = None
 
     def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
         self._first = step if self._first is None else self._first
         if step > self._first:
             self._stop.defer()
-        return super().next_action(step, wait=wait)
+        self._step = step
+        action = super().next_action(step, wait=wait)
+        self.last = step if action is NextAction.STOP else None
+        return action
+
+    def leaves(self) -> bool:
+        leaves = super().leaves()
+        # The step that was granted may still be waiting for its batch.
+        self.last = self._step if leaves else self.last
+        return leaves
 
     def saved(self, step: int) -> None:
         if self._stop.is_set():
@@ -112,7 +134,9 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     await_room(cluster)
     coordinator = _step_coordinator(cluster)
     trainer = _workers_trainer(spec, cluster, coordinator)
-    with Relay(coordinator, stop, spec=spec, cluster=cluster):
+    relay = Relay(coordinator, stop, spec=spec, cluster=cluster)
+    last = functools.partial(_last_update, coordinator)
+    with relay, HeadWatch(stop, spec, joined=cluster.joins is not None, last=last):
         try:
             summary = trainer.fit().return_value
         except TrainingFailedError as e:
@@ -120,6 +144,10 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     if reason := ray.get(coordinator.why.remote()):
         raise DataError(f"{reason} (stopped after step {summary['steps']}, its state saved)")
     return summary
+
+
+def _last_update(coordinator: Any) -> int | None:
+    return ray.get(coordinator.last.remote(), timeout=_ANSWER_S)
 
 
 def _step_coordinator(cluster: Cluster) -> Any:
@@ -133,23 +161,36 @@ def _step_coordinator(cluster: Cluster) -> Any:
 
 
 def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTrainer:
+    config = {
+        "spec": spec,
+        "coordinator": coordinator,
+        "cluster": cluster,
+        "checked_step": spec.open_checkpoints().latest_step,
+    }
+    owner = holder(run_path(spec.run_dir))
     trainer = JaxTrainer(
-        train_loop_per_worker=train_worker,
-        train_loop_config={
-            "spec": spec,
-            "coordinator": coordinator,
-            "cluster": cluster,
-            "checked_step": spec.open_checkpoints().latest_step,
-        },
+        # Ray Train's own config would be opened by its controller too, which then loads JAX for a second.
+        train_loop_per_worker=lambda: _train_for(owner, config),
         scaling_config=scaling_config(cluster),
         # jax.distributed runs on CPUs only if JaxConfig is told "TPU" and the platform is pinned to the CPU.
-        jax_config=JaxConfig(use_tpu=cluster.accelerator != "gpu", use_gpu=cluster.accelerator == "gpu"),
+        jax_config=ray_train.PlainJaxConfig(
+            use_tpu=cluster.accelerator != "gpu",
+            use_gpu=cluster.accelerator == "gpu",
+            platform="cpu" if cluster.accelerator == "cpu" else None,
+        ),
         run_config=_run_config(spec, cluster, coordinator),
     )
-    ray_private.leave_signals_alone(trainer)
-    if cluster.joins is None:
-        ray_private.drop_group_cleaner(trainer)
+    shared = cluster.joins is not None
+    ray_train.leave_signals_alone(trainer)
+    ray_train.drop_callbacks(trainer, shared=shared)
+    ray_train.share_processes(trainer, shared=shared)
     return trainer
+
+
+def _train_for(owner: str | None, config: dict[str, Any]) -> dict:
+    """The work of one worker. owner: of the lock of the run directory."""
+    with writing_for(owner, run_path(config["spec"].run_dir)):
+        return train_worker(config)
 
 
 def _ray_folder(spec: RunSpec) -> str:
@@ -158,11 +199,9 @@ def _ray_folder(spec: RunSpec) -> str:
 
 
 def _run_config(spec: RunSpec, cluster: Cluster, coordinator: Any) -> RunConfig:
-    env = {"JAX_PLATFORMS": "cpu"} if cluster.accelerator == "cpu" else {}
     return RunConfig(
         name="ray",
         storage_path=_ray_folder(spec),
-        worker_runtime_env={"env_vars": env},
         failure_config=FailureConfig(max_failures=cluster.max_failures),
         callbacks=[FailureWatch(coordinator, spec.run_dir)],
         # Silences Ray Train; the failure that ends the run is raised here.

@@ -7,9 +7,12 @@ are retried for about a minute; then, and at once when access is denied, a ``Sto
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
+import math
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +23,8 @@ SCHEMES = ("s3", "gs")
 _RETRIES = {"max_retries": 12, "initial_delay": "250ms", "max_delay": "8s"}
 # Maximum seconds for one request with its retries.
 _REQUEST_S = 600.0
+# Seconds for which a look at the lock of a folder holds.
+_CHECKED_S = 1.0
 # Maximum number of objects that are read or deleted at a time.
 _AT_A_TIME = 32
 _DENIED = re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|\b403\b")
@@ -36,6 +41,19 @@ class StoreError(OSError):
         self.refused = refused
 
 
+class LostLockError(StoreError):
+    """A write below a folder whose lock another process has taken."""
+
+
+@dataclasses.dataclass
+class _Guard:
+    """What is written below a folder is written for a holder of its lock alone."""
+
+    lock: str
+    owner: str
+    checked_at: float = -math.inf
+
+
 class ObjectStore:
     """The objects of one bucket, by their keys."""
 
@@ -47,10 +65,38 @@ class ObjectStore:
         self._ts = tensorstore
         self._spec, retries = _spec(scheme, bucket)
         self.context = tensorstore.Context({retries: _RETRIES})
+        self._guards: dict[str, _Guard] = {}
         try:
             self._objects = tensorstore.KvStore.open(self._spec, context=self.context).result()
         except ValueError as e:
             raise self._error(e) from None
+
+    def guard(self, prefix: str, *, lock: str, owner: str) -> None:
+        """From now on what is written below a prefix raises LostLockError unless ``owner`` is named in ``lock``.
+
+        Looked up before each write, so one that a frozen process had under way may still arrive. Checkpoints survive
+        that: their names are new, and ``run.json`` counts only with the files that it lists.
+        """
+        self._guards[prefix] = _Guard(lock, owner)
+
+    def unguard(self, prefix: str) -> None:
+        """Ends ``guard``."""
+        self._guards.pop(prefix, None)
+
+    def owner(self, prefix: str) -> str | None:
+        """The owner for whom this process writes below a prefix; None without ``guard``."""
+        guard = self._guards.get(prefix)
+        return guard and guard.owner
+
+    def check_owner(self, key: str) -> None:
+        """Raises LostLockError if another process has taken the lock of a folder that holds the key."""
+        for prefix, guard in list(self._guards.items()):
+            if not key.startswith(prefix) or key == guard.lock or time.monotonic() - guard.checked_at < _CHECKED_S:
+                continue
+            now = time.monotonic()
+            if guard.owner.encode() not in (self.get(guard.lock) or b""):
+                raise LostLockError(f"another process has taken over {self.uri}/{prefix.rstrip('/')}")
+            guard.checked_at = now
 
     def get(self, key: str) -> bytes | None:
         """An object's content, None if it is missing."""
@@ -79,6 +125,7 @@ class ObjectStore:
 
     def put(self, key: str, content: bytes) -> None:
         """Stores an object, whole or not at all; it is durable when this returns."""
+        self.check_owner(key)
         self._wait(self._objects.write(key, content))
 
     def replace(self, key: str, content: bytes, version: bytes) -> bytes | None:
@@ -98,6 +145,7 @@ class ObjectStore:
         """Deletes objects one batch after the other, in order; missing ones count as deleted."""
         keys = list(keys)
         for start in range(0, len(keys), _AT_A_TIME):
+            self.check_owner(keys[start])
             for future in [self._objects.write(key, None) for key in keys[start : start + _AT_A_TIME]]:
                 self._wait(future)
 

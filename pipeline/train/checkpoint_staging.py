@@ -174,6 +174,7 @@ class Staging:
             if "error" in part:
                 raise StoreError(part["error"])
             files |= part["files"]
+        self._target.store.check_owner(self._target.key)
         merge(self._target / str(step) / _STATE, sorted({n.split("/")[1] for n in files if f"/{_PROCESS}" in n}))
         parts.remove_all()
         for name in self._target.joinpath(str(step)).names():

@@ -236,6 +236,10 @@ class StepCoordinator:
         """The reason that a rank gave for ending the run; None without one."""
         return self.reason
 
+    async def last(self) -> int | None:
+        """The number of updates after which the run stops; None while nothing has ended it."""
+        return None if self._last is None else self._last + 1
+
     async def grant(self, epoch: int, step: int) -> Grant:
         """Waits until a step is granted or refused."""
         if not self._heard(epoch):

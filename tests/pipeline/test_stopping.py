@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import stopping
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A job that says when it has come to a phase, and then does what the test asks for.
@@ -140,3 +142,18 @@ def test_what_nohup_ignores_stays_ignored():
         [sys.executable, "-c", code, os.devnull], env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60
     )
     assert done.returncode == 75
+
+
+def test_a_stop_that_the_job_asks_for_itself_is_no_second_one(monkeypatch):
+    ended = []
+    monkeypatch.setattr(stopping, "end_process", ended.append)
+    stop = stopping.Stop("stopped")
+    stop.defer()
+    stop.ask()
+    assert stop.is_set()
+    stop.ask()
+    assert ended == []
+    # Without anything to save it ends the process.
+    early = stopping.Stop("stopped")
+    early.ask()
+    assert ended == [75]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from pipeline import run_lock
-from pipeline.errors import RequestError
+from pipeline.errors import DataError, RequestError
 from pipeline.run_dir import lock_run_dir
+from pipeline.store import objects
+from pipeline.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,5 +90,100 @@ def test_a_holder_whose_lock_was_taken_learns_of_it(run_dir, monkeypatch):
     lock = run_lock.ObjectLock(run_dir / ".lock", lost=lost.set)
     elsewhere(run_dir)
     assert lost.wait(10)
+    lock.close()
+    assert (run_dir / ".lock").exists()
+
+
+DRIVER = """
+import os, subprocess, sys, time
+from pipeline import run_lock
+run_lock._RENEW_S = 0.1
+from pipeline.run_dir import lock_run_dir
+from pipeline.store.ownership import holder
+from pipeline.store.path import run_path
+run_dir = run_path(sys.argv[1])
+lock = lock_run_dir(run_dir)
+worker = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1], holder(run_dir)], start_new_session=True)
+while True:
+    time.sleep(60)
+"""
+WORKER = """
+import sys, time
+from pipeline.store import objects
+objects._CHECKED_S = 0.05
+from pipeline.errors import one_line
+from pipeline.store.log import open_log
+from pipeline.store.ownership import writing_for
+from pipeline.store.path import run_path
+run_dir = run_path(sys.argv[1])
+with writing_for(sys.argv[2], run_dir):
+    try:
+        log = open_log(run_dir / "metrics.jsonl")
+        while True:
+            log.append(b"{}\\n")
+            log.sync()
+            time.sleep(0.02)
+    except OSError as e:
+        print(f"worker: {one_line(e)}", flush=True)
+"""
+
+
+def test_workers_of_a_frozen_driver_write_nothing_once_another_has_its_lock(run_dir, monkeypatch, tmp_path):
+    """Real processes: the driver is stopped by SIGSTOP, its worker goes on, and a second driver comes."""
+    monkeypatch.setattr(run_lock, "_LEASE_S", 1.0)
+    monkeypatch.setattr(run_lock, "_POLL_S", 0.05)
+    # The frozen process would count as alive on its own machine.
+    monkeypatch.setattr(run_lock, "_is_here", lambda process: False)
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(run_dir), WORKER],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=file,
+            stderr=file,
+        )
+    metrics = run_dir / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3, said)
+    os.kill(driver.pid, signal.SIGSTOP)
+    before = metrics.read_bytes().count(b"\n")
+    wait_for(lambda: metrics.read_bytes().count(b"\n") > before, said)
+    lock = lock_run_dir(run_dir)
+    wait_for(lambda: "worker: another process has taken over s3://bucket/runs/pets\n" in said.read_text(), said)
+    # What the second one removes stays away, and it writes itself.
+    metrics.unlink()
+    (run_dir / "config.yaml").write_text("mine")
+    os.kill(driver.pid, signal.SIGCONT)
+    assert driver.wait(20) == 1
+    last = said.read_text().splitlines()[-1]
+    assert (
+        last == "failed: another process has taken over s3://bucket/runs/pets; this one ends, its saved state is safe"
+    )
+    assert not metrics.exists()
+    lock.close()
+
+
+def wait_for(ready, said):
+    deadline = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.02)
+
+
+def test_no_checkpoint_is_written_or_removed_without_the_lock(run_dir, monkeypatch):
+    monkeypatch.setattr(objects, "_CHECKED_S", 0.0)
+    lock = run_lock.ObjectLock(run_dir / ".lock", lost=lambda: None)
+    checkpoints = Checkpoints(run_dir, keep_last=1)
+    state = {"encoder": {"params": {"w": jax.numpy.ones(3)}}}
+    checkpoints.save(1, state=state, data={})
+    checkpoints.wait()
+    elsewhere(run_dir)
+    before = run_dir.names()
+    with pytest.raises(DataError, match="another process has taken over s3://bucket/runs/pets"):
+        checkpoints.save(2, state=state, data={})
+    with pytest.raises(objects.LostLockError):
+        (run_dir / "checkpoints/1/run.json").unlink()
+    # Other runs of the bucket are not concerned.
+    (run_dir.parent / "other/config.yaml").write_bytes(b"of another run")
+    assert run_dir.names() == before
     lock.close()
     assert (run_dir / ".lock").exists()

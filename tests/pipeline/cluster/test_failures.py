@@ -137,6 +137,11 @@ def test_workers_that_fail_too_often_are_one_line(tmp_path):
     assert "all of it" in (tmp_path / "failure.txt").read_text()
     with pytest.raises(RequestError, match="not divisible"):
         raise_failure(ray.train.ControllerError(RequestError("not divisible")), spec, Cluster())
+    # As with a GCS that is frozen while the workers end.
+    with pytest.raises(
+        DataError, match=r"^Ray Train's controller failed: TimeoutError: no answer\. .* whole checkpoint is 40; run"
+    ):
+        raise_failure(ray.train.ControllerError(TimeoutError("no answer")), spec, Cluster(max_failures=3))
 
 
 def test_a_lost_raylet_is_one_line_and_a_bug_in_decoding_keeps_its_place(monkeypatch, tmp_path):

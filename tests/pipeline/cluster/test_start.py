@@ -92,3 +92,13 @@ def test_ray_never_starts_by_itself():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
     )
     assert done.stdout.split()[1:] == ["False"], done.stdout + done.stderr
+
+
+def test_a_ray_of_its_own_inherits_settings_that_the_user_has_not_set(monkeypatch):
+    monkeypatch.setenv("SET", "by the user")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), ray_start._inherited({"SET": "0", "NOT_SET": "1"}):
+        assert (os.environ["SET"], os.environ["NOT_SET"]) == ("by the user", "1")
+        raise ZeroDivisionError
+    assert dict(os.environ) == before
