@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,6 +34,33 @@ def cluster_cpus() -> float:
     return ray.cluster_resources().get("CPU", 1.0)
 
 
+def spare_cpus() -> list[float]:
+    """CPUs of each machine beside those that the workers of all jobs have reserved."""
+    reserved: Counter[str] = Counter()
+    for group in ray.util.placement_group_table().values():
+        if group["state"] != "REMOVED":
+            for number, node in group["bundles_to_node_id"].items():
+                reserved[node] += group["bundles"][number].get("CPU", 0.0)
+    machines = [(node["Resources"].get("CPU", 0.0), node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+    return [max(0.0, cpus - reserved[node]) for cpus, node in machines]
+
+
+def part_that_fits(spare: Iterable[float], decoders: int) -> float:
+    """CPUs for each of ``decoders``, at most one, so that machines with these spare CPUs hold all at once.
+
+    0 if no machine has any to spare: then a part of any size has to wait.
+    """
+    spare = [cpus for cpus in spare if cpus > 0]
+    if not spare:
+        return 0.0
+    part = 1.0
+    while sum(held := [int(cpus / part + 1e-9) for cpus in spare]) < decoders:
+        # The next smaller part of which a machine holds one more.
+        part = max(cpus / (number + 1) for cpus, number in zip(spare, held, strict=True))
+    # Ray counts in ten-thousandths.
+    return math.floor(part * 1e4) / 1e4
+
+
 def uses_actors(options: DecodeOptions) -> bool:
     """Whether each stream decodes in its own actors, not in pooled tasks."""
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
@@ -41,7 +69,7 @@ def uses_actors(options: DecodeOptions) -> bool:
 class DecodeCpus:
     """CPUs that decode for one rank of ``world_size``, on the machines of the moment.
 
-    demand: the CPUs that the rank asks an autoscaler for; None without one.
+    each: CPUs of one decoder. demand: the CPUs that the rank asks an autoscaler for; None without one.
     """
 
     def __init__(self, cluster: Cluster, world_size: int):
@@ -52,6 +80,16 @@ class DecodeCpus:
         self._looked_at = -_LOOK_EVERY_S
         self.look()
         self.demand = DecodeDemand(low, self._max_cpus, self._decoders_here) if autoscales() else None
+        self.each = self._each()
+
+    def _each(self) -> float:
+        """At most one, and no more than lets some decoder start on the machines of the moment.
+
+        Those of actors keep their CPUs, so all ranks' must fit beside one another; tasks take turns.
+        """
+        decoders = self.num_decoders
+        part = part_that_fits(spare_cpus(), self._world_size * decoders if self._actors else 1)
+        return min(part, self.cpus / decoders) if self._actors else part or 1.0
 
     def look(self) -> None:
         """Counts the CPUs, unless that was done a moment ago."""
