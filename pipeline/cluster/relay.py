@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster.spec import Cluster
+from pipeline.commands import typed_command
 from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
 from pipeline.stopping import Stop, end_process
 from pipeline.train.spec import RunSpec
@@ -23,16 +24,16 @@ from pipeline.waiting import say, waiting_for
 _ANSWER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
-# Seconds of silence after which workers are given up: a live one reports every step, and its last save may take long.
-_SILENCE_S = 600.0
+# Seconds for workers to end once they have saved: one that compiles takes minutes.
+_END_S = 10.0
 
 
 class Relay:
     """Passes a stop to the workers, and their lines to the terminal.
 
     Ray's own log monitor would print the lines of every process of the machines. Ends the process if a stop is
-    requested while no worker runs, or if none has started in time: Ray waits for machines without a limit, and saved
-    state stays saved.
+    requested while no worker has anything to save, or if none has started in time: Ray waits for machines without a
+    limit, and saved state stays saved.
     """
 
     def __init__(self, coordinator: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
@@ -42,6 +43,7 @@ class Relay:
         self._cluster = cluster
         self._ended = threading.Event()
         self._asked = False
+        self._saved_at: float | None = None
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="relay", daemon=True)
 
@@ -80,7 +82,9 @@ class Relay:
             end_process(EXIT_FAILED)
         if news.steps:
             self._stop.defer()
-        if self._stop.is_set():
+        if news.saved is not None and news.saved < self._spec.mixture.num_steps:
+            self._end_soon(news.saved)
+        elif self._stop.is_set():
             self._ask_for_a_stop(news)
 
     def _announce_wait(self, running: bool) -> None:
@@ -95,9 +99,16 @@ class Relay:
             self._asked = True
             self._coordinator.stop.remote()
             self._wait.enter_context(waiting_for("the workers to end their step and save"))
-        if not news.running or news.silence_s > _SILENCE_S:
+        if not news.running or not news.steps:
             newest = self._spec.open_checkpoints().latest_step or "none"
-            say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
+            say(f"stopped while no worker trained; the newest whole checkpoint is {newest}")
+            end_process(EXIT_RUN_AGAIN)
+
+    def _end_soon(self, step: int) -> None:
+        """Ends a run whose workers have saved and ended, but for a compile that nothing can interrupt."""
+        self._saved_at = self._saved_at or time.monotonic()
+        if time.monotonic() - self._saved_at > _END_S:
+            say(f"stopped after step {step}, state saved; go on with: {typed_command()}")
             end_process(EXIT_RUN_AGAIN)
 
 

@@ -93,8 +93,8 @@ class _LocalGate(StepGate):
             self._stop.defer()
         return super().next_action(step, wait=wait)
 
-    def saved(self, step: int) -> None:
-        if self._stop.is_set():
+    def saved(self, step: int, *, compiles: bool) -> None:
+        if compiles and self._stop.is_set():
             self._stop.at_once(f"stopped after step {step}, state saved; go on with: {typed_command()}")
 
 

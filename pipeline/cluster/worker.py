@@ -110,6 +110,9 @@ class WorkerGate(StepGate):
     def end(self, error: BaseException) -> None:
         self._coordinator.end.remote(self.epoch, self._reason(error))
 
+    def saved(self, step: int, *, compiles: bool) -> None:
+        self._coordinator.saved.remote(self.epoch, self._rank, step)
+
     def _reason(self, error: BaseException) -> str:
         own = isinstance(error, DataError | RequestError)
         return in_words(error) if own else f"rank {self._rank}: {in_words(error)}"

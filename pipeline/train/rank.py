@@ -113,9 +113,8 @@ class Rank:
             raise DataError(self._how_it_ended(e)) from e
         self.attempt.trained(done, self.loop.times.values())
         self.checkpoints.wait()
-        if self.compiler.busy:
-            # ``close`` waits for the compiler, which nothing can interrupt.
-            self.gate.saved(done)
+        # ``close`` waits for the compiler, which nothing can interrupt.
+        self.gate.saved(done, compiles=self.compiler.busy)
         return done
 
     def close(self) -> None:

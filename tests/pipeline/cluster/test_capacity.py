@@ -180,7 +180,7 @@ def test_reserved_cpus_are_not_spare(monkeypatch):
             "state": "CREATED",
             "bundles": {0: {"CPU": 1.25}, 1: {"CPU": 1.25, "GPU": 1.0}, 2: {"CPU": 1.25}},
             "bundles_to_node_id": {0: "a", 1: "a", 2: "gone"},
-        }
+        },
     }
     table = types.SimpleNamespace(placement_group_table=lambda: groups)
     monkeypatch.setattr(capacity, "ray", types.SimpleNamespace(nodes=lambda: nodes, util=table))
