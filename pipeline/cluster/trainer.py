@@ -12,7 +12,7 @@ from ray.train.v2.jax import JaxConfig, JaxTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ray_private
-from pipeline.cluster.capacity import await_room
+from pipeline.cluster.capacity import await_room, lacking_decode_cpu
 from pipeline.cluster.failures import FailureWatch, raise_failure, raise_lost_ray
 from pipeline.cluster.relay import Relay
 from pipeline.cluster.scaling import scaling_config
@@ -76,15 +76,16 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
         return open_queues(spec, cluster, schedule, bad=known_bad(run_path(spec.run_dir)))
 
     spec.open_checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=_LocalGate(stop))
+    return train(spec, make_queues, gate=_LocalGate(stop, cluster))
 
 
 class _LocalGate(StepGate):
     """Defers a stop from the first step on: then a state can be saved."""
 
-    def __init__(self, stop: Stop):
+    def __init__(self, stop: Stop, cluster: Cluster):
         super().__init__(stop.is_set)
         self._stop = stop
+        self._cluster = cluster
         self._first: int | None = None
 
     def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
@@ -92,6 +93,9 @@ class _LocalGate(StepGate):
         if step > self._first:
             self._stop.defer()
         return super().next_action(step, wait=wait)
+
+    def lacks(self) -> str | None:
+        return lacking_decode_cpu(self._cluster.decode) if self._cluster.joins else None
 
     def saved(self, step: int, *, compiles: bool) -> None:
         if compiles and self._stop.is_set():
@@ -139,6 +143,7 @@ def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTr
             "spec": spec,
             "coordinator": coordinator,
             "cluster": cluster,
+            "joins": bool(cluster.joins),
             "checked_step": spec.open_checkpoints().latest_step,
         },
         scaling_config=scaling_config(cluster),

@@ -185,6 +185,7 @@ class Rank:
             hooks=hooks,
             non_finite=self.saver.non_finite,
         )
+        self.watchdog.excuse = lambda: self.gate.lacks() if self.loop.waits_for_data else None
 
     def _record(self, values: dict) -> None:
         self._wait.done()

@@ -68,6 +68,10 @@ class StepGate:
         """Whether this process may end before a step that it was granted: with others in that step it may not."""
         return self._ended or self._should_stop()
 
+    def lacks(self) -> str | None:
+        """What the data of this run wait for outside of it, in words; None if nothing is known of such a thing."""
+        return None
+
     def saved(self, step: int, *, compiles: bool) -> None:
         """The state after a step, the last of this process, is on disk. compiles: whether a compile holds its end."""
 

@@ -168,6 +168,21 @@ def test_a_decoder_asks_for_no_more_than_a_machine_can_give(four_cpus, monkeypat
     assert DecodeCpus(Cluster(num_workers=4, decode=actors), 4).each == 0.0
 
 
+def test_a_cluster_whose_cpus_are_taken_is_what_decoding_waits_for(four_cpus, monkeypatch):
+    free = [0.0, 0.9]
+    monkeypatch.setattr(capacity.ray_private, "free_cpus", lambda: free)
+    lack = capacity.lacking_decode_cpu
+    assert lack(DecodeOptions()) == "a free CPU to decode with; others use the 4 of the cluster"
+    free[0] = 1.0
+    assert lack(DecodeOptions()) is None
+    free[0] = 0.0
+    # Actors hold their CPUs while they wait.
+    assert lack(DecodeOptions(mode="actors")) is None
+    # No machine has a whole CPU beside the workers: streams that are opened now ask for less.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.75, 0.5])
+    assert lack(DecodeOptions()) is None
+
+
 def test_reserved_cpus_are_not_spare(monkeypatch):
     nodes = [
         {"NodeID": name, "Alive": name != "gone", "Resources": {"CPU": 4.0} if name != "bare" else {}}
