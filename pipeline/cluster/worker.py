@@ -86,6 +86,8 @@ class WorkerGate(StepGate):
     the run has joined. epoch: of the group of workers. step: the last that was begun.
     """
 
+    after_compile = True
+
     def __init__(
         self,
         coordinator: Any,

@@ -166,7 +166,7 @@ class Loop:
                 # With several processes the gate has stopped all of them before this step.
                 self._end(e)
                 break
-            if batch is None or not self._update(step, batch, batch.waits(data_wait_s) | {RANKS: others_wait_s}):
+            if batch is None or not self._update(step, batch, data_wait_s, others_wait_s):
                 # A stop was asked for while this step's batch or graph was waited for.
                 break
             step += 1
@@ -207,9 +207,12 @@ class Loop:
         leave = self._gate.leaves
         return (batch, 0.0) if batch is not None else self._wait_for_data(lambda: self._feed.next(leave=leave))
 
-    def _update(self, step: int, batch: Batch, waits: dict[str, float]) -> bool:
+    def _update(self, step: int, batch: Batch, data_wait_s: float, others_wait_s: float) -> bool:
         """Dispatches a step. Returns False, without it, if a stop was asked for while its graph was compiled."""
-        compiled, compile_wait_s = self._compiler.ready(batch.plan.structure), 0.0
+        # Of the wait for a grant, the part in which this process itself compiled.
+        compile_wait_s = min(others_wait_s, batch.graph_s)
+        waits = batch.waits(data_wait_s) | {RANKS: others_wait_s - compile_wait_s}
+        compiled = self._compiler.ready(batch.plan.structure)
         if compiled is None:
             structure, leave = batch.plan.structure, self._gate.leaves
             compiled, compile_wait_s = self._wait(lambda: self._compiler.get(structure, leave=leave))

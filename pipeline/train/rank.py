@@ -149,6 +149,7 @@ class Rank:
             to_devices=lambda arrays: sharding.put_batch(arrays, self.mesh),
             quarantine=self.quarantine,
             gate=self.gate,
+            await_graph=self.compiler.await_graph if self.gate.after_compile else None,
         )
         self._parts.callback(self.feed.close)
 

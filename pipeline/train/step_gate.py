@@ -30,7 +30,13 @@ class NextAction(enum.Enum):
 
 
 class StepGate:
-    """The gate of a run of one process. should_stop: asked before each step."""
+    """The gate of a run of one process. should_stop: asked before each step.
+
+    after_compile: whether a step is granted only once it is compiled. All processes run a step that was granted, so a
+    stop would have to wait for its compile.
+    """
+
+    after_compile = False
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop
