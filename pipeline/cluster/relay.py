@@ -24,8 +24,6 @@ from pipeline.waiting import say, waiting_for
 _ANSWER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
-# Seconds for workers to end once they have saved: one that compiles takes minutes.
-_END_S = 10.0
 
 
 class Relay:
@@ -43,7 +41,6 @@ class Relay:
         self._cluster = cluster
         self._ended = threading.Event()
         self._asked = False
-        self._saved_at: float | None = None
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="relay", daemon=True)
 
@@ -83,8 +80,10 @@ class Relay:
         if news.steps:
             self._stop.defer()
         if news.saved is not None and news.saved < self._spec.mixture.num_steps:
-            self._end_soon(news.saved)
-        elif self._stop.is_set():
+            # Nothing interrupts a compile.
+            say(f"stopped after step {news.saved}, state saved; go on with: {typed_command()}")
+            end_process(EXIT_RUN_AGAIN)
+        if self._stop.is_set():
             self._ask_for_a_stop(news)
 
     def _announce_wait(self, running: bool) -> None:
@@ -102,13 +101,6 @@ class Relay:
         if not news.running or not news.steps:
             newest = self._spec.open_checkpoints().latest_step or "none"
             say(f"stopped while no worker trained; the newest whole checkpoint is {newest}")
-            end_process(EXIT_RUN_AGAIN)
-
-    def _end_soon(self, step: int) -> None:
-        """Ends a run whose workers have saved and ended, but for a compile that nothing can interrupt."""
-        self._saved_at = self._saved_at or time.monotonic()
-        if time.monotonic() - self._saved_at > _END_S:
-            say(f"stopped after step {step}, state saved; go on with: {typed_command()}")
             end_process(EXIT_RUN_AGAIN)
 
 

@@ -132,7 +132,7 @@ class WorkerGate(StepGate):
         return lacking_decode_cpu(self._shared) if self._shared else None
 
     def saved(self, step: int, *, compiles: bool) -> None:
-        self._coordinator.saved.remote(self.epoch, self._rank, step)
+        self._coordinator.saved.remote(self.epoch, self._rank, step, compiles)
 
     def _reason(self, error: BaseException) -> str:
         own = isinstance(error, DataError | RequestError)

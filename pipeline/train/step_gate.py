@@ -94,8 +94,8 @@ class News:
     """The state of the workers, for the driver.
 
     epoch: groups of workers that have started. running: whether one runs, or is being asked to. steps: whether a step
-    of the present group was granted. saved: the step after which the run ends with every rank's state on disk; None
-    before, and after a fault.
+    of the present group was granted. saved: the step after which every rank has its state on disk and would end, but
+    for a compile; None otherwise, and after a fault.
     lines: (whether it goes to stderr, text) of what they have printed since the last news.
     """
 
@@ -152,8 +152,8 @@ class StepCoordinator:
         self._granted = -1
         # The last step of the run, once something has ended it.
         self._last: int | None = None
-        # Rank → the step after which it has saved and ends.
-        self._saved: dict[int, int] = {}
+        # Rank → the step after which it has saved and ends, and whether a compile holds its end.
+        self._saved: dict[int, tuple[int, bool]] = {}
         self._checked_at = 0.0
         self.reason: str | None = None
         for step in self._steps.values():
@@ -223,10 +223,10 @@ class StepCoordinator:
             if number > self._last:
                 entry.decided.set()
 
-    async def saved(self, epoch: int, rank: int, step: int) -> None:
-        """A rank has its state after a step, its last, on disk."""
+    async def saved(self, epoch: int, rank: int, step: int, compiles: bool) -> None:
+        """A rank has its state after a step, its last, on disk. compiles: whether a compile holds its end."""
         if epoch == self.epoch:
-            self._saved[rank] = step
+            self._saved[rank] = step, compiles
 
     async def print(self, error: bool, text: str) -> None:
         """Takes what a rank prints, for the driver's terminal. error: to stderr."""
@@ -240,8 +240,12 @@ class StepCoordinator:
     async def news(self) -> News:
         """The state of the workers, and the lines since the last call."""
         lines, self._lines = self._lines, []
-        saved = max(self._saved.values()) if len(self._saved) == self._world_size and not self.reason else None
-        return News(self.epoch, self._running, self._granted >= 0, saved, lines)
+        return News(self.epoch, self._running, self._granted >= 0, self._held_by_a_compile(), lines)
+
+    def _held_by_a_compile(self) -> int | None:
+        if len(self._saved) < self._world_size or self.reason:
+            return None
+        return max((step for step, compiles in self._saved.values() if compiles), default=None)
 
     async def why(self) -> str | None:
         """The reason that a rank gave for ending the run; None without one."""

@@ -94,20 +94,23 @@ def test_a_stop_during_the_first_compile_of_a_group_waits_for_nothing(relay, cap
 
 
 @pytest.mark.parametrize(
-    ("steps", "fault", "ends"),
-    [((41, 41), False, True), ((41,), False, False), ((100, 100), False, False), ((41, 41), True, False)],
+    ("steps", "compiling", "fault", "ends"),
+    [
+        ((41, 41), {1}, False, True),
+        # They end by themselves; one has not saved; the last step; the driver is told of the fault at the end.
+        ((41, 41), set(), False, False),
+        ((41,), {0}, False, False),
+        ((100, 100), {1}, False, False),
+        ((41, 41), {0, 1}, True, False),
+    ],
 )
-def test_workers_that_have_saved_and_compile_on_are_not_waited_for(relay, capsys, steps, fault, ends):
+def test_workers_that_have_saved_and_compile_on_are_not_waited_for(relay, capsys, steps, compiling, fault, ends):
     relay, coordinator, _ = relay
     asyncio.run(coordinator.begin(2, 40))
     for rank, step in enumerate(steps):
-        asyncio.run(coordinator.saved(1, rank, step))
+        asyncio.run(coordinator.saved(1, rank, step, rank in compiling))
     if fault:
-        # A reason to fail, which the driver is told at the end.
         asyncio.run(coordinator.end(1, "the disk is full"))
-    # They get some seconds to end by themselves.
-    relay._pass_on()
-    relay._saved_at = relay._saved_at and relay._saved_at - 11
     if not ends:
         relay._pass_on()
         assert capsys.readouterr().err == ""
