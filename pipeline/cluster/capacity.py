@@ -98,9 +98,12 @@ class DecodeCpus:
 
         Those of actors keep their CPUs, so all ranks' must fit beside one another; tasks take turns.
         """
-        decoders = self.num_decoders
-        part = part_that_fits(spare_cpus(), self._world_size * decoders if self._actors else 1)
-        return min(part, self.cpus / decoders) if self._actors else part or 1.0
+        spare = spare_cpus()
+        if not self._actors:
+            return part_that_fits(spare, 1) or 1.0
+        # Other jobs' workers leave less than was counted.
+        decoders = min(self.num_decoders, max(1, math.ceil(sum(spare) / self._world_size - 1e-6)))
+        return min(part_that_fits(spare, self._world_size * decoders), self.cpus / self.num_decoders)
 
     def look(self) -> None:
         """Counts the CPUs, unless that was done a moment ago."""

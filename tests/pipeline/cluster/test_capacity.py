@@ -162,6 +162,9 @@ def test_a_decoder_asks_for_no_more_than_a_machine_can_give(four_cpus, monkeypat
     monkeypatch.setattr(capacity, "spare_cpus", lambda: [1.0, 0.5])
     assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25), 2).each == 1.0
     assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25, decode=actors), 2).each == 0.5
+    # Another job's workers have reserved a machine.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [2.0, 0.0])
+    assert DecodeCpus(Cluster(decode=actors), 1).each == 1.0
     # Workers take all: tasks wait for a machine, actors share theirs.
     monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.0, 0.0])
     assert DecodeCpus(Cluster(num_workers=4), 4).each == 1.0
