@@ -1,11 +1,12 @@
 """A run on a cluster of three nodes that gains and loses machines, is stopped and submitted again. JSON on output.
 
-    python -m benchmarks.three_nodes [--config demo] [--steps N]
+    python -m benchmarks.three_nodes [--config toy|demo] [--steps N]
 
 A head with a token, and two machines that each hold one of two workers; all are processes of this machine. While the
 submitted run trains, a machine for decoding joins, and dies; the machine of a worker dies, and another one joins;
 ``ray job stop`` stops the run, and the same command goes on with it. Losses, sample ids and parameters must be those of
-a run that was left alone. Times are seconds from the event.
+a run that was left alone. Times are seconds from the event. Pictures decode slowly until the stop, so that the run
+outlasts the story and one more machine is of use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ RELEASED = pathlib.Path({folder!r}) / "released"
 
 def image(source, spec, **times):
     if not RELEASED.exists():
-        time.sleep(0.4)
+        time.sleep({seconds})
     return BUILT_IN["pillow"](source, spec, **times)
 """
 # Seconds for an event to have its effect.
@@ -135,7 +136,8 @@ def story(head: Head, job: Job, machines: list[Machine]) -> dict:
 def run(folder: Path, config: str, settings: dict[str, Any], **environment: str) -> dict:
     """The story, its run ended, and another one left alone; "unequal": a line for each part in which they differ.
 
-    folder: new; a file ``released`` appears in it once the run has been stopped. environment: of all processes.
+    folder: a file ``released`` appears in it once the run has been stopped, and decoding is quick from then on.
+    environment: of all processes.
     """
     settings = SETTINGS | settings
     # The head has a CPU to decode with.
@@ -159,39 +161,56 @@ def run(folder: Path, config: str, settings: dict[str, Any], **environment: str)
     return found | {"steps": len(steps), "each once": once, "unequal": unequal(bits(job.run_dir), bits(alone.run_dir))}
 
 
+@contextlib.contextmanager
+def slow_decoder(folder: Path, seconds: float) -> Iterator[str]:
+    """A decoder of the user's own for all processes inside the block; this one reads the recipe too.
+
+    Yields their PYTHONPATH.
+    """
+    (folder / "own.py").write_text(SLOW.format(folder=str(folder), seconds=seconds))
+    sys.path.append(str(folder))
+    try:
+        yield f"{ROOT}:{folder}"
+    finally:
+        sys.path.remove(str(folder))
+
+
 def toy(folder: Path, corpus: Path, *, num_steps: int, **environment: str) -> dict:
-    """The same with the recipe of the tests, whose pictures decode slowly until the run has been stopped."""
-    (folder / "own.py").write_text(SLOW.format(folder=str(folder)))
+    """The story of the recipe of the tests. folder: new."""
     recipe = quick_recipe(corpus, folder / "compiled", num_steps=num_steps)
     recipe["data_sets"]["digits"]["image"]["decoder"] = "own:image"
     recipe["cluster"]["block_steps"] = 1
     recipe["evaluate"] = []
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe))
-    # The parameters are read here too, and with them the recipe.
-    sys.path.append(str(folder))
-    try:
-        return run(folder, str(folder / "toy.yaml"), {}, PYTHONPATH=f"{ROOT}:{folder}", **environment)
-    finally:
-        sys.path.remove(str(folder))
+    with slow_decoder(folder, 0.4) as path:
+        return run(folder, str(folder / "toy.yaml"), {}, PYTHONPATH=path, **environment)
+
+
+def demo(folder: Path, *, num_steps: int) -> dict:
+    """The story of the demo. folder: new."""
+    settings = {"train.num_steps": num_steps, "train.checkpoint_every": 10, "train.log_samples": "true"}
+    settings |= {"logging.progress": "none", "cluster.compile_cache": folder / "compiled", "evaluate": "[]"}
+    settings |= {f"data_sets.{name}.image.decoder": "own:image" for name in ("digits", "emoji")}
+    cache = {"IMP_CACHE": os.environ["IMP_CACHE"]} if "IMP_CACHE" in os.environ else {}
+    # 64 pictures a step.
+    with slow_decoder(folder, 0.1) as path:
+        return run(folder, "demo", settings, PYTHONPATH=path, **cache)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="toy", help="toy, or a recipe of the project")
+    parser.add_argument("--config", default="toy", choices=("toy", "demo"))
     parser.add_argument("--steps", type=int, default=120)
     args = parser.parse_args()
     # The cluster's processes would outlive this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp())
-    if args.config == "toy":
-        from pipeline.data import demo
-
-        found = toy(folder, demo.build(folder / "corpus", limit=48, progress=False), num_steps=args.steps)
+    if args.config == "demo":
+        found = demo(folder, num_steps=args.steps)
     else:
-        settings = {"train.num_steps": args.steps, "train.checkpoint_every": 10, "train.log_samples": "true"}
-        settings |= {"logging.progress": "none", "cluster.compile_cache": folder / "compiled", "evaluate": "[]"}
-        own = {"IMP_CACHE": os.environ["IMP_CACHE"]} if "IMP_CACHE" in os.environ else {}
-        found = run(folder, args.config, settings, PYTHONPATH=str(ROOT), **own)
+        from pipeline.data.demo import build
+
+        found = toy(folder, build(folder / "corpus", limit=48, progress=False), num_steps=args.steps)
     print(json.dumps(found, indent=1))
 
 

@@ -25,7 +25,8 @@ import ray
 IP = ray.util.get_node_ip_address()
 # Ports of a head that Ray would take at fixed numbers.
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-
+# Ports of a machine for whose numbers it would wait, and end itself if a busy machine starts its agents late.
+_AGENTS = ("metrics-export-port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
 
 # Identity of the head for the provider of machines that are processes.
 _HEAD_ID = "f" * 51 + "0" * 5
@@ -78,6 +79,7 @@ class Machine:
     def __init__(self, head: Head, *arguments: str) -> None:
         command = ["ray", "start", "--block", f"--address={head.address}", f"--node-ip-address={IP}"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments]
+        command += [f"--{name}={port}" for name, port in _free_ports(_AGENTS).items()]
         path = Path(tempfile.mkstemp(dir=head.folder)[1])
         with open(path, "w") as log:
             self._process = psutil.Popen(command, stdout=log, stderr=log, env=head.environment, start_new_session=True)
@@ -114,7 +116,7 @@ def ray_head(*arguments: str, node_types: dict | None = None, **environment: str
     """Starts a head and ends it. arguments: of ``ray start``. node_types: of ``cluster.yaml``, the head's left out."""
     # Sockets have short names.
     folder = Path(tempfile.mkdtemp(prefix="imp", dir="/tmp"))
-    ports = _free_ports()
+    ports = _free_ports(_PORTS)
     head = Head(folder, ports, _environment(folder) | environment)
     process = None
     if node_types:
@@ -179,10 +181,10 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
     return path
 
 
-def _free_ports() -> dict[str, int]:
+def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in _PORTS]
-        return {name: s.getsockname()[1] for name, s in zip(_PORTS, sockets, strict=True)}
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)}
 
 
 def _await_dashboard(head: Head, process: subprocess.Popen) -> None:
