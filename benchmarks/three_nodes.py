@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,18 +162,15 @@ def run(folder: Path, config: str, settings: dict[str, Any], **environment: str)
     return found | {"steps": len(steps), "each once": once, "unequal": unequal(bits(job.run_dir), bits(alone.run_dir))}
 
 
-@contextlib.contextmanager
-def slow_decoder(folder: Path, seconds: float) -> Iterator[str]:
-    """A decoder of the user's own for all processes inside the block; this one reads the recipe too.
-
-    Yields their PYTHONPATH.
-    """
-    (folder / "own.py").write_text(SLOW.format(folder=str(folder), seconds=seconds))
-    sys.path.append(str(folder))
-    try:
-        yield f"{ROOT}:{folder}"
-    finally:
-        sys.path.remove(str(folder))
+def slow_decoder(folder: Path, seconds: float) -> str:
+    """Writes the decoder of the user's own. Returns the PYTHONPATH of the cluster's processes, which import it."""
+    path = folder / "own.py"
+    path.write_text(SLOW.format(folder=str(folder), seconds=seconds))
+    # This process reads the recipe too, with the parameters.
+    spec = importlib.util.spec_from_file_location("own", path)
+    sys.modules["own"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["own"])
+    return f"{ROOT}:{folder}"
 
 
 def toy(folder: Path, corpus: Path, *, num_steps: int, **environment: str) -> dict:
@@ -182,8 +180,8 @@ def toy(folder: Path, corpus: Path, *, num_steps: int, **environment: str) -> di
     recipe["cluster"]["block_steps"] = 1
     recipe["evaluate"] = []
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe))
-    with slow_decoder(folder, 0.4) as path:
-        return run(folder, str(folder / "toy.yaml"), {}, PYTHONPATH=path, **environment)
+    path = slow_decoder(folder, 0.4)
+    return run(folder, str(folder / "toy.yaml"), {}, PYTHONPATH=path, **environment)
 
 
 def demo(folder: Path, *, num_steps: int) -> dict:
@@ -193,8 +191,7 @@ def demo(folder: Path, *, num_steps: int) -> dict:
     settings |= {f"data_sets.{name}.image.decoder": "own:image" for name in ("digits", "emoji")}
     cache = {"IMP_CACHE": os.environ["IMP_CACHE"]} if "IMP_CACHE" in os.environ else {}
     # 64 pictures a step.
-    with slow_decoder(folder, 0.1) as path:
-        return run(folder, "demo", settings, PYTHONPATH=path, **cache)
+    return run(folder, "demo", settings, PYTHONPATH=slow_decoder(folder, 0.1), **cache)
 
 
 def main() -> None:
