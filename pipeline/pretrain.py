@@ -45,6 +45,7 @@ def pretrain(recipe: Recipe, run_dir: Path, *, started: float | None = None, sto
     clock, stop = _Clock(started), stop or Stop("stopped")
     stop.at_once(f"stopped before the first step, nothing to save; run it again with: {typed_command()}")
     cluster = specs.cluster_spec(recipe)
+    stop.limit_s = cluster.stop_timeout_s
     check_accelerator(cluster)
     if cluster.num_workers == 0:
         check_backend(cluster.accelerator)

@@ -14,6 +14,8 @@ from typing import NoReturn
 from pipeline.errors import EXIT_RUN_AGAIN
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds from a stop to the end of a job that has something to save.
+LIMIT_S = 55.0
 _SHOW_CURSOR = "\x1b[?25h"
 # File descriptors to which signals are written.
 _OPEN: set[int] = set()
@@ -23,11 +25,14 @@ class Stop:
     """A request to stop, made by signals.
 
     While nothing would be lost, a signal ends the process immediately. After ``defer`` the first one only sets the
-    request, so that the job can save its state, and the second one ends the process.
+    request, so that the job can save its state; the second one ends the process, and so does the end of ``limit_s``
+    seconds: a compile or a device that hangs holds a step for longer than anyone waits.
     """
 
     def __init__(self, message: str):
         """message: printed when a signal ends the process now."""
+        self.limit_s = LIMIT_S
+        self._timer: threading.Timer | None = None
         self._asked = threading.Event()
         self._deferred = False
         self._message = message
@@ -58,6 +63,15 @@ class Stop:
         """
         _print(self._message)
         end_process(code)
+
+    def _end_late(self) -> None:
+        _print(f"stopped {self.limit_s:g} s after it was asked for, without saving; run the same command again")
+        end_process(EXIT_RUN_AGAIN)
+
+    def close(self) -> None:
+        """The job has ended: its limit no longer holds."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def install(self) -> None:
         """Installs the handlers; called again after a library may have replaced them."""
@@ -91,6 +105,10 @@ class Stop:
         with self._lock:
             deferred, again = self._deferred, self._asked.is_set()
             self._asked.set()
+            if deferred and not again:
+                self._timer = threading.Timer(self.limit_s, self._end_late)
+                self._timer.daemon = True
+                self._timer.start()
         if not deferred:
             self.end()
         elif again:
@@ -114,6 +132,7 @@ def obeyed(message: str) -> Iterator[Stop]:
     try:
         yield stop
     finally:
+        stop.close()
         signal.set_wakeup_fd(old)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,13 +18,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import ray
 
 # The address that machines which are processes take by themselves.
 IP = ray.util.get_node_ip_address()
 # Ports of a head that Ray would take at fixed numbers.
 _PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-
+# Ports of a machine for whose numbers it would wait, and end itself if a busy machine starts its agents late.
+_AGENTS = ("metrics-export-port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
 
 # Identity of the head for the provider of machines that are processes.
 _HEAD_ID = "f" * 51 + "0" * 5
@@ -66,13 +68,55 @@ class Head:
             env=self.environment | environment,
         )
 
+    def machine(self, *arguments: str) -> Machine:
+        """A machine that has joined. arguments: of ``ray start``."""
+        return Machine(self, *arguments)
+
+
+class Machine:
+    """A machine of a cluster, as processes of this one."""
+
+    def __init__(self, head: Head, *arguments: str) -> None:
+        command = ["ray", "start", "--block", f"--address={head.address}", f"--node-ip-address={IP}"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments]
+        command += [f"--{name}={port}" for name, port in _free_ports(_AGENTS).items()]
+        path = Path(tempfile.mkstemp(dir=head.folder)[1])
+        with open(path, "w") as log:
+            self._process = psutil.Popen(command, stdout=log, stderr=log, env=head.environment, start_new_session=True)
+        # Two that start at once take each other's sockets.
+        deadline = time.monotonic() + 150
+        while "Ray runtime started" not in path.read_text():
+            assert self._process.poll() is None and time.monotonic() < deadline, path.read_text()
+            time.sleep(0.1)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run on it; none once it is dead."""
+        with contextlib.suppress(psutil.Error):
+            return [self._process, *self._process.children(recursive=True)]
+        return []
+
+    def runs(self, name: str) -> bool:
+        """Whether it runs a process whose command line begins with ``name``."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if "".join(process.cmdline()[:1]).startswith(name):
+                    return True
+        return False
+
+    def die(self) -> None:
+        """Ends all of it at once, without a word to the others."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self._process.wait()
+
 
 @contextlib.contextmanager
 def ray_head(*arguments: str, node_types: dict | None = None, **environment: str) -> Iterator[Head]:
     """Starts a head and ends it. arguments: of ``ray start``. node_types: of ``cluster.yaml``, the head's left out."""
     # Sockets have short names.
     folder = Path(tempfile.mkdtemp(prefix="imp", dir="/tmp"))
-    ports = _free_ports()
+    ports = _free_ports(_PORTS)
     head = Head(folder, ports, _environment(folder) | environment)
     process = None
     if node_types:
@@ -100,6 +144,8 @@ def _environment(folder: Path) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("RAY_")}
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", "")])
     own = {"HOME": str(folder), "PATH": path, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    # A machine that is busy takes longer than Ray's half a minute.
+    own["RAY_raylet_start_wait_time_s"] = "120"
     return inherited | own | {"IMP_CACHE": str(folder / "cache"), "JAX_PLATFORMS": "cpu"}
 
 
@@ -135,10 +181,10 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
     return path
 
 
-def _free_ports() -> dict[str, int]:
+def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in _PORTS]
-        return {name: s.getsockname()[1] for name, s in zip(_PORTS, sockets, strict=True)}
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        return {name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)}
 
 
 def _await_dashboard(head: Head, process: subprocess.Popen) -> None:

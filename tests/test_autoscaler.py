@@ -16,23 +16,36 @@ from tests.ray_head import ray_head
 ROOT = Path(__file__).resolve().parent.parent
 # CPUs of the types here; a worker of two fits on a trainer alone.
 CPUS = {"decode": 1, "gpu_trainer": 2}
-# A decoder that one CPU is too few for, in a module of the user's own.
+# A decoder that one CPU is too few for until the test says "calm", in a module of the user's own.
 SLOW = """
-import time
+import pathlib, time
 from pipeline.data.media.image import BUILT_IN
+CALM = pathlib.Path(__file__).with_name("calm")
 
 def image(source, spec, **times):
-    time.sleep(0.1)
+    if not CALM.exists():
+        time.sleep(0.1)
     return BUILT_IN["pillow"](source, spec, **times)
 """
-# As ``jobs/pretrain.py``, with a calm of seconds.
-JOB = """
-import sys
+# In every process: CPUs are given back after a calm of seconds, and steps are slow while the test says so.
+PATCH = """
+import pathlib, time
 from pipeline.cluster.decode_demand import DecodeDemand
-from pipeline.cli import main
+from pipeline.train.watchdog import Watchdog
+CALM, HURRY = (pathlib.Path(__file__).with_name(name) for name in ("calm", "hurry"))
 DecodeDemand.window_s, DecodeDemand.calm_windows = 1.0, 5
-sys.exit(main(["pretrain", *sys.argv[1:]]))
+heartbeat = Watchdog.heartbeat
+
+def slow_step(dog, finished):
+    if finished.startswith("step") and CALM.exists() and not HURRY.exists():
+        time.sleep(3)
+    heartbeat(dog, finished)
+
+Watchdog.heartbeat = slow_step
 """
+STEPS = 60
+# Machines: one of a worker and one that decodes; another one that decodes.
+ONE, TWO = ({"decode": number, "gpu_trainer": 1} for number in (1, 2))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -83,14 +96,16 @@ class Watch:
 def recipe_file(recipe: dict, folder: Path) -> Path:
     """One task over pictures that decode slowly, and a worker that takes a trainer's two CPUs."""
     (folder / "own.py").write_text(SLOW)
-    (folder / "job.py").write_text(JOB)
+    (folder / "sitecustomize.py").write_text(PATCH)
     digits = recipe["data_sets"]["digits"]
     digits["image"]["decoder"] = "own:image"
     task = recipe["tasks"]["classes"] | {"variants": [{"size": 16}]}
     recipe |= {"data_sets": {"digits": digits}, "tasks": {"classes": task}}
-    recipe["train"]["num_steps"] = 40
+    recipe["train"]["num_steps"] = STEPS
     recipe["evaluate"] = []
     recipe["cluster"] = {"num_workers": 1, "cpus_per_worker": 2, "decode_cpus": [1, 2], "block_steps": 1}
+    # A few batches: the stream lasts as long as the run.
+    recipe["cluster"]["decode_ahead"] = 1e-5
     del recipe["text"]
     (folder / "slow.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "slow.yaml"
@@ -103,7 +118,7 @@ def test_machines_come_for_a_worker_and_for_decoding_and_go(make_toy_recipe, tmp
         assert watch.seen == [{"decode": 0, "gpu_trainer": 0}]
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen(
-                [sys.executable, tmp_path / "job.py", "--config", config, "--run-dir", run_dir],
+                [sys.executable, ROOT / "jobs/pretrain.py", "--config", config, "--run-dir", run_dir],
                 env=head.environment | {"RAY_ADDRESS": head.address},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -111,18 +126,24 @@ def test_machines_come_for_a_worker_and_for_decoding_and_go(make_toy_recipe, tmp
         try:
             deadline = time.monotonic() + 240
             while process.poll() is None and time.monotonic() < deadline:
-                watch.look()
+                now = watch.look()
+                if now == TWO:
+                    (tmp_path / "calm").touch()
+                elif now == ONE and TWO in watch.seen and not (tmp_path / "hurry").exists():
+                    # Given back while the run trains.
+                    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) < STEPS
+                    (tmp_path / "hurry").touch()
         finally:
             process.kill()
         said = (tmp_path / "log").read_text()
         assert process.returncode == 0, f"{said}{watch.seen}"
-        # One machine for the worker; one, then two that decode, as training waits for data.
-        assert {"decode": 1, "gpu_trainer": 1} in watch.seen, watch.seen
-        assert {"decode": 2, "gpu_trainer": 1} in watch.seen, watch.seen
+        # One machine for the worker; one, then two that decode, as training waits for data; one once it does not.
+        assert ONE in watch.seen and TWO in watch.seen, watch.seen
+        assert (tmp_path / "hurry").exists(), f"{said}{watch.seen}"
         assert max(one["gpu_trainer"] for one in watch.seen) == 1
         # Nothing asks any more.
         deadline = time.monotonic() + 90
         while any(watch.look().values()):
             assert time.monotonic() < deadline, head.ray("status", "-v", "--address", head.address).stdout
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 40
+    assert len(steps) == STEPS

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,15 +34,53 @@ def cluster_cpus() -> float:
     return ray.cluster_resources().get("CPU", 1.0)
 
 
+def spare_cpus() -> list[float]:
+    """CPUs of each machine beside those that the workers of all jobs have reserved."""
+    reserved: Counter[str] = Counter()
+    for group in ray.util.placement_group_table().values():
+        if group["state"] != "REMOVED":
+            for number, node in group["bundles_to_node_id"].items():
+                reserved[node] += group["bundles"][number].get("CPU", 0.0)
+    machines = [(node["Resources"].get("CPU", 0.0), node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+    return [max(0.0, cpus - reserved[node]) for cpus, node in machines]
+
+
+def part_that_fits(spare: Iterable[float], decoders: int) -> float:
+    """CPUs for each of ``decoders``, at most one, so that machines with these spare CPUs hold all at once.
+
+    0 if no machine has any to spare: then a part of any size has to wait.
+    """
+    spare = [cpus for cpus in spare if cpus > 0]
+    if not spare:
+        return 0.0
+    part = 1.0
+    while sum(held := [int(cpus / part + 1e-9) for cpus in spare]) < decoders:
+        # The next smaller part of which a machine holds one more.
+        part = max(cpus / (number + 1) for cpus, number in zip(spare, held, strict=True))
+    # Ray counts in ten-thousandths.
+    return math.floor(part * 1e4) / 1e4
+
+
 def uses_actors(options: DecodeOptions) -> bool:
     """Whether each stream decodes in its own actors, not in pooled tasks."""
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
 
 
+def lacking_decode_cpu(options: DecodeOptions) -> str | None:
+    """The CPU that decoding in tasks waits for, in words; None if a machine has one, and where actors decode.
+
+    Those keep their CPUs, and none is free while they wait for work.
+    """
+    needed = part_that_fits(spare_cpus(), 1) or 1.0
+    if uses_actors(options) or max(ray_private.free_cpus(), default=0.0) >= needed:
+        return None
+    return f"a free CPU to decode with; others use the {cluster_cpus():g} of the cluster"
+
+
 class DecodeCpus:
     """CPUs that decode for one rank of ``world_size``, on the machines of the moment.
 
-    demand: the CPUs that the rank asks an autoscaler for; None without one.
+    each: CPUs of one decoder. demand: the CPUs that the rank asks an autoscaler for; None without one.
     """
 
     def __init__(self, cluster: Cluster, world_size: int):
@@ -52,6 +91,19 @@ class DecodeCpus:
         self._looked_at = -_LOOK_EVERY_S
         self.look()
         self.demand = DecodeDemand(low, self._max_cpus, self._decoders_here) if autoscales() else None
+        self.each = self._each()
+
+    def _each(self) -> float:
+        """At most one, and no more than lets some decoder start on the machines of the moment.
+
+        Those of actors keep their CPUs, so all ranks' must fit beside one another; tasks take turns.
+        """
+        spare = spare_cpus()
+        if not self._actors:
+            return part_that_fits(spare, 1) or 1.0
+        # Other jobs' workers leave less than was counted.
+        decoders = min(self.num_decoders, max(1, math.ceil(sum(spare) / self._world_size - 1e-6)))
+        return min(part_that_fits(spare, self._world_size * decoders), self.cpus / self.num_decoders)
 
     def look(self) -> None:
         """Counts the CPUs, unless that was done a moment ago."""

@@ -80,6 +80,11 @@ def autoscaler_status() -> bytes | None:
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
 
 
+def free_cpus() -> list[float]:
+    """CPUs of each machine that nothing uses at the moment. The public count is that of all machines together."""
+    return [each.get("CPU", 0.0) for each in ray._private.state.available_resources_per_node().values()]
+
+
 class MachineRequest:
     """A request to the autoscaler for machines that hold ``bundles`` all at once; without one nothing happens.
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster.spec import Cluster
+from pipeline.commands import typed_command
 from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
 from pipeline.stopping import Stop, end_process
 from pipeline.train.spec import RunSpec
@@ -23,16 +24,14 @@ from pipeline.waiting import say, waiting_for
 _ANSWER_S = 10.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
-# Seconds of silence after which workers are given up: a live one reports every step, and its last save may take long.
-_SILENCE_S = 600.0
 
 
 class Relay:
     """Passes a stop to the workers, and their lines to the terminal.
 
     Ray's own log monitor would print the lines of every process of the machines. Ends the process if a stop is
-    requested while no worker runs, or if none has started in time: Ray waits for machines without a limit, and saved
-    state stays saved.
+    requested while no worker has anything to save, or if none has started in time: Ray waits for machines without a
+    limit, and saved state stays saved.
     """
 
     def __init__(self, coordinator: Any, stop: Stop, *, spec: RunSpec, cluster: Cluster):
@@ -80,6 +79,10 @@ class Relay:
             end_process(EXIT_FAILED)
         if news.steps:
             self._stop.defer()
+        if news.saved is not None and news.saved < self._spec.mixture.num_steps:
+            # Nothing interrupts a compile.
+            say(f"stopped after step {news.saved}, state saved; go on with: {typed_command()}")
+            end_process(EXIT_RUN_AGAIN)
         if self._stop.is_set():
             self._ask_for_a_stop(news)
 
@@ -95,9 +98,9 @@ class Relay:
             self._asked = True
             self._coordinator.stop.remote()
             self._wait.enter_context(waiting_for("the workers to end their step and save"))
-        if not news.running or news.silence_s > _SILENCE_S:
+        if not news.running or not news.steps:
             newest = self._spec.open_checkpoints().latest_step or "none"
-            say(f"stopped while no worker ran; the newest whole checkpoint is {newest}")
+            say(f"stopped while no worker trained; the newest whole checkpoint is {newest}")
             end_process(EXIT_RUN_AGAIN)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from pipeline.keys import FromOne, key
+from pipeline.stopping import LIMIT_S
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,9 @@ class WorkerSettings:
     )
     stall_timeout_s: float = key(
         900.0, "Seconds without progress after which a worker ends and leaves its stacks.", gt=0
+    )
+    stop_timeout_s: float = key(
+        LIMIT_S, "Seconds from a stop to the end of the run, which by then has ended its step and saved, or not.", gt=0
     )
     accelerator: Literal["cpu", "gpu", "tpu"] = key("cpu", "Kind of device that a worker trains on.")
     accelerators_per_worker: int = key(1, "Devices of each worker, all those of its host.", ge=0)

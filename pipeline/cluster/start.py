@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -113,8 +114,8 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     os.environ.setdefault("RAY_worker_niceness", "5")
     ray_private.listen_on_this_machine_alone()
     _own_token()
-    # Decode must find CPUs beside the trainers, so theirs are counted on top.
-    cpus = max(1, machine_cpus() - driver_cpus) + round(min(cluster.trainer_cpus(), machine_cpus()))
+    # Decode must find whole CPUs beside the trainers, so theirs are counted on top.
+    cpus = max(1, machine_cpus() - driver_cpus) + math.ceil(min(cluster.trainer_cpus(), machine_cpus()))
     # "local": a head that someone started on this machine is joined only if ``cluster.address`` says so.
     with ray_private.lean_head(), _inherited(_OWN_RAY):
         ray.init(

@@ -58,12 +58,12 @@ def decoded(
     given = (ray.put(specs), world_size)
     with DataContext.current(_context()):
         dataset = dataset_of(source)
-        stream = _by_tasks(dataset, given) if actors is None else _by_actors(dataset, given, actors, num_cpus)
+        stream = _by_tasks(dataset, given, num_cpus) if actors is None else _by_actors(dataset, given, actors, num_cpus)
     return fetched(blocks_of(stream), end=source.end)
 
 
-def _by_tasks(dataset: Dataset, given: tuple) -> Dataset:
-    return dataset.map_batches(Decoder(*given), compute=TaskPoolStrategy(), num_cpus=1, **_WHOLE_BLOCKS)
+def _by_tasks(dataset: Dataset, given: tuple, num_cpus: float) -> Dataset:
+    return dataset.map_batches(Decoder(*given), compute=TaskPoolStrategy(), num_cpus=num_cpus, **_WHOLE_BLOCKS)
 
 
 def _by_actors(dataset: Dataset, given: tuple, actors: int, num_cpus: float) -> Dataset:

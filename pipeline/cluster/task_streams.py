@@ -78,7 +78,7 @@ def queues_of(
         specs,
         world_size=world_size,
         actors=cpus.num_decoders if uses_actors(cluster.decode) else None,
-        num_cpus=min(1.0, cpus.cpus / cpus.num_decoders),
+        num_cpus=cpus.each,
     )
     return TaskQueues(tables, order)
 

@@ -13,7 +13,7 @@ from ray.train.v2.jax import JaxTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ray_private, ray_train
-from pipeline.cluster.capacity import await_room
+from pipeline.cluster.capacity import await_room, lacking_decode_cpu
 from pipeline.cluster.failures import FailureWatch, raise_failure, raise_lost_ray
 from pipeline.cluster.head_watch import HeadWatch
 from pipeline.cluster.relay import Relay
@@ -82,7 +82,7 @@ def _train_here(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
         return open_queues(spec, cluster, schedule, bad=known_bad(run_path(spec.run_dir)))
 
     spec.open_checkpoints().remove_leftovers()
-    gate = _LocalGate(stop)
+    gate = _LocalGate(stop, cluster)
     with HeadWatch(stop, spec, joined=cluster.joins is not None, last=lambda: gate.last):
         return train(spec, make_queues, gate=gate)
 
@@ -93,9 +93,10 @@ class _LocalGate(StepGate):
     last: the number of updates after which the run stops, once it does.
     """
 
-    def __init__(self, stop: Stop):
+    def __init__(self, stop: Stop, cluster: Cluster):
         super().__init__(stop.is_set)
         self._stop = stop
+        self._cluster = cluster
         self._first: int | None = None
         self._step: int | None = None
         self.last: int | None = None
@@ -115,8 +116,11 @@ class _LocalGate(StepGate):
         self.last = self._step if leaves else self.last
         return leaves
 
-    def saved(self, step: int) -> None:
-        if self._stop.is_set():
+    def lacks(self) -> str | None:
+        return lacking_decode_cpu(self._cluster.decode) if self._cluster.joins else None
+
+    def saved(self, step: int, *, compiles: bool) -> None:
+        if compiles and self._stop.is_set():
             self._stop.at_once(f"stopped after step {step}, state saved; go on with: {typed_command()}")
 
 
@@ -165,6 +169,7 @@ def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTr
         "spec": spec,
         "coordinator": coordinator,
         "cluster": cluster,
+        "joins": bool(cluster.joins),
         "checked_step": spec.open_checkpoints().latest_step,
     }
     owner = holder(run_path(spec.run_dir))

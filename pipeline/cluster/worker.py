@@ -12,9 +12,10 @@ import ray
 import ray.train
 from ray.train import collective
 
+from pipeline.cluster.capacity import lacking_decode_cpu
 from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
-from pipeline.cluster.spec import Cluster
+from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.task_streams import open_queues
 from pipeline.data.manifest import copy_rows
@@ -38,7 +39,7 @@ def train_worker(config: dict[str, Any]) -> dict:
     """The function of each worker. Returns the summary of its rank.
 
     config: "spec", "cluster", "coordinator" (a handle of the step coordinator's actor), "checked_step" (of the
-    checkpoint whose files the driver has compared with their digests).
+    checkpoint whose files the driver has compared with their digests), "joins" (whether the cluster is others' too).
     """
     spec: RunSpec = config["spec"]
     cluster: Cluster = config["cluster"]
@@ -53,7 +54,12 @@ def train_worker(config: dict[str, Any]) -> dict:
             return open_queues(spec, cluster, schedule, bad=gate.known_bad, rank=rank, world_size=world_size)
 
         gate = WorkerGate(
-            config["coordinator"], spec, rank=rank, elastic=cluster.elastic, checked_step=config["checked_step"]
+            config["coordinator"],
+            spec,
+            rank=rank,
+            elastic=cluster.elastic,
+            checked_step=config["checked_step"],
+            shared=cluster.decode if config["joins"] else None,
         )
         with noting_failures(gate):
             return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)
@@ -76,12 +82,24 @@ class WorkerGate(StepGate):
 
     start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. known_bad: rejects of
     the run's earlier parts, which rank 0 alone reads from the journals. checked_step: of the
-    checkpoint whose files the driver has compared with their digests. epoch: of the group of workers. step: the last
-    that was begun.
+    checkpoint whose files the driver has compared with their digests. shared: options of the streams on a cluster that
+    the run has joined. epoch: of the group of workers. step: the last that was begun.
     """
 
-    def __init__(self, coordinator: Any, spec: RunSpec, *, rank: int, elastic: bool, checked_step: int | None):
+    after_compile = True
+
+    def __init__(
+        self,
+        coordinator: Any,
+        spec: RunSpec,
+        *,
+        rank: int,
+        elastic: bool,
+        checked_step: int | None,
+        shared: DecodeOptions | None = None,
+    ):
         super().__init__()
+        self._shared = shared
         self._coordinator = coordinator
         self._rank = rank
         self._elastic = elastic
@@ -109,6 +127,12 @@ class WorkerGate(StepGate):
 
     def end(self, error: BaseException) -> None:
         self._coordinator.end.remote(self.epoch, self._reason(error))
+
+    def lacks(self) -> str | None:
+        return lacking_decode_cpu(self._shared) if self._shared else None
+
+    def saved(self, step: int, *, compiles: bool) -> None:
+        self._coordinator.saved.remote(self.epoch, self._rank, step, compiles)
 
     def _reason(self, error: BaseException) -> str:
         own = isinstance(error, DataError | RequestError)

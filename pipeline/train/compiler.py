@@ -89,22 +89,20 @@ class StepCompiler:
         with self._lock:
             return self._compiled.get(structure)
 
+    def await_graph(self, structure: Structure, leave: Callable[[], bool]) -> None:
+        """Waits until a structure is compiled, or cannot be, or ``leave()``. ``get`` raises the error."""
+        with self._changed:
+            self._put_first(structure)
+            while not (structure in self._compiled or self._failure or leave()):
+                self._changed.wait(_LOOK_S)
+
     def get(self, structure: Structure, *, leave: Callable[[], bool] = lambda: False) -> Callable | None:
         """The compiled step. A structure outside the budget is compiled here and now, with an alarm.
 
         leave: asked again and again while waiting; None once it is true.
         """
         with self._changed:
-            if structure not in self._budget:
-                self.alarms.append(structure)
-                self._budget.add(structure)
-                self._next.insert(0, structure)
-                log.warning("compiling a graph that was not on the list: %s", _in_words(structure))
-                if not self._running:
-                    self._start()
-            elif structure in self._next:
-                self._next.remove(structure)
-                self._next.insert(0, structure)
+            self._put_first(structure)
             while not self._changed.wait_for(lambda: structure in self._compiled or self._failure, _LOOK_S):
                 if leave():
                     return None
@@ -112,6 +110,19 @@ class StepCompiler:
                 assert self._failure is not None
                 raise self._failure
             return self._compiled[structure]
+
+    def _put_first(self, structure: Structure) -> None:
+        """Has a structure compiled next, if it is not yet. The caller holds the lock."""
+        if structure not in self._budget:
+            self.alarms.append(structure)
+            self._budget.add(structure)
+            self._next.insert(0, structure)
+            log.warning("compiling a graph that was not on the list: %s", _in_words(structure))
+            if not self._running:
+                self._start()
+        elif structure in self._next:
+            self._next.remove(structure)
+            self._next.insert(0, structure)
 
     def new_alarms(self) -> list[str]:
         """A line for every compile since the last call that was not on the list."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from model.structure import Structure
 from pipeline.data.plan import Arrival, Row, group_arrays
 from pipeline.errors import DataError
 from pipeline.train.chance import chance_of
@@ -53,6 +54,7 @@ class Batch:
     """One step's batch on the devices.
 
     ids: this process's samples. chance: the loss of guessing (``chance_of``). made_s: seconds of each of ``STAGES``.
+    graph_s: seconds for which the batch was made and its step not compiled.
     """
 
     step: int
@@ -61,6 +63,7 @@ class Batch:
     ids: list[str]
     chance: float
     made_s: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    graph_s: float = 0.0
 
     def waits(self, wait_s: float) -> dict[str, float]:
         """The seconds waited for this batch by stage: what was waited for is the end of making it."""
@@ -89,7 +92,8 @@ class Feed:
     """Iterates over the batches of the steps of a schedule, in order.
 
     to_devices: local arrays → global arrays on the devices. gate: is told of every batch that is made, with its draws,
-    and of the one that cannot be.
+    and of the one that cannot be. await_graph: waits for the compiled step of a structure, or until its second argument
+    returns True, before the gate is told; None: the gate does not care.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class Feed:
         to_devices: Callable[[dict], dict],
         quarantine: Quarantine,
         gate: StepGate,
+        await_graph: Callable[[Structure, Callable[[], bool]], object] | None = None,
     ) -> None:
+        self._await_graph = await_graph
         self._schedule = schedule
         self._queues = queues
         self._to_devices = to_devices
@@ -122,6 +128,10 @@ class Feed:
                         return
                 laps.end("sampler")
                 item, draws = self._batch(step, laps)
+                if self._await_graph:
+                    began = time.perf_counter()
+                    self._await_graph(item.plan.structure, self._closed.is_set)
+                    item = dataclasses.replace(item, graph_s=time.perf_counter() - began)
                 self._gate.ready(step, draws)
             except BaseException as e:
                 self._gate.failed(step, e)

@@ -98,7 +98,7 @@ class Loop:
     state: group → {"params", "mu", "nu", "count"}, frozen ones "params" alone; updated in place as steps complete.
     steps: counted from 0, those still to run. learning_rates: of every step of the run, float32. non_finite: task → its
     latest consecutive updates that were not finite, kept up to date. skipped_updates: the number of updates that were
-    not finite and left the state as it was.
+    not finite and left the state as it was. waits_for_data: whether it waits for a batch, its own or another process's.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class Loop:
         self.times = Times()
         self._ended = time.perf_counter()
         self.skipped_updates = 0
+        self.waits_for_data = False
         self._non_finite = collections.Counter() if non_finite is None else non_finite
         self._failure: DataError | None = None
         self._pending: _Pending | None = None
@@ -165,7 +166,7 @@ class Loop:
                 # With several processes the gate has stopped all of them before this step.
                 self._end(e)
                 break
-            if batch is None or not self._update(step, batch, batch.waits(data_wait_s) | {RANKS: others_wait_s}):
+            if batch is None or not self._update(step, batch, data_wait_s, others_wait_s):
                 # A stop was asked for while this step's batch or graph was waited for.
                 break
             step += 1
@@ -198,17 +199,20 @@ class Loop:
     def _next_action(self, step: int) -> tuple[NextAction, float]:
         """(the next action, seconds waited for other processes to have their batch)."""
         action = self._gate.next_action(step, wait=False)
-        return (action, 0.0) if action is not None else self._wait(lambda: self._gate.next_action(step))
+        return (action, 0.0) if action is not None else self._wait_for_data(lambda: self._gate.next_action(step))
 
     def _next_batch(self) -> tuple[Batch | None, float]:
         """(the next batch, seconds waited for it); None if a stop was asked for meanwhile."""
         batch = self._feed.next(wait=False)
         leave = self._gate.leaves
-        return (batch, 0.0) if batch is not None else self._wait(lambda: self._feed.next(leave=leave))
+        return (batch, 0.0) if batch is not None else self._wait_for_data(lambda: self._feed.next(leave=leave))
 
-    def _update(self, step: int, batch: Batch, waits: dict[str, float]) -> bool:
+    def _update(self, step: int, batch: Batch, data_wait_s: float, others_wait_s: float) -> bool:
         """Dispatches a step. Returns False, without it, if a stop was asked for while its graph was compiled."""
-        compiled, compile_wait_s = self._compiler.ready(batch.plan.structure), 0.0
+        # Of the wait for a grant, the part in which this process itself compiled.
+        compile_wait_s = min(others_wait_s, batch.graph_s)
+        waits = batch.waits(data_wait_s) | {RANKS: others_wait_s - compile_wait_s}
+        compiled = self._compiler.ready(batch.plan.structure)
         if compiled is None:
             structure, leave = batch.plan.structure, self._gate.leaves
             compiled, compile_wait_s = self._wait(lambda: self._compiler.get(structure, leave=leave))
@@ -229,6 +233,16 @@ class Loop:
         started = time.perf_counter()
         value = get()
         return value, time.perf_counter() - started
+
+    def _wait_for_data(self, get: Callable[[], T]) -> tuple[T, float]:
+        def flagged() -> T:
+            self.waits_for_data = True
+            try:
+                return get()
+            finally:
+                self.waits_for_data = False
+
+        return self._wait(flagged)
 
     def _finish(self) -> None:
         """Waits for the step that runs, and records it."""

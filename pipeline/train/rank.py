@@ -121,9 +121,8 @@ class Rank:
             raise DataError(self._how_it_ended(e)) from e
         self.attempt.trained(done, self.loop.times.values())
         self.checkpoints.wait()
-        if self.compiler.busy:
-            # ``close`` waits for the compiler, which nothing can interrupt.
-            self.gate.saved(done)
+        # ``close`` waits for the compiler, which nothing can interrupt.
+        self.gate.saved(done, compiles=self.compiler.busy)
         return done
 
     def close(self) -> None:
@@ -171,6 +170,7 @@ class Rank:
             to_devices=lambda arrays: sharding.put_batch(arrays, self.mesh),
             quarantine=self.quarantine,
             gate=self.gate,
+            await_graph=self.compiler.await_graph if self.gate.after_compile else None,
         )
         self._parts.callback(self.feed.close)
 
@@ -207,6 +207,7 @@ class Rank:
             hooks=hooks,
             non_finite=self.saver.non_finite,
         )
+        self.watchdog.excuse = lambda: self.gate.lacks() if self.loop.waits_for_data else None
 
     def _record(self, values: dict) -> None:
         self._wait.done()

@@ -30,7 +30,13 @@ class NextAction(enum.Enum):
 
 
 class StepGate:
-    """The gate of a run of one process. should_stop: asked before each step."""
+    """The gate of a run of one process. should_stop: asked before each step.
+
+    after_compile: whether a step is granted only once it is compiled. All processes run a step that was granted, so a
+    stop would have to wait for its compile.
+    """
+
+    after_compile = False
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop
@@ -68,8 +74,12 @@ class StepGate:
         """Whether this process may end before a step that it was granted: with others in that step it may not."""
         return self._ended or self._should_stop()
 
-    def saved(self, step: int) -> None:
-        """The state after a step, the last of this process, is on disk."""
+    def lacks(self) -> str | None:
+        """What the data of this run wait for outside of it, in words; None if nothing is known of such a thing."""
+        return None
+
+    def saved(self, step: int, *, compiles: bool) -> None:
+        """The state after a step, the last of this process, is on disk. compiles: whether a compile holds its end."""
 
     def rejects_before(self, step: int) -> RejectCounts:
         """The draws and rejects of all processes for the steps before one. Called with steps in order."""
@@ -84,14 +94,15 @@ class News:
     """The state of the workers, for the driver.
 
     epoch: groups of workers that have started. running: whether one runs, or is being asked to. steps: whether a step
-    of the present group was granted. silence_s: seconds since a rank of it was heard of. lines: (whether it goes to
-    stderr, text) of what they have printed since the last news.
+    of the present group was granted. saved: the step after which every rank has its state on disk and would end, but
+    for a compile; None otherwise, and after a fault.
+    lines: (whether it goes to stderr, text) of what they have printed since the last news.
     """
 
     epoch: int
     running: bool
     steps: bool
-    silence_s: float
+    saved: int | None
     lines: list[tuple[bool, str]]
 
 
@@ -128,7 +139,6 @@ class StepCoordinator:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self._heard_at = time.monotonic()
         self._running = False
         self._lines: list[tuple[bool, str]] = []
         self._steps: dict[int, _Step] = {}
@@ -142,6 +152,8 @@ class StepCoordinator:
         self._granted = -1
         # The last step of the run, once something has ended it.
         self._last: int | None = None
+        # Rank → the step after which it has saved and ends, and whether a compile holds its end.
+        self._saved: dict[int, tuple[int, bool]] = {}
         self._checked_at = 0.0
         self.reason: str | None = None
         for step in self._steps.values():
@@ -153,7 +165,6 @@ class StepCoordinator:
 
         A stop that was asked for holds for the new group too. rejects: the counts before the step.
         """
-        self._heard_at = time.monotonic()
         stopped = self._last is not None and self.reason is None
         self.epoch, self._running = self.epoch + 1, True
         self._begin(world_size, start_step, rejects or RejectCounts({}))
@@ -163,7 +174,7 @@ class StepCoordinator:
 
     async def ready(self, epoch: int, rank: int, step: int, draws: Draws | None = None) -> None:
         """A rank has the batch of a step. draws: what it has drawn for it."""
-        if not self._heard(epoch) or step <= self._complete:
+        if epoch != self.epoch or step <= self._complete:
             return
         # An actor's calls may run in another order than they were made in.
         entry = self._step(step)
@@ -186,12 +197,12 @@ class StepCoordinator:
 
     async def failed(self, epoch: int, rank: int, step: int, reason: str) -> None:
         """A rank cannot make the batch of a step: the run ends before it."""
-        if self._heard(epoch):
+        if epoch == self.epoch:
             self._end_before(step, reason)
 
     async def end(self, epoch: int, reason: str) -> None:
         """A rank cannot go on: the run ends after the last step that was granted."""
-        if self._heard(epoch):
+        if epoch == self.epoch:
             self._end_after(self._granted)
             self.reason = self.reason or reason
 
@@ -200,12 +211,6 @@ class StepCoordinator:
         if self._last is None:
             # Before the first step this refuses the first one that is asked for.
             self._end_after(self._granted)
-
-    def _heard(self, epoch: int) -> bool:
-        """Notes a sign of life. Whether it is one of the present group."""
-        if epoch == self.epoch:
-            self._heard_at = time.monotonic()
-        return epoch == self.epoch
 
     def _end_before(self, step: int, reason: str) -> None:
         if self._last is None or step <= self._last:
@@ -217,6 +222,11 @@ class StepCoordinator:
         for number, entry in self._steps.items():
             if number > self._last:
                 entry.decided.set()
+
+    async def saved(self, epoch: int, rank: int, step: int, compiles: bool) -> None:
+        """A rank has its state after a step, its last, on disk. compiles: whether a compile holds its end."""
+        if epoch == self.epoch:
+            self._saved[rank] = step, compiles
 
     async def print(self, error: bool, text: str) -> None:
         """Takes what a rank prints, for the driver's terminal. error: to stderr."""
@@ -230,7 +240,12 @@ class StepCoordinator:
     async def news(self) -> News:
         """The state of the workers, and the lines since the last call."""
         lines, self._lines = self._lines, []
-        return News(self.epoch, self._running, self._granted >= 0, time.monotonic() - self._heard_at, lines)
+        return News(self.epoch, self._running, self._granted >= 0, self._held_by_a_compile(), lines)
+
+    def _held_by_a_compile(self) -> int | None:
+        if len(self._saved) < self._world_size or self.reason:
+            return None
+        return max((step for step, compiles in self._saved.values() if compiles), default=None)
 
     async def why(self) -> str | None:
         """The reason that a rank gave for ending the run; None without one."""
@@ -242,7 +257,7 @@ class StepCoordinator:
 
     async def grant(self, epoch: int, step: int) -> Grant:
         """Waits until a step is granted or refused."""
-        if not self._heard(epoch):
+        if epoch != self.epoch:
             return _REFUSED
         entry = self._step(step)
         if not self._ended(step):

@@ -16,6 +16,8 @@ from pipeline.stopping import end_process
 # Seconds after which ``faulthandler``, which needs no GIL, takes over from a watchdog that a thread blocks by never
 # releasing it.
 _BACKSTOP_S = 30.0
+# Seconds without a heartbeat after which an excuse is asked for, again and again.
+_EXCUSE_EVERY_S = 60.0
 # Factor on the usual limit during a compile or a save, or while the process computes.
 _PATIENCE = 4
 # Minimum share of one CPU's time of a process that computes; one that hangs waits.
@@ -31,7 +33,8 @@ class Watchdog:
     """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
     A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
-    is_patient: whether something else may take that long now. A file that another process left at ``path`` is kept,
+    is_patient: whether something else may take that long now. excuse: what the process waits for that is not up to it,
+    in words; such a wait has no limit, and a line a minute. A file that another process left at ``path`` is kept,
     and a number added to the name.
     """
 
@@ -41,6 +44,7 @@ class Watchdog:
         self._path = path
         number = 2
         self.is_patient: Callable[[], bool] = lambda: False
+        self.excuse: Callable[[], str | None] = lambda: None
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
@@ -52,12 +56,13 @@ class Watchdog:
     def heartbeat(self, finished: str) -> None:
         """Notes progress. finished: in a few words."""
         self._finished = finished
-        self._last = time.monotonic()
+        self._last = self._began = self._asked_at = time.monotonic()
         self._cpu_s = time.process_time()
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
         while not self._closed.wait(interval):
+            self._ask_for_an_excuse()
             silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
             if silent_s > limit_s:
                 slow = computes(silent_s, time.process_time() - self._cpu_s)
@@ -67,6 +72,21 @@ class Watchdog:
             if silent_s > limit_s:
                 self._end(limit_s)
             self._arm()
+
+    def _ask_for_an_excuse(self) -> None:
+        """Begins to count anew if the process waits for something else."""
+        now = time.monotonic()
+        if now - self._asked_at < min(_EXCUSE_EVERY_S, self._timeout_s / 4):
+            return
+        self._asked_at, excuse = now, None
+        # A cluster that does not answer is no excuse.
+        with contextlib.suppress(Exception):
+            excuse = self.excuse()
+        if excuse:
+            self._last = now
+            if self._rank == 0:
+                line = f"waiting for {excuse} ({now - self._began:.0f} s since {self._finished})"
+                print(line, file=sys.stderr, flush=True)
 
     def _say_slow(self) -> None:
         if self._warned:

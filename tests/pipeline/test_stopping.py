@@ -95,6 +95,17 @@ def test_a_second_signal_ends_at_once(tmp_path, number, code):
     assert lines[1:] == ["stopped at once, without saving; run the same command again"]
 
 
+def test_a_stop_that_takes_too_long_ends_without_a_save(tmp_path):
+    """A step, a compile or a save that never ends; one that ends in time is not cut off."""
+    phase = "stop.limit_s = 0.5\n    stop.defer()"
+    code, lines, took_s = stopped(tmp_path, signal.SIGTERM, phase=phase)
+    assert code == 75 and 0.5 <= took_s < 10
+    assert lines[1:] == ["stopped 0.5 s after it was asked for, without saving; run the same command again"]
+    (tmp_path / "there").unlink()
+    code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase="stop.limit_s = 30\n    stop.defer()", work=UNTIL_ASKED)
+    assert code == 75 and len(lines) == 1
+
+
 def test_a_stop_that_came_with_the_last_step_holds(tmp_path):
     work = UNTIL_ASKED + "\n    stop.at_once('stopped before evaluation')\n    time.sleep(60)"
     code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase="stop.defer()", work=work)

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from pipeline.cluster import capacity
-from pipeline.cluster.capacity import DecodeCpus, bytes_ahead, check_accelerator, max_workers, room
+from pipeline.cluster.capacity import DecodeCpus, bytes_ahead, check_accelerator, max_workers, part_that_fits, room
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.errors import RequestError
 
@@ -84,6 +84,7 @@ def four_cpus(monkeypatch):
     monkeypatch.setattr(capacity.ray_private, "MachineRequest", lambda bundles: Request(bundles, []))
     monkeypatch.setattr(capacity, "_machines", lambda: [{"CPU": 2.0}, {"CPU": 2.0}])
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 4.0)
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [2.0, 2.0])
     monkeypatch.setattr(capacity, "may_grow", lambda: False)
     monkeypatch.setattr(capacity, "autoscales", lambda: False)
 
@@ -130,6 +131,78 @@ def test_decoders_follow_the_machines_of_the_moment(four_cpus, monkeypatch):
     assert (alone.max_unfinished(), shared.max_unfinished(), actors.max_unfinished()) == (13, 5, 10)
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 3.0)
     assert (alone.max_unfinished(), shared.max_unfinished()) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("spare", "decoders", "part"),
+    [
+        ([4.0, 4.0], 8, 1.0),
+        # A machine of four halves and one of one hold five at most, of a half each.
+        ([2.0, 0.5], 5, 0.5),
+        # Two fit on the larger machine, and none on the smaller.
+        ([1.0, 0.4], 2, 0.5),
+        ([1.0, 0.75], 2, 0.75),
+        ([0.1 + 0.2], 1, 0.3),
+        ([0.0], 3, 0.0),
+        ([], 1, 0.0),
+    ],
+)
+def test_the_largest_part_of_a_cpu_of_which_all_decoders_fit(spare, decoders, part):
+    assert part_that_fits(spare, decoders) == part
+
+
+def test_a_decoder_asks_for_no_more_than_a_machine_can_give(four_cpus, monkeypatch):
+    actors = DecodeOptions(mode="actors")
+    assert DecodeCpus(Cluster(num_workers=2), 2).each == 1.0
+    # Workers of 1.25 CPUs leave 0.75 on each of two machines: 1.5 in all, and a whole one nowhere.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.75, 0.75])
+    assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25), 2).each == 0.75
+    assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25, decode=actors), 2).each == 0.75
+    # The first rank's actor must leave a place for the other's.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [1.0, 0.5])
+    assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25), 2).each == 1.0
+    assert DecodeCpus(Cluster(num_workers=2, cpus_per_worker=1.25, decode=actors), 2).each == 0.5
+    # Another job's workers have reserved a machine.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [2.0, 0.0])
+    assert DecodeCpus(Cluster(decode=actors), 1).each == 1.0
+    # Workers take all: tasks wait for a machine, actors share theirs.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.0, 0.0])
+    assert DecodeCpus(Cluster(num_workers=4), 4).each == 1.0
+    assert DecodeCpus(Cluster(num_workers=4, decode=actors), 4).each == 0.0
+
+
+def test_a_cluster_whose_cpus_are_taken_is_what_decoding_waits_for(four_cpus, monkeypatch):
+    free = [0.0, 0.9]
+    monkeypatch.setattr(capacity.ray_private, "free_cpus", lambda: free)
+    lack = capacity.lacking_decode_cpu
+    assert lack(DecodeOptions()) == "a free CPU to decode with; others use the 4 of the cluster"
+    free[0] = 1.0
+    assert lack(DecodeOptions()) is None
+    free[0] = 0.0
+    # Actors hold their CPUs while they wait.
+    assert lack(DecodeOptions(mode="actors")) is None
+    # No machine has a whole CPU beside the workers: streams that are opened now ask for less.
+    monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.75, 0.5])
+    assert lack(DecodeOptions()) is None
+
+
+def test_reserved_cpus_are_not_spare(monkeypatch):
+    nodes = [
+        {"NodeID": name, "Alive": name != "gone", "Resources": {"CPU": 4.0} if name != "bare" else {}}
+        for name in ("a", "b", "bare", "gone")
+    ]
+    of_a_group_before = {"state": "REMOVED", "bundles": {0: {"CPU": 4.0}}, "bundles_to_node_id": {0: "a"}}
+    groups = {
+        "before": of_a_group_before,
+        "workers": {
+            "state": "CREATED",
+            "bundles": {0: {"CPU": 1.25}, 1: {"CPU": 1.25, "GPU": 1.0}, 2: {"CPU": 1.25}},
+            "bundles_to_node_id": {0: "a", 1: "a", 2: "gone"},
+        },
+    }
+    table = types.SimpleNamespace(placement_group_table=lambda: groups)
+    monkeypatch.setattr(capacity, "ray", types.SimpleNamespace(nodes=lambda: nodes, util=table))
+    assert capacity.spare_cpus() == [1.5, 4.0, 0.0]
 
 
 def test_decoders_stay_within_the_recipe_s_bounds(four_cpus, monkeypatch):

@@ -22,7 +22,7 @@ def actor(coordinator: StepCoordinator):
     def method(name):
         return types.SimpleNamespace(remote=lambda *a: asyncio.run(getattr(coordinator, name)(*a)))
 
-    return types.SimpleNamespace(**{name: method(name) for name in ("news", "stop", "print", "lost")})
+    return types.SimpleNamespace(**{name: method(name) for name in ("news", "stop", "print", "lost", "saved")})
 
 
 @pytest.fixture
@@ -35,7 +35,9 @@ def relay(monkeypatch, tmp_path):
 
     monkeypatch.setattr(relay_module, "end_process", end)
     coordinator, stop = StepCoordinator(), Stop("stopped")
-    spec = types.SimpleNamespace(open_checkpoints=lambda: types.SimpleNamespace(latest_step=40))
+    spec = types.SimpleNamespace(
+        open_checkpoints=lambda: types.SimpleNamespace(latest_step=40), mixture=types.SimpleNamespace(num_steps=100)
+    )
     relay = Relay(actor(coordinator), stop, spec=spec, cluster=Cluster(num_workers=2, start_timeout_s=60))
     monkeypatch.setattr(relay._thread, "start", lambda: None)
     relay.__enter__()
@@ -78,7 +80,44 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
         relay._pass_on()
     out, err = capsys.readouterr()
     assert out == "workers [0] failed\n"
-    assert err == "stopped while no worker ran; the newest whole checkpoint is 40\n"
+    assert err == "stopped while no worker trained; the newest whole checkpoint is 40\n"
+
+
+def test_a_stop_during_the_first_compile_of_a_group_waits_for_nothing(relay, capsys):
+    relay, coordinator, stop = relay
+    asyncio.run(coordinator.begin(2, 40))
+    stop.defer()
+    stop._asked.set()
+    with pytest.raises(Ended, match="75"):
+        relay._pass_on()
+    assert "stopped while no worker trained; the newest whole checkpoint is 40\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "compiling", "fault", "ends"),
+    [
+        ((41, 41), {1}, False, True),
+        # They end by themselves; one has not saved; the last step; the driver is told of the fault at the end.
+        ((41, 41), set(), False, False),
+        ((41,), {0}, False, False),
+        ((100, 100), {1}, False, False),
+        ((41, 41), {0, 1}, True, False),
+    ],
+)
+def test_workers_that_have_saved_and_compile_on_are_not_waited_for(relay, capsys, steps, compiling, fault, ends):
+    relay, coordinator, _ = relay
+    asyncio.run(coordinator.begin(2, 40))
+    for rank, step in enumerate(steps):
+        asyncio.run(coordinator.saved(1, rank, step, rank in compiling))
+    if fault:
+        asyncio.run(coordinator.end(1, "the disk is full"))
+    if not ends:
+        relay._pass_on()
+        assert capsys.readouterr().err == ""
+        return
+    with pytest.raises(Ended, match="75"):
+        relay._pass_on()
+    assert capsys.readouterr().err.startswith("stopped after step 41, state saved; go on with: ")
 
 
 def test_workers_that_never_start_end_the_run(relay, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import start as ray_start
+from pipeline.cluster.spec import Cluster
 from pipeline.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,6 +53,21 @@ def test_an_address_where_something_else_listens(monkeypatch):
             with pytest.raises(RequestError, match="another version or something else"):
                 ray_start._check_answers(address, "RAY_ADDRESS")
     assert all(command[-2:] == ["--address", address] for command in asked)
+
+
+@pytest.mark.parametrize(
+    ("machine", "workers", "each", "cpus"),
+    # Two quarters and the CPU that decodes take two; four workers of a machine of two share its CPUs.
+    [(2, 2, 0.25, 2), (2, 1, 1.0, 2), (1, 0, 1.0, 1), (2, 4, 0.5, 3), (8, (1, 16), 1.0, 15), (8, 3, 1.1, 11)],
+)
+def test_a_whole_cpu_is_left_to_decode_with(monkeypatch, machine, workers, each, cpus):
+    given = []
+    monkeypatch.setattr(ray_start, "machine_cpus", lambda: machine)
+    monkeypatch.setattr(ray_start.ray_private, "listen_on_this_machine_alone", lambda: None)
+    monkeypatch.setattr(ray_start, "_own_token", lambda: None)
+    monkeypatch.setattr(ray_start.ray, "init", lambda **options: given.append(options["num_cpus"]))
+    ray_start._start(Cluster(num_workers=workers, cpus_per_worker=each), driver_cpus=1)
+    assert given == [cpus]
 
 
 @pytest.mark.parametrize("before", [None, 0o644, 0o600])

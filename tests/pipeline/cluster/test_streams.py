@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import ray
 
 from benchmarks.one_stream import rows_of
 from pipeline import recipe as recipes
+from pipeline.cluster import capacity
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import start_ray
 from pipeline.data.known_rejects import NONE_KNOWN
@@ -77,6 +79,35 @@ def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
     ]
     assert len(listening) >= 4  # of the head, the node, its agents
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_cpus_of_workers_are_not_spare_and_those_in_use_not_free(ray_session, tmp_path):
+    """Ray's tables, as ``capacity`` reads them."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    def work(path):
+        while not path.exists():
+            time.sleep(0.05)
+
+    total, options = capacity.cluster_cpus(), DecodeOptions(mode="tasks")
+    assert capacity.spare_cpus() == [total] and capacity.lacking_decode_cpu(options) is None
+    workers = placement_group([{"CPU": 0.5}])
+    ray.get(workers.ready())
+    assert capacity.spare_cpus() == [total - 0.5]
+    others = ray.remote(work).options(num_cpus=total - 0.5).remote(tmp_path / "released")
+    _await(lambda: capacity.lacking_decode_cpu(options) is not None)
+    (tmp_path / "released").touch()
+    ray.get(others)
+    _await(lambda: capacity.lacking_decode_cpu(options) is None)
+    remove_placement_group(workers)
+    _await(lambda: capacity.spare_cpus() == [total])
+
+
+def _await(ready) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_pool_of_actors_gives_the_same_rows(ray_session, wanted):

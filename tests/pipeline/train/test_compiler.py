@@ -71,3 +71,25 @@ def test_a_wait_for_a_graph_can_be_left():
     go_on.set()
     assert compiler.get(A) is True
     compiler.close()
+
+
+def test_a_graph_is_awaited_first_of_all_on_the_list_or_not():
+    order, go_on, leaves = [], threading.Event(), threading.Event()
+
+    def compile_one(what):
+        order.append(what)
+        go_on.wait(10)
+
+    compiler = StepCompiler(compile_one, [A, B, C])
+    while not order:
+        pass
+    compiler.await_graph(C, lambda: True)
+    waiting = threading.Thread(target=compiler.await_graph, args=(OTHER, leaves.is_set))
+    waiting.start()
+    while OTHER not in compiler._next:
+        pass
+    go_on.set()
+    waiting.join()
+    compiler.get(B)
+    compiler.close()
+    assert order == [A, OTHER, C, B]

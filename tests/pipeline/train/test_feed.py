@@ -1,81 +1,112 @@
-"""The stages of making a batch, by a clock that stands still but for what each stage takes."""
+"""The feed tells the gate of a batch, and then hands it to the loop."""
 
+import threading
 import types
 
 import numpy as np
 import pytest
 
+from model.structure import InputShape, Structure
 from pipeline.data.plan import Arrival, Row
-from pipeline.train.feed import STAGES, Feed
+from pipeline.train.feed import Feed
 from pipeline.train.reject_limit import Draws
 from pipeline.train.step_gate import StepGate
 
-
-class Clock:
-    now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
+STRUCTURE = Structure((("nce", 1.0),), 2, (InputShape("vision", 4, 768, 3), InputShape("text", 8, 0, 1)))
 
 
-class OneBatch:
-    """A schedule of one step, and its queue: ``next`` takes 5 s. decoded, here: seconds after it was asked."""
+class Gate(StepGate):
+    """Notes the steps whose batch it was told of."""
 
-    steps, tasks = range(1), {"t": types.SimpleNamespace(data_set="set")}
+    def __init__(self):
+        super().__init__()
+        self.told = []
 
-    def __init__(self, clock: Clock, decoded: float, here: float):
-        self.clock, self.times = clock, Arrival(clock.now + decoded, clock.now + here)
+    def ready(self, step, draws):
+        self.told.append(step)
 
-    def wait(self, step, *, timeout_s):
-        return True
 
-    def __getitem__(self, step):
-        return types.SimpleNamespace(task="t", batch=0, variant=types.SimpleNamespace(name="v"), structure=None)
+class Queue:
+    """Batches of one task without end."""
 
-    def next(self) -> Row:
-        self.clock.now += 5
-        return Row("t", 0, 0, "v", ["a"], [], {"vision/tokens": np.zeros(2)})
+    batch = -1
 
-    def arrival(self) -> Arrival:
-        return self.times
+    def next(self):
+        self.batch += 1
+        return Row("pets", self.batch, 0, "all", ["a", "b"], [], {"vision/tokens": np.zeros((2, 1, 4), np.uint8)})
+
+    def arrival(self):
+        return Arrival(0.0, 0.0)
+
+    def awaits(self):
+        return "nothing"
 
     def close(self):
-        """Nothing to end."""
+        pass
 
     def join(self, timeout_s):
         return True
 
 
-@pytest.mark.parametrize(
-    ("decoded", "here", "expected"),
-    [
-        (2.0, 4.5, {"decode": 2.0, "transfer": 2.5, "batch": 0.5}),
-        (4.0, 4.0, {"decode": 4.0, "transfer": 0.0, "batch": 1.0}),
-        # Decoded before it was wanted; also here before.
-        (-9.0, 5.0, {"decode": 0.0, "transfer": 5.0, "batch": 0.0}),
-        (-9.0, -8.0, {"decode": 0.0, "transfer": 0.0, "batch": 5.0}),
-        # A clock that is ahead takes nothing from the stages after it.
-        (50.0, 60.0, {"decode": 5.0, "transfer": 0.0, "batch": 0.0}),
-    ],
-)
-def test_what_a_batch_was_waited_for(monkeypatch, decoded, here, expected):
-    clock = Clock()
-    monkeypatch.setattr("pipeline.train.feed.time", clock)
+class Steps:
+    def __init__(self):
+        self.steps = range(10)
+        self.tasks = {"pets": types.SimpleNamespace(data_set="pets")}
+
+    def wait(self, step, *, timeout_s):
+        return True
+
+    def __getitem__(self, step):
+        variant = types.SimpleNamespace(name="all")
+        return types.SimpleNamespace(task="pets", batch=step, variant=variant, structure=STRUCTURE)
+
+
+@pytest.fixture
+def make_feed(monkeypatch):
     monkeypatch.setattr("pipeline.train.feed.chance_of", lambda structure, ids: 1.0)
+    made = []
 
-    def takes(seconds, result):
-        clock.now += seconds
-        return result
+    def make(gate, **options):
+        journal = types.SimpleNamespace(record=lambda row, *, step, data_set: Draws(data_set, 2, 0, ()))
+        made.append(Feed(Steps(), {"pets": Queue()}, to_devices=dict, quarantine=journal, gate=gate, **options))
+        return made[-1]
 
-    batches = OneBatch(clock, decoded, here)
-    journal = types.SimpleNamespace(record=lambda row, **_: takes(0.25, Draws("set", 1, 0)))
-    feed = Feed(
-        batches, {"t": batches}, to_devices=lambda arrays: takes(3, arrays), quarantine=journal, gate=StepGate()
-    )
+    yield make
+    for feed in made:
+        feed.close()
+
+
+def test_a_gate_that_grants_compiled_steps_is_told_once_the_step_is_compiled(make_feed):
+    gate, compiled, asked = Gate(), threading.Event(), threading.Event()
+
+    def await_graph(structure, leave):
+        assert structure is STRUCTURE
+        asked.set()
+        compiled.wait(30)
+
+    feed = make_feed(gate, await_graph=await_graph)
+    assert asked.wait(30)
+    assert gate.told == [] and feed.next(wait=False) is None
+    compiled.set()
     batch = feed.next()
+    assert (batch.step, gate.told[0]) == (0, 0) and batch.graph_s > 0
+
+
+def test_a_feed_that_is_closed_waits_for_no_graph(make_feed):
+    gate, asked = Gate(), threading.Event()
+
+    def await_graph(structure, leave):
+        asked.set()
+        while not leave():
+            pass
+
+    feed = make_feed(gate, await_graph=await_graph)
+    assert asked.wait(30)
     feed.close()
-    assert batch.made_s == pytest.approx({"sampler": 0, "journal": 0.25, "devices": 3} | expected)
-    assert list(batch.made_s) == list(STAGES) and sum(batch.made_s.values()) == pytest.approx(8.25)
+    assert not feed._thread.is_alive()
+
+
+def test_another_gate_is_told_at_once(make_feed):
+    gate = Gate()
+    assert make_feed(gate).next().graph_s == 0.0
+    assert gate.told[0] == 0

@@ -46,7 +46,8 @@ class FakeFeed:
     tasks: names that come in turn.
     """
 
-    def __init__(self, num_steps, late=(), tasks=("t",)):
+    def __init__(self, num_steps, late=(), tasks=("t",), graph_s=0.0):
+        self.graph_s = graph_s
         self.late, self.tasks = set(late), tasks
         self.batches = [self._batch(step) for step in range(num_steps)]
 
@@ -57,7 +58,7 @@ class FakeFeed:
         plan = types.SimpleNamespace(task=task, variant=variant, structure=structure, batch=step // len(self.tasks))
         # The last 0.1 s of making it were spent on the devices, the 0.05 s before on the journal and the batch.
         made_s = {"sampler": 0.0, "decode": 5.0, "transfer": 0.0, "batch": 0.02, "journal": 0.03, "devices": 0.1}
-        return Batch(step, plan, {}, [str(step)], 1.5, made_s)
+        return Batch(step, plan, {}, [str(step)], 1.5, made_s, self.graph_s)
 
     def next(self, *, wait=True, leave=lambda: False):
         if self.batches[0].step in self.late:
@@ -136,6 +137,36 @@ def test_waits_are_charged_to_the_step_that_waited_and_all_times_add_up(monkeypa
     }
     assert times.waits == pytest.approx(stages, abs=1e-6)
     assert times.values()["slowest"] == "t"
+
+
+@pytest.mark.parametrize("graph_s", [0.0, 0.2, 5.0])
+def test_a_wait_for_a_grant_is_for_the_own_compile_as_far_as_that_lasted(monkeypatch, graph_s):
+    monkeypatch.setattr("jax.device_get", read_metrics)
+    monkeypatch.setattr("pipeline.train.loop.time", time)
+
+    class LateGate(StepGate):
+        def next_action(self, step, *, wait=True):
+            if not wait:
+                return None
+            assert loop.waits_for_data
+            time.sleep(WAIT_S)
+            return NextAction.STEP
+
+    loop = Loop(
+        state={"a": 0, "b": 0, "c": 0},
+        feed=FakeFeed(1, graph_s=graph_s),
+        compiler=FakeCompiler([]),
+        gate=LateGate(),
+        hooks=Hooks(record=lambda r: None, save=lambda step, state: None),
+        steps=range(1),
+        learning_rates=np.zeros(1, np.float32),
+        checkpoint_every=9,
+    )
+    loop._compiler.done.add("s0")
+    loop.run()
+    assert not loop.waits_for_data
+    assert loop.times.compile_wait_s == pytest.approx(min(graph_s, WAIT_S))
+    assert loop.times.waits["ranks"] == pytest.approx(WAIT_S - min(graph_s, WAIT_S))
 
 
 def test_records_and_saves_leave_no_gap_between_the_times(monkeypatch):

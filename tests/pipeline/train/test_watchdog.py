@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,31 @@ def test_a_process_that_computes_is_slow_and_gets_longer(tmp_path, monkeypatch, 
     assert (
         "nothing was finished for 0.1 s since the start, but the process computes: slow, not hung; it has 100" in text
     )
+
+
+def test_a_wait_for_something_else_has_no_limit_and_is_announced(tmp_path, monkeypatch, capfd):
+    """Three times the limit pass while others hold the CPUs; once they are free, a process that hangs ends."""
+    from pipeline.train import watchdog
+
+    ended = threading.Event()
+    monkeypatch.setattr(watchdog, "end_process", lambda code: ended.set())
+    dog = watchdog.Watchdog(tmp_path / "rank-0.txt", timeout_s=0.4)
+    excuses = []
+
+    def excuse():
+        excuses.append(time.monotonic())
+        if len(excuses) == 5:
+            raise ConnectionError("the head does not answer")
+        return "a free CPU" if len(excuses) < 14 else None
+
+    dog.excuse = excuse
+    assert ended.wait(30)
+    dog.close()
+    # The limit begins anew at each excuse, of which there were twelve.
+    assert len(excuses) >= 14 and excuses[12] - excuses[0] > 3 * 0.4
+    said = capfd.readouterr().err
+    assert said.count("waiting for a free CPU (") == 12
+    assert "nothing was finished for 0.4 s, the last was the start" in said
 
 
 def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
