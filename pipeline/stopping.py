@@ -104,17 +104,17 @@ class Stop:
     def _take(self, number: int) -> None:
         with self._lock:
             deferred, again = self._deferred, self._asked.is_set()
-            self._asked.set()
             if deferred and not again:
                 self._timer = threading.Timer(self.limit_s, self._end_late)
                 self._timer.daemon = True
                 self._timer.start()
+                # Before the request can be seen: the job's own line comes after it.
+                _print("stopping after this step, saving the state ... (once more: at once, without saving)")
+            self._asked.set()
         if not deferred:
             self.end()
         elif again:
             self.end(128 + number)
-        else:
-            _print("stopping after this step, saving the state ... (once more: at once, without saving)")
 
 
 @contextlib.contextmanager
