@@ -163,6 +163,7 @@ def test_a_stop_that_the_job_asks_for_itself_is_no_second_one(monkeypatch):
     stop.ask()
     assert stop.is_set()
     stop.ask()
+    stop.close()
     assert ended == []
     # Without anything to save it ends the process.
     early = stopping.Stop("stopped")
