@@ -72,7 +72,7 @@ def _state_shapes(config: ModelConfig, structures: tuple[Structure, ...], freeze
 # Trying settings asks for the same shapes again and again, which take a third of a second each.
 @functools.lru_cache(maxsize=64)
 def _shapes_of(config: ModelConfig, structures: tuple[Structure, ...], freeze: tuple[str, ...]) -> dict:
-    return state_shapes(Imp.for_structures(config, structures), freeze)
+    return state_shapes(Imp.for_structures(config, list(structures)), freeze)
 
 
 @functools.lru_cache(maxsize=256)
