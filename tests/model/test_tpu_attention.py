@@ -36,7 +36,13 @@ def plain(qkv, mask, scales):
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize(
-    ("num_tokens", "lengths"), [(128, None), (256, (256, 1)), (640, (513, 128)), (1024, (1024, 3))]
+    ("num_tokens", "lengths"),
+    [
+        (128, None),
+        (256, (256, 1)),
+        pytest.param(640, (513, 128), marks=pytest.mark.slow),
+        pytest.param(1024, (1024, 3), marks=pytest.mark.slow),
+    ],
 )
 def test_values_and_gradients_are_those_of_plain_attention(jit, num_tokens, lengths, normalise):
     keys = jax.random.split(jax.random.key(num_tokens), 4)
