@@ -5,8 +5,8 @@
 A head with a token, and two machines that each hold one of two workers; all are processes of this machine. While the
 submitted run trains, a machine for decoding joins, and dies; the machine of a worker dies, and another one joins;
 ``ray job stop`` stops the run, and the same command goes on with it. Losses, sample ids and parameters must be those of
-a run that was left alone. Times are seconds from the event. Pictures decode slowly until the stop, so that one more
-machine is of use, and not at all while a machine starts or the run is stopped, so that the run outlasts the story.
+a run that was left alone. Times are seconds from the event. Pictures decode slowly, so that one more machine is of
+use, and not at all while a machine starts or the run is stopped, so that the run outlasts the story.
 """
 
 from __future__ import annotations
@@ -114,8 +114,11 @@ def held(job: Job) -> Iterator[None]:
         path.unlink()
 
 
-def story(head: Head, job: Job, machines: list[Machine]) -> dict:
-    """Seconds that each event of the story took until its effect. machines: of the workers, which join."""
+def story(head: Head, job: Job, machines: list[Machine], *, slow_steps: bool) -> dict:
+    """Seconds that each event of the story took until its effect. machines: of the workers, which join.
+
+    slow_steps: whether steps take long even if pictures do not.
+    """
     job.submit()
     for machine in machines:
         machine.await_joined()
@@ -136,6 +139,9 @@ def story(head: Head, job: Job, machines: list[Machine]) -> dict:
     job.goes_on()
     say(f"{found}; the machine of a worker dies after step {last_step(job.run_dir)}, and one joins")
     since = time.time()
+    if slow_steps:
+        # The next step waits for its pictures.
+        (job.run_dir.parent / "slow").unlink()
     machines.pop().die()
     with held(job):
         machines.append(head.machine(*TRAINER))
@@ -153,7 +159,7 @@ def story(head: Head, job: Job, machines: list[Machine]) -> dict:
     return found | {"steps at the stop": done}
 
 
-def run(folder: Path, config: str, settings: dict[str, Any], **environment: str) -> dict:
+def run(folder: Path, config: str, settings: dict[str, Any], *, slow_steps: bool = False, **environment: str) -> dict:
     """The story, its run ended, and another one left alone; "unequal": a line for each part in which they differ.
 
     folder: the decoder's files appear in it. environment: of all processes.
@@ -165,8 +171,8 @@ def run(folder: Path, config: str, settings: dict[str, Any], **environment: str)
         stack.callback(lambda: [machine.die() for machine in machines])
         (folder / "slow").touch()
         job = Job(head, config, folder / "run", settings)
-        found = story(head, job, machines)
-        (folder / "slow").unlink()
+        found = story(head, job, machines, slow_steps=slow_steps)
+        (folder / "slow").unlink(missing_ok=True)
         began = time.time()
         said = job.submit(wait=True)
         again = went_after(job.run_dir, began)
@@ -205,12 +211,12 @@ def toy(folder: Path, corpus: Path, *, num_steps: int, **environment: str) -> di
 
 def demo(folder: Path, *, num_steps: int) -> dict:
     """The story of the demo. folder: new."""
-    settings = {"train.num_steps": num_steps, "train.checkpoint_every": 10, "train.log_samples": "true"}
+    settings = {"train.num_steps": num_steps, "train.checkpoint_every": 5, "train.log_samples": "true"}
     settings |= {"logging.progress": "none", "cluster.compile_cache": folder / "compiled", "evaluate": "[]"}
     settings |= {f"data_sets.{name}.image.decoder": "own:image" for name in ("digits", "emoji")}
     cache = {"IMP_CACHE": os.environ["IMP_CACHE"]} if "IMP_CACHE" in os.environ else {}
-    # 64 pictures a step.
-    return run(folder, "demo", settings, PYTHONPATH=paced_decoder(folder, 0.1), **cache)
+    # Of 32 pictures a worker, in half of the steps.
+    return run(folder, "demo", settings, slow_steps=True, PYTHONPATH=paced_decoder(folder, 0.4), **cache)
 
 
 def main() -> None:
@@ -220,13 +226,14 @@ def main() -> None:
     args = parser.parse_args()
     # The cluster's processes would outlive this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    folder = Path(tempfile.mkdtemp())
-    if args.config == "demo":
-        found = demo(folder, num_steps=args.steps)
-    else:
-        from pipeline.data.demo import build
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.config == "demo":
+            found = demo(folder, num_steps=args.steps)
+        else:
+            from pipeline.data.demo import build
 
-        found = toy(folder, build(folder / "corpus", limit=48, progress=False), num_steps=args.steps)
+            found = toy(folder, build(folder / "corpus", limit=48, progress=False), num_steps=args.steps)
     print(json.dumps(found, indent=1))
 
 
