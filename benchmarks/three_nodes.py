@@ -203,7 +203,9 @@ def toy(folder: Path, corpus: Path, *, num_steps: int, **environment: str) -> di
     recipe = quick_recipe(corpus, folder / "compiled", num_steps=num_steps)
     recipe["data_sets"]["digits"]["image"]["decoder"] = "own:image"
     recipe["cluster"]["block_steps"] = 1
-    recipe["evaluate"] = []
+    for data_set in recipe["data_sets"].values():
+        # Nothing is evaluated at the end.
+        del data_set["held_out"]
     (folder / "toy.yaml").write_text(yaml.safe_dump(recipe))
     path = paced_decoder(folder, 0.4)
     return run(folder, str(folder / "toy.yaml"), {}, PYTHONPATH=path, **environment)
@@ -214,6 +216,7 @@ def demo(folder: Path, *, num_steps: int) -> dict:
     settings = {"train.num_steps": num_steps, "train.checkpoint_every": 5, "train.log_samples": "true"}
     settings |= {"logging.progress": "none", "cluster.compile_cache": folder / "compiled", "evaluate": "[]"}
     settings |= {f"data_sets.{name}.image.decoder": "own:image" for name in ("digits", "emoji")}
+    settings |= {f"data_sets.{name}.held_out": "{}" for name in ("digits", "emoji", "moving")}
     cache = {"IMP_CACHE": os.environ["IMP_CACHE"]} if "IMP_CACHE" in os.environ else {}
     # Of 32 pictures a worker, in half of the steps.
     return run(folder, "demo", settings, slow_steps=True, PYTHONPATH=paced_decoder(folder, 0.4), **cache)
