@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -32,8 +31,8 @@ _PORTS = (*_AGENTS, "port", "dashboard-port", "ray-client-server-port")
 _PORT_NUMBERS = range(20000, 32768)
 # Port numbers that this process has given away.
 _GIVEN: set[int] = set()
-# Seconds for a head or a machine to start.
-_START_S = 150.0
+# Seconds for a head or a machine to start, and for a head to end by itself.
+_START_S, _END_S = 150.0, 4.0
 
 # Identity of the head for the provider of machines that are processes.
 _HEAD_ID = "f" * 51 + "0" * 5
@@ -222,10 +221,12 @@ def _await_dashboard(head: Head, process: psutil.Popen) -> None:
 
 
 def _end(process: psutil.Popen) -> None:
-    """Ends a head: ``ray start --block`` ends its processes at SIGTERM; whatever is left dies with its group."""
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(psutil.TimeoutExpired):
-        process.wait(timeout=30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Ends a head by SIGTERM, and kills what has not ended then: its raylet may wait for actors that nobody ends."""
+    processes = [process]
+    with contextlib.suppress(psutil.Error):
+        processes += process.children(recursive=True)
+        process.terminate()
+    for left in psutil.wait_procs(processes, timeout=_END_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            left.kill()
     process.wait()
