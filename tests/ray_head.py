@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,10 +23,16 @@ import ray
 
 # The address that machines which are processes take by themselves.
 IP = ray.util.get_node_ip_address()
-# Ports of a head that Ray would take at fixed numbers.
-_PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
 # Ports of a machine for whose numbers it would wait, and end itself if a busy machine starts its agents late.
 _AGENTS = ("metrics-export-port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
+# Ports of a head: its agents', and those that Ray would take at fixed numbers.
+_PORTS = (*_AGENTS, "port", "dashboard-port", "ray-client-server-port")
+# Port numbers below those that Linux gives to connections: one of those may take a port before Ray does.
+_PORT_NUMBERS = range(20000, 32768)
+# Port numbers that this process has given away.
+_GIVEN: set[int] = set()
+# Seconds for a head or a machine to start, and for a head to end by itself.
+_START_S, _END_S = 150.0, 4.0
 
 # Identity of the head for the provider of machines that are processes.
 _HEAD_ID = "f" * 51 + "0" * 5
@@ -70,24 +76,27 @@ class Head:
 
     def machine(self, *arguments: str) -> Machine:
         """A machine that has joined. arguments: of ``ray start``."""
-        return Machine(self, *arguments)
+        machine = Machine(self, *arguments)
+        machine.await_joined()
+        return machine
 
 
 class Machine:
-    """A machine of a cluster, as processes of this one."""
+    """A machine of a cluster, as processes of this one; it joins by and by. arguments: of ``ray start``."""
 
     def __init__(self, head: Head, *arguments: str) -> None:
+        # Sockets of its own: two that start at once would take each other's.
+        folder = Path(tempfile.mkdtemp(dir=head.folder))
         command = ["ray", "start", "--block", f"--address={head.address}", f"--node-ip-address={IP}"]
-        command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats", *arguments]
+        command += [f"--temp-dir={folder}", "--include-log-monitor=false", "--disable-usage-stats"]
+        command += ["--min-worker-port=0", "--max-worker-port=0", *arguments]
         command += [f"--{name}={port}" for name, port in _free_ports(_AGENTS).items()]
-        path = Path(tempfile.mkstemp(dir=head.folder)[1])
-        with open(path, "w") as log:
-            self._process = psutil.Popen(command, stdout=log, stderr=log, env=head.environment, start_new_session=True)
-        # Two that start at once take each other's sockets.
-        deadline = time.monotonic() + 150
-        while "Ray runtime started" not in path.read_text():
-            assert self._process.poll() is None and time.monotonic() < deadline, path.read_text()
-            time.sleep(0.1)
+        self._log = folder / "log"
+        self._process = _started(command, self._log, head.environment)
+
+    def await_joined(self) -> None:
+        """Waits until the head knows it."""
+        _await_started(self._process, self._log)
 
     def processes(self) -> list[psutil.Process]:
         """All that run on it; none once it is dead."""
@@ -127,10 +136,8 @@ def ray_head(*arguments: str, node_types: dict | None = None, **environment: str
         command = ["ray", "start", "--head", "--block", f"--node-ip-address={IP}", f"--temp-dir={folder}/ray"]
         command += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", *(f"--{name}={p}" for name, p in ports.items())]
-        with open(folder / "head.log", "w") as log:
-            process = subprocess.Popen(
-                [*command, *arguments], stdout=log, stderr=log, env=head.environment, start_new_session=True
-            )
+        process = _started([*command, *arguments], folder / "head.log", head.environment)
+        _await_started(process, folder / "head.log")
         _await_dashboard(head, process)
         yield head
     finally:
@@ -182,24 +189,44 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
 
 
 def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
-        return {name: s.getsockname()[1] for name, s in zip(names, sockets, strict=True)}
+    found: dict[str, int] = {}
+    while len(found) < len(names):
+        # Processes of tests that run beside each other draw others, whatever their seeds.
+        port = random.SystemRandom().choice(_PORT_NUMBERS)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            if port not in _GIVEN:
+                _GIVEN.add(port)
+                found[names[len(found)]] = port
+    return found
 
 
-def _await_dashboard(head: Head, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+def _started(command: list[str], log: Path, environment: dict[str, str]) -> psutil.Popen:
+    with open(log, "w") as file:
+        return psutil.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+
+
+def _await_started(process: psutil.Popen, log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while "Ray runtime started" not in (said := log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, said
+        time.sleep(0.1)
+
+
+def _await_dashboard(head: Head, process: psutil.Popen) -> None:
+    deadline = time.monotonic() + _START_S
     while head.ray("job", "list", "--address", head.dashboard).returncode:
         said = (head.folder / "head.log").read_text()
         assert process.poll() is None and time.monotonic() < deadline, said
         time.sleep(0.5)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends a head: ``ray start --block`` ends its processes at SIGTERM; whatever is left dies with its group."""
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _end(process: psutil.Popen) -> None:
+    """Ends a head by SIGTERM, and kills what has not ended then: its raylet may wait for actors that nobody ends."""
+    processes = [process]
+    with contextlib.suppress(psutil.Error):
+        processes += process.children(recursive=True)
+        process.terminate()
+    for left in psutil.wait_procs(processes, timeout=_END_S)[1]:
+        with contextlib.suppress(psutil.Error):
+            left.kill()
     process.wait()
