@@ -32,9 +32,14 @@ SLEEP = "time.sleep(60)"
 UNTIL_ASKED = "end = time.monotonic() + 60\n    while not stop.is_set() and time.monotonic() < end: time.sleep(0.01)"
 
 
-def _heed_hangups() -> None:
-    """In the job's process: nohup, under which these tests may run, has hangups ignored."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def _heed_signals() -> None:
+    """In the job's process: nohup, under which these tests may run, has hangups ignored, a shell in the background
+    interrupts."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tuple[int, list[str], float]:
@@ -45,7 +50,7 @@ def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tupl
     code = JOB.format(phase=phase, work=work)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment, preexec_fn=_heed_hangups
+        [sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment, preexec_fn=_heed_signals
     )
     os.close(write)
     deadline = time.monotonic() + 30
@@ -61,9 +66,6 @@ def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tupl
         with open(read) as file:
             text = file.read()
     return returned, text.splitlines(), took_s
-
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cluster import head_watch, ray_private, trainer
 from pipeline.cluster.head_watch import HeadWatch
+from pipeline.cluster.spec import Cluster
 from pipeline.errors import DataError
 from pipeline.train.step_gate import NextAction, StepCoordinator
 
@@ -124,7 +125,7 @@ def test_the_coordinator_knows_after_which_update_a_run_stops():
 def test_a_driver_that_waits_for_a_batch_stops_before_its_step():
     asked = []
     stop = types.SimpleNamespace(is_set=lambda: bool(asked), defer=lambda: None)
-    gate = trainer._LocalGate(stop)
+    gate = trainer._LocalGate(stop, Cluster())
     assert gate.next_action(4) is NextAction.STEP and not gate.leaves() and gate.last is None
     asked.append(True)
     assert gate.leaves() and gate.last == 4
