@@ -61,3 +61,8 @@ def browser():
     """A real browser for pages; tests that use it are skipped where none is installed."""
     with Browser.started() as started:
         yield started
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test comes first: at the end it would run alone, with the other processes idle."""
+    items.sort(key=lambda item: item.path.name != "test_three_nodes.py")
