@@ -196,7 +196,7 @@ _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 
 # Maximum estimated need of a step, as a share of a device's memory. The estimate misses little (benchmarks/gpu.py), but
 # prefetched batches and fragmentation need room too.
-_USABLE = 0.8
+USABLE = 0.8
 
 
 def _settled(
@@ -219,22 +219,21 @@ def _settled(
     if config.remat == "auto" and limit is not None:
         fixed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state_shapes(imp, freeze)))
         fixed //= len(devices) if fsdp else 1
-        room = _USABLE * limit - fixed
-        config = _least_recomputed(config, structure, room=room, num_devices=len(devices), freeze=freeze)
+        room = USABLE * limit - fixed
+        fused = config.attention != "xla" and config.dtype == "bfloat16"
+
+        def fits(config: ModelConfig) -> bool:
+            memory = structure_memory(config, structure, fused=fused, freeze=freeze)
+            return memory["gradients"] + (memory["activations"] + memory["batch"]) // len(devices) < room
+
+        config = least_recomputed(config, fits)
     return imp if config == imp.config else imp.with_config(config)
 
 
-def _least_recomputed(
-    config: ModelConfig, structure: Structure, *, room: float, num_devices: int, freeze: Sequence[str]
-) -> ModelConfig:
-    """The config with the first policy whose gradients and activations take no more than ``room`` bytes of a device."""
-    fused = config.attention != "xla" and config.dtype == "bfloat16"
-    for remat in ("none", "products", "attention", "full"):
-        config = dataclasses.replace(config, remat=remat)
-        memory = structure_memory(config, structure, fused=fused, freeze=freeze)
-        if memory["gradients"] + (memory["activations"] + memory["batch"]) // num_devices < room:
-            break
-    return config
+def least_recomputed(config: ModelConfig, fits: Callable[[ModelConfig], bool]) -> ModelConfig:
+    """The config with the policy that recomputes least of those with which it fits; "full" if none does."""
+    policies = [dataclasses.replace(config, remat=remat) for remat in ("none", "products", "attention", "full")]
+    return next(filter(fits, policies), policies[-1])
 
 
 def compile_step(

@@ -18,7 +18,7 @@ import pipeline
 from model import sharding, sizes
 from model.config import ModelConfig, OptimizerConfig
 from model.imp import Imp
-from model.step import CompiledStep, compile_step, make_step, state_shapes, step_groups
+from model.step import USABLE, CompiledStep, compile_step, least_recomputed, make_step, state_shapes, step_groups
 from model.structure import Structure
 from pipeline.data.media.machine import cpu_kind
 from pipeline.errors import RequestError
@@ -32,9 +32,6 @@ from pipeline.train import memory_need
 from pipeline.train.forecast import measured_flops_per_s
 from pipeline.train.memory_fit import out_of_memory
 from pipeline.train.memory_need import Layout, compiled_parts, estimated_parts
-
-# Maximum share of a GPU's memory for which a step keeps more and recomputes less, as ``compile_step`` has it.
-USABLE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +259,12 @@ def _as_on_gpus(setting: Setting, structure: Structure) -> ModelConfig:
     if config.remat != "auto":
         return config
     limit, state = setting.machine.device.memory_bytes, estimated_parts(config, structure, layout)["state"]
-    for remat in ("none", "products", "attention", "full"):
-        config = dataclasses.replace(config, remat=remat)
+
+    def fits(config: ModelConfig) -> bool:
         parts = estimated_parts(config, structure, layout)
-        if parts["gradients"] + parts["activations"] + parts["batch"] < USABLE * limit - state:
-            break
-    return config
+        return parts["gradients"] + parts["activations"] + parts["batch"] < USABLE * limit - state
+
+    return least_recomputed(config, fits)
 
 
 def _with_peak(parts: dict[str, int]) -> dict[str, int]:

@@ -242,11 +242,18 @@ class Rank:
         return f"{reason}. The newest checkpoint before that is {good or 'none'}{way_back}"
 
 
+# Fused kernel of attention → the platform that runs it. Others would interpret the TPU's, for days.
+_KERNELS = {"cudnn": "gpu", "pallas": "tpu"}
+
+
 def run_mesh(config: ModelConfig, schedule: Schedule, *, expert_parallel: int) -> Mesh:
     """The mesh of all devices. Raises RequestError if they cannot run a structure of the schedule."""
     backend = jax.devices()[0].platform
-    if config.attention == "cudnn" and (backend, config.dtype) != ("gpu", "bfloat16"):
-        raise RequestError(f"model.attention: cudnn needs a gpu and bfloat16; found {backend} and {config.dtype}")
+    needed = _KERNELS.get(config.attention)
+    if needed and (backend, config.dtype) != (needed, "bfloat16"):
+        raise RequestError(
+            f"model.attention: {config.attention} needs a {needed} and bfloat16; found {backend} and {config.dtype}"
+        )
     try:
         mesh = sharding.make_mesh(expert=expert_parallel)
     except ValueError as e:

@@ -210,10 +210,11 @@ def test_routing_groups_that_devices_would_cut_are_a_wrong_request(toy_recipe, t
     )
 
 
-def test_a_fused_kernel_where_there_is_none_is_a_wrong_request(toy_recipe, tmp_path):
-    toy_recipe["model"]["attention"] = "cudnn"
+@pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "gpu"), ("pallas", "tpu")])
+def test_a_fused_kernel_where_there_is_none_is_a_wrong_request(toy_recipe, tmp_path, kernel, platform):
+    toy_recipe["model"]["attention"] = kernel
     found = refused_before_any_queue(toy_recipe, tmp_path)
-    assert found == "model.attention: cudnn needs a gpu and bfloat16; found cpu and float32"
+    assert found == f"model.attention: {kernel} needs a {platform} and bfloat16; found cpu and float32"
 
 
 TWO_DEVICES = """
