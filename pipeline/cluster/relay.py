@@ -17,7 +17,7 @@ from pipeline.commands import typed_command
 from pipeline.errors import EXIT_FAILED, EXIT_RUN_AGAIN
 from pipeline.stopping import Stop, end_process
 from pipeline.train.spec import RunSpec
-from pipeline.train.step_gate import News
+from pipeline.train.step_coordinator import News
 from pipeline.waiting import say, waiting_for
 
 # Seconds for an answer of the step coordinator, on a machine that may be busy.

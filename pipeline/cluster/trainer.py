@@ -10,7 +10,6 @@ import ray
 from ray.train import TrainingFailedError
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.jax import JaxTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import ray_private, ray_train
 from pipeline.cluster.capacity import await_room, lacking_decode_cpu
@@ -19,6 +18,7 @@ from pipeline.cluster.head_watch import HeadWatch
 from pipeline.cluster.relay import Relay
 from pipeline.cluster.scaling import scaling_config
 from pipeline.cluster.spec import Cluster
+from pipeline.cluster.step_actors import make_coordinator
 from pipeline.cluster.task_streams import open_queues
 from pipeline.cluster.worker import train_worker
 from pipeline.commands import typed_command
@@ -32,7 +32,7 @@ from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import known_bad
 from pipeline.train.run import train
 from pipeline.train.spec import RunSpec
-from pipeline.train.step_gate import NextAction, StepCoordinator, StepGate
+from pipeline.train.step_gate import NextAction, StepGate
 
 # Seconds for an answer of the step coordinator.
 _ANSWER_S = 10.0
@@ -136,7 +136,7 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
     if cluster.joins:
         ray_private.keep_shared_actors_here()
     await_room(cluster)
-    coordinator = _step_coordinator(cluster)
+    coordinator = make_coordinator(cluster.sizes[-1])
     trainer = _workers_trainer(spec, cluster, coordinator)
     relay = Relay(coordinator, stop, spec=spec, cluster=cluster)
     last = functools.partial(_last_update, coordinator)
@@ -152,16 +152,6 @@ def fit_workers(spec: RunSpec, cluster: Cluster, stop: Stop) -> dict:
 
 def _last_update(coordinator: Any) -> int | None:
     return ray.get(coordinator.last.remote(), timeout=_ANSWER_S)
-
-
-def _step_coordinator(cluster: Cluster) -> Any:
-    """A handle of the actor through which the ranks agree on every step."""
-    # Pinned to the driver's node: if that node is lost, so is the run.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    # Each worker asks for two steps ahead, and waits.
-    concurrency = max(1000, 4 * cluster.sizes[-1])
-    options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": concurrency}
-    return ray.remote(StepCoordinator).options(**options).remote()
 
 
 def _workers_trainer(spec: RunSpec, cluster: Cluster, coordinator: Any) -> JaxTrainer:

@@ -17,6 +17,7 @@ from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import quiet_ray_data
+from pipeline.cluster.step_actors import open_requests
 from pipeline.cluster.task_streams import open_queues
 from pipeline.data.manifest import copy_rows
 from pipeline.data.task_queue import TaskQueue
@@ -115,12 +116,12 @@ class WorkerGate(StepGate):
         self.known_bad = ray.get(rejects)
         if self.epoch > 1 and rank == 0:
             print(f"workers started again: {world_size} of them", flush=True)
+        self._requests = open_requests(coordinator, self.epoch, self.start_step, rank=rank, world_size=world_size)
         self.step: int | None = None
-        self._asked: dict[int, ray.ObjectRef] = {}
         self._warned = False
 
     def ready(self, step: int, draws: Draws) -> None:
-        self._coordinator.ready.remote(self.epoch, self._rank, step, draws)
+        self._requests.ready(step, draws)
 
     def failed(self, step: int, error: BaseException) -> None:
         self._coordinator.failed.remote(self.epoch, self._rank, step, self._reason(error))
@@ -139,12 +140,10 @@ class WorkerGate(StepGate):
         return in_words(error) if own else f"rank {self._rank}: {in_words(error)}"
 
     def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
-        answer = self._ask(step)
-        self._ask(step + 1)
-        if not wait and not ray.wait([answer], timeout=0)[0]:
+        answer = self._requests.answer(step)
+        if not wait and not answer.done():
             return None
-        run, look, total = ray.get(answer)
-        del self._asked[step]
+        run, look, total = answer.result()
         if not run:
             return NextAction.STOP
         self.rejects_before(step)
@@ -152,11 +151,6 @@ class WorkerGate(StepGate):
             self._totals[step] = total
         self.step = step
         return self._preempted() if look else NextAction.STEP
-
-    def _ask(self, step: int) -> ray.ObjectRef:
-        if step not in self._asked:
-            self._asked[step] = self._coordinator.grant.remote(self.epoch, step)
-        return self._asked[step]
 
     def _preempted(self) -> NextAction:
         """The action if a machine is about to go. All ranks ask at the same step and get the same answer."""

@@ -15,7 +15,7 @@ within 2,000. Between p0 and the limit a run may end, but only while the share t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 # Factor of the limit's odds on either side, between the shares that the test tells apart.
@@ -27,7 +27,7 @@ _NUM_EXAMPLES = 3
 
 
 class Draws(NamedTuple):
-    """What one rank has drawn for one step. examples: the first of its rejects, in words."""
+    """What one rank, or a group of them, has drawn for one step. examples: the first of its rejects, in words."""
 
     data_set: str
     drawn: int
@@ -39,6 +39,13 @@ class Draws(NamedTuple):
         """Counts every draw: those of a batch's samples, and one for each reject that a substitute was drawn for."""
         examples = tuple(f"{r['source'] or r['id']} ({r['reason']})" for r in rejects[:_NUM_EXAMPLES])
         return cls(data_set, good + len(rejects), len(rejects), examples)
+
+    @classmethod
+    def of_ranks(cls, step: Sequence[Draws]) -> Draws:
+        """Adds up what several ranks have drawn for one step, in order of rank."""
+        examples = [text for draws in step for text in draws.examples][:_NUM_EXAMPLES]
+        drawn, rejected = sum(draws.drawn for draws in step), sum(draws.rejected for draws in step)
+        return cls(step[0].data_set, drawn, rejected, tuple(examples))
 
 
 class RejectCounts:
@@ -65,12 +72,12 @@ class RejectCounts:
 
     def fault(self, step: Iterable[Draws]) -> str | None:
         """Why the run must end before a step whose draws were added, None if it need not."""
-        step = list(step)
-        name = step[0].data_set
+        found = Draws.of_ranks(list(step))
+        name = found.data_set
         (drawn, rejected), limit = self._counts[name], self._limits.get(name, 1.0)
         if not too_many(drawn, rejected, limit=limit):
             return None
-        examples = "; ".join([text for draws in step for text in draws.examples][:_NUM_EXAMPLES])
+        examples = "; ".join(found.examples)
         return (
             f"data set {name}: {rejected} of {drawn} samples were bad, more than max_reject_fraction = {limit:g}. "
             f"For example: {examples or 'see quarantine/'}. Mend the data, or raise max_reject_fraction"

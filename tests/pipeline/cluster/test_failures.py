@@ -14,7 +14,7 @@ from pipeline.cluster.failures import FailureWatch, in_words, own_error, raise_f
 from pipeline.cluster.spec import Cluster
 from pipeline.cluster.worker import noting_failures
 from pipeline.errors import DataError, RequestError
-from pipeline.train.step_gate import StepCoordinator
+from pipeline.train.step_coordinator import StepCoordinator
 
 
 def failure(error: Exception, *, epoch: int = 1, step: int = 12):

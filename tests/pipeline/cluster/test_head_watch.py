@@ -15,7 +15,9 @@ from pipeline.cluster import head_watch, ray_private, trainer
 from pipeline.cluster.head_watch import HeadWatch
 from pipeline.cluster.spec import Cluster
 from pipeline.errors import DataError
-from pipeline.train.step_gate import NextAction, StepCoordinator
+from pipeline.train.reject_limit import Draws
+from pipeline.train.step_coordinator import StepCoordinator
+from pipeline.train.step_gate import NextAction
 
 
 class Run:
@@ -112,8 +114,7 @@ def test_the_coordinator_knows_after_which_update_a_run_stops():
     async def steps():
         coordinator = StepCoordinator()
         epoch = await coordinator.begin(1, 4)
-        await coordinator.ready(epoch, 0, 4)
-        assert await coordinator.grant(epoch, 4) == (True, True, None)
+        assert await coordinator.step(epoch, 0, 4, Draws("pets", 4, 0)) == (True, True, ("pets", 4, 0))
         assert await coordinator.last() is None
         await coordinator.stop()
         # Step 4, counted from 0, is the fifth update.

@@ -9,7 +9,8 @@ from pipeline.cluster import relay as relay_module
 from pipeline.cluster.relay import Relay, lines_to
 from pipeline.cluster.spec import Cluster
 from pipeline.stopping import Stop
-from pipeline.train.step_gate import StepCoordinator
+from pipeline.train.reject_limit import Draws
+from pipeline.train.step_coordinator import REFUSED, StepCoordinator
 
 
 class Ended(Exception):
@@ -66,14 +67,13 @@ def test_lines_of_rank_0_come_whole_and_others_only_to_stderr(relay, capsys):
 def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
     relay, coordinator, stop = relay
     asyncio.run(coordinator.begin(1))
-    asyncio.run(coordinator.ready(1, 0, 0))
-    assert asyncio.run(coordinator.grant(1, 0))[0]
+    assert asyncio.run(coordinator.step(1, 0, 0, Draws("pets", 4, 0)))[0]
     relay._pass_on()
     # A step was granted: from here on a signal asks for a save.
     assert stop._deferred
     stop._asked.set()
     relay._pass_on()
-    assert asyncio.run(coordinator.grant(1, 1)) == (False, False, None)
+    assert asyncio.run(coordinator.step(1, 0, 1, Draws("pets", 4, 0))) == REFUSED
     # The workers fail before they have saved, and Ray waits for machines.
     asyncio.run(coordinator.lost("workers [0] failed\n"))
     with pytest.raises(Ended, match="75"):

@@ -168,3 +168,19 @@ def test_an_error_of_a_stream_arrives_as_what_it_is(ray_session, wanted, tmp_pat
     bad = dataclasses.replace(wanted, data_set=data_set, fingerprint=fingerprint)
     with pytest.raises(DataError, match=r"64 samples in a row are bad, the last .*missing_file"):
         list(rows_of(bad))
+
+
+def test_many_ranks_agree_through_the_actors_of_their_groups(ray_session):
+    """Not a stream: here is a Ray. A group that is lost fails its ranks, which their run then starts again."""
+    from benchmarks.gate import Ranks
+    from pipeline.cluster.step_actors import make_coordinator
+    from pipeline.train.reject_limit import RejectCounts
+
+    coordinator = make_coordinator(9)
+    ray.get(coordinator.begin.remote(9, 0, RejectCounts({})))
+    ranks = Ranks(coordinator, range(9), 9)
+    # Raises where the counts are not those of all nine.
+    ranks.run(20)
+    ray.kill(ray.get(coordinator.group.remote(1, range(4, 9))))
+    with pytest.raises(ray.exceptions.RayActorError):
+        ranks.run(1)

@@ -10,7 +10,8 @@ import pytest
 from pipeline.cluster import worker
 from pipeline.cluster.worker import WorkerGate
 from pipeline.train.reject_limit import Draws, RejectCounts
-from pipeline.train.step_gate import NextAction, StepCoordinator
+from pipeline.train.step_coordinator import StepCoordinator
+from pipeline.train.step_gate import NextAction
 
 START = 7
 STORED = {"pets": {"drawn": 100, "rejected": 3}}
@@ -24,13 +25,25 @@ class Actor:
 
     def __getattr__(self, name: str):
         method = getattr(self._coordinator, name)
-        return types.SimpleNamespace(remote=lambda *args: asyncio.run_coroutine_threadsafe(method(*args), self._loop))
+        return types.SimpleNamespace(
+            remote=lambda *args: Ref(asyncio.run_coroutine_threadsafe(method(*args), self._loop))
+        )
 
 
-def _done(value) -> concurrent.futures.Future:
+class Ref:
+    """A reference to a result, as Ray gives it."""
+
+    def __init__(self, future: concurrent.futures.Future):
+        self._future = future
+
+    def future(self) -> concurrent.futures.Future:
+        return self._future
+
+
+def _done(value) -> Ref:
     future = concurrent.futures.Future()
     future.set_result(value)
-    return future
+    return Ref(future)
 
 
 @pytest.fixture
@@ -40,9 +53,8 @@ def gates(monkeypatch, tmp_path):
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     told = []
-    monkeypatch.setattr(worker.ray, "get", lambda future: future.result(10))
+    monkeypatch.setattr(worker.ray, "get", lambda ref: ref.future().result(10))
     monkeypatch.setattr(worker.ray, "put", _done)
-    monkeypatch.setattr(worker.ray, "wait", lambda refs, timeout: ([f for f in refs if f.done()], []))
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: types.SimpleNamespace(get_world_size=lambda: 2))
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
     monkeypatch.setattr(worker.collective, "broadcast_from_rank_zero", lambda one: told.append(one) or told[0])
@@ -58,7 +70,7 @@ def gates(monkeypatch, tmp_path):
         gate.open(spec.reject_counts(START))
     yield made, actor
     # Answers that are asked for ahead.
-    actor.stop.remote().result(10)
+    actor.stop.remote().future().result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -66,6 +78,12 @@ def gates(monkeypatch, tmp_path):
 
 def draws(rejected: int = 0) -> Draws:
     return Draws("pets", 50, rejected, ("a (no_text)",) if rejected else ())
+
+
+def actions(gates, step: int) -> list[NextAction]:
+    """The next actions of ranks that ask at the same time."""
+    with concurrent.futures.ThreadPoolExecutor(len(gates)) as pool:
+        return list(pool.map(lambda gate: gate.next_action(step), gates))
 
 
 def test_all_ranks_count_alike_and_end_before_the_same_step(gates):
@@ -76,16 +94,16 @@ def test_all_ranks_count_alike_and_end_before_the_same_step(gates):
         first.ready(step, draws())
     assert first.next_action(7, wait=False) is None
     second.ready(7, draws(1))
+    assert actions((first, second), 7) == [NextAction.STEP] * 2
     for gate in (first, second):
-        assert gate.next_action(7) is NextAction.STEP
         # Before step 8: what the checkpoint holds, and both ranks' draws for step 7.
         assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
     second.ready(8, draws(30))
+    assert actions((first, second), 8) == [NextAction.STOP] * 2
     for gate in (first, second):
-        assert gate.next_action(8) is NextAction.STOP
         # The step that was not run is drawn again, and counts then.
         assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
-    assert actor.why.remote().result(10).startswith("data set pets: 34 of 300 samples were bad, more than")
+    assert actor.why.remote().future().result(10).startswith("data set pets: 34 of 300 samples were bad, more than")
 
 
 def test_a_checkpoint_holds_the_counts_before_its_step_whatever_was_granted_since(gates):
@@ -93,7 +111,8 @@ def test_a_checkpoint_holds_the_counts_before_its_step_whatever_was_granted_sinc
     for step in (7, 8):
         for gate in (first, second):
             gate.ready(step, draws())
-    assert [first.next_action(step) for step in (7, 8)] == [NextAction.STEP] * 2
+    for step in (7, 8):
+        assert actions((first, second), step) == [NextAction.STEP] * 2
     # A save before step 8, once its answer is here.
     assert first.rejects_before(8).as_dict()["pets"]["drawn"] == 200
     assert first.rejects_before(9).as_dict()["pets"]["drawn"] == 300
