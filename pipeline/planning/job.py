@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import json
 import math
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from model import sharding
@@ -43,9 +45,9 @@ def plan_run(
     """
     schedule, setting = run_schedule(recipe), setting_of(recipe, machine)
     structures = chosen(schedule, setting, every=every)
-    plans = {}
+    plans, compile_cache = {}, str(recipe.cluster.compile_cache or cache_dir() / "jax")
     if machine.here:
-        use_compile_cache(str(recipe.cluster.compile_cache or cache_dir() / "jax"))
+        use_compile_cache(compile_cache)
     with _alone(machine):
         began = time.monotonic()
         for structure, plan in plan_structures(setting, structures, assumptions, cache=cache_dir() / "plans"):
@@ -53,7 +55,7 @@ def plan_run(
             names = "+".join(i.modality for i in structure.inputs)
             _say(f"planned {len(plans)} of {len(structures)}: {names}, {time.monotonic() - began:.0f} s")
     found = run_plan(setting, schedule, plans, assumptions)
-    measured = _measured(setting, plans) if measure else {}
+    measured = _measured(setting, plans, compile_cache) if measure else {}
     if as_lines:
         print("\n".join([table(found, assumptions), *comparison(found, measured)]))
     else:
@@ -61,17 +63,27 @@ def plan_run(
     return EXIT_DONE if found.fits else EXIT_FAILED
 
 
-def _measured(setting: Setting, plans: dict[Structure, StepPlan]) -> dict[Structure, Measured]:
+def _measured(setting: Setting, plans: dict[Structure, StepPlan], compile_cache: str) -> dict[Structure, Measured]:
     """Runs the planned steps that fit, those that take least memory first: an accelerator tells its peak alone."""
-    mesh = sharding.make_mesh(expert=setting.expert_parallel)
     limit, found = setting.machine.device.memory_bytes, {}
     for structure, plan in sorted(plans.items(), key=lambda item: item[1].memory["peak"]):
         if plan.problem or plan.memory["peak"] > (1 - MARGIN) * limit:
             _say(f"not measured, for it does not fit: {plan.memory['peak'] / 2**30:.2f} GiB")
             continue
         _say(f"measuring {'+'.join(i.modality for i in structure.inputs)}")
-        found[structure] = timed_step(setting, structure, mesh).measure()
+        if setting.machine.platform == "cpu":
+            # Memory that planning has freed and still holds would be used again, and not be seen.
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                found[structure] = pool.submit(_measured_here, setting, structure, compile_cache).result()
+        else:
+            # Two processes cannot share an accelerator.
+            found[structure] = _measured_here(setting, structure, compile_cache)
     return found
+
+
+def _measured_here(setting: Setting, structure: Structure, compile_cache: str) -> Measured:
+    use_compile_cache(compile_cache)
+    return timed_step(setting, structure, sharding.make_mesh(expert=setting.expert_parallel)).measure()
 
 
 def _say(line: str) -> None:
