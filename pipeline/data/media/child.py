@@ -120,6 +120,9 @@ class Child:
             elif self._decoding_s() > self._limits.timeout_s + _GRACE_S:
                 self._process.kill()
                 raise Died(self._how_it_died(killed=True))
+            elif not self.alive:
+                # A process that a decoder has forked keeps the pipe open.
+                return []
         return text.splitlines()
 
     def _decoding_s(self) -> float:
