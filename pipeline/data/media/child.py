@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import mmap
@@ -63,6 +64,8 @@ class Child:
             stderr=errors,
             bufsize=0,
             pass_fds=numbers,
+            # A group of its own, which ends as one.
+            process_group=0,
             env=os.environ | {"PYTHONPATH": path} | _ONE_THREAD,
         )
 
@@ -71,7 +74,7 @@ class Child:
         if ready == b"ready\n":
             return
         if ready != b"":  # neither ready nor about to end
-            self._process.kill()
+            self._kill()
         code = self._process.wait()
         errors.seek(0)
         output = errors.read().decode(errors="replace").strip().splitlines() or ["none"]
@@ -118,7 +121,7 @@ class Child:
                     return []
                 text += part
             elif self._decoding_s() > self._limits.timeout_s + _GRACE_S:
-                self._process.kill()
+                self._kill()
                 raise Died(self._how_it_died(killed=True))
             elif not self.alive:
                 # A process that a decoder has forked keeps the pipe open.
@@ -154,9 +157,14 @@ class Child:
             mapped = self._mapped[slot] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, dtype, count=count).reshape(shape)
 
+    def _kill(self) -> None:
+        """Kills the process and the programs that decoders have started, also once it has ended itself."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def end(self) -> None:
         """Kills the process and closes its files; arrays already read stay valid."""
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._clock, *self._slots):
             assert file is not None

@@ -67,9 +67,6 @@ class Worker:
         # A row may hold any values, and a decoder may raise what ends a process (sys.exit, a panic of Rust).
         except BaseException as e:
             out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e, limit=120)}"]}
-        if os.getpid() != self._pid:
-            # A decoder has forked, and its child has come back here.
-            os._exit(1)
         return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
 
     def _decode(self, request: dict) -> dict:
@@ -108,6 +105,9 @@ class Worker:
         try:
             yield
         finally:
+            if os.getpid() != self._pid:
+                # A decoder has forked, and its child has come back: the answer is its parent's alone.
+                os._exit(1)
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.pwrite(self._clock, struct.pack("d", 0.0), 0)
 
@@ -174,6 +174,10 @@ def main() -> None:
     answers.write(b"ready\n")
     for lines in _lines_together(requests):
         answers.write(b"".join(json.dumps(worker.answer(line)).encode() + b"\n" for line in lines))
+    # Programs and threads that decoders have started would outlive the parent.
+    with contextlib.suppress(OSError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def _lines_together(file: int) -> Iterator[list[bytes]]:
