@@ -20,7 +20,7 @@ from pipeline.cluster import ray_private
 from pipeline.cluster.capacity import check_machine
 from pipeline.cluster.spec import Cluster
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
-from pipeline.host_memory import machine_cpus
+from pipeline.host_memory import machine_bytes, machine_cpus
 from pipeline.waiting import at_most, waiting_for
 
 # Seconds for an address to accept.
@@ -123,6 +123,8 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=_object_store_bytes(),
+            # Nothing asks for it. Ray's own number is of what is free, and on a busy machine it refuses to start.
+            _memory=machine_bytes(),
             logging_level="error",
             log_to_driver=False,
         )
@@ -174,5 +176,4 @@ def _write_token(path: Path) -> None:
 
 def _object_store_bytes() -> int:
     """A tenth of the memory, between 0.5 and 8 GB: streams are bounded, so more would only be reserved."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(min(max(total // 10, 512 << 20), 8 << 30))
+    return min(max(machine_bytes() // 10, 512 << 20), 8 << 30)

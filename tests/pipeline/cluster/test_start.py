@@ -70,6 +70,20 @@ def test_a_whole_cpu_is_left_to_decode_with(monkeypatch, machine, workers, each,
     assert given == [cpus]
 
 
+@pytest.mark.parametrize(
+    ("machine", "store"), [(2_000_000_000, 512 << 20), (24_000_000_000, 2_400_000_000), (1 << 40, 8 << 30)]
+)
+def test_the_object_store_is_a_part_of_the_container_s_memory(monkeypatch, machine, store):
+    """Ray refuses to start with a store, or a rest beside it, that its container does not have."""
+    given = []
+    monkeypatch.setattr(ray_start, "machine_bytes", lambda: machine)
+    monkeypatch.setattr(ray_start.ray_private, "listen_on_this_machine_alone", lambda: None)
+    monkeypatch.setattr(ray_start, "_own_token", lambda: None)
+    monkeypatch.setattr(ray_start.ray, "init", lambda **options: given.append(options))
+    ray_start._start(Cluster(), driver_cpus=1)
+    assert (given[0]["object_store_memory"], given[0]["_memory"]) == (store, machine)
+
+
 @pytest.mark.parametrize("before", [None, 0o644, 0o600])
 def test_the_token_is_the_user_s_alone(tmp_path, monkeypatch, before):
     monkeypatch.setenv("HOME", str(tmp_path))
