@@ -19,7 +19,7 @@ import ray
 from pipeline.cluster import ray_private
 from pipeline.cluster.capacity import check_machine
 from pipeline.cluster.spec import Cluster
-from pipeline.errors import EXIT_REQUEST, RequestError, one_line
+from pipeline.errors import EXIT_REQUEST, DataError, RequestError, one_line
 from pipeline.host_memory import machine_bytes, machine_cpus
 from pipeline.waiting import at_most, waiting_for
 
@@ -117,7 +117,7 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     # Decode must find whole CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, machine_cpus() - driver_cpus) + math.ceil(min(cluster.trainer_cpus(), machine_cpus()))
     # "local": a head that someone started on this machine is joined only if ``cluster.address`` says so.
-    with ray_private.lean_head(), _inherited(_OWN_RAY):
+    with _faults_in_a_line(), ray_private.lean_head(), _inherited(_OWN_RAY):
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -125,9 +125,22 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
             object_store_memory=_object_store_bytes(),
             # Nothing asks for it. Ray's own number is of what is free, and on a busy machine it refuses to start.
             _memory=machine_bytes(),
+            _temp_dir=ray_private.session_folder(),
             logging_level="error",
             log_to_driver=False,
         )
+
+
+@contextlib.contextmanager
+def _faults_in_a_line() -> Iterator[None]:
+    """Raises DataError for what Ray raises when a machine does not let it start."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as e:
+        raise DataError(
+            f"this machine's Ray did not start: {one_line(e)[:300]}; mend that, or let RAY_TMPDIR name a folder that "
+            "has room, can be written and has a short name"
+        ) from e
 
 
 @contextlib.contextmanager
