@@ -112,17 +112,23 @@ class Child:
         return [json.loads(line) for line in lines]
 
     def _read_lines(self, number: int) -> list[bytes]:
-        """Lines from the child; none if it ended. Raises ``Died`` if it had to be killed at its deadline."""
-        text = b""
+        """Lines from the child; none if it ended. Raises ``Died`` if it had to be killed at a limit."""
+        text, reads_since = b"", time.monotonic()
         while text.count(b"\n") < number:
+            decoding_s = self._decoding_s()
             if _readable(self._out, 1.0):
                 part = os.read(self._out.fileno(), 1 << 16)
                 if not part:
                     return []
-                text += part
-            elif self._decoding_s() > self._limits.timeout_s + _GRACE_S:
+                text, reads_since = text + part, time.monotonic()
+            elif decoding_s:
+                reads_since = time.monotonic()
+                if decoding_s > self._limits.timeout_s + _GRACE_S:
+                    self._kill()
+                    raise Died(self._how_it_died(killed=True))
+            elif time.monotonic() - reads_since > self._limits.storage_s:
                 self._kill()
-                raise Died(self._how_it_died(killed=True))
+                raise Died(_too_slow(self._limits.storage_s))
             elif not self.alive:
                 # A process that a decoder has forked keeps the pipe open.
                 return []
@@ -135,9 +141,11 @@ class Child:
 
     def _how_it_died(self, *, killed: bool) -> Reject | DataError:
         """killed: by this process, at the deadline."""
+        if killed:
+            return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         decoding = self._decoding_s() > 0
         code = self._process.wait()
-        if killed or code == -signal.SIGALRM:
+        if code == -signal.SIGALRM:
             return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if not decoding:
@@ -165,10 +173,19 @@ class Child:
     def end(self) -> None:
         """Kills the process and closes its files; arrays already read stay valid."""
         self._kill()
-        self._process.wait()
+        # A network file system that hangs holds even a killed process.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_S)
         for file in (self._process.stdin, self._process.stdout, self._clock, *self._slots):
             assert file is not None
             file.close()
+
+
+def _too_slow(limit_s: float) -> DataError:
+    return DataError(
+        f"storage: its file did not come within {limit_s:g} s, a quarter of cluster.stall_timeout_s; "
+        "mend the storage, or leave out the row"
+    )
 
 
 class Died(Exception):
