@@ -1,13 +1,18 @@
-"""The host: its number of CPUs, and its C library's allocator set up for training steps and decoders on CPUs."""
+"""The host: its CPUs and memory, and its C library's allocator set up for training steps and decoders on CPUs."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import os
+from pathlib import Path
 
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
+# Limits of a container, as it sees them itself: of version 2 at the top, of version 1 in a folder for each resource.
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory(max_bytes: int = 1 << 30) -> bool:
@@ -25,5 +30,36 @@ def keep_freed_memory(max_bytes: int = 1 << 30) -> bool:
 
 
 def machine_cpus() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of CPUs that this process may use: its own, or what its container is given of them."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = _cpu_quota()
+    return max(1, min(cpus, math.ceil(quota / period))) if quota > 0 < period else cpus
+
+
+def _cpu_quota() -> tuple[int, int]:
+    """The microseconds of CPU time that the container may take in each period, and the period; 0 without a limit."""
+    files = ["cpu.max"] if (_CGROUPS / "cpu.max").exists() else ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]
+    try:
+        quota, period = map(int, " ".join(_text(_CGROUPS / name) for name in files).split())
+    # No limit is set ("max"), or the files do not exist.
+    except ValueError:
+        return 0, 0
+    return quota, period
+
+
+def machine_bytes() -> int:
+    """Memory that this process and its children may take: the machine's, or what its container is given."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):
+        # No limit is set ("max"), or the file does not exist.
+        with contextlib.suppress(ValueError):
+            total = min(total, int(_text(_CGROUPS / path)))
+    return total
+
+
+def _text(path: Path) -> str:
+    """A file's text; empty without the file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

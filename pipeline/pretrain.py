@@ -146,9 +146,12 @@ def _old_summary(run_dir: Path, done: int) -> dict:
     """The summary of a run whose training was finished, but not its evaluation or report."""
     import json
 
-    path = run_dir / "summary.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    return old if old.get("steps") == done else {"steps": done, "time": {}}
+    old = None
+    # Absent or damaged: evaluation and report are made again.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        old = json.loads((run_dir / "summary.json").read_bytes())
+    whole = isinstance(old, dict) and old.get("steps") == done and isinstance(old.get("time"), dict)
+    return old if whole else {"steps": done, "time": {}}
 
 
 def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt: CommandAttempt) -> None:

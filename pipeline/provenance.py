@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.commands import typed_command
-from pipeline.host_memory import machine_cpus
+from pipeline.host_memory import machine_bytes, machine_cpus
 
 # Seconds that git may take.
 _GIT_S = 10
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpus": f"{machine_cpus():g} of {os.cpu_count()}",
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
+        "memory": f"{machine_bytes() / 1e9:.0f} GB",
     }
 
 

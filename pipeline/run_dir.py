@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +12,7 @@ from pipeline import recipe as recipes
 from pipeline.errors import RequestError, one_line
 from pipeline.files import TEMPORARY_SUFFIX, make_folder, write_bytes
 from pipeline.recipe import Recipe
-from pipeline.run_lock import ObjectLock
+from pipeline.run_lock import FolderLock, ObjectLock
 from pipeline.store.ownership import LOCK
 from pipeline.store.path import ObjectPath
 from pipeline.train.checkpoint_folder import CheckpointFolder
@@ -41,12 +40,7 @@ def lock_run_dir(run_dir: Path) -> Lock:
     make_folder(run_dir, "--run-dir")
     if isinstance(run_dir, ObjectPath):
         return ObjectLock(run_dir / LOCK)
-    lock = open(run_dir / LOCK, "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise RequestError(f"--run-dir {run_dir}: another process is training there; wait for it or stop it") from e
-    return lock
+    return FolderLock(run_dir / LOCK)
 
 
 def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:

@@ -1,13 +1,15 @@
-"""The lock of a run directory in a bucket: an object that names its holder, who renews it.
+"""The lock of a run directory: a lock on a file, or in a bucket an object that names its holder, who renews it.
 
-A holder on this machine is alive or dead as its process is, at once. One elsewhere shows by its renewals that it lives:
-when they stop for ``_LEASE_S``, it counts as dead, and a process that waits takes its place. A holder that finds
-another one in the object ends its process. It may have been frozen, and its workers not: each process of a run writes
-below the run directory only while the object names the run's holder (``ObjectStore.guard``).
+In a bucket, a holder on this machine is alive or dead as its process is, at once. One elsewhere shows by its renewals
+that it lives: when they stop for ``_LEASE_S``, it counts as dead, and a process that waits takes its place. A holder
+that finds another one in the object ends its process. It may have been frozen, and its workers not: each process of a
+run writes below the run directory only while the object names the run's holder (``ObjectStore.guard``).
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -29,6 +31,68 @@ _LEASE_S = 60.0
 # Seconds after which a new holder looks again: a server that ignores conditions may have taken two.
 _SETTLE_S = 0.5
 _POLL_S = 0.5
+# Seconds between two looks at a folder, and looks at which it must be another one.
+_LOOK_S, _LOOKS = 5.0, 3
+# Errors of file systems without locks, as network ones may be mounted.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+class FolderLock:
+    """The lock of a run directory on a disk, held from the start of this object to ``close`` or the process's end.
+
+    lost: called once the folder was deleted, moved or unmounted; ends this process by default. What is written to its
+    path from then on lies elsewhere, beside no recipe. Raises RequestError while another process holds it.
+    """
+
+    def __init__(self, path: Path, *, lost: Callable[[], None] | None = None) -> None:
+        self._folder, self._lost = path.parent, lost or self._end
+        self._file = open(path, "w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            self._file.close()
+            raise RequestError(
+                f"--run-dir {self._folder}: another process is training there; wait for it or stop it"
+            ) from e
+        except OSError as e:
+            if e.errno not in _NO_LOCKS:
+                raise
+            say(f"warning: the storage of {self._folder} has no locks: a second run there would not be refused")
+        # Open, so that no other folder gets its number.
+        self._descriptor = os.open(self._folder, os.O_RDONLY)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="lock", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Lets go of the lock."""
+        self._closed.set()
+        self._thread.join()
+        os.close(self._descriptor)
+        self._file.close()
+
+    def _watch(self) -> None:
+        looks = 0
+        while not self._closed.wait(_LOOK_S):
+            looks = looks + 1 if self._is_another() else 0
+            if looks == _LOOKS:
+                return self._lost()
+
+    def _is_another(self) -> bool:
+        """Whether the path leads to another folder, or to none. Storage that does not answer tells nothing."""
+        try:
+            return not os.path.samestat(os.stat(self._folder), os.fstat(self._descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+
+    def _end(self) -> None:
+        say(
+            f"failed: {self._folder} was deleted, moved or unmounted during the run, which ends; the same command with "
+            "--run-dir where it is now goes on from its newest checkpoint"
+        )
+        end_process(EXIT_FAILED)
 
 
 class ObjectLock:

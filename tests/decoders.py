@@ -8,6 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -76,6 +79,37 @@ def _hoard(source) -> None:
     _KEPT.append(np.ones(64 << 20, np.uint8))
 
 
+def _fork_and_return(source) -> None:
+    """A library that forks, and whose child comes back to the caller with an error."""
+    if os.fork() == 0:
+        raise ValueError("in the child")
+    os.wait()
+
+
+def _leave_a_process(source) -> None:
+    """A process that keeps all files of this one open, whose end nobody would see."""
+    if os.fork() == 0:
+        time.sleep(1000)
+    os._exit(3)
+
+
+def _wait_for_a_program(source) -> None:
+    """A program that hangs, as ffmpeg may on a damaged file; its process number is in a file."""
+    with subprocess.Popen(["sleep", "1000"]) as program, open(f"{source}.pid", "w") as file:
+        file.write(str(program.pid))
+        file.flush()
+        program.wait()
+
+
+def _start_a_thread(source) -> None:
+    threading.Thread(target=time.sleep, args=(1000,)).start()
+
+
+def _panic(source) -> None:
+    """As a decoder written in Rust: its panics are no Exceptions."""
+    raise type("PanicException", (BaseException,), {})("index out of bounds")
+
+
 _KEPT: list = []
 _DEADLY = {
     b"SEGV": lambda source: os.kill(os.getpid(), signal.SIGSEGV),
@@ -87,4 +121,11 @@ _DEADLY = {
     b"HUGE": lambda source: np.ones(1 << 40, np.uint8),
     b"ONCE": _crash_once,
     b"LEAK": _hoard,
+    b"QUIT": lambda source: sys.exit("usage: decoder FILE"),
+    b"RUST": _panic,
+    b"FORK": _fork_and_return,
+    b"LEFT": _leave_a_process,
+    b"PROG": _wait_for_a_program,
+    b"LIVE": _start_a_thread,
+    b"READ": lambda source: subprocess.run(["cat"], stdout=subprocess.DEVNULL, timeout=20),
 }

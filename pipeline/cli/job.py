@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import os
 import sys
 from collections.abc import Callable
 
 from pipeline import stopping
-from pipeline.errors import EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
+from pipeline.cli.output import lasting_output
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
 from pipeline.store.objects import StoreError
 
 Job = Callable[[argparse.Namespace, stopping.Stop], int]
@@ -21,8 +21,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def run_job(job: Job, arguments: argparse.Namespace) -> int:
     """Runs a job and turns its ways of ending into an exit code and at most one line."""
-    with stopping.obeyed("stopped; run the same command again") as stop:
-        return _run_job(job, arguments, stop)
+    with lasting_output() as output, stopping.obeyed("stopped; run the same command again") as stop:
+        code = _run_job(job, arguments, stop)
+        if (fault := output.fault()) and code == EXIT_DONE:
+            _say(f"failed: the output could not be written: {one_line(fault)}; all else is done")
+            return EXIT_FAILED
+        return code
 
 
 def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
@@ -47,18 +51,8 @@ def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> in
         # Jobs that need no Ray do not load it.
         if "pipeline.cluster.start" in sys.modules:
             sys.modules["pipeline.cluster.start"].end_ray()
-        _let_go_of_closed_terminals()
 
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr)
-
-
-def _let_go_of_closed_terminals() -> None:
-    """The interpreter's last flush to one would turn the exit code into 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from ray.experimental import internal_kv
 
 # Seconds for the address of a head to accept.
 _CONNECT_S = 5.0
+# Maximum bytes of the name of a socket (Ray's number), and of its part below Ray's folder.
+_MAX_SOCKET_NAME = 103 if sys.platform == "darwin" else 107
+_SOCKET_NAME = len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
 
 def listen_on_this_machine_alone() -> None:
@@ -29,6 +33,13 @@ def listen_on_this_machine_alone() -> None:
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def session_folder() -> str | None:
+    """The folder of the Ray that is started next, if its own choice below ``TMPDIR`` is too long for sockets' names."""
+    chosen = ray._common.utils.get_default_ray_temp_dir()
+    too_long = len(os.fsencode(chosen)) + _SOCKET_NAME > _MAX_SOCKET_NAME
+    return "/tmp/ray" if too_long and "RAY_TMPDIR" not in os.environ else None
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ import ray
 from pipeline.cluster import ray_private
 from pipeline.cluster.capacity import check_machine
 from pipeline.cluster.spec import Cluster
-from pipeline.errors import EXIT_REQUEST, RequestError, one_line
-from pipeline.host_memory import machine_cpus
+from pipeline.errors import EXIT_REQUEST, DataError, RequestError, one_line
+from pipeline.host_memory import machine_bytes, machine_cpus
 from pipeline.waiting import at_most, waiting_for
 
 # Seconds for an address to accept.
@@ -117,15 +117,30 @@ def _start(cluster: Cluster, *, driver_cpus: int) -> None:
     # Decode must find whole CPUs beside the trainers, so theirs are counted on top.
     cpus = max(1, machine_cpus() - driver_cpus) + math.ceil(min(cluster.trainer_cpus(), machine_cpus()))
     # "local": a head that someone started on this machine is joined only if ``cluster.address`` says so.
-    with ray_private.lean_head(), _inherited(_OWN_RAY):
+    with _faults_in_a_line(), ray_private.lean_head(), _inherited(_OWN_RAY):
         ray.init(
             address="local",
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=_object_store_bytes(),
+            # Nothing asks for it. Ray's own number is of what is free, and on a busy machine it refuses to start.
+            _memory=machine_bytes(),
+            _temp_dir=ray_private.session_folder(),
             logging_level="error",
             log_to_driver=False,
         )
+
+
+@contextlib.contextmanager
+def _faults_in_a_line() -> Iterator[None]:
+    """Raises DataError for what Ray raises when a machine does not let it start."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as e:
+        raise DataError(
+            f"this machine's Ray did not start: {one_line(e)[:300]}; mend that, or let RAY_TMPDIR name a folder that "
+            "has room, can be written and has a short name"
+        ) from e
 
 
 @contextlib.contextmanager
@@ -174,5 +189,4 @@ def _write_token(path: Path) -> None:
 
 def _object_store_bytes() -> int:
     """A tenth of the memory, between 0.5 and 8 GB: streams are bounded, so more would only be reserved."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(min(max(total // 10, 512 << 20), 8 << 30))
+    return min(max(machine_bytes() // 10, 512 << 20), 8 << 30)

@@ -339,8 +339,12 @@ class TokenSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeLimits:
-    """Limits on decoding one sample. recycle_bytes: growth after which a process is replaced by a fresh one."""
+    """Limits on decoding one sample. recycle_bytes: growth after which a process is replaced by a fresh one.
+
+    storage_s: in which its file must come from storage.
+    """
 
     timeout_s: float = 60.0
+    storage_s: float = 225.0
     memory_bytes: int = 4 << 30
     recycle_bytes: int = 1 << 30

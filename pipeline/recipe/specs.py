@@ -175,7 +175,12 @@ def sampler_spec(recipe: Recipe) -> SamplerSpec:
 
 def decode_limits(recipe: Recipe) -> spec.DecodeLimits:
     cluster = recipe.cluster
-    return spec.DecodeLimits(timeout_s=cluster.decode_timeout_s, memory_bytes=cluster.decode_memory_mb << 20)
+    return spec.DecodeLimits(
+        timeout_s=cluster.decode_timeout_s,
+        # A file is asked for up to three times, and the run ends with its state saved before the watchdog ends it.
+        storage_s=cluster.stall_timeout_s / 4,
+        memory_bytes=cluster.decode_memory_mb << 20,
+    )
 
 
 def cluster_spec(recipe: Recipe) -> Cluster:

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from pipeline import __version__
 from pipeline.data.media.machine import cpu_kind
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
+from pipeline.host_memory import machine_bytes
 from pipeline.waiting import at_most
 
 # Seconds for an accelerator to open; one that another process holds may never.
@@ -99,20 +100,7 @@ def memory_limit() -> tuple[int | None, str]:
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit"), "a device"
-    return host_bytes(), "this machine"
-
-
-def host_bytes() -> int:
-    """Memory that this process and its children may take: the machine's, or what its container is given."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as f:
-                total = min(total, int(f.read()))
-        # No limit is set ("max"), or the file does not exist.
-        except (OSError, ValueError):
-            continue
-    return total
+    return machine_bytes(), "this machine"
 
 
 def swap_bytes() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import EXIT_FAILED
 from pipeline.stopping import end_process
+from pipeline.waiting import say
 
 # Seconds after which ``faulthandler``, which needs no GIL, takes over from a watchdog that a thread blocks by never
 # releasing it.
@@ -85,19 +86,16 @@ class Watchdog:
         if excuse:
             self._last = now
             if self._rank == 0:
-                line = f"waiting for {excuse} ({now - self._began:.0f} s since {self._finished})"
-                print(line, file=sys.stderr, flush=True)
+                say(f"waiting for {excuse} ({now - self._began:.0f} s since {self._finished})")
 
     def _say_slow(self) -> None:
         if self._warned:
             return
         self._warned = True
-        print(
+        say(
             f"rank {self._rank}: nothing was finished for {self._timeout_s:g} s since {self._finished}, but the "
             f"process computes: slow, not hung; it has {_PATIENCE * self._timeout_s:g} s in all "
-            "(cluster.stall_timeout_s)",
-            file=sys.stderr,
-            flush=True,
+            "(cluster.stall_timeout_s)"
         )
 
     def _arm(self) -> None:
@@ -115,12 +113,14 @@ class Watchdog:
             f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}. The stacks of "
             f"all threads: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the limit"
         )
-        print(f"failed: {line}", file=sys.stderr, flush=True)
+        say(f"failed: {line}")
         with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:
             file.write(line + "\n\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        # The terminal may be gone, or never have been there.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         # Nothing else ends threads that hang.
         end_process(EXIT_FAILED)
 

@@ -1,8 +1,16 @@
 """The run directory: one process, one recipe, whatever a kill left behind."""
 
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import time
+
 import pytest
 import yaml
 
+from pipeline import run_lock
 from pipeline.errors import RequestError
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir
@@ -83,3 +91,59 @@ def test_two_processes_cannot_share_a_run_directory(tmp_path):
         lock_run_dir(tmp_path / "run")
     lock.close()
     lock_run_dir(tmp_path / "run").close()
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A lock whose folder is looked at all the time, and what it does when that is lost."""
+    monkeypatch.setattr(run_lock, "_LOOK_S", 0.001)
+    lost = threading.Event()
+    (tmp_path / "run").mkdir()
+    with contextlib.closing(run_lock.FolderLock(tmp_path / "run/.lock", lost=lost.set)):
+        yield tmp_path / "run", lost
+
+
+@pytest.mark.parametrize("after", [lambda run: None, lambda run: run.mkdir(), lambda run: run.touch()])
+def test_a_run_whose_folder_is_moved_or_exchanged_ends(locked, after):
+    run, lost = locked
+    run.rename(run.with_name("moved"))
+    after(run)
+    assert lost.wait(20)
+
+
+def test_a_run_whose_folder_was_deleted_and_made_again_by_a_checkpoint_ends(locked):
+    run, lost = locked
+    shutil.rmtree(run)
+    (run / "checkpoints").mkdir(parents=True)
+    assert lost.wait(20)
+
+
+def test_a_folder_that_is_there_or_does_not_answer_for_a_while_is_not_lost(locked, monkeypatch):
+    run, lost = locked
+    (run / ".lock").unlink()
+    looks, stat = [], os.stat
+
+    def unreachable(path, **options):
+        if str(path) != str(run):
+            return stat(path, **options)
+        looks.append(path)
+        # Storage out of reach, and for two looks without the folder.
+        number = errno.EIO if len(looks) < 20 else errno.ENOENT
+        if len(looks) < 22:
+            raise OSError(number, os.strerror(number))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", unreachable)
+    while len(looks) < 40:
+        time.sleep(0.001)
+    assert not lost.is_set()
+
+
+def test_storage_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", flock)
+    lock_run_dir(tmp_path / "run").close()
+    said = f"warning: the storage of {tmp_path / 'run'} has no locks: a second run there would not be refused\n"
+    assert capsys.readouterr().err == said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import mmap
@@ -63,6 +64,8 @@ class Child:
             stderr=errors,
             bufsize=0,
             pass_fds=numbers,
+            # A group of its own, which ends as one.
+            process_group=0,
             env=os.environ | {"PYTHONPATH": path} | _ONE_THREAD,
         )
 
@@ -71,7 +74,7 @@ class Child:
         if ready == b"ready\n":
             return
         if ready != b"":  # neither ready nor about to end
-            self._process.kill()
+            self._kill()
         code = self._process.wait()
         errors.seek(0)
         output = errors.read().decode(errors="replace").strip().splitlines() or ["none"]
@@ -109,17 +112,26 @@ class Child:
         return [json.loads(line) for line in lines]
 
     def _read_lines(self, number: int) -> list[bytes]:
-        """Lines from the child; none if it ended. Raises ``Died`` if it had to be killed at its deadline."""
-        text = b""
+        """Lines from the child; none if it ended. Raises ``Died`` if it had to be killed at a limit."""
+        text, reads_since = b"", time.monotonic()
         while text.count(b"\n") < number:
+            decoding_s = self._decoding_s()
             if _readable(self._out, 1.0):
                 part = os.read(self._out.fileno(), 1 << 16)
                 if not part:
                     return []
-                text += part
-            elif self._decoding_s() > self._limits.timeout_s + _GRACE_S:
-                self._process.kill()
-                raise Died(self._how_it_died(killed=True))
+                text, reads_since = text + part, time.monotonic()
+            elif decoding_s:
+                reads_since = time.monotonic()
+                if decoding_s > self._limits.timeout_s + _GRACE_S:
+                    self._kill()
+                    raise Died(self._how_it_died(killed=True))
+            elif time.monotonic() - reads_since > self._limits.storage_s:
+                self._kill()
+                raise Died(_too_slow(self._limits.storage_s))
+            elif not self.alive:
+                # A process that a decoder has forked keeps the pipe open.
+                return []
         return text.splitlines()
 
     def _decoding_s(self) -> float:
@@ -129,9 +141,11 @@ class Child:
 
     def _how_it_died(self, *, killed: bool) -> Reject | DataError:
         """killed: by this process, at the deadline."""
+        if killed:
+            return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         decoding = self._decoding_s() > 0
         code = self._process.wait()
-        if killed or code == -signal.SIGALRM:
+        if code == -signal.SIGALRM:
             return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if not decoding:
@@ -151,13 +165,27 @@ class Child:
             mapped = self._mapped[slot] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, dtype, count=count).reshape(shape)
 
+    def _kill(self) -> None:
+        """Kills the process and the programs that decoders have started, also once it has ended itself."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+
     def end(self) -> None:
         """Kills the process and closes its files; arrays already read stay valid."""
-        self._process.kill()
-        self._process.wait()
+        self._kill()
+        # A network file system that hangs holds even a killed process.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_S)
         for file in (self._process.stdin, self._process.stdout, self._clock, *self._slots):
             assert file is not None
             file.close()
+
+
+def _too_slow(limit_s: float) -> DataError:
+    return DataError(
+        f"storage: its file did not come within {limit_s:g} s, a quarter of cluster.stall_timeout_s; "
+        "mend the storage, or leave out the row"
+    )
 
 
 class Died(Exception):

@@ -47,6 +47,7 @@ class Worker:
         self._limits = limits
         self._mapped: list[mmap.mmap | None] = [None] * len(slots)
         self._first_rss: int | None = None
+        self._pid = os.getpid()
 
     def answer(self, line: bytes) -> dict:
         """The answer to one request. Exceptions of decoders have already become Rejects."""
@@ -63,8 +64,8 @@ class Worker:
             out = {"short_of_memory": True}
         except OSError as e:
             out = {"failed": f"the decode process: {e}"}
-        # A row may hold any values.
-        except Exception as e:
+        # A row may hold any values, and a decoder may raise what ends a process (sys.exit, a panic of Rust).
+        except BaseException as e:
             out = {"reject": ["not_decodable", f"{type(e).__name__}: {one_line(e, limit=120)}"]}
         return out | {"cpu_s": time.process_time() - began, "grown": self._has_grown()}
 
@@ -104,6 +105,9 @@ class Worker:
         try:
             yield
         finally:
+            if os.getpid() != self._pid:
+                # A decoder has forked, and its child has come back: the answer is its parent's alone.
+                os._exit(1)
             signal.setitimer(signal.ITIMER_REAL, 0)
             os.pwrite(self._clock, struct.pack("d", 0.0), 0)
 
@@ -153,8 +157,11 @@ def _limit_memory(memory_bytes: int) -> None:
 def main() -> None:
     (clock, *slots), limits = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     # Libraries may print to stdout. Redirect it: the parent must see only answers, and on stderr a failed start.
-    answers, nowhere = os.fdopen(os.dup(1), "wb", buffering=0), os.open(os.devnull, os.O_WRONLY)
+    answers, nowhere = os.fdopen(os.dup(1), "wb", buffering=0), os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 1)
+    # A program that a decoder starts may read what is on its stdin: it must find no requests there.
+    requests = os.dup(0)
+    os.dup2(nowhere, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # These signals reach the whole process group. The parent decides what they mean; this process ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -165,8 +172,12 @@ def main() -> None:
     worker = Worker(clock, slots, limits)
     os.dup2(nowhere, 2)
     answers.write(b"ready\n")
-    for lines in _lines_together(sys.stdin.fileno()):
+    for lines in _lines_together(requests):
         answers.write(b"".join(json.dumps(worker.answer(line)).encode() + b"\n" for line in lines))
+    # Programs and threads that decoders have started would outlive the parent.
+    with contextlib.suppress(OSError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def _lines_together(file: int) -> Iterator[list[bytes]]:

@@ -123,8 +123,8 @@ class DecodeProcess:
                     (answer,) = self._ask([request | {"slot": slot}])
                 except Died as death:
                     self._count_death(path, death.how)
-                    # A file system that hangs looks like a decoder that hangs.
-                    if os.path.isfile(path):
+                    # A file system that hangs looks like a decoder that hangs, and would hang this process too.
+                    if isinstance(death.how, Reject) and os.path.isfile(path):
                         confirm_readable(path)
                     if attempt == _TRIES:
                         raise death.how from None

@@ -104,7 +104,7 @@ class WandB:
             resume="allow",
             name=run.run_dir.name,
             dir=str(local_folder(run.run_dir, cache_dir())),
-            config=yaml.safe_load(config.read_text()) if config.exists() else None,
+            config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else None,
             # Do not capture the output of the run.
             settings=wandb.Settings(console="off", quiet=True),
         )

@@ -9,10 +9,12 @@ import types
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private.utils import validate_socket_filepath
 
 from pipeline.cluster import start as ray_start
 from pipeline.cluster.spec import Cluster
-from pipeline.errors import RequestError
+from pipeline.errors import DataError, RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -68,6 +70,51 @@ def test_a_whole_cpu_is_left_to_decode_with(monkeypatch, machine, workers, each,
     monkeypatch.setattr(ray_start.ray, "init", lambda **options: given.append(options["num_cpus"]))
     ray_start._start(Cluster(num_workers=workers, cpus_per_worker=each), driver_cpus=1)
     assert given == [cpus]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Starts Ray without Ray, and returns what it is told."""
+    given = {}
+    monkeypatch.setattr(ray_start.ray_private, "listen_on_this_machine_alone", lambda: None)
+    monkeypatch.setattr(ray_start, "_own_token", lambda: None)
+    monkeypatch.setattr(ray_start.ray, "init", given.update)
+
+    def start() -> dict:
+        ray_start._start(Cluster(), driver_cpus=1)
+        return given
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("machine", "store"), [(2_000_000_000, 512 << 20), (24_000_000_000, 2_400_000_000), (1 << 40, 8 << 30)]
+)
+def test_the_object_store_is_a_part_of_the_container_s_memory(started, monkeypatch, machine, store):
+    """Ray refuses to start with a store, or a rest beside it, that its container does not have."""
+    monkeypatch.setattr(ray_start, "machine_bytes", lambda: machine)
+    given = started()
+    assert (given["object_store_memory"], given["_memory"]) == (store, machine)
+
+
+@pytest.mark.parametrize("length", [4, 39, 40, 120])
+def test_a_folder_with_a_long_name_is_none_for_sockets(started, monkeypatch, length):
+    """As TMPDIR of batch systems is; Ray itself fails."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/".ljust(length, "t"))
+    folder = started()["_temp_dir"] or get_default_ray_temp_dir()
+    # Ray's own check of the longest name that a session may have.
+    validate_socket_filepath(f"{folder}/session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store")
+    assert folder == (f"{os.environ['TMPDIR']}/ray" if length < 40 else "/tmp/ray")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(started, monkeypatch):
+    def refuse(**options: object) -> None:
+        raise PermissionError(13, "Permission denied", "/scratch/ray")
+
+    monkeypatch.setattr(ray_start.ray, "init", refuse)
+    with pytest.raises(DataError, match=r"Ray did not start: .Errno 13. Permission denied: '/scratch/ray'.*RAY_TMPDIR"):
+        started()
 
 
 @pytest.mark.parametrize("before", [None, 0o644, 0o600])

@@ -1,5 +1,6 @@
 """A process that hangs ends in bounded time and says where; one that goes on is left alone."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -45,6 +46,21 @@ def test_a_hang_ends_with_the_stack_of_every_thread(tmp_path):
     assert "rank 3: nothing was finished for 1 s, the last was step 4" in done.stderr.splitlines()[0]
     for where in ("stuck_in_the_loop", "busy_in_a_thread"):
         assert where in text and where in done.stderr
+
+
+@pytest.mark.parametrize("gone", ["closed", "never there"])
+def test_a_hang_ends_where_nobody_reads_of_it(tmp_path, gone):
+    """Within seconds: a watchdog that fails would leave it to the backstop, after half a minute and more."""
+    code, path = HANG.format(how="time.sleep(60)").replace("range(5)", "range(1)"), tmp_path / "stalls/rank-3.txt"
+    reader, writer = os.pipe()
+    os.close(reader)
+    began = time.monotonic()
+    shell = ["sh", "-c", 'exec "$@" 2>&-' if gone == "never there" else 'exec "$@"', "sh"]
+    command = [*shell, sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, stderr=writer, timeout=100, env={"PYTHONPATH": str(ROOT)})
+    os.close(writer)
+    assert done.returncode == 1 and time.monotonic() - began < 20
+    assert "stuck_in_the_loop" in path.read_text()
 
 
 def test_a_hang_that_holds_the_interpreter_ends_too(tmp_path, monkeypatch):

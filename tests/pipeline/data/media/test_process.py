@@ -1,5 +1,6 @@
 """Decoding in a process of its own: equal to decoding here, and whatever kills or hangs it costs its sample alone."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -138,6 +139,9 @@ def test_rejects_are_those_of_decoding_here(decoders, tmp_path, make_data_set):
         ("LOCK", "hung", "no end after 1 s"),
         ("SPIN", "hung", "no end after 1 s"),
         ("HUGE", "out_of_memory", "more memory than cluster.decode_memory_mb"),
+        ("QUIT", "not_decodable", "SystemExit: usage: decoder FILE"),
+        ("RUST", "not_decodable", "PanicException: index out of bounds"),
+        ("LEFT", "crashed", "exit code 3"),
     ],
 )
 def test_what_kills_or_hangs_a_decoder_is_a_reject(decoders, data_set, good, deadly, word, reason, detail):
@@ -148,6 +152,27 @@ def test_what_kills_or_hangs_a_decoder_is_a_reject(decoders, data_set, good, dea
     # Twice the deadline and the starts of two processes.
     assert time.monotonic() - began < 20
     assert decoders.decode(good, data_set, "image").shape == (32, 43, 3)
+
+
+@pytest.mark.parametrize("word", ["READ", "FORK"])
+def test_a_decoder_that_reads_its_input_or_forks_takes_no_request_of_another(data_set, tmp_path, deadly, word):
+    rows = make_pictures(tmp_path, 5)
+    with contextlib.closing(DecodeProcess(DecodeLimits(timeout_s=10.0))) as decoders:
+        decoders._mean_s[data_set.modality("image").decode] = 0.001
+        with pytest.raises(Reject, match="not_decodable"):
+            decoders.decode(deadly(word), data_set, "image", next_rows=rows)
+        child = decoders._child.pid
+        for number, row in enumerate(rows):
+            there = decoders.decode(row, data_set, "image", next_rows=rows[number + 1 :])
+            np.testing.assert_array_equal(there, decode_media(row, data_set, "image"))
+        assert decoders._child.pid == child
+
+
+def test_a_program_that_a_decoder_waits_for_ends_with_its_sample(decoders, data_set, deadly):
+    row = deadly("PROG")
+    with pytest.raises(Reject, match="hung"):
+        decoders.decode(row, data_set, "image")
+    assert gone(int(open(row["image"] + ".pid").read()))
 
 
 def test_a_death_that_does_not_come_again_costs_nothing(decoders, data_set, tmp_path, good):
@@ -190,8 +215,22 @@ def test_a_decoder_that_kills_every_sample_stops_the_run(data_set, deadly, monke
     decoders.close()
 
 
-def test_the_child_ends_with_its_parent(tmp_path, good):
-    """Also while it hangs: its deadline is the kernel's."""
+def gone(pid: int) -> bool:
+    """Whether a process ends, or has ended and nobody has asked for its exit code."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] in "ZX":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("word", ["LOCK", "LIVE"])
+def test_the_child_ends_with_its_parent(tmp_path, good, word):
+    """Also while it hangs, as its deadline is the kernel's, and while a thread of a decoder's runs."""
     script = f"""
 import dataclasses, os, threading, time
 from pipeline.data.media.process import DecodeLimits, DecodeProcess
@@ -200,17 +239,14 @@ decoders = DecodeProcess(DecodeLimits(timeout_s=2.0))
 data_set = DataSetSpec(name="", manifest="", held_out={{}}, image=ImageSpec(decoder="tests.decoders:deadly_image"))
 decoders.decode({{"image": {good["image"]!r}}}, data_set, "image")
 print(decoders._child.pid, flush=True)
-open({str(tmp_path / "lock.png")!r}, "w").write("LOCK")
+open({str(tmp_path / "lock.png")!r}, "w").write("{word}")
 threading.Thread(target=decoders.decode, args=({{"image": {str(tmp_path / "lock.png")!r}}}, data_set, "image")).start()
 time.sleep(0.5)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     child = int(done.stdout)
-    deadline = time.monotonic() + 20
-    while os.path.exists(f"/proc/{child}") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{child}")
+    assert gone(child)
 
 
 def test_a_caller_that_ends_takes_no_answer_of_another(decoders, make_data_set, good):
