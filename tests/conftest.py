@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+
+from tests.xla_flags import quick_compile
 
 # Before anything imports ray or jax: no network features, no accelerators, the machine's normal priority for decode.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # librosa, which spectrograms are compared with, compiles when it is imported.
 os.environ.setdefault("NUMBA_OPT", "0")
+# Of this process and of those that tests start.
+os.environ.setdefault("XLA_FLAGS", quick_compile())
 
 import pytest
 
@@ -29,19 +32,6 @@ def toy_corpus(tmp_path_factory):
 def compile_cache(tmp_path_factory):
     """Compiled steps for all tests that run the toy recipe."""
     return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="session")
-def quick_compile() -> str:
-    """XLA_FLAGS for processes that tests start: the same program of simpler kernels in a quarter of the time.
-
-    Not for tests of the compiler itself: a fault of it that ``model/step.py`` avoids never shows this way.
-    """
-    flags = ["--xla_backend_optimization_level=0"]
-    # Later versions have only the kernels that compile more slowly, and do not know the flag.
-    if version("jaxlib").startswith("0.10."):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    return " ".join(flags)
 
 
 @pytest.fixture(scope="session")
