@@ -29,7 +29,7 @@ from model.structure import Structure
 
 
 @functools.lru_cache(maxsize=1024)
-def _definition(layer: type[nnx.Module], arguments: tuple, keywords: tuple) -> tuple[nnx.GraphDef, nnx.State]:
+def _definition(layer: Callable[..., nnx.Module], arguments: tuple, keywords: tuple) -> tuple[nnx.GraphDef, nnx.State]:
     """The graph and the abstract parameters of a group. Of equal sizes they are the same in every ``Imp``.
 
     A run makes an ``Imp`` for each of its structures, and tracing an encoder takes a third of a second.
