@@ -32,7 +32,7 @@ from model.structure import Structure
 def _definition(layer: Callable[..., nnx.Module], arguments: tuple, keywords: tuple) -> tuple[nnx.GraphDef, nnx.State]:
     """The graph and the abstract parameters of a group. Of equal sizes they are the same in every ``Imp``.
 
-    A run makes an ``Imp`` for each of its structures, and tracing an encoder takes a third of a second.
+    A run makes an ``Imp`` for each of its structures, and tracing one takes a tenth of a second.
     """
     return nnx.split(nnx.eval_shape(lambda: layer(*arguments, **dict(keywords), rngs=nnx.Rngs(0))))
 
