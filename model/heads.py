@@ -50,7 +50,7 @@ class Pair(nnx.Module):
 class Offset(nnx.Module):
     """The learned offset of a pair's logits in the sigmoid pair loss (SigLIP starts it at -10)."""
 
-    def __init__(self):
+    def __init__(self, *, rngs: nnx.Rngs):
         self.value = nnx.Param(jnp.asarray(-10.0, jnp.float32))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+
+from tests.xla_flags import quick_compile
 
 # Before anything imports ray or jax: no network features, no accelerators, the machine's normal priority for decode.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # librosa, which spectrograms are compared with, compiles when it is imported.
 os.environ.setdefault("NUMBA_OPT", "0")
+# Of this process and of those that tests start.
+os.environ.setdefault("XLA_FLAGS", quick_compile())
 
 import pytest
 
@@ -32,19 +35,6 @@ def compile_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def quick_compile() -> str:
-    """XLA_FLAGS for processes that tests start: the same program of simpler kernels in a quarter of the time.
-
-    Not for tests of the compiler itself: a fault of it that ``model/step.py`` avoids never shows this way.
-    """
-    flags = ["--xla_backend_optimization_level=0"]
-    # Later versions have only the kernels that compile more slowly, and do not know the flag.
-    if version("jaxlib").startswith("0.10."):
-        flags.append("--xla_cpu_use_fusion_emitters=false")
-    return " ".join(flags)
-
-
-@pytest.fixture(scope="session")
 def make_toy_recipe(toy_corpus):
     """Makes ``toy_recipe``, for fixtures that several tests share."""
     return lambda: toy_recipe_of(toy_corpus)
@@ -63,6 +53,12 @@ def browser():
         yield started
 
 
+# Files whose tests take longest, in minutes of their own, the longest first.
+_LONGEST = ("test_jobs.py", "test_three_nodes.py", "test_runs.py", "test_submit.py", "test_campaign.py")
+_LONGEST += ("test_autoscaler.py", "test_initial_state.py", "test_run.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test comes first: at the end it would run alone, with the other processes idle."""
-    items.sort(key=lambda item: item.path.name != "test_three_nodes.py")
+    """The longest files come first: at the end one would run alone, with the other processes idle."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))

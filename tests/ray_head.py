@@ -6,6 +6,7 @@ With types of machines Ray's autoscaler starts and ends those that it is asked f
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -213,11 +214,22 @@ def _await_started(process: psutil.Popen, log: Path) -> None:
 
 
 def _await_dashboard(head: Head, process: psutil.Popen) -> None:
+    token = (head.folder / ".ray/auth_token").read_text().strip()
     deadline = time.monotonic() + _START_S
-    while head.ray("job", "list", "--address", head.dashboard).returncode:
+    while not _lists_jobs(head.dashboard, token):
         said = (head.folder / "head.log").read_text()
         assert process.poll() is None and time.monotonic() < deadline, said
-        time.sleep(0.5)
+        time.sleep(0.1)
+
+
+def _lists_jobs(dashboard: str, token: str) -> bool:
+    """Whether a dashboard answers as it does to ``ray job list``, whose process alone would take seconds."""
+    with contextlib.closing(http.client.HTTPConnection(dashboard.removeprefix("http://"), timeout=30)) as connection:
+        try:
+            connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 def _end(process: psutil.Popen) -> None:

@@ -1,4 +1,7 @@
-"""The jobs as a user runs them: real processes, real Ray, real kills. Each run starts Ray, which costs seconds."""
+"""The jobs as a user runs them: real processes, real Ray, real kills. Each run starts Ray, which costs seconds.
+
+Commands without Ray run in this process: one of their own would take seconds to load its libraries.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline.cli import main
 from pipeline.data.shard_index import ShardEntries, read_index
 
 ROOT = Path(__file__).resolve().parent.parent
 # Recipes here name decoders of tests/decoders.py.
 IMPORTS = {"PYTHONPATH": str(ROOT)}
+# Settings of runs whose results nobody reads.
+NO_EVALUATION = ("--set", "evaluate=[]")
 EXACT = ("step", "task", "variant", "loss", "grad_norm", "temperatures")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,6 +50,13 @@ def run_job(job: str, *arguments, expect: int = 0) -> str:
     return done.stdout
 
 
+def said(capfd, *command: object, expect: int = 0) -> str:
+    """All that a command without Ray prints."""
+    capfd.readouterr()
+    assert main([*map(str, command)]) == expect
+    return "".join(capfd.readouterr())
+
+
 def metrics(run_dir: Path) -> list[dict]:
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -52,13 +65,6 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def exact(run_dir: Path) -> list[list]:
     return [[r[k] for k in EXACT] for r in metrics(run_dir)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compile(quick_compile):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", quick_compile)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def rejected(run_dir: Path) -> dict[str, str]:
     return {r["id"]: r["reason"] for r in pq.read_table(run_dir / "quarantine.parquet").to_pylist()}
 
 
-def test_what_a_run_leaves_behind(recipe_file, whole):
+def test_what_a_run_leaves_behind(recipe_file, whole, capfd):
     path, bad = recipe_file
     for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "eval.json", "summary.json", "report.html"):
         assert (whole / name).stat().st_size, name
@@ -117,12 +123,12 @@ def test_what_a_run_leaves_behind(recipe_file, whole):
     assert life["parts_s"]["end"] >= summary["time"]["evaluation_s"]
 
     # Without Ray, and with the rejects of the journal: the same bits.
-    again = run_job("check.py", "--replay", whole, "--steps", "36:40")
+    again = said(capfd, "check", "--replay", whole, "--steps", "36:40")
     assert "equal bit for bit: steps 36 to 40, 5 of them logged, replayed from checkpoint 35" in again
 
     # A finished run says so and changes nothing.
     before = (whole / "metrics.jsonl").stat().st_mtime_ns
-    assert "is finished" in run_job("pretrain.py", "--config", path, "--run-dir", whole)
+    assert "is finished" in said(capfd, "pretrain", "--config", path, "--run-dir", whole)
     assert (whole / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -145,7 +151,7 @@ def await_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, whole, tmp_path):
+def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, whole, tmp_path, capfd):
     """Ctrl-C, then kill -9 between two checkpoints, then left alone: the losses and samples of ``whole``."""
     path, run_dir = recipe_file[0], tmp_path / "run"
     job = command("pretrain.py", "--config", path, "--run-dir", run_dir)
@@ -174,7 +180,7 @@ def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, 
 
     # The evaluation again, from the checkpoint alone.
     (run_dir / "eval.json").unlink()
-    run_job("evaluate.py", "--run", run_dir)
+    said(capfd, "evaluate", "--run", run_dir)
     assert json.loads((run_dir / "eval.json").read_text()) == json.loads((whole / "eval.json").read_text())
 
 
@@ -236,6 +242,7 @@ def test_shards_give_the_same_losses_as_media(recipe_file, whole, tmp_path):
         f"data_sets.digits.shards={tmp_path}/shards/digits",
         "--set",
         f"data_sets.moving.shards={tmp_path}/shards/moving",
+        *NO_EVALUATION,
     )
     assert exact(shards) == exact(whole)
     assert (shards / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
@@ -245,7 +252,8 @@ def test_shards_give_the_same_losses_as_media(recipe_file, whole, tmp_path):
 def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whole, tmp_path):
     """SIGTERM: both save, exit code 75. The same command again, and kill -9 of a worker: the run goes on by itself."""
     two = tmp_path / "two"
-    job = command("pretrain.py", "--config", recipe_file[0], "--run-dir", two, "--set", "cluster.num_workers=2")
+    settings = ("--set", "cluster.num_workers=2", *NO_EVALUATION)
+    job = command("pretrain.py", "--config", recipe_file[0], "--run-dir", two, *settings)
     process = start(job, two)
     await_step(process, two, 2)
     process.send_signal(signal.SIGTERM)
@@ -284,47 +292,61 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     assert rejected(two) == recipe_file[1]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["train.num_stepz=3"], "did you mean 'train.num_steps'"),
-        (["data_sets.digits.manifest=/nowhere/train.parquet"], "found nothing there"),
-        (["tasks.classes.batch_size=7"], "at most 5% may be missing"),
-    ],
-)
-def test_wrong_requests_are_one_line_and_exit_2(toy_recipe, tmp_path, overrides, message):
+@pytest.fixture
+def toy_file(toy_recipe, tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(toy_recipe))
-    arguments = [x for override in overrides for x in ("--set", override)]
-    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", *arguments, expect=2)
-    assert message in output
+    return path
+
+
+def _assert_one_line(output: str) -> None:
     # A loaded machine may take long enough to say what it waits for.
     assert len([line for line in output.strip().splitlines() if not line.startswith("waiting for ")]) == 1, output
+
+
+def test_a_wrong_request_is_one_line_and_exit_2(toy_file, tmp_path):
+    settings = ("--set", "tasks.classes.batch_size=7")
+    output = run_job("pretrain.py", "--config", toy_file, "--run-dir", tmp_path / "run", *settings, expect=2)
+    assert "at most 5% may be missing" in output
+    _assert_one_line(output)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_stepz=3", "did you mean 'train.num_steps'"),
+        ("data_sets.digits.manifest=/nowhere/train.parquet", "found nothing there"),
+        ("tasks.classes.batch_size=7", "at most 5% may be missing"),
+    ],
+)
+def test_wrong_requests_leave_nothing(toy_file, tmp_path, capfd, override, message):
+    settings = ("--config", toy_file, "--run-dir", tmp_path / "run", "--set", override)
+    output = said(capfd, "pretrain", *settings, expect=2)
+    assert message in output
+    _assert_one_line(output)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_manifests_that_cannot_work_exit_2(toy_recipe, tmp_path):
+def test_manifests_that_cannot_work_exit_2(toy_recipe, tmp_path, capfd):
     path = tmp_path / "toy.yaml"
     broken = tmp_path / "broken.parquet"
     toy_recipe["data_sets"]["digits"]["manifest"] = str(broken)
     path.write_text(yaml.safe_dump(toy_recipe))
+    pretrain = ("pretrain", "--config", path, "--run-dir", tmp_path / "run")
     pq.write_table(pa.table({"id": ["a"], "image": ["a.png"]}), broken)
-    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", expect=2)
-    assert "expected column 'labels'" in output
+    assert "expected column 'labels'" in said(capfd, *pretrain, expect=2)
     pq.write_table(pa.table({"id": pa.array([], pa.string())}), broken)
-    output = run_job("pretrain.py", "--config", path, "--run-dir", tmp_path / "run", expect=2)
-    assert "expected rows, found none" in output
+    assert "expected rows, found none" in said(capfd, *pretrain, expect=2)
 
 
-def test_another_recipe_in_the_same_run_directory_exits_2(toy_recipe, tmp_path):
-    path, run_dir = tmp_path / "toy.yaml", tmp_path / "run"
-    path.write_text(yaml.safe_dump(toy_recipe))
-    run_dir.mkdir()
+def test_another_recipe_in_the_same_run_directory_exits_2(toy_file, tmp_path, capfd):
     from pipeline import recipe as recipes
 
-    stored = recipes.dump(recipes.load(path).to_dict())
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    stored = recipes.dump(recipes.load(toy_file).to_dict())
     (run_dir / "config.yaml").write_text(stored)
-    output = run_job("pretrain.py", "--config", path, "--run-dir", run_dir, "--set", "seed=99", expect=2)
+    output = said(capfd, "pretrain", "--config", toy_file, "--run-dir", run_dir, "--set", "seed=99", expect=2)
     assert "seed = 3" in output
     assert "99" in output
     assert (run_dir / "config.yaml").read_text() == stored

@@ -71,9 +71,9 @@ def exact(run_dir: Path) -> list[list]:
     return [[r[k] for k in ("step", "task", "loss", "grad_norm")] for r in lines(run_dir / "metrics.jsonl")]
 
 
-def test_a_submitted_run_is_stopped_and_submitted_again_after_an_edit(clone, tmp_path, quick_compile):
-    run_dir, flags = tmp_path / "runs/mine", {"XLA_FLAGS": quick_compile}
-    with ray_head("--num-cpus=3", **flags) as head:
+def test_a_submitted_run_is_stopped_and_submitted_again_after_an_edit(clone, tmp_path):
+    run_dir = tmp_path / "runs/mine"
+    with ray_head("--num-cpus=3") as head:
         address = ("--address", head.dashboard)
         submit = ("job", "submit", *address, "--runtime-env", "deploy/job.yaml", "--working-dir", ".")
         pretrain = ("--", "python", "jobs/pretrain.py", "--config", "mine/toy.yaml")

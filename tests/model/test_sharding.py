@@ -169,8 +169,8 @@ CASES = ("experts", "experts and fsdp", "everything else", "microbatches")
 
 
 @pytest.fixture(scope="module")
-def runs(quick_compile) -> dict:
-    flags = f"{quick_compile} --xla_force_host_platform_device_count=8"
+def runs() -> dict:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-W", "error::UserWarning", "-c", SCRIPT]
     root = Path(__file__).parents[2]

@@ -1,12 +1,14 @@
 """One compiled step: Adam against float64 numpy, clipping, the schedule, non-finite losses, untouched groups."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from model import step as step_module
 from model.config import MoEConfig, OptimizerConfig, from_variant
 from model.imp import Imp
 from model.step import compile_step, init_state, learning_rates, make_step, rate_schedule, state_shapes
@@ -318,8 +320,17 @@ def test_a_run_shorter_than_its_warmup_keeps_warming_up():
     np.testing.assert_allclose(schedule(10), 1e-4, rtol=1e-5)
 
 
+@pytest.fixture
+def full_compile(monkeypatch):
+    """Has steps compiled as users' are, not as tests' flags ask for."""
+    options = {"xla_cpu_use_fusion_emitters": True} if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"] else {}
+    # A step's own options come after the flags, unless it finds them there.
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(step_module, "_CPU_OPTIONS", step_module._CPU_OPTIONS | options)
+
+
 @pytest.mark.slow
-def test_the_norm_is_the_same_every_time_and_right(batch):
+def test_the_norm_is_the_same_every_time_and_right(batch, full_compile):
     """Steps that skip this pass every other test and still never repeat bit for bit."""
     config = from_variant("imp-tiny-moe", vocab_size=60)
     structure = Structure("nce", 8, (InputShape("vision", 4, 768, 3), InputShape("text", 6, 0, 1)))

@@ -117,7 +117,8 @@ def test_processes_without_a_shared_disk_save_one_checkpoint(server, strict, run
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     processes = []
     for rank in ("0", "1"):
         command = [sys.executable, "-c", TWO_MACHINES, address, rank, str(run_dir)]

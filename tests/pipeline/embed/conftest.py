@@ -8,12 +8,11 @@ import pytest
 
 from pipeline.embed.job import Request, embed
 from pipeline.export import load
-from tests.toy_run import save_toy_run
 
 
 @pytest.fixture(scope="session")
-def run_dir(tmp_path_factory, make_toy_recipe):
-    return save_toy_run(tmp_path_factory.mktemp("embed") / "run", make_toy_recipe())
+def run_dir(tmp_path_factory, toy_run):
+    return shutil.copytree(toy_run, tmp_path_factory.mktemp("embed") / "run")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The pictures of a run: of an untrained model, so that every answer is known to be as likely as any other."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,13 +13,12 @@ from pipeline.evaluate.showcase.maps import plane
 from pipeline.evaluate.showcase.sample import Sample
 from pipeline.evaluate.trained_model import TrainedModel
 from pipeline.report.report import write_report
-from tests.toy_run import save_toy_run
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory, make_toy_recipe):
+def run_dir(tmp_path_factory, toy_run):
     """A checkpoint of the toy recipe as it starts, with texts for its videos too, and one held-out image damaged."""
-    return save_toy_run(tmp_path_factory.mktemp("toy") / "run", make_toy_recipe())
+    return shutil.copytree(toy_run, tmp_path_factory.mktemp("showcase") / "run")
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -27,13 +26,6 @@ from pipeline.train.run import train
 
 BARE_RUN = Path(__file__).with_name("bare_run.py")
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def _load_bare_run():
-    spec = importlib.util.spec_from_file_location("bare_run", BARE_RUN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -228,13 +220,13 @@ bare_run.run(recipes.load(Path(sys.argv[1])), Path(sys.argv[2]), steps=int(sys.a
 """
 
 
-def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int, flags: str) -> None:
+def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int) -> None:
     path = run_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}:{BARE_RUN.parent}",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
     }
     command = [sys.executable, "-c", TWO_DEVICES, str(path), str(run_dir), str(num_steps)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
@@ -242,18 +234,15 @@ def run_on_two_devices(recipe: dict, run_dir: Path, *, num_steps: int, flags: st
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache, quick_compile):
+def test_a_run_goes_on_with_its_parameters_laid_out_anew(toy_recipe, tmp_path, compile_cache, bare_run):
     """Experts over two devices, then everything over two, then one device: the losses of one device throughout."""
     task = toy_recipe["tasks"]["image_text"] | {"objective": {"nce": 1.0, "softmax": 0.5}}
     toy_recipe["tasks"], cluster = {"image_text": task}, {"compile_cache": str(compile_cache)}
     toy_recipe["train"]["num_steps"] = 6
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    bare_run = _load_bare_run()
     bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), whole)
-    run_on_two_devices(
-        toy_recipe | {"cluster": cluster | {"expert_parallel": 2}}, parts, num_steps=2, flags=quick_compile
-    )
-    run_on_two_devices(toy_recipe | {"cluster": cluster | {"fsdp": True}}, parts, num_steps=2, flags=quick_compile)
+    run_on_two_devices(toy_recipe | {"cluster": cluster | {"expert_parallel": 2}}, parts, num_steps=2)
+    run_on_two_devices(toy_recipe | {"cluster": cluster | {"fsdp": True}}, parts, num_steps=2)
     summary = bare_run.run(recipes.from_dict(toy_recipe | {"cluster": cluster}), parts)
     assert (summary["start_step"], summary["steps"], summary["skipped_updates"]) == (4, 6, 0)
     found, expected = (read_jsonl(d / "metrics.jsonl") for d in (parts, whole))
@@ -284,8 +273,7 @@ def test_run_directory_and_one_compile_a_structure(whole):
 
 
 @pytest.mark.slow
-def test_stop_saves_and_goes_on(toy_recipe, tmp_path, compile_cache):
-    bare_run = _load_bare_run()
+def test_stop_saves_and_goes_on(toy_recipe, tmp_path, compile_cache, bare_run):
     toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
     recipe = recipes.from_dict(toy_recipe)
     summary = bare_run.run(recipe, tmp_path / "run", steps=7)
