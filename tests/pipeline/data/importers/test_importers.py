@@ -486,7 +486,7 @@ def test_tables_of_another_encoding_are_marked(tmp_path, name, content):
     rows, skipped = imported("table", put(tmp_path / name, content), tmp_path)
     assert rows["a"]["text"] == [NOT_UTF8 + "caf\\xe9"] and rows["a"]["image"] == f"{tmp_path}/caf\\xe9.png"
     assert rows["\\xe9"]["text"] == ["b"]
-    assert skipped == ({"a line that is not a JSON object": 1} if name.endswith("l") else {})
+    assert skipped == ({"not a JSON object": 1} if name.endswith("l") else {})
 
 
 @pytest.mark.parametrize(
