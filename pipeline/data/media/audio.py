@@ -16,6 +16,8 @@ from pipeline.data.spec import AudioSpec
 _EMPTY = "the sound track is empty"
 # Seconds decoded before the start: AAC needs one packet before it, MP3 and Opus up to a quarter of a second.
 _PREROLL_S = 0.5
+# Maximum absolute sample: far beyond integers that were stored as floats, far below where a spectrum overflows.
+_MAX_SAMPLE = 1e12
 # Marks of an MP3's header that has the number of its frames.
 COUNTS = (b"Xing", b"Info", b"VBRI")
 # Seconds that two ways of counting an MP3's frames may differ by: two frames.
@@ -72,6 +74,8 @@ def decode_audio(
     samples = check_array(samples, dtype=np.float32, ndim=1, what="float32 (samples,)")
     if not np.isfinite(samples).all():
         raise Reject("not_decodable", "the samples are not finite")
+    if max(samples.max(), -samples.min()) > _MAX_SAMPLE:
+        raise Reject("not_decodable", f"samples beyond {_MAX_SAMPLE:.0e}, where full scale is 1: not sound")
     return samples[:num_samples]
 
 

@@ -99,6 +99,16 @@ def test_a_start_that_is_no_time_is_rejected(tmp_path, write_wav, start_s):
     reject(write_wav(tmp_path / "a.wav", hz=(500,), seconds=3.0), start_s=start_s)
 
 
+@pytest.mark.parametrize("peak", [1e13, -3e38, np.inf, np.nan])
+def test_bytes_that_are_no_samples_are_rejected(tmp_path, peak):
+    samples = np.sin(np.arange(16_000, dtype=np.float32))
+    soundfile.write(tmp_path / "loud.wav", 2**31 * samples, 16_000, subtype="FLOAT")
+    assert len(decode_audio(str(tmp_path / "loud.wav"), SPEC)) == 16_000
+    samples[5000] = peak
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    assert reject(tmp_path / "a.wav").reason == "not_decodable"
+
+
 def test_files_that_are_no_sound(tmp_path, write_wav):
     (tmp_path / "text.wav").write_bytes(b"no sound at all")
     assert reject(tmp_path / "text.wav").reason == "not_decodable"
