@@ -79,6 +79,12 @@ def _learned(evaluator: Evaluator, measurement: Measurement, learn: Learner, pre
     rows, fit = evaluator.rows(measurement), evaluator.fit_rows(measurement)
     classes, chosen, targets = targets_of(measurement, rows, more=fit)
     _, known, learned = targets_of(measurement, fit, classes=classes)
+    measured, known_classes = ([classes[i] for i in np.flatnonzero(t.any(0))] for t in (targets, learned))
+    if not set(measured) & set(known_classes):
+        raise RequestError(
+            f"{measurement.settings.kind}: expected rows to learn from with the classes of {measurement.label} "
+            f"({some_of(measured)}), found {some_of(known_classes)}; name others with fit"
+        )
     scores, facts = learn(fit.features[known].mean(1), learned, rows.features[chosen].mean(1))
     return _classified(evaluator, measurement, scores, targets, classes, rows, prefix=prefix, facts=facts)
 

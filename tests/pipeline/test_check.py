@@ -16,6 +16,7 @@ from pipeline import recipe as recipes
 from pipeline.check import _supply_line, check, print_check
 from pipeline.cli import main
 from pipeline.errors import RequestError
+from pipeline.plain_console import plain_console
 
 
 @pytest.fixture
@@ -169,6 +170,8 @@ def test_ids_labels_and_reasons_are_printed_as_they_are(capsys):
     supply = {"decode_cpu_s_per_step": 1.0, "step_s": 1.0, "decode_cpus": 1.0}
     print_check({"data_sets": {words: found}, "problems": [words], **supply})
     assert capsys.readouterr().out.count(words) == 6
+    plain_console().print("a\x1b[31m\x9bb\tc")
+    assert capsys.readouterr().out.split() == ["a\ufffd[31m\ufffdb", "c"]
 
 
 def test_captions_that_cannot_be_used_are_counted(toy_recipe, tmp_path):
