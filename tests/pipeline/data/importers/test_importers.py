@@ -258,8 +258,13 @@ def test_img2dataset_takes_captions_from_the_table_beside_the_tar(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d/00000.parquet")
     # A shard whose table is not there falls back to what its tar says.
     write_tar(tmp_path / "d/00001.tar", [("000010000.mp4", b"v"), ("000010000.txt", b"from the tar")])
+    write_tar(tmp_path / "d/00002.tar", [("000020000.jpg", picture(7))])
+    pq.write_table(
+        pa.table({"key": ["000020000"], "caption": [["one", None, " ", "two"]]}), tmp_path / "d/00002.parquet"
+    )
     found, _ = imported("img2dataset", tmp_path / "d", tmp_path)
     assert {key: row["text"] for key, row in found.items()} == {
+        "00002/000020000": ["one", "two"],
         "00000/000000000": ["new"],
         "00000/000000001": [],
         "00001/000010000": ["from the tar"],
