@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines or Parquet with columns of any names."""
+"""CSV, TSV, JSON or Parquet with columns of any names."""
 
 from __future__ import annotations
 
