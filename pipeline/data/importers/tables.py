@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Iterator
 
 from pipeline.data.importers.listing import Skipped, folder_of, text_of
@@ -46,7 +47,8 @@ def table(
     """
     asked = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
     asked |= {"start_s": start_s, "end_s": end_s}
-    base = (folder or folder_of(source)).rstrip("/")
+    base = (folder if "://" in folder else posixpath.abspath(folder)) if folder else folder_of(source)
+    base = base.rstrip("/")
     found = False
     for number, record in enumerate(records(source, skipped)):
         names = _names(record, asked)

@@ -69,3 +69,11 @@ def test_tables_of_spreadsheets_may_be_utf_16_and_have_long_cells_but_no_name_tw
     assert row["text"] == [f"café {'x' * 200_000}"]
     with pytest.raises(RequestError, match="found 'image' more than once"):
         list(table(str(put(tmp_path / "u.csv", "image,image\na.png,b.png\n")), Skipped()))
+
+
+def test_a_folder_of_media_is_named_as_seen_from_where_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = put(tmp_path / "t.csv", "image\na.png\n")
+    for folder, found in (("photos", f"{tmp_path}/photos/a.png"), ("s3://b/photos/", "s3://b/photos/a.png")):
+        (row,) = table(str(source), Skipped(), folder=folder)
+        assert row["image"] == found
