@@ -55,13 +55,13 @@ def classify(evaluator: Evaluator, measurement: Measurement) -> Result:
     """Logits of the classifier that a task trained, averaged over a row's clips."""
     rows, task = evaluator.rows(measurement), measurement.task
     assert task is not None
-    order = list(evaluator.model.data_sets[task.data_set].classes)
+    columns = {name: i for i, name in enumerate(evaluator.model.data_sets[task.data_set].classes)}
     classes, chosen, targets = targets_of(measurement, rows)
-    unknown = set(classes) - set(order)
+    unknown = set(classes) - columns.keys()
     if unknown:
         raise RequestError(f"evaluate: {some_of(sorted(unknown))}: no classes of {task.data_set}'s classifier")
     logits = mean_over_clips(lambda x: evaluator.model.logits(x, task.data_set), rows.features[chosen])
-    scores = logits[:, [order.index(c) for c in classes]]
+    scores = logits[:, [columns[c] for c in classes]]
     return _classified(evaluator, measurement, scores, targets, classes, rows)
 
 

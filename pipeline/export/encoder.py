@@ -119,15 +119,15 @@ class Encoder:
         options, rates = Options(None, data_set, size, frames, clips), Rates(fps, sample_rate)
         name = ARGUMENTS.get(argument, argument)
         one = choices.choose_classifier(self.config.inputs, name, options)
-        columns = self.config.classifiers[one.data_set]
+        columns = {name: column for column, name in enumerate(self.config.classifiers[one.data_set])}
         wanted = requests.class_names(one.classes if classes is None else classes)
-        if not set(wanted) <= set(columns):
+        if not columns.keys() >= set(wanted):
             raise RequestError(f"classes: expected some of {some_of(columns)}, found {some_of(wanted)}")
         features = self._features(argument, items, choices.choose_variant(one, options), options, rates)
         if not items:
             return []
         logits = mean_over_clips(lambda x: self.model.logits(x, one.data_set), features)
-        return requests.named(logits[:, [columns.index(c) for c in wanted]], wanted, one.objective)
+        return requests.named(logits[:, [columns[c] for c in wanted]], wanted, one.objective)
 
     def zero_shot(
         self,
