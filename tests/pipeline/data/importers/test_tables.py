@@ -77,3 +77,10 @@ def test_a_folder_of_media_is_named_as_seen_from_where_the_command_runs(tmp_path
     for folder, found in (("photos", f"{tmp_path}/photos/a.png"), ("s3://b/photos/", "s3://b/photos/a.png")):
         (row,) = table(str(source), Skipped(), folder=folder)
         assert row["image"] == found
+
+
+def test_a_table_of_ever_other_columns_is_summed_up(tmp_path):
+    lines = "".join(f'{{"image": "a.png", "tag{i}": 1}}\n' for i in range(500))
+    done = import_layout("table", str(put(tmp_path / "t.jsonl", lines)), tmp_path / "t.parquet")
+    assert len(done.kept) == 31 and sum(count for count, _ in done.kept.values()) == 500
+    assert done.kept["for other reasons"] == (470, "column 'tag30' not used, no option names it: 1")
