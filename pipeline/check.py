@@ -20,6 +20,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.errors import DataError, RequestError
 from pipeline.facts import facts_of
 from pipeline.host_memory import machine_cpus
+from pipeline.plain_console import plain_console
 from pipeline.plan import plan, problems_of_recipe
 from pipeline.recipe import Recipe, specs
 from pipeline.reject_lines import allowed_line, counts_line, no_caption_line
@@ -183,10 +184,9 @@ def _supply_line(result: dict) -> str:
 
 def print_check(result: dict) -> None:
     """Prints the result of ``check`` as tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     for name, one in result["data_sets"].items():
         table = Table(title=name, show_header=False, title_justify="left")
         named = len(one["held_out"]) > 1
@@ -211,9 +211,9 @@ def print_check(result: dict) -> None:
                 table.add_row(f"caption {key}", "  ".join(f"{p} {v:g}" for p, v in one["text"][key].items()))
         console.print(table)
     for line in result.get("estimate", []):
-        console.print(line, markup=False)
+        console.print(line)
     console.print(_supply_line(result))
     for problem in result["problems"]:
-        console.print(f"- {problem}", markup=False)
+        console.print(f"- {problem}")
     if not result["problems"]:
         console.print("no problems found")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +154,20 @@ def _place(run_dir: Path, own: list[dict] | None) -> Path:
         return run_dir / "eval.json"
     folder = run_dir / "evaluations"
     folder.mkdir(exist_ok=True)
-    return folder / f"{own[0]['dataset'].replace('/', '-')}-{own[0]['task']}.json"
+    name = f"{own[0]['dataset'].replace('/', '-')}-{own[0]['task']}"
+    place = folder / f"{name}.json"
+    if place.exists() and _manifest_of(place) != own[0]["manifest"]:
+        # Another manifest of the same name keeps its results.
+        digest = hashlib.sha256(own[0]["manifest"].encode()).hexdigest()[:8]
+        return folder / f"{name}-{digest}.json"
+    return place
+
+
+def _manifest_of(results: Path) -> str | None:
+    try:
+        return json.loads(results.read_bytes())[0]["manifest"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def measurement_settings(model: EvaluatedModel, entry: dict) -> EvaluationSettings:

@@ -45,7 +45,8 @@ class SampleMaker:
         self.data_set = data_set
         self.tokenizer = tokenizer
         self.tokens = tokens
-        self.classes = task.classes or data_set.classes
+        self.classes = frozenset(task.classes or data_set.classes)
+        self._columns = {name: column for column, name in enumerate(data_set.classes)}
 
     def arrays(self, clip: Clip, view: View, *, patches: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The sample's arrays. Raises Reject if labels or text are missing.
@@ -106,8 +107,9 @@ class SampleMaker:
 
     def multi_hot(self, clip: Clip) -> np.ndarray:
         """(classes of the data set,) uint8."""
-        labels = self._labels(clip)
-        return np.array([c in labels for c in self.data_set.classes], np.uint8)
+        out = np.zeros(len(self._columns), np.uint8)
+        out[[self._columns[c] for c in self._labels(clip) if c in self._columns]] = 1
+        return out
 
     def _positive_id(self, clip: Clip, text: str) -> np.ndarray:
         """(2,) int32, a 64-bit hash: keys in a batch of 65,536 collide once in 10^10 batches."""

@@ -38,12 +38,13 @@ def _is_string(found: pa.DataType) -> bool:
     if pa.types.is_dictionary(found):
         found = found.value_type
     # A column of nulls alone has no better type.
-    return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_null(found)
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(kind(found) for kind in kinds)
 
 
 def _is_strings(found: pa.DataType) -> bool:
-    lists = pa.types.is_list(found) or pa.types.is_large_list(found)
-    return (lists and _is_string(found.value_type)) or pa.types.is_null(found)
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return (any(kind(found) for kind in kinds) and _is_string(found.value_type)) or pa.types.is_null(found)
 
 
 def _is_number(found: pa.DataType) -> bool:

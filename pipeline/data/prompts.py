@@ -34,3 +34,11 @@ def train_templates(media: str) -> tuple[str, ...]:
 def eval_templates(media: str) -> tuple[str, ...]:
     """The templates whose embeddings are averaged for a class of this kind of media."""
     return EVAL.get(media, EVAL["generic"])
+
+
+def has_a_place(prompt: str) -> bool:
+    """Whether a prompt shows the class that it is filled with, and needs nothing else."""
+    try:
+        return "\0" in prompt.format("\0")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        return False

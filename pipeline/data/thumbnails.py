@@ -15,6 +15,8 @@ from pipeline.data.tokens import log_mel
 _SIDE, _STRIP = 112, 72
 # Frames of a strip.
 _FRAMES = 8
+# Maximum pixels of a side in the format of thumbnails, WebP.
+_MAX_SIDE = 16_383
 # Colours of a spectrogram from its quietest to its loudest point: viridis, readable for the colour-blind.
 _COLORS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float32)
 _QUALITY = 72
@@ -25,7 +27,7 @@ _DROPPED = 128
 def image_uri(pixels: np.ndarray, *, side: int = _SIDE) -> str:
     """A (H, W, 3) uint8 image, its longer side at most ``side`` pixels."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    scale = side / max(image.size)
+    scale = min(side, _MAX_SIDE) / max(image.size)
     if scale < 1:
         image = image.resize([max(1, round(scale * n)) for n in image.size], Image.Resampling.LANCZOS)
     out = io.BytesIO()
@@ -57,7 +59,7 @@ def spectrum_uri(values: np.ndarray, *, height: int = 2 * _STRIP) -> str:
     pixels = (_COLORS[below] * (1 - share) + _COLORS[below + 1] * share).astype(np.uint8)
     # Points are enlarged whole: a spectrogram is no photograph.
     times = max(1, height // pixels.shape[0])
-    return image_uri(pixels.repeat(times, 0).repeat(times, 1), side=1 << 16)
+    return image_uri(pixels.repeat(times, 0).repeat(times, 1), side=_MAX_SIDE)
 
 
 def unpatched(

@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.fs
 
 from pipeline.credentials import redacted
+from pipeline.data.columns import type_fault
 from pipeline.data.manifest import Manifest
 from pipeline.data.media.storage import resolve_filesystem, with_retries
 from pipeline.data.modalities import MEDIA, TEXT
@@ -108,9 +110,15 @@ def _added(modalities: Sequence[str]) -> tuple[str, ...]:
 
 def _check_columns(manifest: Manifest, one: NamedInput, modalities: Sequence[str]) -> None:
     manifest.require({"id": "--input"})
-    columns = {*modalities, *(["video"] if "audio" in modalities else [])} & set(manifest.columns)
+    columns = {*modalities, *(["video"] if "audio" in modalities else [])}
+    wrong = sorted(columns & set(manifest.schema.names) - set(manifest.columns))
+    columns &= set(manifest.columns)
     if not columns:
+        manifest.require(dict.fromkeys(wrong, "--input"))
         raise RequestError(
             f"--input {redacted(one.uri)}: expected a column or files of {', '.join(modalities)}, which the model "
             f"embeds; found {', '.join(manifest.schema.names)}"
         )
+    for name in wrong:
+        fault = type_fault(name, manifest.schema.field(name).type)
+        print(f"warning: {redacted(one.uri)}: column {name!r} is left out: {fault}", file=sys.stderr, flush=True)

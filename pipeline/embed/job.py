@@ -247,7 +247,9 @@ class _Progress:
 def _finish(out: Path, tally: Tally) -> None:
     """Says what was done. Raises DataError if the whole folder holds no embedding."""
     if not (tally.embedded or tally.rejected):
-        print(f"{out}: all parts were there", flush=True)
+        listed = any((out / "inputs").glob("*.parquet"))
+        more = "; of a folder they hold the files of the first time: embed files added since into another --out"
+        print(f"{out}: all parts were there{more if listed else ''}", flush=True)
         return
     for line in tally.lines():
         print(line, file=sys.stderr if line.startswith("rejected") else sys.stdout, flush=True)

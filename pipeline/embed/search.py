@@ -76,6 +76,8 @@ def query_of(text: str | None, file: str | None, modality: str | None) -> Query:
     if (text is None) == (file is None):
         raise RequestError('expected a text, as in imp search "a dog barking", or --file; found both or none')
     if text is not None:
+        if modality_of(text) and os.path.isfile(text):
+            raise RequestError(f"{text}: expected a text, found a file; to look for what is in it: --file {text}")
         return Query(TEXT, text)
     assert file is not None
     if "://" not in file and not os.path.isfile(file):

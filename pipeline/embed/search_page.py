@@ -10,6 +10,7 @@ from pipeline.embed.preparations import query_input
 from pipeline.embed.search import Found, Hit, Query, Search
 from pipeline.embed.thumbnails import Thumbnail, thumbnail
 from pipeline.files import write_bytes
+from pipeline.plain_console import plain_console
 
 # Maximum bytes of pictures and sounds in a page; later items are shown by their names.
 MAX_MEDIA_BYTES = 7_500_000
@@ -18,10 +19,9 @@ _ALT = {"image": "Picture", "video": "Film strip", "audio": "Spectrogram"}
 
 def print_found(search: Search, found: Found) -> None:
     """Prints a table a modality, and a line for each that no space connects with the query."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = plain_console()
     for modality, hits in found.hits.items():
         title = f"{plural(modality)} nearest to {_title(found.query)}, by {hits[0].space}"
         table = Table(title=title, title_justify="left")
@@ -32,17 +32,10 @@ def print_found(search: Search, found: Found) -> None:
             table.add_column("source", overflow="fold")
         for rank, hit in enumerate(hits, 1):
             words = [_words(hit)] if modality == TEXT else [short(hit.caption or "", end=False), hit.source]
-            table.add_row(str(rank), f"{hit.score:.3f}", *(escape_markup(word) for word in words))
+            table.add_row(str(rank), f"{hit.score:.3f}", *words)
         console.print(table)
     for line in notes(search, found):
-        console.print(escape_markup(line))
-
-
-def escape_markup(text: str) -> str:
-    """Text in which rich finds no markup."""
-    from rich.markup import escape
-
-    return escape(text)
+        console.print(line)
 
 
 def notes(search: Search, found: Found) -> list[str]:

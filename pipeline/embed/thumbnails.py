@@ -20,6 +20,8 @@ from pipeline.export.inputs import Input
 
 # Maximum pixels of the longer side of a picture, and height of a frame of a film strip.
 _PICTURE, _FRAME = 192, 72
+# Maximum width of a film strip: of six frames at four to one.
+_STRIP = 1728
 # Frames of a film strip.
 _FRAMES = 6
 _QUALITY = 75
@@ -67,7 +69,7 @@ def _of_clip(clip: np.ndarray, one: Input) -> Thumbnail:
     if one.modality == "audio":
         return _of_sound(clip, one.settings)
     if clip.ndim == 4 and clip.shape[-1] == 3 and clip.dtype == np.uint8:
-        return _picture(film_strip(clip))
+        return _picture(film_strip(clip), width=_STRIP)
     if clip.ndim == 3 and clip.shape[-1] == 3 and clip.dtype == np.uint8:
         return _picture(clip)
     return Thumbnail(why_not="no picture of this modality")
@@ -98,7 +100,7 @@ def spectrogram(waveform: np.ndarray, spec: AudioSpec) -> np.ndarray:
 
 
 def _of_sound(waveform: np.ndarray, spec: AudioSpec) -> Thumbnail:
-    picture = _picture(spectrogram(waveform, spec))
+    picture = _picture(spectrogram(waveform, spec), width=_SPECTROGRAM[1])
     return dataclasses.replace(picture, sound=_sound(waveform, spec.sample_rate_hz))
 
 
@@ -115,10 +117,10 @@ def _sound(waveform: np.ndarray, rate: int) -> str:
     return f"data:audio/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _picture(pixels: np.ndarray) -> Thumbnail:
+def _picture(pixels: np.ndarray, *, width: int = _PICTURE) -> Thumbnail:
+    """The picture of (H, W, 3) uint8, made smaller where it does not fit into ``width`` and the height of pictures."""
     image, file = Image.fromarray(pixels), io.BytesIO()
-    if pixels.shape[0] > _FRAME:
-        image.thumbnail((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
+    image.thumbnail((width, _PICTURE), Image.Resampling.LANCZOS)
     image.save(file, "WEBP", quality=_QUALITY, method=4)
     return Thumbnail(
         f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", width=image.width, height=image.height

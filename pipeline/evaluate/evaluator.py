@@ -71,6 +71,7 @@ class Evaluator:
                     f"manifest {manifest}: expected a column {' or '.join(columns)}, for {side.modality}; found "
                     f"{', '.join(found_rows.schema.names)}"
                 )
+            found_rows.require(_needed(measurement))
             found = self._make(
                 model,
                 side,
@@ -128,6 +129,18 @@ class Evaluator:
             return [()] * len(rows.rows)
         limit = task.max_characters
         return [usable_captions(t, self.model.tokenizer, max_characters=limit) for t in rows.texts]
+
+
+def _needed(measurement: Measurement) -> dict[str, str]:
+    """Columns without which nothing can be measured, beside the media → the kind that needs them."""
+    kind = measurement.settings.kind
+    if kind != "retrieval":
+        words = "labels"
+    elif len(measurement.sides) == 1:
+        words = "text"
+    else:
+        words = "id"  # two media are compared by row
+    return dict.fromkeys(("id", words), kind)
 
 
 def prompts_of(measurement: Measurement) -> list[str]:

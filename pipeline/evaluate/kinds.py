@@ -55,13 +55,13 @@ def classify(evaluator: Evaluator, measurement: Measurement) -> Result:
     """Logits of the classifier that a task trained, averaged over a row's clips."""
     rows, task = evaluator.rows(measurement), measurement.task
     assert task is not None
-    order = list(evaluator.model.data_sets[task.data_set].classes)
+    columns = {name: i for i, name in enumerate(evaluator.model.data_sets[task.data_set].classes)}
     classes, chosen, targets = targets_of(measurement, rows)
-    unknown = set(classes) - set(order)
+    unknown = set(classes) - columns.keys()
     if unknown:
         raise RequestError(f"evaluate: {some_of(sorted(unknown))}: no classes of {task.data_set}'s classifier")
     logits = mean_over_clips(lambda x: evaluator.model.logits(x, task.data_set), rows.features[chosen])
-    scores = logits[:, [order.index(c) for c in classes]]
+    scores = logits[:, [columns[c] for c in classes]]
     return _classified(evaluator, measurement, scores, targets, classes, rows)
 
 
@@ -79,6 +79,12 @@ def _learned(evaluator: Evaluator, measurement: Measurement, learn: Learner, pre
     rows, fit = evaluator.rows(measurement), evaluator.fit_rows(measurement)
     classes, chosen, targets = targets_of(measurement, rows, more=fit)
     _, known, learned = targets_of(measurement, fit, classes=classes)
+    measured, known_classes = ([classes[i] for i in np.flatnonzero(t.any(0))] for t in (targets, learned))
+    if not set(measured) & set(known_classes):
+        raise RequestError(
+            f"{measurement.settings.kind}: expected rows to learn from with the classes of {measurement.label} "
+            f"({some_of(measured)}), found {some_of(known_classes)}; name others with fit"
+        )
     scores, facts = learn(fit.features[known].mean(1), learned, rows.features[chosen].mean(1))
     return _classified(evaluator, measurement, scores, targets, classes, rows, prefix=prefix, facts=facts)
 

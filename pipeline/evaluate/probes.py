@@ -19,8 +19,8 @@ _STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 _JUDGING = 5
 # Maximum iterations of the linear probe's solver.
 _ITERATIONS = 1000
-# Logit of a class that no row to learn from has.
-_UNSEEN = -1e9
+# Logit of a class that every row to learn from has; its negative is that of one that none has.
+_CERTAIN = 1e9
 # Values of a sample that the baseline compares; more are averaged with their neighbours.
 _RAW_VALUES = 4096
 # Maximum distances in memory at a time.
@@ -91,7 +91,10 @@ def _fitted(features: np.ndarray, targets: np.ndarray, strength: float) -> Calla
         ]
 
     def logits(queries: np.ndarray) -> np.ndarray:
-        out = np.full((len(queries), targets.shape[1]), _UNSEEN)
+        # Certain where all rows agree: no regression can be fitted to one answer.
+        out = np.tile(np.where(targets.all(0), _CERTAIN, -_CERTAIN), (len(queries), 1))
+        if not fits:
+            return out
         found = np.stack([fit.decision_function(queries.astype(np.float64)) for fit in fits], axis=-1)
         if one_each:
             found = found[..., 0]

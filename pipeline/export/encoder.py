@@ -119,15 +119,15 @@ class Encoder:
         options, rates = Options(None, data_set, size, frames, clips), Rates(fps, sample_rate)
         name = ARGUMENTS.get(argument, argument)
         one = choices.choose_classifier(self.config.inputs, name, options)
-        columns = self.config.classifiers[one.data_set]
-        wanted = tuple(one.classes if classes is None else classes)
-        if not wanted or not set(wanted) <= set(columns):
-            raise RequestError(f"classes: expected some of {some_of(columns)}, found {some_of(wanted) or 'none'}")
+        columns = {name: column for column, name in enumerate(self.config.classifiers[one.data_set])}
+        wanted = requests.class_names(one.classes if classes is None else classes)
+        if not columns.keys() >= set(wanted):
+            raise RequestError(f"classes: expected some of {some_of(columns)}, found {some_of(wanted)}")
         features = self._features(argument, items, choices.choose_variant(one, options), options, rates)
         if not items:
             return []
         logits = mean_over_clips(lambda x: self.model.logits(x, one.data_set), features)
-        return requests.named(logits[:, [columns.index(c) for c in wanted]], wanted, one.objective)
+        return requests.named(logits[:, [columns[c] for c in wanted]], wanted, one.objective)
 
     def zero_shot(
         self,
@@ -154,14 +154,12 @@ class Encoder:
         argument, items = requests.only(requests.given(images=images, videos=videos, audio=audio, **(media or {})))
         options, rates = Options(None, data_set, size, frames, clips, dim), Rates(fps, sample_rate)
         dim = choices.choose_dim(self.config.model, options)
-        name, classes = ARGUMENTS.get(argument, argument), tuple(classes)
+        name, classes = ARGUMENTS.get(argument, argument), requests.class_names(classes)
         space = choices.choose_space(self.config.inputs, [name, TEXT], options)
         one = choices.choose_input(self.config.inputs, name, space, options)
         of_text = choices.choose_input(self.config.inputs, TEXT, space, options, beside=[name])
-        sentences = tuple(prompts or self.config.prompts.get(name) or eval_templates(name))
+        sentences = requests.sentences(prompts, self.config.prompts.get(name) or eval_templates(name))
         texts = [sentence.format(c) for c in classes for sentence in sentences]
-        if not texts:
-            raise RequestError("classes: expected at least one name, found none")
         projected = self._projected(self._features("classes", texts, of_text, Options(), rates), of_text, dim)
         anchors = class_anchors(projected, len(sentences))
         features = self._features(argument, items, choices.choose_variant(one, options), options, rates)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data.prompts import has_a_place
 from pipeline.errors import RequestError, some_of
 
 
@@ -33,6 +35,30 @@ def only(given: dict[str, list]) -> tuple[str, list]:
     if len(given) != 1:
         raise RequestError(f"expected one kind of input, found {some_of(given)}")
     return next(iter(given.items()))
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes to choose between. A text would be taken for a list of its letters."""
+    if isinstance(classes, str):
+        raise RequestError(f"classes: expected a list of names, found the text {classes!r}")
+    names = tuple(classes)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise RequestError(f"classes: expected names, found {some_of(map(repr, names)) or 'none'}")
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise RequestError(f"classes: expected different names, found {twice[0]!r} more than once")
+    return names
+
+
+def sentences(prompts: Sequence[str] | None, default: Sequence[str]) -> tuple[str, ...]:
+    """The prompts to fill with each class."""
+    found = tuple(default if prompts is None else [prompts] if isinstance(prompts, str) else prompts)
+    wrong = [prompt for prompt in found if not (isinstance(prompt, str) and has_a_place(prompt))]
+    if wrong or not found:
+        raise RequestError(
+            f"prompts: expected sentences with {{}} in place of the class, found {repr(wrong[0]) if wrong else 'none'}"
+        )
+    return found
 
 
 def named(scores: np.ndarray, names: Sequence[str], objective: str) -> list[dict[str, float]]:

@@ -144,7 +144,7 @@ def with_lists(settings: dict, where: str, keys: tuple[str, ...] = ("classes", "
 def _lines(file: str, where: str) -> list[str]:
     path = Path(file).expanduser()
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8 text"
         raise RequestError(f"{where}: {path} cannot be read: {reason}") from e

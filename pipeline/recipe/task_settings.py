@@ -11,6 +11,7 @@ import pydantic_core
 
 from model import terms
 from pipeline.data.modalities import TEXT
+from pipeline.data.prompts import has_a_place
 from pipeline.data.spec import AudioSettings, Augment, ImageSpec, VideoSpec
 from pipeline.recipe.section import Section, Share, Weight, key
 
@@ -184,13 +185,8 @@ class EvaluationSettings(Section):
     @pydantic.field_validator("prompts")
     @classmethod
     def _with_a_place_for_the_class(cls, prompts: list[str]) -> list[str]:
-        for prompt in prompts:
-            try:
-                filled = prompt.format("\0")
-            except (KeyError, IndexError, ValueError):
-                filled = ""
-            if "\0" not in filled:
-                raise pydantic_core.PydanticCustomError("prompts", "expected {} where the class goes in every prompt")
+        if not all(map(has_a_place, prompts)):
+            raise pydantic_core.PydanticCustomError("prompts", "expected {} where the class goes in every prompt")
         return prompts
 
     @pydantic.field_validator("classes")

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from pipeline import recipe as recipes
-from pipeline.check import _supply_line, check
+from pipeline.check import _supply_line, check, print_check
 from pipeline.cli import main
 from pipeline.errors import RequestError
+from pipeline.plain_console import plain_console
 
 
 @pytest.fixture
@@ -150,6 +151,27 @@ def test_the_job_prints_tables_or_json_and_exits_by_what_it_found(own_digits, tm
     assert json.loads(capsys.readouterr().out)["usable"] is False
     assert main(["check", *arguments, "--sample", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --sample")
+
+
+def test_ids_labels_and_reasons_are_printed_as_they_are(capsys):
+    words = "[/dog] [red]x :cat:"
+    found = {
+        "rows": 1,
+        "columns": [words],
+        "sampled": 1,
+        "rejects": {"count": 1, "examples": [{"id": words, "reason": "bad", "detail": words}]},
+        "media": {},
+        "decode_s_per_sample": {},
+        "duplicate_ids": {"looked_at": 1},
+        "held_out": {},
+        "labels": {"distinct": 1, "most_common": {words: 1}},
+        "text": {},
+    }
+    supply = {"decode_cpu_s_per_step": 1.0, "step_s": 1.0, "decode_cpus": 1.0}
+    print_check({"data_sets": {words: found}, "problems": [words], **supply})
+    assert capsys.readouterr().out.count(words) == 6
+    plain_console().print("a\x1b[31m\x9bb\tc")
+    assert capsys.readouterr().out.split() == ["a\ufffd[31m\ufffdb", "c"]
 
 
 def test_captions_that_cannot_be_used_are_counted(toy_recipe, tmp_path):

@@ -205,7 +205,20 @@ FRAMES, SOUND = np.zeros((8, 32, 32, 3), np.uint8), np.zeros(9000, np.float32)
         ("classify", {"audio": [SOUND]}, r"audio\[0\]: expected sample_rate=, the samples per second of an array"),
         ("classify", {"audio": [SOUND + 9999], "sample_rate": 16000}, "expected finite samples from -1 to 1"),
         ("zero_shot", {"videos": [FRAMES], "classes": ["a"]}, r"videos\[0\]: expected fps=, the frames per second"),
-        ("zero_shot", {"images": [PIXELS], "classes": []}, "classes: expected at least one name, found none"),
+        ("zero_shot", {"images": [PIXELS], "classes": []}, "classes: expected names, found none"),
+        ("zero_shot", {"images": [PIXELS], "classes": ["one", " "]}, "classes: expected names, found 'one', ' '"),
+        ("zero_shot", {"images": [PIXELS], "classes": "one"}, "expected a list of names, found the text 'one'"),
+        ("zero_shot", {"images": [PIXELS], "classes": ["one", "one"]}, "different names, found 'one' more than once"),
+        ("classify", {"images": [PIXELS], "classes": ["one", "one"]}, "different names, found 'one' more than once"),
+        *(
+            ("zero_shot", {"images": [PIXELS], "classes": ["one"], "prompts": prompts}, f"in place of .* found {found}")
+            for prompts, found in (
+                ("a photo", "'a photo'"),
+                (["{}", "{a}"], "'{a}'"),
+                (["{}{}"], "'{}{}'"),
+                ([], "none"),
+            )
+        ),
         ("similarity", {"images": [PIXELS]}, "similarity: expected two kinds of input in a common space, found images"),
     ],
 )

@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from model.config import ModelConfig
-from pipeline.data.media import container, image
+from pipeline.data.media import audio, container, image
 from pipeline.data.modalities import MODALITIES
 from pipeline.data.sample_tokens import View, evaluation_tokens
 from pipeline.data.spec import AUDIO_PRESETS, AudioSpec, ImageSpec, TokenSpec, Variant, VideoSpec
@@ -140,6 +140,7 @@ def test_a_text_becomes_the_tokens_of_evaluation(tokenizer, vocabulary):
 
 def test_no_more_kinds_of_files_are_opened_than_in_training():
     assert (decoding_imp.PICTURES, decoding_imp.CONTAINERS) == (image.FORMATS, container.FORMATS)
+    assert (decoding_imp.COUNTS, decoding_imp.ROUNDING_S) == (audio.COUNTS, audio.ROUNDING_S)
 
 
 # --- the folder ---

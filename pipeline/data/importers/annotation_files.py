@@ -20,24 +20,37 @@ _MISSING = "its media file is missing"
 def coco_captions(source: str, skipped: Skipped, images: str = "") -> Iterator[dict]:
     """captions_*.json; images: their folder, by default the file's own. All captions of an image are one row."""
     folder = Folder(images or folder_of(source))
-    files = {posixpath.basename(p): folder.uri(p) for p in folder.paths(".jpg", ".jpeg", ".png")}
+    paths = folder.paths(".jpg", ".jpeg", ".png")
+    known, alone = set(paths), _alone(paths)
     try:
         data = json.loads(text_of(read_file(source)))
         captions: dict[int, list[str]] = {}
         for annotation in data["annotations"]:
             captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
-        names = [(image["id"], posixpath.basename(image["file_name"])) for image in data["images"]]
-    except (ValueError, KeyError, TypeError) as e:
+        names = [(image["id"], image["file_name"].removeprefix("./")) for image in data["images"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise RequestError(f"{source}: expected COCO captions with images and annotations, found {e!r}") from e
     for number in captions.keys() - {number for number, _ in names}:
         skipped.add("captions of an image that is not listed", str(number))
     for number, name in names:
-        if name not in files:
+        path = name if name in known else alone.get(posixpath.basename(name), "")
+        if path is None:
+            skipped.add("its file name is that of several files", name)
+        elif not path:
             skipped.add(_MISSING, name)
         elif not any(captions.get(number, ())):
             skipped.add("no caption", name)
         else:
-            yield {"id": str(number), "image": files[name], "text": [c for c in captions[number] if c]}
+            yield {"id": str(number), "image": folder.uri(path), "text": [c for c in captions[number] if c]}
+
+
+def _alone(paths: list[str]) -> dict[str, str | None]:
+    """File name → its path; None for the name of several files."""
+    found: dict[str, str | None] = {}
+    for path in paths:
+        name = posixpath.basename(path)
+        found[name] = None if name in found else path
+    return found
 
 
 def audioset(source: str, skipped: Skipped, media: str = "", names: str = "") -> Iterator[dict]:

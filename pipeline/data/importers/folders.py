@@ -13,12 +13,19 @@ def class_folders(source: str, skipped: Skipped) -> Iterator[dict]:
     folder = Folder(source)
     for path in folder.paths():
         modality, above = modality_of(path), posixpath.basename(posixpath.dirname(path))
-        if modality is None:
+        if _is_hidden(path):
+            skipped.add("a hidden file", path)
+        elif modality is None:
             skipped.add("not a media file", path)
         elif not above:
             skipped.add("not in a class folder", path)
         else:
             yield {"id": path, modality: folder.uri(path), "labels": [above]}
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file, or a folder above it, is a tool's own: macOS writes ._cat.jpg, Jupyter .ipynb_checkpoints."""
+    return "/." in f"/{path}"
 
 
 def sidecar_text(source: str, skipped: Skipped) -> Iterator[dict]:
@@ -28,9 +35,9 @@ def sidecar_text(source: str, skipped: Skipped) -> Iterator[dict]:
     known = set(paths)
     for path in paths:
         modality = modality_of(path)
-        if modality is None:
+        if modality is None or _is_hidden(path):
             # A hidden folder may be the manifest's own draft.
-            if not path.endswith(".txt") and "/." not in f"/{path}":
+            if not path.endswith(".txt") and not _is_hidden(path):
                 skipped.add("not a media file", path)
             continue
         beside = [name for name in (posixpath.splitext(path)[0] + ".txt", path + ".txt") if name in known]

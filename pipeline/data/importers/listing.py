@@ -15,6 +15,8 @@ ENDINGS = {
     "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv"),
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".m4a", ".aac", ".wma"),
 }
+# Maximum number of reasons that are counted apart: records may have columns of any number of names.
+_MAX_REASONS = 30
 _MODALITY = {ending: modality for modality, endings in ENDINGS.items() for ending in endings}
 
 
@@ -43,6 +45,8 @@ class Skipped:
 
 
 def _count(counts: dict[str, tuple[int, str]], reason: str, example: str, more: int) -> None:
+    if reason not in counts and len(counts) >= _MAX_REASONS:
+        reason, example = "for other reasons", f"{reason}: {example}"
     count, first = counts.get(reason, (0, example))
     counts[reason] = (count + more, first)
 

@@ -1,23 +1,28 @@
-"""CSV, TSV, JSON lines or Parquet with columns of any names."""
+"""CSV, TSV, JSON or Parquet with columns of any names."""
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
+import math
 import posixpath
 from collections.abc import Iterator
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.data.importers.listing import Skipped, folder_of, open_file, values_of
+from pipeline.data.importers.listing import Skipped, folder_of, text_of
+from pipeline.data.importers.records import records
 from pipeline.data.modalities import MEDIA
-from pipeline.errors import RequestError, one_line
+from pipeline.errors import RequestError
 
 # Column → other names it may have, if the table lacks its own name and no option names one.
 _ALSO = {"text": ("caption", "captions", "texts"), "labels": ("label", "class", "category")}
+# Maximum bytes of a path: a longer binary value is the content of a file.
+_MAX_PATH_BYTES = 4096
+
+
+class _Unreadable(ValueError):
+    """A record that cannot be a row. reason: the same for all such records. found: an example."""
+
+    def __init__(self, reason: str, found: object):
+        super().__init__(reason)
+        self.reason, self.found = reason, found
 
 
 def table(
@@ -34,7 +39,7 @@ def table(
     folder: str = "",
     separator: str = ";",
 ) -> Iterator[dict]:
-    """FILE.csv, .tsv, .jsonl or .parquet; an option names the column for each of ours.
+    """FILE.csv, .tsv, .json, .jsonl or .parquet; an option names the column for each of ours.
 
     folder: base of relative media paths, by default the table's folder. separator: between several captions or labels
     in one cell, by default ";". Without an id column the row's number is its id. Captions may also be in a column
@@ -42,12 +47,10 @@ def table(
     """
     asked = {"id": id, "image": image, "video": video, "audio": audio, "text": text, "labels": labels}
     asked |= {"start_s": start_s, "end_s": end_s}
-    base = (folder or folder_of(source)).rstrip("/")
+    base = (folder if "://" in folder else posixpath.abspath(folder)) if folder else folder_of(source)
+    base = base.rstrip("/")
     found = False
-    for number, record in enumerate(_records(source)):
-        if not isinstance(record, dict):
-            skipped.add("a line that is not a JSON object", str(record)[:80])
-            continue
+    for number, record in enumerate(records(source, skipped)):
         names = _names(record, asked)
         if not found:
             _check_columns(source, record, names)
@@ -55,21 +58,28 @@ def table(
         for column in record.keys() - names.values():
             if record[column] not in (None, "", []):
                 skipped.keep(f"column {column!r} not used, no option names it", str(record[column])[:80])
-        row = {"id": str(record.get(names["id"]) or f"row-{number:010d}")}
+        row = {"id": f"row-{number:010d}"}
         try:
-            for column in MEDIA:
-                path = record.get(names[column])
-                if path:
-                    row[column] = path if "://" in path or path.startswith("/") else f"{base}/{path}"
-            for column in ("text", "labels"):
-                row[column] = _strings(record.get(names[column]), separator)
-            for column in ("start_s", "end_s"):
-                value = record.get(names[column])
-                row[column] = None if value in (None, "") else float(value)
-        except (TypeError, ValueError) as e:
-            skipped.add(f"not readable ({e})", row["id"])
+            row["id"] = _word(record.get(names["id"]), "id") or row["id"]
+            row |= _values(record, names, base, separator)
+        except _Unreadable as e:
+            skipped.add(e.reason, f"{row['id']}: {str(e.found)[:80]}")
             continue
         yield row
+
+
+def _values(record: dict, names: dict[str, str], base: str, separator: str) -> dict:
+    """The row but for its id. Raises _Unreadable."""
+    row: dict = {}
+    for column in MEDIA:
+        path = _path(record.get(names[column]), column)
+        if path:
+            row[column] = path if "://" in path or path.startswith("/") else f"{base}/{path}"
+    for column in ("text", "labels"):
+        row[column] = _words(record.get(names[column]), column, separator)
+    for column in ("start_s", "end_s"):
+        row[column] = _seconds(record.get(names[column]), column)
+    return row
 
 
 def _names(record: dict, asked: dict[str, str]) -> dict[str, str]:
@@ -89,36 +99,45 @@ def _check_columns(source: str, record: dict, names: dict[str, str]) -> None:
         )
 
 
-def _strings(value, separator: str) -> list[str]:
-    if value is None or value == "":
-        return []
-    values = value if isinstance(value, (list, tuple)) else str(value).split(separator)
-    return [str(v).strip() for v in values if str(v).strip()]
+def _is_missing(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _delimiter(header: str) -> str:
-    """A comma, or what a header without one has: spreadsheets write semicolons where the comma is the decimal mark."""
-    return next((character for character in ",;\t" if character in header), ",")
+def _word(value: object, column: str) -> str:
+    """A single value as text, "" if it is missing. Raises _Unreadable for what holds several."""
+    if _is_missing(value):
+        return ""
+    if isinstance(value, bytes):  # a string to some writers of Parquet
+        return text_of(value)
+    if isinstance(value, (dict, list, tuple)):
+        raise _Unreadable(f"a value of {column} that holds others", value)
+    return str(value)
 
 
-def _records(source: str) -> Iterator[dict]:
-    ending = posixpath.splitext(source)[1].lower()
+def _path(value: object, column: str) -> str:
+    content = value
+    if isinstance(value, dict):  # a media file as the datasets library writes it
+        value, content = value.get("path"), value.get("bytes")
+    is_path = not isinstance(content, bytes) or (
+        content is value and len(content) <= _MAX_PATH_BYTES and content.isascii() and b"\0" not in content
+    )
+    if not is_path:
+        raise _Unreadable(f"a file's content in {column}, expected its path; write it to a file", content[:20])
+    return _word(value, column)
+
+
+def _words(value: object, column: str, separator: str) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        words = [_word(v, column) for v in value]
+    else:
+        words = _word(value, column).split(separator)
+    return [word.strip() for word in words if word.strip()]
+
+
+def _seconds(value: object, column: str) -> float | None:
+    if _is_missing(value):
+        return None
     try:
-        with open_file(source) as file:
-            if ending == ".parquet":
-                for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
-                    columns = [values_of(column) for column in batch.columns]
-                    yield from (dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True))
-            elif ending in (".csv", ".tsv"):
-                text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-                header = text.readline()
-                delimiter = "\t" if ending == ".tsv" else _delimiter(header)
-                yield from csv.DictReader(itertools.chain([header], text), delimiter=delimiter)
-            elif ending in (".jsonl", ".ndjson", ".json"):
-                for line in io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape"):
-                    if line.strip():
-                        yield json.loads(line)
-            else:
-                raise RequestError(f"{source}: expected .csv, .tsv, .jsonl or .parquet")
-    except (pa.ArrowInvalid, csv.Error, json.JSONDecodeError) as e:
-        raise RequestError(f"{source}: cannot be read as {ending}: {one_line(e, limit=160)}") from e
+        return float(value)  # pyrefly: ignore[bad-argument-type]
+    except (TypeError, ValueError) as e:
+        raise _Unreadable(f"a value of {column} that is not a number of seconds", value) from e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,13 +39,13 @@ def img2dataset(source: str, skipped: Skipped, caption: str = "caption") -> Iter
         beside = posixpath.splitext(name)[0] + ".parquet"
         captions = _captions(folder, beside, caption) if folder.has(beside) else None
         for key, members, file in _samples(folder, name, skipped):
-            text = None
+            texts: list[str] = []
             if captions is not None:
                 members = {e: m for e, m in members.items() if modality_of(f"x.{e}")}
-                text = captions.get(posixpath.basename(key))
-                if not text:
+                texts = captions.get(posixpath.basename(key), [])
+                if not texts:
                     skipped.keep("no caption in the table beside its tar", _id(name, key))
-            yield from _row(folder.uri(name), _id(name, key), members, file, skipped, text=text)
+            yield from _row(folder.uri(name), _id(name, key), members, file, skipped, texts=texts)
 
 
 def _tars(folder: Folder) -> list[str]:
@@ -55,13 +55,20 @@ def _tars(folder: Folder) -> list[str]:
     return tars
 
 
-def _captions(folder: Folder, name: str, column: str) -> dict[str, str]:
+def _captions(folder: Folder, name: str, column: str) -> dict[str, list[str]]:
+    """Key → its captions; a cell may hold several."""
     try:
         with folder.open(name) as file:
             table = pq.read_table(file, columns=["key", column])
     except (pa.ArrowInvalid, KeyError) as e:
         raise RequestError(f"{folder.uri(name)}: expected the columns key and {column}: {str(e)[:120]}") from e
-    return dict(zip(values_of(table["key"]), values_of(table[column]), strict=True))
+    cells = zip(values_of(table["key"]), values_of(table[column]), strict=True)
+    return {str(key): _texts(cell if isinstance(cell, list) else [cell]) for key, cell in cells}
+
+
+def _texts(values: list) -> list[str]:
+    """The values that are texts or numbers and not blank."""
+    return [str(v) for v in values if isinstance(v, (str, int)) and str(v).strip()]
 
 
 def _id(name: str, key: str) -> str:
@@ -163,7 +170,7 @@ def _refused(member: tarfile.TarInfo, total: int) -> str | None:
 
 
 def _row(
-    tar: str, sample_id: str, members: dict[str, tuple[int, int]], file, skipped: Skipped, *, text: str | None = None
+    tar: str, sample_id: str, members: dict[str, tuple[int, int]], file, skipped: Skipped, *, texts: Sequence[str] = ()
 ) -> Iterator[dict]:
     row = {"id": sample_id}
     for ending, (offset, size) in members.items():
@@ -175,7 +182,7 @@ def _row(
     if not row.keys() & set(MEDIA):
         skipped.add("no media", row["id"])
         return
-    captions, labels = [text] if text else [], []
+    captions, labels = list(texts), []
     for ending in ("txt", "cls", "json"):
         content = _sidecar(file, f"{sample_id}.{ending}", members.get(ending, (0, 0)), skipped)
         if ending == "json" and content:
@@ -209,5 +216,5 @@ def _from_json(content: bytes, path: str, skipped: Skipped) -> tuple[list[str], 
     for keys in (_CAPTION_KEYS, _LABEL_KEYS):
         value = next((data[k] for k in keys if data.get(k) not in (None, "", [])), [])
         values = value if isinstance(value, list) else [value]
-        found.append([str(v) for v in values if isinstance(v, (str, int)) and str(v).strip()])
+        found.append(_texts(values))
     return found[0], found[1]

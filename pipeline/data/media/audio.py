@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from pipeline.data.spec import AudioSpec
 _EMPTY = "the sound track is empty"
 # Seconds decoded before the start: AAC needs one packet before it, MP3 and Opus up to a quarter of a second.
 _PREROLL_S = 0.5
+# Maximum absolute sample: far beyond integers that were stored as floats, far below where a spectrum overflows.
+_MAX_SAMPLE = 1e12
+# Marks of an MP3's header that has the number of its frames.
+COUNTS = (b"Xing", b"Info", b"VBRI")
+# Seconds that two ways of counting an MP3's frames may differ by: two frames.
+ROUNDING_S = 0.1
 
 
 def clip_times(start_s: float, end_s: float | None) -> tuple[float, float | None]:
@@ -67,6 +74,8 @@ def decode_audio(
     samples = check_array(samples, dtype=np.float32, ndim=1, what="float32 (samples,)")
     if not np.isfinite(samples).all():
         raise Reject("not_decodable", "the samples are not finite")
+    if max(samples.max(), -samples.min()) > _MAX_SAMPLE:
+        raise Reject("not_decodable", f"samples beyond {_MAX_SAMPLE:.0e}, where full scale is 1: not sound")
     return samples[:num_samples]
 
 
@@ -87,11 +96,30 @@ def _read_soundfile(source: str | bytes, spec: AudioSpec, *, start_s: float, end
         rate, length_s = file.samplerate, file.frames / file.samplerate
         check_cap(length_s, spec.max_duration_s, reason="too_long", what="s")
         start, stop = int(start_s * rate), min(file.frames, int(np.ceil(end_s * rate)))
+        if stop == file.frames and file.format == "MP3" and _goes_on(source, length_s, spec):
+            return _read_pyav(source, spec, start_s=start_s, end_s=end_s)
         if start >= stop:
             raise Reject("no_sound", f"{length_s:.2f} s of sound, asked from {start_s:.2f} s")
         file.seek(start)
         samples = file.read(stop - start, dtype="float32", always_2d=True)
     return to_mono(samples, rate=rate, spec=spec)
+
+
+def _goes_on(source: str | bytes, length_s: float, spec: AudioSpec) -> bool:
+    """Whether an MP3 is longer than libsndfile says.
+
+    Without a count of its frames (a Xing or VBRI header) libsndfile takes the first frame's bit rate for that of all:
+    of a file with a variable one it would read a part.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if any(mark in data for mark in COUNTS):
+        return False
+    after_s = length_s + ROUNDING_S
+    try:
+        _read_pyav(source, spec, start_s=after_s, end_s=after_s + ROUNDING_S)
+    except Reject:
+        return False
+    return True
 
 
 def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: float) -> np.ndarray:

@@ -43,9 +43,10 @@ class Classes:
             return None
         all_classes = list(sample.data_set.classes)
         trained = {name for task in tasks for name in task.classes or all_classes}
-        names = [name for name in all_classes if name in trained]
+        columns = [column for column, name in enumerate(all_classes) if name in trained]
+        names = [all_classes[column] for column in columns]
         logits = model.logits(sample.features[modality], sample.data_set.name)
-        logits = logits[:, [all_classes.index(name) for name in names]].astype(np.float64)
+        logits = logits[:, columns].astype(np.float64)
         is_exclusive = any("softmax" in dict(task.objectives) for task in tasks)
         return cls(names, _softmax(logits) if is_exclusive else 1 / (1 + np.exp(-logits)), is_exclusive)
 

@@ -23,6 +23,8 @@ CONTAINERS = (
     *("h264", "hevc", "av1", "m4v", "mjpeg", "yuv4mpegpipe"),
     *("wav", "w64", "aiff", "au", "caf", "mp3", "flac", "aac", "ac3", "eac3", "amr", "ape", "tta", "wv", "voc"),
 )
+# Marks of an MP3's header that has the number of its frames, and seconds that two ways of counting them may differ by.
+COUNTS, ROUNDING_S = (b"Xing", b"Info", b"VBRI"), 0.1
 
 
 def picture(item: Any, settings: dict) -> np.ndarray:
@@ -164,10 +166,22 @@ def _read_sound(path: str, seconds: float) -> tuple[np.ndarray, float]:
     soundfile = importlib.import_module("soundfile")
     try:
         with soundfile.SoundFile(path) as file:
-            count = min(file.frames, math.ceil(seconds * file.samplerate))
-            return file.read(count, dtype="float32", always_2d=True), file.samplerate
+            rate, count = file.samplerate, min(file.frames, math.ceil(seconds * file.samplerate))
+            if count < file.frames or file.format != "MP3" or not _goes_on(path, file.frames / rate):
+                return file.read(count, dtype="float32", always_2d=True), rate
     except soundfile.LibsndfileError:
-        return _read_track(path, seconds)
+        pass
+    return _read_track(path, seconds)
+
+
+def _goes_on(path: str, length_s: float) -> bool:
+    """Whether an MP3 without a count of its frames is longer than libsndfile guesses from the first."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if any(mark in data for mark in COUNTS):
+        return False
+    samples, rate = _read_track(path, length_s + 2 * ROUNDING_S)
+    return len(samples) > (length_s + ROUNDING_S) * rate
 
 
 def _read_track(path: str, seconds: float) -> tuple[np.ndarray, float]:

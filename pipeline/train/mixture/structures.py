@@ -22,11 +22,11 @@ def structure_of(task: TaskSpec, variant: Variant, data_set: DataSetSpec, tokens
     inputs = tuple(shapes[m] for m in model_modalities(task))
     classifier = {}
     if task.classifies:
-        counted = task.classes or data_set.classes
+        columns = {name: column for column, name in enumerate(data_set.classes)}
         classifier = {
             "classifier": task.data_set,
-            "num_classes": len(data_set.classes),
-            "classes": tuple(data_set.classes.index(c) for c in counted),
+            "num_classes": len(columns),
+            "classes": tuple(columns[c] for c in task.classes or data_set.classes),
         }
     return Structure(
         task.objectives,

@@ -181,6 +181,21 @@ def test_other_types_of_strings_may_be_bad_too(tmp_path, large, coded):
     assert list(manifest.iter_column("text")) == [row["text"] for row in wanted]
 
 
+def test_columns_of_string_views_and_of_lists_of_one_size_are_read_as_any_others(tmp_path):
+    """Types of Arrow that other libraries write into a Parquet file's schema."""
+    ids = pa.array([b"a", b"b\xff", b"a long name, stored apart"], pa.binary_view()).view(pa.string_view())
+    texts = pa.array([["x", None], None, []], pa.list_(pa.string_view()))
+    labels = pa.array([["k"], ["l"], None], pa.list_(pa.string(), 1))
+    pq.write_table(pa.table({"id": ids, "text": texts, "labels": labels}), tmp_path / "m.parquet")
+    manifest = Manifest(str(tmp_path / "m.parquet"))
+    manifest.require(dict.fromkeys(("id", "text", "labels"), "task a"))
+    assert [manifest.row(i) for i in range(3)] == [
+        {"id": "a", "text": ["x"], "labels": ["k"]},
+        {"id": "b\\xff", "text": None, "labels": ["l"]},
+        {"id": "a long name, stored apart", "text": [], "labels": None},
+    ]
+
+
 def test_bad_values_in_a_column_that_nobody_asked_for(tmp_path):
     bad = pa.array([b"\xff"], pa.binary()).view(pa.string())
     extra = {"note": bad, "meta": pa.StructArray.from_arrays([bad], ["by"])}

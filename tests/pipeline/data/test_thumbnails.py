@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.data.spec import AudioSpec
 from pipeline.data.thumbnails import image_uri, spectrum_uri, strip_uri, unpatched, unpatched_spectrum
 from pipeline.data.tokens import log_mel, patchify, spectrogram_tokens
+from pipeline.embed.thumbnails import _picture
 
 
 def opened(uri: str) -> Image.Image:
@@ -48,3 +49,14 @@ def test_a_spectrogram_has_its_low_tones_at_the_bottom_and_silence_is_a_picture_
     picture = np.asarray(opened(spectrum_uri(values)).convert("RGB")).astype(int)
     assert picture[-2, 8].sum() > picture[1, 8].sum() + 100
     assert opened(spectrum_uri(np.zeros((16, 16), np.float32))).size == (144, 144)
+
+
+def test_pictures_wider_than_their_format_allows_are_shrunk():
+    assert opened(strip_uri(np.zeros((2, 8, 16_000, 3), np.uint8))).size == (16_383, 4)
+    assert opened(spectrum_uri(np.zeros((20_000, 16), np.float32))).size[0] == 16_383
+    image, strip, small = (
+        _picture(np.zeros((*shape, 3), np.uint8), **width)
+        for shape, width in (((32, 64_000), {}), ((72, 30_000), {"width": 1000}), ((32, 40), {}))
+    )
+    sizes = [(one.width, one.height) for one in (image, strip, small)]
+    assert sizes == [(192, 1), (1000, 2), (40, 32)]

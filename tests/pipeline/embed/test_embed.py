@@ -15,6 +15,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.embed import folder as folders
 from pipeline.embed.decoding import in_order
+from pipeline.embed.inputs import NamedInput, open_inputs
 from pipeline.embed.job import Request, embed
 from pipeline.embed.listing import write_listing
 from pipeline.errors import DataError, RequestError
@@ -53,7 +54,9 @@ def test_texts_are_embedded_as_their_own_data_set_cuts_them(held_out, encoder, r
     np.testing.assert_array_equal(np.array([row["text_vision"] for row in texts], np.float32), expected)
 
 
-def test_a_folder_of_any_files_becomes_items_and_rejects_with_their_reasons(exported, media, tmp_path, read_items):
+def test_a_folder_of_any_files_becomes_items_and_rejects_with_their_reasons(
+    exported, media, tmp_path, read_items, capsys
+):
     folder = media(tmp_path / "media")
     embed(Request(run=exported, out=folder / "out", inputs=(str(folder),)))
     items = read_items(folder / "out")
@@ -64,6 +67,9 @@ def test_a_folder_of_any_files_becomes_items_and_rejects_with_their_reasons(expo
     assert sum(name.startswith("more/") for name, _ in found) == 4
     rejected = [row for row in items if row["reject"]]
     assert len(rejected) == 2 and all(row["detail"] and row["text_vision"] is None for row in rejected)
+    (folder / "later.txt").write_text("later")
+    embed(Request(run=exported, out=folder / "out", inputs=(str(folder),)))
+    assert "embed files added since into another --out" in capsys.readouterr().out
 
 
 def test_parts_and_their_size_change_no_bit(exported, held_out, toy_corpus, tmp_path, read_items, monkeypatch):
@@ -159,6 +165,12 @@ def test_wrong_requests_are_one_line_and_exit_2(exported, media, tmp_path, capsy
     assert "found another file" in _fails(capsys, *run, *out, "--input", str(empty / "notes.csv"))
     assert "found nothing there" in _fails(capsys, *run, *out, "--input", str(tmp_path / "nowhere"))
     folder = media(tmp_path / "media")
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"id": ["a"], "text": ["one"]}), plain)
+    assert "column 'text': expected a list of strings" in _fails(capsys, *run, *out, "--input", str(plain))
+    pq.write_table(pa.table({"id": ["a"], "text": ["one"], "image": ["a.png"]}), plain)
+    open_inputs([NamedInput(str(plain))], tmp_path, ("image", "text"))
+    assert "column 'text' is left out: expected a list of strings, found string" in capsys.readouterr().err
     assert "no data set pets" in _fails(capsys, *run, *out, "--input", str(folder), "--data-set", "pets")
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(b"PAR1 not really")

@@ -56,6 +56,13 @@ def test_a_file_finds_itself_and_a_sound_is_compared_by_the_space_of_its_pair(se
     assert by_sound.hits["audio"][0].source == video and by_sound.unreachable == ("image", "text")
 
 
+def test_a_path_in_place_of_a_text_is_refused(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(RequestError, match=r"expected a text, found a file; .* --file .*cat\.jpg"):
+        query_of(str(tmp_path / "cat.jpg"), None, None)
+    assert query_of("no cat.jpg", None, None) == Query("text", "no cat.jpg")
+
+
 def test_equal_scores_keep_the_earlier_item_and_values_that_are_not_finite_come_last():
     vectors = np.array([[1, 0], [np.nan, 0], [1, 0], [0, 1], [1, 0]], np.float32)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 2, mask=pa.array([False] * 4 + [True]))

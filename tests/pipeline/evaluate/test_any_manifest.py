@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -184,6 +185,18 @@ def test_a_sample_of_rows_is_always_the_same():
             ["--manifest", "{shades}", "--kind", "zero_shot", "--modality", "video", "--classes", "black"],
             "manifest {shades}: expected a column video, for video; found id, image, labels, text",
         ),
+        (
+            ["--manifest", "{words}", "--kind", "zero_shot", "--modality", "image", "--classes", "black"],
+            "manifest {words}: column 'labels': expected a list of strings, found string",
+        ),
+        (
+            ["--manifest", "{words}", "--kind", "retrieval", "--modality", "image"],
+            "manifest {words}: expected column 'text' (needed by retrieval); found id, image, labels",
+        ),
+        (
+            ["--manifest", "{shades}", "--kind", "knn", "--modality", "image", "--data-set", "digits"],
+            "knn: expected rows to learn from with the classes of test (black, grey, white), found eight, five, four",
+        ),
         (["--manifest", "{shades}", "--kind", "knn"], "knn: expected fit, a manifest of labelled rows to learn from"),
         (["--manifest", "{shades}", "--sizes", "20"], "sizes and frames: variant 20x20: "),
         (["--manifest", "{shades}", "--set", "clip=2"], "unknown key 'clip'; did you mean 'clips'?"),
@@ -191,8 +204,10 @@ def test_a_sample_of_rows_is_always_the_same():
         (["--step", "9"], "step 9: expected one of the checkpoints [3]"),
     ],
 )
-def test_wrong_requests_are_one_line_and_exit_2(toy_run, shades, capsys, arguments, line):
-    place = {"shades": shades / "test.parquet"}
+def test_wrong_requests_are_one_line_and_exit_2(toy_run, shades, tmp_path, capsys, arguments, line):
+    place = {"shades": shades / "test.parquet", "words": tmp_path / "words.parquet"}
+    words = pa.table({"id": ["a"], "image": ["a.png"], "labels": ["black"]})
+    pq.write_table(words, place["words"])
     assert main(["evaluate", "--run", str(toy_run), *(a.format(**place) for a in arguments)]) == 2
     found = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("waiting for")]
     assert len(found) == 1 and found[0].startswith(f"error: {line.format(**place)}"), found

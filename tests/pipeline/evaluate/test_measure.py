@@ -2,10 +2,12 @@
 
 import dataclasses
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.cli.evaluate_command import _place
 from pipeline.data.modalities import EMBEDDERS
 from pipeline.data.sources import MediaSource
 from pipeline.data.spec import AudioSpec, TokenSpec, Variant, VideoSpec
@@ -225,3 +227,16 @@ def test_nothing_that_can_be_read_is_an_error(make_model, films, tmp_path, write
     model.data_sets["toy"] = dataclasses.replace(films, held_out={"held_out": manifest})
     with pytest.raises(RequestError, match="none of the 1 rows"):
         run.evaluate_run(None, model)
+
+
+def test_results_of_two_manifests_of_one_name_lie_beside_each_other(tmp_path):
+    def place(manifest: str) -> Path:
+        return _place(tmp_path, [{"dataset": "test", "task": "knn_image", "manifest": manifest}])
+
+    first = place("/a/test.parquet")
+    assert first.name == "test-knn_image.json"
+    first.write_text('[{"manifest": "/a/test.parquet"}]')
+    second = place("/b/test.parquet")
+    assert place("/a/test.parquet") == first != second == place("/b/test.parquet") != place("/c/test.parquet")
+    first.write_text("[")
+    assert place("/a/test.parquet") != first

@@ -178,7 +178,8 @@ def test_overrides_that_are_wrong(recipe_file, text, message):
 
 
 def test_classes_from_a_file(tmp_path):
-    (tmp_path / "classes.txt").write_text("cat\n\n  grey dog \nüber\n", encoding="utf-8")
+    # With the mark that some editors put before UTF-8.
+    (tmp_path / "classes.txt").write_text("cat\n\n  grey dog \nüber\n", encoding="utf-8-sig")
     recipe = recipes.from_dict(changed(("data_sets.photos.classes", str(tmp_path / "classes.txt"))))
     assert recipe.data_sets["photos"].classes == ["cat", "grey dog", "über"]
     assert recipe.to_dict()["data_sets"]["photos"]["classes"] == ["cat", "grey dog", "über"]

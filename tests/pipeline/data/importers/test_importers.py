@@ -63,6 +63,8 @@ def test_class_folders(tmp_path):
     put(tmp_path / "d/train/dog/a.JPG")
     put(tmp_path / "d/train/dog/notes.doc")
     put(tmp_path / "d/loose.png")
+    put(tmp_path / "d/train/cat/._a.png")
+    put(tmp_path / "d/train/dog/.ipynb_checkpoints/a-checkpoint.png")
     rows, skipped = imported("class_folders", tmp_path / "d", tmp_path)
     assert rows["train/cat/a.png"] == {
         "id": "train/cat/a.png",
@@ -71,7 +73,7 @@ def test_class_folders(tmp_path):
     }
     assert rows["train/dog/a.JPG"]["labels"] == ["dog"]
     assert len(rows) == 2
-    assert skipped == {"not a media file": 1, "not in a class folder": 1}
+    assert skipped == {"not a media file": 1, "not in a class folder": 1, "a hidden file": 2}
 
 
 def test_sidecar_text_has_a_caption_a_line(tmp_path):
@@ -80,6 +82,8 @@ def test_sidecar_text_has_a_caption_a_line(tmp_path):
     put(tmp_path / "b.wav")
     put(tmp_path / "b.wav.txt", b"\xff bad")
     put(tmp_path / "c.png")
+    put(tmp_path / "._a.mp4")
+    put(tmp_path / "._a.txt", "resource fork")
     rows, skipped = imported("sidecar_text", tmp_path, tmp_path)
     assert rows["a.mp4"]["text"] == ["one", "two"] and rows["a.mp4"]["video"] == f"{tmp_path}/a.mp4"
     assert rows["b.wav"]["text"] == [NOT_UTF8 + "\\xff bad"]
@@ -254,8 +258,13 @@ def test_img2dataset_takes_captions_from_the_table_beside_the_tar(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d/00000.parquet")
     # A shard whose table is not there falls back to what its tar says.
     write_tar(tmp_path / "d/00001.tar", [("000010000.mp4", b"v"), ("000010000.txt", b"from the tar")])
+    write_tar(tmp_path / "d/00002.tar", [("000020000.jpg", picture(7))])
+    pq.write_table(
+        pa.table({"key": ["000020000"], "caption": [["one", None, " ", "two"]]}), tmp_path / "d/00002.parquet"
+    )
     found, _ = imported("img2dataset", tmp_path / "d", tmp_path)
     assert {key: row["text"] for key, row in found.items()} == {
+        "00002/000020000": ["one", "two"],
         "00000/000000000": ["new"],
         "00000/000000001": [],
         "00001/000010000": ["from the tar"],
@@ -274,6 +283,22 @@ def test_coco_captions(tmp_path):
     rows, skipped = imported("coco_captions", path, tmp_path, images=str(tmp_path / "val"))
     assert rows["139"]["text"] == ["A room.", "Chairs"]
     assert skipped == {"its media file is missing": 1}
+
+
+def test_coco_images_of_one_name_in_two_folders_are_told_apart_by_their_paths_or_left_out(tmp_path):
+    for folder in ("a", "b"):
+        put(tmp_path / folder / "1.jpg")
+    names = {1: "a/1.jpg", 2: "./b/1.jpg", 3: "1.jpg"}
+    data = {
+        "images": [{"id": n, "file_name": name} for n, name in names.items()],
+        "annotations": [{"image_id": n, "caption": "a room"} for n in names],
+    }
+    rows, skipped = imported("coco_captions", put(tmp_path / "c.json", json.dumps(data)), tmp_path)
+    assert {n: row["image"] for n, row in rows.items()} == {"1": f"{tmp_path}/a/1.jpg", "2": f"{tmp_path}/b/1.jpg"}
+    assert skipped == {"its file name is that of several files": 1}
+    data["annotations"][0]["caption"] = None
+    with pytest.raises(RequestError, match="expected COCO captions"):
+        imported("coco_captions", put(tmp_path / "d.json", json.dumps(data)), tmp_path)
 
 
 AUDIOSET = """# Segments csv created Sun Mar  5 10:54:31 2017
@@ -486,7 +511,7 @@ def test_tables_of_another_encoding_are_marked(tmp_path, name, content):
     rows, skipped = imported("table", put(tmp_path / name, content), tmp_path)
     assert rows["a"]["text"] == [NOT_UTF8 + "caf\\xe9"] and rows["a"]["image"] == f"{tmp_path}/caf\\xe9.png"
     assert rows["\\xe9"]["text"] == ["b"]
-    assert skipped == ({"a line that is not a JSON object": 1} if name.endswith("l") else {})
+    assert skipped == ({"not a JSON object": 1} if name.endswith("l") else {})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import soundfile
 from pipeline.data.media.audio import decode_audio, to_mono
 from pipeline.data.media.errors import Reject
 from pipeline.data.spec import AudioSpec
+from pipeline.export.hub import decoding_imp
 
 SPEC = AudioSpec()
 
@@ -48,6 +49,31 @@ def test_other_formats(tmp_path, peak_hz, name):
     assert abs(peak_hz(decode_audio(str(tmp_path / name), SPEC), 16_000) - 700) <= 2
 
 
+def mp3_without_a_count(path, seconds_of: list[tuple[str, float]], mode: str) -> str:
+    """Writes an MP3 of silence and noise without the header that has the number of its frames."""
+    rng = np.random.default_rng(0)
+    parts = {"noise": lambda n: rng.uniform(-0.5, 0.5, n), "silence": np.zeros}
+    sound = np.concatenate([parts[what](int(44_100 * seconds)) for what, seconds in seconds_of])
+    soundfile.write(path, sound, 44_100, bitrate_mode=mode, compression_level=0.5)
+    data = path.read_bytes()
+    header = b"Xing" if mode == "VARIABLE" else b"Info"
+    assert header in data[:200]
+    path.write_bytes(data[data.index(b"\xff\xfb", data.index(header)) :])
+    return str(path)
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_an_mp3_whose_frames_are_not_counted_is_read_to_its_end(tmp_path, mode):
+    path = mp3_without_a_count(tmp_path / "a.mp3", [("noise", 0.5), ("silence", 4.0), ("noise", 0.5)], mode)
+    wave = decode_audio(path, SPEC)
+    assert abs(len(wave) - 5 * 16_000) < 2_000
+    loud = np.abs(wave[: 16_000 * 4 // 10]).mean(), np.abs(wave[16_000 * 47 // 10 : 16_000 * 49 // 10]).mean()
+    assert min(loud) > 0.1 > 0.01 > np.abs(wave[16_000 : 16_000 * 4]).mean()
+    assert abs(len(decode_audio(path, SPEC, start_s=4.6)) - 0.4 * 16_000) < 2_000
+    settings = dataclasses.asdict(SPEC)
+    assert (decoding_imp.waveform(path, settings, 0.0) == wave).all()
+
+
 def test_cuts(tmp_path):
     ramp = np.linspace(0, 1, 16_000 * 20, dtype=np.float32)
     soundfile.write(tmp_path / "a.wav", ramp, 16_000, subtype="FLOAT")
@@ -71,6 +97,16 @@ def test_nothing_in_the_cut(tmp_path, write_wav):
 def test_a_start_that_is_no_time_is_rejected(tmp_path, write_wav, start_s):
     """A manifest can hold anything; whatever it holds, a row is read from its place or rejected, never an error."""
     reject(write_wav(tmp_path / "a.wav", hz=(500,), seconds=3.0), start_s=start_s)
+
+
+@pytest.mark.parametrize("peak", [1e13, -3e38, np.inf, np.nan])
+def test_bytes_that_are_no_samples_are_rejected(tmp_path, peak):
+    samples = np.sin(np.arange(16_000, dtype=np.float32))
+    soundfile.write(tmp_path / "loud.wav", 2**31 * samples, 16_000, subtype="FLOAT")
+    assert len(decode_audio(str(tmp_path / "loud.wav"), SPEC)) == 16_000
+    samples[5000] = peak
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    assert reject(tmp_path / "a.wav").reason == "not_decodable"
 
 
 def test_files_that_are_no_sound(tmp_path, write_wav):

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.structure import InputShape
+from pipeline.data.batches import SampleMaker
+from pipeline.data.media.clip import Clip
 from pipeline.data.run_data import DataSpec
 from pipeline.data.spec import DataSetSpec, TaskSpec, TokenSpec, Variant
 from pipeline.recipe.specs import loss_fields
@@ -144,6 +146,25 @@ def test_the_structure_of_a_weighted_sum():
     assert found.pairs == (("text", "vision"),) and found.classified == "vision"
 
 
+def test_the_work_for_many_classes_grows_with_their_number_and_not_with_its_square():
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+    names = tuple(Name(f"class {i}") for i in range(500))
+    asked = dataclasses.replace(TASKS["classes"], classes=tuple(Name(name) for name in reversed(names)))
+    data_set = DataSetSpec("photos", "unused", {}, classes=names)
+    assert structure_of(asked, SMALL, data_set, TokenSpec()).classes == tuple(range(499, -1, -1))
+    maker = SampleMaker(asked, data_set, tokenizer=None, tokens=TokenSpec())
+    labels = (Name("class 400"), Name("class 7"), Name("none"))
+    assert np.flatnonzero(maker.multi_hot(Clip("a", labels=labels))).tolist() == [7, 400]
+    assert Name.compared < 10 * len(names)
+
+
 def test_pair_weights_and_microbatches_reach_the_structure():
     weights = (("audio_text", 0.0), ("text_vision", 2.0))
     triplet = task("triplet", "films", "nce", ("video", "audio", "text"), VIDEO, pair_weights=weights)
@@ -155,8 +176,6 @@ def test_pair_weights_and_microbatches_reach_the_structure():
 
 
 def test_shapes_of_a_structure_are_those_of_the_arrays(make_task, make_data_set):
-    from pipeline.data.batches import SampleMaker
-    from pipeline.data.media.clip import Clip
     from pipeline.data.sample_tokens import View
 
     data_set, variant = make_data_set(classes=CLASSES), VIDEO
