@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline import cli
+from pipeline.errors import RequestError
+from pipeline.run_dir import lock_run_dir
 from pipeline.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,34 +28,89 @@ def exact(run_dir: Path) -> list[list]:
     return [[line[key] for key in keys] for line in lines]
 
 
+@pytest.fixture(scope="module")
+def recipe(make_toy_recipe, tmp_path_factory, compile_cache) -> Path:
+    """The file of a recipe of twelve steps."""
+    recipe = make_toy_recipe()
+    recipe["train"] |= {"num_steps": 12, "checkpoint_every": 4}
+    recipe["cluster"] = {"compile_cache": str(compile_cache)}
+    path = tmp_path_factory.mktemp("recipe") / "toy.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, quick_compile) -> Path:
+    """The recipe's run on a disk, left alone."""
+    folder = recipe.parent / "whole"
+    assert start_bare(recipe, folder, quick_compile).wait() == 0
+    return folder
+
+
+def start_bare(recipe: Path, run_dir: Path, flags: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    return subprocess.Popen([sys.executable, str(BARE_RUN), str(recipe), str(run_dir)], env=environment)
+
+
+def wait_until(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    while not ready():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def kill_when(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    wait_until(process, ready)
+    process.kill()
+    process.wait()
+
+
+def assert_same_run(run_dir: Path, whole: Path) -> None:
+    assert exact(run_dir) == exact(whole) and len(exact(run_dir)) == 12
+    assert (run_dir / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    ours, theirs = Checkpoints(run_dir), Checkpoints(whole)
+    assert ours.steps == theirs.steps and ours.data()["position"] == theirs.data()["position"]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_on_a_disk(
-    server, run_dir, toy_recipe, tmp_path, compile_cache, quick_compile, monkeypatch
+    server, run_dir, recipe, whole, quick_compile
 ):
-    toy_recipe["train"] |= {"num_steps": 12, "checkpoint_every": 4}
-    toy_recipe["cluster"] = {"compile_cache": str(compile_cache)}
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(toy_recipe))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_compile}
-
-    def start(where) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(BARE_RUN), str(path), str(where)], env=environment)
-
-    assert start(tmp_path / "whole").wait() == 0
     folder = server.bucket / "runs/pets/checkpoints"
     # In the middle of a save, of which some arrays are there, and once it is whole.
     for moment in ("8/state/d/*", "8/run.json"):
-        process = start(run_dir)
-        while not any(folder.glob(moment)):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    assert start(run_dir).wait() == 0
-    assert exact(run_dir) == exact(tmp_path / "whole") and len(exact(run_dir)) == 12
-    assert (run_dir / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
-    ours, theirs = Checkpoints(run_dir), Checkpoints(tmp_path / "whole")
-    assert ours.steps == theirs.steps and ours.data()["position"] == theirs.data()["position"]
+        kill_when(start_bare(recipe, run_dir, quick_compile), lambda moment=moment: any(folder.glob(moment)))
+    assert start_bare(recipe, run_dir, quick_compile).wait() == 0
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_command_that_is_killed_ends_on_google_with_the_bits_of_a_run_on_a_disk(
+    server, run_dir, recipe, whole, quick_compile, monkeypatch, tmp_path
+):
+    """The product's own command, whose store is also away for a moment, and refuses what changes too often."""
+    monkeypatch.setenv("XLA_FLAGS", quick_compile)
+    monkeypatch.chdir(tmp_path)
+    server.control(limited=1)
+    command = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), "--config", str(recipe), "--run-dir", str(run_dir)]
+    folder = server.bucket / "runs/pets/checkpoints"
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    kill_when(process, lambda: any(folder.glob("8/state/d/*")))
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    mine = f'"{process.pid}"'.encode()
+    wait_until(process, lambda: mine in (server.bucket / "runs/pets/.lock").read_bytes())
+    with pytest.raises(RequestError, match="another process is training there"):
+        lock_run_dir(run_dir)
+    wait_until(process, lambda: any(folder.glob("12/*")))
+    server.stop()
+    time.sleep(2)
+    server.start()
+    assert process.wait(120) == 0
+    assert_same_run(run_dir, whole)
+    assert "equal bit for bit: steps 9 to 12" in job("check.py", "--replay", run_dir, "--steps", "9:12")
+    job("export.py", "--run", run_dir, "--out", tmp_path / "exported")
+    assert (run_dir / "report.html").is_file() and not (run_dir / ".lock").exists()
 
 
 def job(name: str, *arguments) -> str:
@@ -69,6 +127,7 @@ def job(name: str, *arguments) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_the_commands_make_and_read_a_run_in_a_bucket(
     server, run_dir, toy_recipe, tmp_path, compile_cache, quick_compile, monkeypatch
 ):
@@ -91,6 +150,7 @@ def test_the_commands_make_and_read_a_run_in_a_bucket(
     assert set(os.listdir(tmp_path)) - before <= {"cache", "exported"}
 
 
+@pytest.mark.parametrize("scheme", ["s3"])
 @pytest.mark.parametrize(
     ("command", "uri", "secret", "expected"),
     [
