@@ -64,6 +64,7 @@ def test_the_lock_is_taken_though_the_answer_gets_lost(server, run_dir):
     lock.close()
 
 
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_the_lock_of_a_killed_process_is_free_at_once(run_dir):
     program = f"""
 import os
@@ -84,6 +85,7 @@ def elsewhere(run_dir, renewals=1):
     (run_dir / ".lock").write_bytes(json.dumps(value).encode())
 
 
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_a_holder_on_another_machine_lives_as_long_as_it_renews(run_dir, monkeypatch):
     monkeypatch.setattr(run_lock, "_LEASE_S", 1.0)
     monkeypatch.setattr(run_lock, "_POLL_S", 0.05)
@@ -95,6 +97,7 @@ def test_a_holder_on_another_machine_lives_as_long_as_it_renews(run_dir, monkeyp
     lock_run_dir(run_dir).close()
 
 
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_a_holder_whose_lock_was_taken_learns_of_it(run_dir, monkeypatch):
     monkeypatch.setattr(run_lock, "_RENEW_S", 0.05)
     lost = threading.Event()
@@ -139,6 +142,7 @@ with writing_for(sys.argv[2], run_dir):
 """
 
 
+@pytest.mark.parametrize("scheme", ["s3", pytest.param("gs", marks=pytest.mark.slow)])
 def test_workers_of_a_frozen_driver_write_nothing_once_another_has_its_lock(run_dir, monkeypatch, tmp_path):
     """Real processes: the driver is stopped by SIGSTOP, its worker goes on, and a second driver comes."""
     monkeypatch.setattr(run_lock, "_LEASE_S", 1.0)

@@ -219,7 +219,6 @@ def test_denied_access_is_no_reject(store, deny, waits, monkeypatch, tmp_path, w
             assert "\n" not in str(caught.value)
 
 
-@both
 def test_a_store_that_is_gone_stops_the_run(store, waits, monkeypatch):
     path = store.put("a.png", b"pixels")
     assert read_bytes(path) == b"pixels"
