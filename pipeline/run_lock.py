@@ -107,7 +107,7 @@ class ObjectLock:
         self._me = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "process": _process(os.getpid())}
         self._renewals = 0
         with waiting_for(f"the lock of {path.parent}, which a process elsewhere held"):
-            self._version = self._take()
+            self._take()
         path.store.guard(folder_of(path), lock=path.key, owner=self._me["owner"])
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
@@ -125,15 +125,16 @@ class ObjectLock:
             # It runs out by itself.
             say(f"warning: the lock of {self._path.parent} stays for {_LEASE_S:g} s: {one_line(e)}")
 
-    def _take(self) -> bytes:
+    def _take(self) -> None:
         first, since = None, time.monotonic()
         while True:
             found, version = self._path.store.versioned(self._path.key)
             if found is None or _is_dead_here(found) or time.monotonic() - since >= _LEASE_S:
-                if mine := self._path.store.replace(self._path.key, self._content(), version):
-                    time.sleep(_SETTLE_S)
-                    if self._holder() == self._me["owner"]:
-                        return mine
+                self._path.store.replace(self._path.key, self._content(), version)
+                time.sleep(_SETTLE_S)
+                # Refused or not: if an answer gets lost, the write that follows is refused because of the first one.
+                if self._holder() == self._me["owner"]:
+                    return
                 first, since = None, time.monotonic()
                 continue
             if _is_alive_here(found) or first not in (None, found):

@@ -30,7 +30,7 @@ from pipeline.commands import command
 from pipeline.credentials import redacted
 from pipeline.data.columns import TYPES, type_fault
 from pipeline.data.file_index import FileIndex, FileSummary
-from pipeline.data.media.storage import resolve_filesystem, with_retries
+from pipeline.data.media.storage import file_info, resolve_filesystem, with_retries
 from pipeline.data.noting_file import NotingFile
 from pipeline.errors import DataError, RequestError, one_line
 from pipeline.ray_job import upload_hint
@@ -82,7 +82,7 @@ class ParquetFiles:
 
     def _list(self, path: str) -> list[pyarrow.fs.FileInfo]:
         try:
-            info = self.filesystem.get_file_info(path)
+            info = file_info(self.filesystem, path)
         except pa.ArrowInvalid as e:
             raise RequestError(f"manifest {self.uri}: {e}") from e
         if info.type == pyarrow.fs.FileType.File:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import one_line
+from pipeline.store.whole_listing import whole_listing
 
 SCHEMES = ("s3", "gs")
 # Pauses between two tries grow to the longest one: about a minute in all.
@@ -66,6 +67,7 @@ class ObjectStore:
         self._spec, retries = _spec(scheme, bucket)
         self.context = tensorstore.Context({retries: _RETRIES})
         self._guards: dict[str, _Guard] = {}
+        self._listing = whole_listing if scheme == "gs" else lambda make: make()
         try:
             self._objects = tensorstore.KvStore.open(self._spec, context=self.context).result()
         except ValueError as e:
@@ -128,18 +130,21 @@ class ObjectStore:
         self.check_owner(key)
         self._wait(self._objects.write(key, content))
 
-    def replace(self, key: str, content: bytes, version: bytes) -> bytes | None:
-        """Stores an object if it still has a version. Returns the new version, or None if it has another.
+    def replace(self, key: str, content: bytes, version: bytes) -> None:
+        """Stores an object if it still has a version.
 
-        Some servers ignore the condition: a caller that must know reads the object again.
+        Some servers ignore the condition, and an answer may get lost: a caller that must know reads the object again.
         """
-        return self._wait(self._objects.write(key, content, if_equal=version)).generation or None
+        self._wait(self._objects.write(key, content, if_equal=version))
 
     def names(self, prefix: str) -> list[str]:
         """The keys that begin with a prefix, sorted."""
-        keys = (key.decode() for key in self._wait(self._objects.list(self._range(prefix))))
+        try:
+            found = self._listing(lambda: self._wait(self._objects.list(self._range(prefix))))
+        except ValueError as e:
+            raise self._error(e) from None
         # Some servers list from the beginning.
-        return sorted(key for key in keys if key.startswith(prefix))
+        return sorted(key for key in map(bytes.decode, found) if key.startswith(prefix))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Deletes objects one batch after the other, in order; missing ones count as deleted."""

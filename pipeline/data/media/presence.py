@@ -9,7 +9,7 @@ import time
 import pyarrow as pa
 import pyarrow.fs
 
-from pipeline.data.media.storage import MEMBER, NO_NAME, check_store, resolve_filesystem
+from pipeline.data.media.storage import MEMBER, NO_NAME, check_store, file_info, resolve_filesystem
 
 _THREADS = 8
 
@@ -47,7 +47,7 @@ def _is_there(path: str) -> bool | None:
     member = MEMBER.fullmatch(path)
     try:
         filesystem, inner = resolve_filesystem(member[1] if member else path)
-        if filesystem.get_file_info(inner).type == pyarrow.fs.FileType.File:
+        if file_info(filesystem, inner).type == pyarrow.fs.FileType.File:
             return True
         check_store(filesystem, inner)
     except (pa.ArrowInvalid, UnicodeEncodeError):  # no file can have such a name

@@ -33,6 +33,8 @@ _GCS_PATIENCE = "retry_limit_seconds=30"
 # Without permission to list a bucket, S3 does not distinguish missing from forbidden files.
 _DENIED_ADVICE = "access denied, or missing where listing is denied; check credentials and permissions: "
 _DENIED = re.compile("ACCESS_DENIED|PERMISSION_DENIED|UNAUTHENTICATED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY")
+# Part of what Google's client says of credentials that it cannot use. It calls them an invalid argument.
+_NO_TOKEN = "OAuth2 access token"
 # Errors of impossible names: a path of a thousand letters is a caption in the wrong column.
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 T = TypeVar("T")
@@ -165,7 +167,7 @@ def _read_once(path: str, max_bytes: int | None) -> bytes:
     member = MEMBER.fullmatch(path)
     filesystem, inner = resolve_filesystem(member[1] if member else path)
     try:
-        info = filesystem.get_file_info(inner)
+        info = file_info(filesystem, inner)
     except (pa.ArrowInvalid, UnicodeEncodeError) as e:  # no file can have such a name
         raise Reject("missing_file", path) from e
     if info.type != pyarrow.fs.FileType.File:
@@ -180,6 +182,16 @@ def _read_once(path: str, max_bytes: int | None) -> bytes:
     if not content:
         raise Reject("empty_file", path)
     return content
+
+
+def file_info(filesystem: pyarrow.fs.FileSystem, path: str) -> pyarrow.fs.FileInfo:
+    """A file system's entry for a path. Raises ArrowInvalid if no file can have such a name, OSError if unclear."""
+    try:
+        return filesystem.get_file_info(path)
+    except pa.ArrowInvalid as e:
+        if _NO_TOKEN in str(e):
+            raise PermissionError(one_line(e)) from e
+        raise
 
 
 def check_store(filesystem: pyarrow.fs.FileSystem, path: str) -> None:

@@ -13,10 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, RequestError
-from pipeline.run_dir import lock_run_dir
+from pipeline.errors import DataError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.telemetry.step_log import StepLog
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,9 +72,9 @@ def test_a_damaged_checkpoint_is_set_aside(server, run_dir):
 def test_without_an_answer_no_older_checkpoint_is_chosen(server, run_dir, few_retries):
     save(Checkpoints(run_dir), 3, 6)
     server.stop()
-    with pytest.raises(DataError, match="the checkpoints of s3://bucket/runs/pets/checkpoints cannot be read"):
+    with pytest.raises(DataError, match=f"the checkpoints of {run_dir}/checkpoints cannot be read"):
         Checkpoints(run_dir).choose()
-    with pytest.raises(DataError, match="a checkpoint could not be written to s3://bucket/runs/pets/checkpoints"):
+    with pytest.raises(DataError, match=f"a checkpoint could not be written to {run_dir}/checkpoints"):
         save(Checkpoints(run_dir), 9)
     server.start()
     assert Checkpoints(run_dir).choose() == (6, [])
@@ -135,20 +133,3 @@ def test_processes_without_a_shared_disk_save_one_checkpoint(server, strict, run
         found = checkpoints.state(abstract({"encoder": {"params": {"w": w, "b": w[0]}}}), step=step)
         np.testing.assert_array_equal(found["encoder"]["params"]["w"], w)
         np.testing.assert_array_equal(found["encoder"]["params"]["b"], w[0])
-
-
-def test_the_same_on_google(google):
-    lock = lock_run_dir(google)
-    steps = StepLog(google / "metrics.jsonl", keep_steps=0)
-    for step in range(1, 9):
-        steps.write({"step": step})
-    steps.close()
-    save(Checkpoints(google, keep_last=2), 3, 6, 9)
-    assert StepLog(google / "metrics.jsonl", keep_steps=6).last_step == 8
-    again = Checkpoints(google)
-    assert again.steps == [6, 9] and again.choose() == (9, [])
-    jax.tree.map(np.testing.assert_array_equal, again.state(abstract(make_state())), make_state(9))
-    with pytest.raises(RequestError, match="another process is training there"):
-        lock_run_dir(google)
-    lock.close()
-    assert (google / "metrics.jsonl").read_text().count("\n") == 6 and not (google / ".lock").exists()

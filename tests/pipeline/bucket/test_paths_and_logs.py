@@ -18,6 +18,7 @@ from pipeline.store import log
 from pipeline.store.log import open_log
 from pipeline.store.objects import StoreError
 from pipeline.store.path import ObjectPath, run_path
+from pipeline.store.whole_listing import whole_listing
 from pipeline.train.quarantine import journal_files
 from pipeline.train.telemetry.step_log import StepLog
 
@@ -56,7 +57,7 @@ def test_files_are_whole_objects(server, run_dir):
         (run_dir / "config.yaml").read_bytes()
     (run_dir / "config.yaml").write_text("é: 1\n")
     (run_dir / "folder" / "a b.json").write_bytes(b"{}")
-    run_path("s3://bucket/runs/petshop").write_text("another")
+    run_path(f"{run_dir}hop").write_text("another")
     assert (run_dir / "config.yaml").is_file() and (run_dir / "folder").is_dir() and not run_dir.is_file()
     assert sorted(p.name for p in run_dir.iterdir()) == ["config.yaml", "folder"]
     assert (run_dir / "config.yaml").read_text() == "é: 1\n" and run_dir.names() == ["config.yaml", "folder/a b.json"]
@@ -139,18 +140,64 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(server, run_dir):
 
 def test_a_store_that_stays_away_is_an_error_after_bounded_tries(server, run_dir, few_retries):
     server.stop()
-    with pytest.raises(StoreError, match=r"s3://bucket: .*attempts failed") as failed:
+    with pytest.raises(StoreError, match=f"{server.uri}: .*attempts failed") as failed:
         (run_dir / "a").write_bytes(b"1")
     assert not failed.value.refused
     server.start()
 
 
 def test_a_wrong_bucket_is_refused_at_once(server):
-    with pytest.raises(StoreError, match="s3://nobucket: no such bucket") as refused:
-        run_path("s3://nobucket/run").names()
+    with pytest.raises(StoreError, match="://nobucket: no such bucket") as refused:
+        run_path(f"{server.scheme}://nobucket/run").names()
     assert refused.value.refused
 
 
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_listing_that_is_refused_is_no_empty_folder(server, run_dir):
+    (run_dir / "a").write_bytes(b"1")
+    server.control(unlisted=2)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="access denied"):
+            run_dir.names()
+    assert run_dir.names() == ["a"]
+
+
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_listing_beside_a_request_that_failed_is_made_again(server, run_dir):
+    (run_dir / "a").write_bytes(b"1")
+    made = []
+
+    def make() -> list[str]:
+        made.append(None if made else run_dir.store.get("missing"))
+        return run_dir.names()
+
+    assert whole_listing(make) == ["a"] and len(made) == 2
+
+
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_an_object_that_changes_more_often_than_allowed_is_put_later(server, run_dir):
+    server.control(limited=1)
+    lines = open_log(run_dir / "metrics.jsonl")
+    for step in range(3):
+        lines.append(b"%d\n" % step)
+        lines.sync()
+    assert (run_dir / "metrics.jsonl").read_bytes() == b"0\n1\n2\n" and server.control()["refused"]
+
+
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_token_that_is_refused_is_never_shown(server, run_dir):
+    """In a process of its own: tensorstore reads the variable once."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--run", str(run_dir)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GOOGLE_AUTH_TOKEN_FOR_TESTING": "wrong-token"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and f"error: --run {run_dir}: {server.uri}: access denied" in done.stderr
+    assert "wrong-token" not in done.stderr
+
+
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_wrong_credentials_are_refused_at_once_and_never_shown(server, run_dir, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     with pytest.raises(StoreError, match="access denied") as refused:

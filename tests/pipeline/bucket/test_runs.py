@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline import cli
+from pipeline.errors import RequestError
+from pipeline.run_dir import lock_run_dir
 from pipeline.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,36 +44,84 @@ def recipe_file(recipe: dict, folder: Path, cache: Path, *, tasks: tuple[str, ..
     return path
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_on_a_disk(
-    server, run_dir, toy_recipe, tmp_path, compile_cache
-):
+@pytest.fixture(scope="module")
+def recipe(make_toy_recipe, tmp_path_factory, compile_cache) -> Path:
+    """The file of a recipe of twelve steps."""
     tasks = ("classes", "video_audio")
-    path = recipe_file(toy_recipe, tmp_path, compile_cache, tasks=tasks, num_steps=12, checkpoint_every=4)
-    # Compiled as a user's runs are.
+    folder = tmp_path_factory.mktemp("recipe")
+    return recipe_file(make_toy_recipe(), folder, compile_cache, tasks=tasks, num_steps=12, checkpoint_every=4)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe) -> Path:
+    """The recipe's run on a disk, left alone."""
+    folder = recipe.parent / "whole"
+    assert start(BARE_RUN, recipe, folder).wait() == 0
+    return folder
+
+
+def start(program: Path, *arguments: object, **options: Any) -> subprocess.Popen:
+    """Starts a program that compiles as a user's does."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, str(program), *map(str, arguments)], env=environment, **options)
 
-    def start(where) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(BARE_RUN), str(path), str(where)], env=environment)
 
-    assert start(tmp_path / "whole").wait() == 0
-    folder = server.bucket / "runs/pets/checkpoints"
-    # In the middle of a save, of which some arrays are there, and once it is whole.
-    for moment in ("8/state/d/*", "8/run.json"):
-        process = start(run_dir)
-        while not any(folder.glob(moment)):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    assert start(run_dir).wait() == 0
-    assert exact(run_dir) == exact(tmp_path / "whole") and len(exact(run_dir)) == 12
-    assert (run_dir / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
-    ours, theirs = Checkpoints(run_dir), Checkpoints(tmp_path / "whole")
+def wait_until(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    while not ready():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def kill_when(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    wait_until(process, ready)
+    process.kill()
+    process.wait()
+
+
+def assert_same_run(run_dir: Path, whole: Path) -> None:
+    assert exact(run_dir) == exact(whole) and len(exact(run_dir)) == 12
+    assert (run_dir / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    ours, theirs = Checkpoints(run_dir), Checkpoints(whole)
     assert ours.steps == theirs.steps and ours.data()["position"] == theirs.data()["position"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3"])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_on_a_disk(server, run_dir, recipe, whole):
+    folder = server.bucket / "runs/pets/checkpoints"
+    # In the middle of a save, of which some arrays are there, and once it is whole.
+    for moment in ("8/state/d/*", "8/run.json"):
+        kill_when(start(BARE_RUN, recipe, run_dir), lambda moment=moment: any(folder.glob(moment)))
+    assert start(BARE_RUN, recipe, run_dir).wait() == 0
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_killed_run_on_google_is_finished_and_read_by_the_commands(server, run_dir, recipe, whole, tmp_path):
+    """The store is also away for a moment, and refuses to change an object twice a second."""
+    server.control(limited=1)
+    folder = server.bucket / "runs/pets/checkpoints"
+    kill_when(start(BARE_RUN, recipe, run_dir), lambda: any(folder.glob("8/state/d/*")))
+    process = start(ROOT / "jobs" / "pretrain.py", "--config", recipe, "--run-dir", run_dir)
+    wait_until(process, (server.bucket / "runs/pets/.lock").exists)
+    with pytest.raises(RequestError, match="another process is training there"):
+        lock_run_dir(run_dir)
+    wait_until(process, lambda: any(folder.glob("12/*")))
+    server.stop()
+    time.sleep(2)
+    server.start()
+    assert process.wait(120) == 0
+    assert_same_run(run_dir, whole)
+    assert (run_dir / "report.html").is_file() and not (run_dir / ".lock").exists()
+    assert cli.main(["export", "--run", str(run_dir), "--out", str(tmp_path / "exported")]) == 0
+    replay = ("--replay", run_dir, "--steps", "9:12")
+    said, _ = start(ROOT / "jobs" / "check.py", *replay, stdout=subprocess.PIPE, text=True).communicate(timeout=120)
+    assert "equal bit for bit: steps 9 to 12" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["s3"])
 def test_the_commands_make_and_read_a_run_in_a_bucket(
     server, run_dir, toy_recipe, tmp_path, compile_cache, monkeypatch, capfd
 ):
@@ -98,6 +150,7 @@ def test_the_commands_make_and_read_a_run_in_a_bucket(
     assert set(os.listdir(tmp_path)) - before <= {"cache", "exported"}
 
 
+@pytest.mark.parametrize("scheme", ["s3"])
 @pytest.mark.parametrize(
     ("command", "uri", "secret", "expected"),
     [

@@ -1,4 +1,4 @@
-"""Manifests and media on an object store: a real S3 server on this machine, spoken to over HTTP."""
+"""Manifests and media on object stores: servers of S3 and of Google's protocol on this machine, spoken to over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import http.server
 import importlib
 import io
 import os
-import shutil
 import sys
 import tarfile
 import threading
@@ -30,6 +29,7 @@ from pipeline.data.media.clip import decode_media
 from pipeline.data.media.errors import Reject
 from pipeline.data.media.storage import read_bytes, resolve_filesystem
 from pipeline.errors import DataError, RequestError
+from tests.gcs_server import GcsServer
 from tests.s3_server import S3Server
 
 pytestmark = pytest.mark.slow
@@ -38,9 +38,21 @@ pytestmark = pytest.mark.slow
 ODD_NAMES = ("a b.png", "100%.png", "a%20c.png", "no#1.png", "what?.png", "photo.php?id=5.png", "é ü.png", "1+1=2&.png")
 
 
+# For tests of what depends on the store; the others run on S3.
+both = pytest.mark.parametrize("scheme", ["s3", "gs"])
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    store = S3Server(tmp_path / "store", edited=True)
+def scheme() -> str:
+    return "s3"
+
+
+@pytest.fixture
+def store(scheme, tmp_path, monkeypatch):
+    root = tmp_path / "store"
+    store = S3Server(root, edited=True) if scheme == "s3" else GcsServer(root)
+    # Google's client is as impatient as Amazon's is by itself.
+    monkeypatch.setattr(storage, "_GCS_PATIENCE", "retry_limit_seconds=2")
     store.use(monkeypatch)
     storage._object_store.cache_clear()
     store.start()
@@ -57,6 +69,7 @@ def waits(monkeypatch):
     return found
 
 
+@both
 @pytest.mark.parametrize(("name", "modalities"), [("digits", ["image"]), ("moving", ["video", "audio"])])
 def test_a_manifest_and_its_media_decode_as_on_disk(store, toy_corpus, toy_recipe, name, modalities):
     from pipeline import recipe as recipes
@@ -64,7 +77,7 @@ def test_a_manifest_and_its_media_decode_as_on_disk(store, toy_corpus, toy_recip
 
     data_set = specs.data_set_specs(recipes.from_dict(toy_recipe))[name]
     local = Path(data_set.manifest)
-    shutil.copytree(local.parent, store.bucket / "set")
+    store.put_folder(local.parent, "set")
     here, there = Manifest(str(local)), Manifest(f"{store.uri}/set/{local.name}")
     assert there.num_rows == here.num_rows > 3 and there.schema == here.schema
     for index in (0, 3):
@@ -72,16 +85,18 @@ def test_a_manifest_and_its_media_decode_as_on_disk(store, toy_corpus, toy_recip
         assert {k: v for k, v in row.items() if k not in ("image", "video")} == {
             k: v for k, v in far.items() if k not in ("image", "video")
         }
-        assert far[modalities[0]].startswith("s3://bucket/set/")
+        assert far[modalities[0]].startswith(f"{store.uri}/set/")
         for modality in modalities:
             expected = decode_media(row, data_set, modality)
             assert expected.size
             np.testing.assert_array_equal(decode_media(far, data_set, modality), expected)
 
 
-def test_a_folder_of_manifests(store, write_manifest):
+@both
+def test_a_folder_of_manifests(store, tmp_path, write_manifest):
     for number in (2, 1):
-        write_manifest(store.bucket / f"parts/{number}.parquet", [{"id": str(number), "image": "a b.png"}])
+        write_manifest(tmp_path / f"parts/{number}.parquet", [{"id": str(number), "image": "a b.png"}])
+    store.put_folder(tmp_path / "parts", "parts")
     manifest = Manifest(f"{store.uri}/parts/")
     assert list(manifest.iter_column("id")) == ["1", "2"]
     store.put("parts/a b.png", b"pixels")
@@ -120,6 +135,7 @@ def write_tar(members: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+@both
 def test_tars_on_the_store_are_imported_and_read_by_offset(store, tmp_path):
     tar = write_tar({"1.jpg": b"first", "1.txt": b"one", "2.jpg": b"second", "2.txt": b"two"})
     store.put("tars/no 1#2.tar", tar)
@@ -133,6 +149,7 @@ def test_tars_on_the_store_are_imported_and_read_by_offset(store, tmp_path):
         read_bytes(rows[1]["image"])
 
 
+@both
 def test_files_on_the_store_are_imported_whatever_their_names(store, tmp_path):
     for name in ODD_NAMES:
         store.put(f"classes/cat {name[0]}/{name}", name.encode())
@@ -151,35 +168,50 @@ def test_a_store_is_opened_once(store):
     assert path == "bucket/c.png" and other.region == "eu-west-1" and first.region == "us-east-1"
 
 
+@both
 def test_what_is_not_on_the_store_is_a_reject(store, waits):
     store.put("empty.png", b"")
     for key, reason in (("none.png", "missing_file"), ("a//b.png", "missing_file"), ("empty.png", "empty_file")):
         with pytest.raises(Reject, match=reason):
             read_bytes(f"{store.uri}/{key}")
-    (store.bucket / "folder").mkdir()
     store.put("folder/a.png", b"a")
     with pytest.raises(Reject, match="missing_file"):
         read_bytes(f"{store.uri}/folder")
     assert not waits
 
 
+@both
 def test_a_wrong_bucket_is_no_reject(store, waits):
     with pytest.raises(DataError, match=r"bucket 'bucked' of bucked/a\.png does not exist"):
-        read_bytes("s3://bucked/a.png")
-    with pytest.raises(RequestError, match=r"manifest s3://bucked/m\.parquet: expected a Parquet file or a folder"):
-        Manifest("s3://bucked/m.parquet")
+        read_bytes(f"{store.scheme}://bucked/a.png")
+    with pytest.raises(RequestError, match=r"manifest ..://bucked/m\.parquet: expected a Parquet file or a folder"):
+        Manifest(f"{store.scheme}://bucked/m.parquet")
     for name in ("a bucket", "bücket"):
         with pytest.raises(RequestError, match=r"storage: .*URI"):
-            read_bytes(f"s3://{name}/a.png")
+            read_bytes(f"{store.scheme}://{name}/a.png")
     assert not waits
 
 
-def test_denied_access_is_no_reject(store, waits, monkeypatch, write_manifest):
-    manifest = write_manifest(store.bucket / "m.parquet", [{"id": "0", "image": "a.png"}])
-    path = store.put("a.png", b"pixels")
+def deny_s3(store, monkeypatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+
+
+def deny_google(store, monkeypatch) -> None:
+    store.control(denied=1)
+
+
+def break_user(store, monkeypatch) -> None:
+    (store.bucket.parent / "user.json").write_text('{"type": "authorized_user", "client_id": "test"}')
+
+
+@pytest.mark.parametrize(("scheme", "deny"), [("s3", deny_s3), ("gs", deny_google), ("gs", break_user)])
+def test_denied_access_is_no_reject(store, deny, waits, monkeypatch, tmp_path, write_manifest):
+    manifest = write_manifest(tmp_path / "m.parquet", [{"id": "0", "image": "a.png"}])
+    store.put("m.parquet", Path(manifest).read_bytes())
+    path = store.put("a.png", b"pixels")
+    deny(store, monkeypatch)
     storage._object_store.cache_clear()
-    message = r"storage: s3://bucket/.+ could not be read after 5 tries: access denied, .+ check credentials.+: "
+    message = r"storage: ..://bucket/.+ could not be read after 5 tries: access denied, .+ check credentials.+: "
     for read in (read_bytes, Manifest):
         for uri in (path, f"{store.uri}/none.png", f"{store.uri}/{Path(manifest).name}"):
             with pytest.raises(DataError, match=message) as caught:
@@ -192,19 +224,20 @@ def test_a_store_that_is_gone_stops_the_run(store, waits, monkeypatch):
     assert read_bytes(path) == b"pixels"
     store.stop()
     monkeypatch.setattr(storage, "_ATTEMPTS", 2)
-    with pytest.raises(DataError, match=r"storage: s3://bucket/a\.png could not be read after 2 tries: .*connect"):
+    with pytest.raises(DataError, match=r"storage: ..://bucket/a\.png could not be read after 2 tries: .*connect"):
         read_bytes(path)
     assert len(waits) == 1
 
 
-def test_a_store_that_comes_back_is_waited_for(store, monkeypatch, write_manifest):
+@both
+def test_a_store_that_comes_back_is_waited_for(store, monkeypatch, tmp_path, write_manifest):
     """Its own client gives up after some seconds; then it starts again, on the same port."""
     store.put("a.png", b"pixels")
-    write_manifest(store.bucket / "m.parquet", [{"id": "0", "image": "a.png"}])
+    store.put("m.parquet", Path(write_manifest(tmp_path / "m.parquet", [{"id": "0", "image": "a.png"}])).read_bytes())
     manifest = Manifest(f"{store.uri}/m.parquet")
     for read, expected in (
         (lambda: read_bytes(f"{store.uri}/a.png"), b"pixels"),
-        (lambda: manifest.row(0), {"id": "0", "image": "s3://bucket/a.png"}),
+        (lambda: manifest.row(0), {"id": "0", "image": f"{store.uri}/a.png"}),
     ):
         store.stop()
         failed, waits = threading.Event(), []
