@@ -14,6 +14,9 @@ _MMAP_THRESHOLD = -3
 # Limits of a container, as it sees them itself: of version 2 at the top, of version 1 in a folder for each resource.
 _CGROUPS = Path("/sys/fs/cgroup")
 
+# Memory of the machine.
+_MACHINE_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 def keep_freed_memory(max_bytes: int = 1 << 30) -> bool:
     """Keeps freed buffers of up to ``max_bytes`` in the process. Returns False if the C library cannot.
@@ -49,12 +52,24 @@ def _cpu_quota() -> tuple[int, int]:
 
 def machine_bytes() -> int:
     """Memory that this process and its children may take: the machine's, or what its container is given."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = _MACHINE_BYTES
     for path in ("memory.max", "memory/memory.limit_in_bytes"):
         # No limit is set ("max"), or the file does not exist.
         with contextlib.suppress(ValueError):
             total = min(total, int(_text(_CGROUPS / path)))
     return total
+
+
+def used_share() -> float:
+    """Share of the machine's memory, or of its container's, that is taken; 0 where the system does not tell."""
+    limit = machine_bytes()
+    for path in ("memory.current", "memory/memory.usage_in_bytes"):
+        # Without a limit of its own the container is told of its own use alone, and the machine may be full of others'.
+        if limit < _MACHINE_BYTES and (text := _text(_CGROUPS / path)):
+            return int(text) / limit
+    found = (line.split() for line in _text(Path("/proc/meminfo")).splitlines())
+    available = next((1024 * int(words[1]) for words in found if words[0] == "MemAvailable:"), limit)
+    return 1 - available / limit
 
 
 def _text(path: Path) -> str:

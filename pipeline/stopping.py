@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -16,6 +17,8 @@ from pipeline.errors import EXIT_RUN_AGAIN
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds from a stop to the end of a job that has something to save.
 LIMIT_S = 55.0
+# Exit code of the last job of this process.
+_code: int | None = None
 _SHOW_CURSOR = "\x1b[?25h"
 # File descriptors to which signals are written.
 _OPEN: set[int] = set()
@@ -154,6 +157,24 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def bound_end(code: int) -> None:
+    """Ends the process with a code ``LIMIT_S`` after its main thread has ended, if another thread holds it until then.
+
+    A library's thread that waits for ever would; the last code that was given counts.
+    """
+    global _code
+    first, _code = _code is None, code
+    if first:
+        threading.Thread(target=_end_when_held, name="end", daemon=True).start()
+
+
+def _end_when_held() -> None:
+    threading.main_thread().join()
+    time.sleep(LIMIT_S)
+    _print(f"a thread of this process has not ended within {LIMIT_S:g} s of all its work: ended")
+    end_process(_code or 0)
 
 
 def end_process(code: int) -> NoReturn:

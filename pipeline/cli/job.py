@@ -21,12 +21,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def run_job(job: Job, arguments: argparse.Namespace) -> int:
     """Runs a job and turns its ways of ending into an exit code and at most one line."""
-    with lasting_output() as output, stopping.obeyed("stopped; run the same command again") as stop:
-        code = _run_job(job, arguments, stop)
-        if (fault := output.fault()) and code == EXIT_DONE:
-            _say(f"failed: the output could not be written: {one_line(fault)}; all else is done")
-            return EXIT_FAILED
-        return code
+    code = EXIT_FAILED
+    try:
+        with lasting_output() as output, stopping.obeyed("stopped; run the same command again") as stop:
+            code = _run_job(job, arguments, stop)
+            if (fault := output.fault()) and code == EXIT_DONE:
+                _say(f"failed: the output could not be written: {one_line(fault)}; all else is done")
+                code = EXIT_FAILED
+            return code
+    finally:
+        stopping.bound_end(code)
 
 
 def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:

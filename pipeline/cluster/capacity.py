@@ -16,13 +16,15 @@ from pipeline.cluster import ray_private
 from pipeline.cluster.decode_demand import DecodeDemand
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.errors import RequestError
-from pipeline.host_memory import machine_cpus
+from pipeline.host_memory import machine_cpus, used_share
 from pipeline.waiting import waiting_for
 
 # Minimum CPUs of a cluster whose streams keep actors.
 _ACTOR_CPUS = 8
 # Seconds between two requests for the workers' machines, until Ray Train asks for them itself.
 _ASK_EVERY_S = 20.0
+# Share of a machine's memory that is named as a reason to wait.
+_FULL = 0.93
 # Seconds for which a count of the cluster's CPUs holds.
 _LOOK_EVERY_S = 5.0
 # Device files: NVIDIA, NVIDIA under WSL, AMD; TPUs up to v4 and later ones.
@@ -138,8 +140,12 @@ class DecodeCpus:
             self.demand.note(unfinished, waits=waits)
 
     def lack(self) -> str:
-        """The CPUs that no one uses, in words, for a line on blocks that are not decoded."""
-        return f"{ray.available_resources().get('CPU', 0.0):g} of the cluster's {cluster_cpus():g} CPUs are free"
+        """The CPUs that no one uses and memory that is short, in words, for a line on blocks that are not decoded."""
+        free = f"{ray.available_resources().get('CPU', 0.0):g} of the cluster's {cluster_cpus():g} CPUs are free"
+        if (used := used_share()) < _FULL:
+            return free
+        # Ray starts a task again that it has ended, and says so in its own words alone.
+        return f"{free}; {used:.0%} of this machine's memory is taken, and above 95% Ray ends decoders again and again"
 
     def wanted(self) -> int:
         """CPUs to ask an autoscaler for; 0 without one."""

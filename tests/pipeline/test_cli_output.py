@@ -61,3 +61,20 @@ def test_output_that_a_full_disk_lost_is_said_once_all_else_is_done(run):
 def test_a_locale_without_a_character_has_its_number(run):
     done = run(stdout=subprocess.PIPE, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout) == (0, (b"\\u2013" * 40_000 + b"\n") * 3)
+
+
+@pytest.mark.parametrize(("ends", "code"), [("return 0", 0), ("return 75", 75), ("raise RuntimeError('bug')", 1)])
+def test_a_thread_that_never_ends_does_not_keep_a_job_that_has(ends, code):
+    job = f"""
+import sys, threading, time
+from pipeline import stopping
+from pipeline.cli.job import run_job
+stopping.LIMIT_S = 0.2
+def job(arguments, stop):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    {ends}
+sys.exit(run_job(job, None))
+"""
+    done = subprocess.run([sys.executable, "-c", job], capture_output=True, timeout=60)
+    assert done.returncode == code and b"a thread of this process has not ended within 0.2 s" in done.stderr
+    assert (b"RuntimeError: bug" in done.stderr) == (code == 1)

@@ -36,3 +36,14 @@ def test_limits_of_a_container(tmp_path, monkeypatch, files, cpus, memory):
 def test_a_machine_without_a_limit_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(host_memory, "_CGROUPS", tmp_path)
     assert (host_memory.machine_cpus(), host_memory.machine_bytes()) == (CPUS, BYTES)
+
+
+def test_memory_that_is_taken(tmp_path, monkeypatch):
+    assert 0 < host_memory.used_share() < 1
+    monkeypatch.setattr(host_memory, "_CGROUPS", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000000\n")
+    (tmp_path / "memory.current").write_text("960000000\n")
+    assert host_memory.used_share() == 0.96
+    # No limit of its own: others fill the machine too.
+    (tmp_path / "memory.max").write_text("max\n")
+    assert 0 < host_memory.used_share() < 1 and host_memory.used_share() != 0.96
