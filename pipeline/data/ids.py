@@ -24,6 +24,9 @@ from pipeline.files import cache_dir
 MAX_ROWS = 1 << 26
 # Maximum held-out rows that are compared with the training rows.
 _MAX_HELD_OUT = 1 << 22
+# In a path: slashes with nothing between them; a folder and the step back out of it, and the most of those.
+_REPEATED_SLASH = r"/(\./|/)+"
+_STEP_BACK, _MAX_STEPS_BACK = r"/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)/\.\./", 8
 # Maximum bytes of a text that is hashed together with others of its length.
 _SHORT = 512
 
@@ -147,4 +150,16 @@ def resolved(manifest: Manifest, paths: pa.Array) -> pa.Array:
         pa.scalar(text.encode(), pa.large_binary()) for text in (manifest.resolve("x").removesuffix("x"), "")
     )
     whole = pc.or_(pc.match_substring(paths, "://"), pc.or_(pc.starts_with(paths, "/"), pc.equal(paths, b"")))
-    return pc.if_else(whole, paths, pc.binary_join_element_wise(folder, paths, nothing))
+    return _normal(pc.if_else(whole, paths, pc.binary_join_element_wise(folder, paths, nothing)))
+
+
+def _normal(paths: pa.Array) -> pa.Array:
+    """Local paths without repeated slashes and steps back, in which names of one file may differ."""
+    odd = pc.or_(pc.match_substring(paths, "/."), pc.match_substring(paths, "//"))
+    local = pc.and_(odd, pc.invert(pc.match_substring(paths, "://")))
+    if not pc.any(local).as_py():
+        return paths
+    plain = pc.replace_substring_regex(paths.filter(local), _REPEATED_SLASH, "/")
+    for _ in range(_MAX_STEPS_BACK):
+        plain = pc.replace_substring_regex(plain, _STEP_BACK, "/")
+    return pc.replace_with_mask(paths, local, plain)

@@ -1,13 +1,15 @@
 """Repeated ids and shared rows of whole manifests, against Python's own sets and counts."""
 
 import collections
+import os
+import types
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.data import ids, repeated
-from pipeline.data.ids import Overlap, Repeats, hashes, overlap, repeats
+from pipeline.data.ids import Overlap, Repeats, hashes, overlap, repeats, resolved
 from pipeline.data.manifest import Manifest
 from pipeline.files import cache_dir
 
@@ -75,3 +77,12 @@ def test_held_out_rows_that_are_training_rows(tmp_path, write_manifest):
     )
     assert overlap(train, held_out) == Overlap(rows=5, ids=1, media=3)
     assert overlap(held_out, train) == Overlap(rows=4, ids=1, media=3)
+
+
+def test_paths_of_one_file_are_equal(tmp_path):
+    manifest = types.SimpleNamespace(resolve=lambda path: f"/data/sets/{path}")
+    paths = ["a/b.jpg", "./a/b.jpg", "a//b.jpg", "a/./c/.././b.jpg", "../sets/a/b.jpg", "/data/x/y/../../sets/a/b.jpg"]
+    assert set(resolved(manifest, pa.array(paths)).to_pylist()) == {b"/data/sets/a/b.jpg"}
+    odd = ["../../up.jpg", "s3://bucket/a/../b", "..a/b", ".hidden/...c/d", "", None]
+    expected = [os.path.normpath(f"/data/sets/{odd[0]}"), odd[1], *(f"/data/sets/{path}" for path in odd[2:4]), "", ""]
+    assert resolved(manifest, pa.array(odd)).to_pylist() == [path.encode() for path in expected]
