@@ -53,22 +53,25 @@ ROW_BYTES, BUDGET = 1 << 20, 1 << 30
 
 
 class Ranks:
-    """Ranks of one process: their feeds are ahead of their loops, which are where the step coordinator lets them be."""
+    """Ranks of one process: their feeds are ahead of their loops, which are where the step coordinator lets them be.
+
+    requests: of each rank.
+    """
 
     def __init__(self, coordinator: Any, ranks: range, world_size: int) -> None:
         # A rank waits for the actor of its group, which the group's first rank starts.
         with ThreadPoolExecutor(len(ranks)) as pool:
             asking = [pool.submit(open_requests, coordinator, 1, 0, rank=rank, world_size=world_size) for rank in ranks]
-            self._requests = [one.result() for one in asking]
+            self.requests = [one.result() for one in asking]
         self._world_size, self._next = world_size, 0
 
     def run(self, num_steps: int) -> None:
         """Takes all ranks through as many steps more."""
         for step in range(self._next, self._next + num_steps):
-            for requests in self._requests:
+            for requests in self.requests:
                 requests.ready(step, Draws("pets", SAMPLES, 0))
             total = "pets", SAMPLES * self._world_size * (step + 1), 0
-            for answer in [requests.answer(step) for requests in self._requests]:
+            for answer in [requests.answer(step) for requests in self.requests]:
                 run, _, found = answer.result()
                 if not run or found != total:
                     raise RuntimeError(f"step {step}: expected {total}, found {answer.result()}")

@@ -174,13 +174,20 @@ def test_many_ranks_agree_through_the_actors_of_their_groups(ray_session):
     """Not a stream: here is a Ray. A group that is lost fails its ranks, which their run then starts again."""
     from benchmarks.gate import Ranks
     from pipeline.cluster.step_actors import make_coordinator
-    from pipeline.train.reject_limit import RejectCounts
+    from pipeline.train.reject_limit import Draws, RejectCounts
 
     coordinator = make_coordinator(9)
     ray.get(coordinator.begin.remote(9, 0, RejectCounts({})))
     ranks = Ranks(coordinator, range(9), 9)
     # Raises where the counts are not those of all nine.
     ranks.run(20)
-    ray.kill(ray.get(coordinator.group.remote(1, range(4, 9))))
+    group = ray.get(coordinator.group.remote(1, range(4, 9)))
+    ray.kill(group)
     with pytest.raises(ray.exceptions.RayActorError):
-        ranks.run(1)
+        # It ends a moment later.
+        while True:
+            ray.get(group.__ray_ready__.remote(), timeout=60)
+    for requests in ranks.requests[4:]:
+        requests.ready(20, Draws("pets", 1, 0))
+        with pytest.raises(ray.exceptions.RayActorError):
+            requests.answer(20).result(60)
