@@ -2,13 +2,14 @@
 
     python -m benchmarks.gate [--ranks 256] [--decoders 1000] [--steps 300]
 
-head: the step coordinator's actor on a real Ray, with all that Ray spends on its calls; group: the busiest of the
-actors that stand for a group of ranks, which run on the ranks' machines. The ranks, of four processes, ask as those of
-a run do, and the driver asks for news as often as it does then.
+head: the step coordinator's process on a real Ray, with all that Ray spends on its calls; group: that of an actor that
+stands for a group of ranks, on the machine of one of them. Each is called as often as it would be in a run, and by the
+driver five times a second; what it costs does not depend on other machines' processes, which here would share its cores.
+At last all ranks run through all groups' actors, and must be given the same answers.
 rank: one rank's feed, queues, order of blocks and gate, in a run of 20 tasks over 10^10 rows each, with its part of the
 decoders, whose own work is left out. samples: naming the samples of a rank's part of a batch, 256 of 65,536.
 
-Exits with 1 if head or rank is above 5 ms. The smallest of three rounds.
+Exits with 1 if head or rank is above 5 ms. Of rank and samples the smallest of three rounds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ import ray
 
 from benchmarks.plane import make_schedule
 from pipeline.cluster.block_order import BlockOrder, TaskBlocks
-from pipeline.cluster.step_actors import make_coordinator, open_requests
+from pipeline.cluster.step_actors import make_coordinator, open_requests, start_group
 from pipeline.data.blocks import Block
 from pipeline.data.order import Order
 from pipeline.data.plan import Arrival, Row
@@ -40,6 +43,7 @@ from pipeline.train.feed import Feed
 from pipeline.train.mixture.schedule import Schedule
 from pipeline.train.quarantine import Quarantine
 from pipeline.train.reject_limit import Draws, RejectCounts
+from pipeline.train.step_coordinator import MAX_CALLERS, callers_of_coordinator
 from pipeline.train.step_gate import StepGate
 
 # Maximum CPU seconds a step.
@@ -78,26 +82,59 @@ class Ranks:
         self._next += num_steps
 
 
-def calls_cpu_s(num_ranks: int, num_steps: int) -> tuple[float, float]:
-    """CPU seconds of all steps of the coordinator's process, and of the busiest of its groups', with a real Ray."""
-    ray.init(num_cpus=PROCESSES, logging_level="error", include_dashboard=False)
+def whole_tree(num_ranks: int, num_steps: int) -> None:
+    """Takes ranks through their groups to the coordinator. Raises if one of them was given another answer."""
     coordinator = make_coordinator(num_ranks)
     ray.get(coordinator.begin.remote(num_ranks, 0, RejectCounts({"pets": 0.05})))
     bounds = [num_ranks * i // PROCESSES for i in range(PROCESSES + 1)]
     parts = [range(*pair) for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
     processes = [ray.remote(Ranks).remote(coordinator, part, num_ranks) for part in parts]
-    ray.get([process.run.remote(WARM_UP) for process in processes])
-    names = {child: " ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)}
-    head = next(child for child, name in names.items() if "StepCoordinator" in name)
-    groups = [child for child, name in names.items() if "GroupActor" in name]
-    before = {child: _cpu_s(child) for child in (head, *groups)}
-    running = [process.run.remote(num_steps) for process in processes]
-    while ray.wait(running, num_returns=len(running), timeout=NEWS_S)[1]:
+    ray.get([process.run.remote(num_steps) for process in processes])
+
+
+def head_cpu_s(num_ranks: int, num_steps: int) -> float:
+    """CPU seconds of the coordinator's process, called as the groups of all ranks call it, and by the driver."""
+    coordinator = make_coordinator(num_ranks)
+    ray.get(coordinator.begin.remote(num_ranks, 0, RejectCounts({"pets": 0.05})))
+    call = partial(coordinator.step.remote, 1)
+    callers = callers_of_coordinator(num_ranks)
+    asks = {ranks.start: (call, Draws("pets", SAMPLES * len(ranks), 0)) for ranks in callers}
+    with ThreadPoolExecutor(1) as news:
+        looks = news.submit(_look_for_news, coordinator)
+        spent = _called_cpu_s(coordinator, asks, num_steps)
+        ray.get(coordinator.stop.remote())
+        looks.result()
+    return spent
+
+
+def _look_for_news(coordinator: Any) -> None:
+    while ray.get(coordinator.last.remote()) is None:
         ray.get(coordinator.news.remote())
-    ray.get(running)
-    spent = {child: _cpu_s(child) - before[child] for child in before}
-    ray.shutdown()
-    return spent[head], max((spent[group] for group in groups), default=0.0)
+        time.sleep(NEWS_S)
+
+
+def group_cpu_s(num_steps: int) -> float:
+    """CPU seconds of the process of a group that has as many callers as a group may."""
+    coordinator, ranks = make_coordinator(1), range(MAX_CALLERS)
+    ray.get(coordinator.begin.remote(1, 0, RejectCounts({})))
+    group = start_group(ranks, partial(coordinator.step.remote, 1))
+    return _called_cpu_s(group, {rank: (group.step.remote, Draws("pets", SAMPLES, 0)) for rank in ranks}, num_steps)
+
+
+def _called_cpu_s(actor: Any, asks: dict[int, tuple[Callable, Draws]], num_steps: int) -> float:
+    """CPU seconds of an actor's process while it is asked for steps, once it is warm."""
+    process = psutil.Process(ray.get(actor.__ray_call__.remote(_pid)))
+    before = 0.0
+    for step in range(WARM_UP + num_steps):
+        before = _cpu_s(process) if step == WARM_UP else before
+        grants = ray.get([call(first, step, draws) for first, (call, draws) in asks.items()])
+        if not all(run for run, _, _ in grants):
+            raise RuntimeError(f"step {step}: refused")
+    return _cpu_s(process) - before
+
+
+def _pid(actor: object) -> int:
+    return os.getpid()
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -185,14 +222,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         own = {"rank": last, "num_decoders": max(1, arguments.decoders // arguments.ranks)}
         rounds = [
-            (
-                rank_cpu_s(schedule, Path(name) / str(number), **own),
-                samples_cpu_s(steps, rank=last),
-                *calls_cpu_s(arguments.ranks, steps),
-            )
+            (rank_cpu_s(schedule, Path(name) / str(number), **own), samples_cpu_s(steps, rank=last))
             for number in range(3)
         ]
-    rank, samples, head, group = (min(costs) / steps for costs in zip(*rounds, strict=True))
+    rank, samples = (min(costs) / steps for costs in zip(*rounds, strict=True))
+    ray.init(num_cpus=PROCESSES, logging_level="error", log_to_driver=False, include_dashboard=False)
+    head, group = (cost / steps for cost in (head_cpu_s(arguments.ranks, steps), group_cpu_s(steps)))
+    whole_tree(arguments.ranks, WARM_UP)
     kept = max(head, rank) <= MAX_STEP_S
     costs = {"head": head, "group": group, "rank": rank, "samples": samples}
     found = {f"{name}_cpu_ms_a_step": round(1e3 * value, 3) for name, value in costs.items()}

@@ -30,12 +30,17 @@ def open_requests(coordinator: Any, epoch: int, start_step: int, *, rank: int, w
     for ranks in groups_of(rank, world_size):
         if rank == ranks.start:
             # Lives as long as this process, and the coordinator remembers it.
-            group = _here(_GroupActor, len(ranks)).remote(ranks, call)
+            group = start_group(ranks, call)
             coordinator.lead.remote(epoch, ranks, group)
         else:
             group = ray.get(coordinator.group.remote(epoch, ranks))
         call = group.step.remote
     return StepRequests(start_step, ask=lambda step, draws: call(rank, step, draws).future(), over=over)
+
+
+def start_group(ranks: range, call: Any) -> Any:
+    """Starts the actor of a group, on this machine. call: the ``step`` above it: (first rank, step, draws)."""
+    return _here(_GroupActor, len(ranks)).remote(ranks, call)
 
 
 class _GroupActor(StepGroup):
