@@ -4,7 +4,7 @@
 
 head: the step coordinator's process on a real Ray, with all that Ray spends on its calls; group: that of an actor that
 stands for a group of ranks, on the machine of one of them. Each is called as often as it would be in a run, and by the
-driver five times a second; what it costs does not depend on other machines' processes, which here would share its cores.
+driver five times a second; its cost does not depend on other machines' processes, which here would share its cores.
 At last all ranks run through all groups' actors, and must be given the same answers.
 rank: one rank's feed, queues, order of blocks and gate, in a run of 20 tasks over 10^10 rows each, with its part of the
 decoders, whose own work is left out. samples: naming the samples of a rank's part of a batch, 256 of 65,536.
