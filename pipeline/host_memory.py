@@ -61,15 +61,32 @@ def machine_bytes() -> int:
 
 
 def used_share() -> float:
-    """Share of the machine's memory, or of its container's, that is taken; 0 where the system does not tell."""
+    """Share of the machine's memory, or of its container's, that is taken; 0 where the system does not tell.
+
+    Files that the system keeps in memory until it needs the room do not count.
+    """
     limit = machine_bytes()
-    for path in ("memory.current", "memory/memory.usage_in_bytes"):
-        # Without a limit of its own the container is told of its own use alone, and the machine may be full of others'.
-        if limit < _MACHINE_BYTES and (text := _text(_CGROUPS / path)):
-            return int(text) / limit
-    found = (line.split() for line in _text(Path("/proc/meminfo")).splitlines())
-    available = next((1024 * int(words[1]) for words in found if words[0] == "MemAvailable:"), limit)
-    return 1 - available / limit
+    # Without a limit of its own the container is told of its own use alone, and the machine may be full of others'.
+    if limit < _MACHINE_BYTES:
+        for use, stat, files in (
+            ("memory.current", "memory.stat", "inactive_file"),
+            ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+        ):
+            if text := _text(_CGROUPS / use):
+                return (int(text) - _entry(_CGROUPS / stat, files)) / limit
+    available = meminfo_bytes("MemAvailable")
+    return 1 - available / limit if available else 0.0
+
+
+def meminfo_bytes(name: str) -> int:
+    """An entry of the system's list of memory; 0 without it."""
+    return 1024 * _entry(Path("/proc/meminfo"), f"{name}:")
+
+
+def _entry(path: Path, name: str) -> int:
+    """The number behind a name at the start of a line; 0 without it."""
+    words = (line.split() for line in _text(path).splitlines())
+    return next((int(found[1]) for found in words if found[:1] == [name]), 0)
 
 
 def _text(path: Path) -> str:

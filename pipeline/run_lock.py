@@ -67,7 +67,8 @@ class FolderLock:
     def close(self) -> None:
         """Lets go of the lock."""
         self._closed.set()
-        self._thread.join()
+        # Storage that hangs may hold its look.
+        self._thread.join(_LOOK_S)
         os.close(self._descriptor)
         self._file.close()
 

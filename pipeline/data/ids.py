@@ -161,5 +161,7 @@ def _normal(paths: pa.Array) -> pa.Array:
         return paths
     plain = pc.replace_substring_regex(paths.filter(local), _REPEATED_SLASH, "/")
     for _ in range(_MAX_STEPS_BACK):
+        if not pc.any(pc.match_substring(plain, "/../")).as_py():
+            break
         plain = pc.replace_substring_regex(plain, _STEP_BACK, "/")
     return pc.replace_with_mask(paths, local, plain)

@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from pipeline import __version__
 from pipeline.data.media.machine import cpu_kind
 from pipeline.errors import EXIT_REQUEST, RequestError, one_line
-from pipeline.host_memory import machine_bytes
+from pipeline.host_memory import machine_bytes, meminfo_bytes
 from pipeline.waiting import at_most
 
 # Seconds for an accelerator to open; one that another process holds may never.
@@ -105,11 +105,7 @@ def memory_limit() -> tuple[int | None, str]:
 
 def swap_bytes() -> int:
     """Swap space of this machine."""
-    try:
-        with open("/proc/meminfo") as f:
-            return next((1024 * int(line.split()[1]) for line in f if line.startswith("SwapTotal:")), 0)
-    except OSError:
-        return 0
+    return meminfo_bytes("SwapTotal")
 
 
 def _resident_bytes() -> int:

@@ -141,6 +141,7 @@ def test_a_text_becomes_the_tokens_of_evaluation(tokenizer, vocabulary):
 def test_no_more_kinds_of_files_are_opened_than_in_training():
     assert (decoding_imp.PICTURES, decoding_imp.CONTAINERS) == (image.FORMATS, container.FORMATS)
     assert (decoding_imp.COUNTS, decoding_imp.ROUNDING_S) == (audio.COUNTS, audio.ROUNDING_S)
+    assert decoding_imp.FRAME_BYTES == audio.FRAME_BYTES
 
 
 # --- the folder ---

@@ -44,6 +44,9 @@ def test_memory_that_is_taken(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000000000\n")
     (tmp_path / "memory.current").write_text("960000000\n")
     assert host_memory.used_share() == 0.96
+    # Cached files give way to what needs the room.
+    (tmp_path / "memory.stat").write_text("anon 400000000\ninactive_file 460000000\nactive_file 1\n")
+    assert host_memory.used_share() == 0.5
     # No limit of its own: others fill the machine too.
     (tmp_path / "memory.max").write_text("max\n")
     assert 0 < host_memory.used_share() < 1 and host_memory.used_share() != 0.96

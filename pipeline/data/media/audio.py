@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+import io
 
 import numpy as np
 
@@ -20,6 +20,8 @@ _PREROLL_S = 0.5
 _MAX_SAMPLE = 1e12
 # Marks of an MP3's header that has the number of its frames.
 COUNTS = (b"Xing", b"Info", b"VBRI")
+# Bytes in which the first frame ends.
+FRAME_BYTES = 4096
 # Seconds that two ways of counting an MP3's frames may differ by: two frames.
 ROUNDING_S = 0.1
 
@@ -111,8 +113,7 @@ def _goes_on(source: str | bytes, length_s: float, spec: AudioSpec) -> bool:
     Without a count of its frames (a Xing or VBRI header) libsndfile takes the first frame's bit rate for that of all:
     of a file with a variable one it would read a part.
     """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if any(mark in data for mark in COUNTS):
+    if any(mark in _first_frame(source) for mark in COUNTS):
         return False
     after_s = length_s + ROUNDING_S
     try:
@@ -120,6 +121,16 @@ def _goes_on(source: str | bytes, length_s: float, spec: AudioSpec) -> bool:
     except Reject:
         return False
     return True
+
+
+def _first_frame(source: str | bytes) -> bytes:
+    """The bytes after an MP3's tag (ID3), with its first frame: the header that counts the frames is there."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        start = file.read(10)
+        # The size of the tag, in bytes of seven bits.
+        size = sum(byte << 7 * place for place, byte in enumerate(reversed(start[6:]))) + len(start)
+        file.seek(size if start.startswith(b"ID3") else 0)
+        return file.read(FRAME_BYTES)
 
 
 def _read_pyav(source: str | bytes, spec: AudioSpec, *, start_s: float, end_s: float) -> np.ndarray:

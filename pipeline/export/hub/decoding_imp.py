@@ -25,6 +25,8 @@ CONTAINERS = (
 )
 # Marks of an MP3's header that has the number of its frames, and seconds that two ways of counting them may differ by.
 COUNTS, ROUNDING_S = (b"Xing", b"Info", b"VBRI"), 0.1
+# Bytes in which an MP3's first frame ends.
+FRAME_BYTES = 4096
 
 
 def picture(item: Any, settings: dict) -> np.ndarray:
@@ -176,12 +178,20 @@ def _read_sound(path: str, seconds: float) -> tuple[np.ndarray, float]:
 
 def _goes_on(path: str, length_s: float) -> bool:
     """Whether an MP3 without a count of its frames is longer than libsndfile guesses from the first."""
-    with open(path, "rb") as file:
-        data = file.read()
-    if any(mark in data for mark in COUNTS):
+    if any(mark in _first_frame(path) for mark in COUNTS):
         return False
     samples, rate = _read_track(path, length_s + 2 * ROUNDING_S)
     return len(samples) > (length_s + ROUNDING_S) * rate
+
+
+def _first_frame(path: str) -> bytes:
+    """The bytes after an MP3's tag (ID3), with its first frame: the header that counts the frames is there."""
+    with open(path, "rb") as file:
+        start = file.read(10)
+        # The size of the tag, in bytes of seven bits.
+        size = sum(byte << 7 * place for place, byte in enumerate(reversed(start[6:]))) + len(start)
+        file.seek(size if start.startswith(b"ID3") else 0)
+        return file.read(FRAME_BYTES)
 
 
 def _read_track(path: str, seconds: float) -> tuple[np.ndarray, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.data.media import audio
 from pipeline.data.media.audio import decode_audio, to_mono
 from pipeline.data.media.errors import Reject
 from pipeline.data.spec import AudioSpec
@@ -72,6 +73,24 @@ def test_an_mp3_whose_frames_are_not_counted_is_read_to_its_end(tmp_path, mode):
     assert abs(len(decode_audio(path, SPEC, start_s=4.6)) - 0.4 * 16_000) < 2_000
     settings = dataclasses.asdict(SPEC)
     assert (decoding_imp.waveform(path, settings, 0.0) == wave).all()
+
+
+def test_words_of_a_tag_are_no_count_of_frames(tmp_path):
+    mp3_without_a_count(tmp_path / "a.mp3", [("noise", 0.5), ("silence", 4.0), ("noise", 0.5)], "VARIABLE")
+    text = b"\0Further Info: Xing" + bytes(5000)
+    tag = b"TXXX" + len(text).to_bytes(4, "big") + bytes(2) + text
+    size = bytes([0, 0, len(tag) >> 7, len(tag) & 127])
+    tagged = tmp_path / "b.mp3"
+    tagged.write_bytes(b"ID3\3\0\0" + size + tag + (tmp_path / "a.mp3").read_bytes())
+    wave = decode_audio(str(tagged), SPEC)
+    assert abs(len(wave) - 5 * 16_000) < 2_000 and np.abs(wave[16_000 * 47 // 10 : 16_000 * 49 // 10]).mean() > 0.1
+    assert (decoding_imp.waveform(str(tagged), dataclasses.asdict(SPEC), 0.0) == wave).all()
+    assert (decode_audio(tagged.read_bytes(), SPEC) == wave).all()
+    # A counted one is known by its header alone, behind a tag too.
+    counted = tmp_path / "c.mp3"
+    soundfile.write(counted, np.zeros(44_100), 44_100, bitrate_mode="VARIABLE")
+    behind = b"ID3\3\0\0" + size + tag + counted.read_bytes()
+    assert b"Xing" in audio._first_frame(behind) and b"Xing" not in audio._first_frame(tagged.read_bytes())
 
 
 def test_cuts(tmp_path):
