@@ -87,7 +87,8 @@ def _fork_and_return(source) -> None:
 
 
 def _leave_a_process(source) -> None:
-    """A process that keeps all files of this one open, whose end nobody would see."""
+    """A process that keeps all files of this one open, whose end nobody would see; later than the first look at it."""
+    time.sleep(1.5)
     if os.fork() == 0:
         time.sleep(1000)
     os._exit(3)

@@ -121,6 +121,9 @@ class Child:
                 if not part:
                     return []
                 text, reads_since = text + part, time.monotonic()
+            elif not self.alive:
+                # A process that a decoder has forked keeps the pipe open.
+                return []
             elif decoding_s:
                 reads_since = time.monotonic()
                 if decoding_s > self._limits.timeout_s + _GRACE_S:
@@ -129,9 +132,6 @@ class Child:
             elif time.monotonic() - reads_since > self._limits.storage_s:
                 self._kill()
                 raise Died(_too_slow(self._limits.storage_s))
-            elif not self.alive:
-                # A process that a decoder has forked keeps the pipe open.
-                return []
         return text.splitlines()
 
     def _decoding_s(self) -> float:
