@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, Any, Literal
 
 from pipeline.data.modalities import EMBEDDERS, MEDIA, MODALITIES, TEXT, Embedder, Modality, load
@@ -204,7 +205,7 @@ class DataSetSpec:
         """Seconds of a canonical video clip."""
         return self.video.max_frames / self.video.fps
 
-    @property
+    @functools.cached_property
     def allowed_schemes(self) -> tuple[str, ...]:
         """Schemes that URIs of its media may have."""
         manifests = (uri.partition("://") for uri in (self.manifest, *self.held_out.values()))

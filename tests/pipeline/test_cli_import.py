@@ -22,12 +22,13 @@ def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["class_folders", "/nowhere"], "error: /nowhere: expected a file or a folder, found nothing there"),
+        (["class_folders", "nowhere"], "error: nowhere: expected a file or a folder, found nothing there"),
         (["table", "x.csv", "--option", "image"], "error: --option image: expected KEY=VALUE"),
         (["folders", "."], "error: layout 'folders': expected one of class_folders, "),
     ],
 )
-def test_wrong_requests_are_one_line_and_exit_2(tmp_path, capsys, arguments, message):
+def test_wrong_requests_are_one_line_and_exit_2(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     assert main(["import", *arguments, "--out", str(tmp_path / "o.parquet")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import mmap
 import os
 import select
@@ -155,7 +156,7 @@ class Child:
 
     def array(self, slot: int, shape: list[int], dtype: np.dtype[Any]) -> np.ndarray:
         """The array in a slot, read-only, good until the slot is used again."""
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         size, file = count * dtype.itemsize, self._slots[slot]
         if os.fstat(file.fileno()).st_size < size:
             raise DataError("the decode process sent a shorter array than it announced")

@@ -46,7 +46,8 @@ class Worker:
         self._slots = slots
         self._limits = limits
         self._mapped: list[mmap.mmap | None] = [None] * len(slots)
-        self._first_rss: int | None = None
+        self._statm = _open_statm()
+        self._first_bytes: int | None = None
         self._pid = os.getpid()
 
     def answer(self, line: bytes) -> dict:
@@ -113,11 +114,18 @@ class Worker:
 
     def _has_grown(self) -> bool:
         """Whether decoders have kept too much memory, so that the parent starts a fresh process."""
-        rss = _status_bytes("RssAnon")  # without the shared slots
-        if self._first_rss is None:
-            self._first_rss = rss
+        now = self._own_bytes()
+        if self._first_bytes is None:
+            self._first_bytes = now
         # An old process must be able to decode whatever a fresh one can.
-        return rss - self._first_rss > min(self._limits["recycle_bytes"], self._limits["memory_bytes"] // 4)
+        return now - self._first_bytes > min(self._limits["recycle_bytes"], self._limits["memory_bytes"] // 4)
+
+    def _own_bytes(self) -> int:
+        """Resident memory without the shared slots; 0 where the system does not tell."""
+        if self._statm is None:
+            return 0
+        resident, shared = os.pread(self._statm, 256, 0).split()[1:3]
+        return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 def _media_file(file: dict) -> MediaFile:
@@ -136,6 +144,14 @@ def _settings(text: str) -> Any:
     found = json.loads(text)
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in found["values"].items()}
     return load(found["type"])(**values)
+
+
+def _open_statm() -> int | None:
+    """The file with this process's memory in pages, which is read after every request: open once."""
+    try:
+        return os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        return None
 
 
 def _status_bytes(key: str) -> int:

@@ -201,9 +201,8 @@ def _files(rows: Iterable[dict], data_set: DataSetSpec, modality: str) -> Iterat
 
 def _file_json(file: MediaFile) -> dict:
     """A file as ``decode_worker`` reads it."""
-    part = dataclasses.asdict(file.part)
     settings, schemes = _settings_json(file.settings), list(file.schemes)
-    return {"path": file.path, "part": part, "decode": file.decode, "settings": settings, "schemes": schemes}
+    return {"path": file.path, "part": vars(file.part), "decode": file.decode, "settings": settings, "schemes": schemes}
 
 
 @functools.lru_cache(maxsize=64)

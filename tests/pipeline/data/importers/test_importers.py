@@ -518,7 +518,7 @@ def test_tables_of_another_encoding_are_marked(tmp_path, name, content):
     ("arguments", "message"),
     [
         (("classfolders", "."), "expected one of class_folders"),
-        (("class_folders", "/nowhere"), "found nothing there"),
+        (("class_folders", "nowhere"), "found nothing there"),
         (("webdataset", "."), "expected .tar files"),
     ],
 )
