@@ -94,6 +94,12 @@ def _leave_a_process(source) -> None:
     os._exit(3)
 
 
+def _close_all_files(source) -> None:
+    """As a library does that makes a daemon of its process."""
+    os.closerange(3, 1 << 12)
+    time.sleep(1000)
+
+
 def _wait_for_a_program(source) -> None:
     """A program that hangs, as ffmpeg may on a damaged file; its process number is in a file."""
     with subprocess.Popen(["sleep", "1000"]) as program, open(f"{source}.pid", "w") as file:
@@ -126,6 +132,7 @@ _DEADLY = {
     b"RUST": _panic,
     b"FORK": _fork_and_return,
     b"LEFT": _leave_a_process,
+    b"SHUT": _close_all_files,
     b"PROG": _wait_for_a_program,
     b"LIVE": _start_a_thread,
     b"READ": lambda source: subprocess.run(["cat"], stdout=subprocess.DEVNULL, timeout=20),

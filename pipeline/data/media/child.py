@@ -29,7 +29,8 @@ NUM_SLOTS = 4
 MAX_TOGETHER = 8
 # Seconds that the child may take to start.
 _START_TIMEOUT_S = 120.0
-# Seconds past the deadline after which the parent kills the child. The child normally ends itself by a kernel timer.
+# Seconds past the deadline, or past the end of its answers, after which the parent kills the child. The child normally
+# ends itself by a kernel timer.
 _GRACE_S = 5.0
 # The child has one thread: a machine runs many of them.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -145,7 +146,12 @@ class Child:
         if killed:
             return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         decoding = self._decoding_s() > 0
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            # A decoder has closed all files of the process, the pipe among them.
+            self._kill()
+            code = self._process.wait()
         if code == -signal.SIGALRM:
             return Reject("hung", f"no end after {self._limits.timeout_s:g} s")
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.media import process
+from pipeline.data.media import child, process
 from pipeline.data.media.child import Child
 from pipeline.data.media.clip import decode_media
 from pipeline.data.media.decoders import run
@@ -168,6 +168,12 @@ def test_a_decoder_that_ends_and_leaves_a_process_is_not_waited_for(decoders, da
         decoders.decode(deadly("LEFT"), data_set, "image")
 
 
+def test_a_decoder_that_closes_the_pipe_is_not_waited_for(decoders, data_set, deadly, monkeypatch):
+    monkeypatch.setattr(child, "_GRACE_S", 0.5)
+    with pytest.raises(Reject, match=r"crashed.*SIGKILL"):
+        decoders.decode(deadly("SHUT"), data_set, "image")
+
+
 @pytest.mark.parametrize("word", ["READ", "FORK"])
 def test_a_decoder_that_reads_its_input_or_forks_takes_no_request_of_another(data_set, tmp_path, deadly, word):
     rows = make_pictures(tmp_path, 5)
@@ -175,11 +181,11 @@ def test_a_decoder_that_reads_its_input_or_forks_takes_no_request_of_another(dat
         decoders._mean_s[data_set.modality("image").decode] = 0.001
         with pytest.raises(Reject, match="not_decodable"):
             decoders.decode(deadly(word), data_set, "image", next_rows=rows)
-        child = decoders._child.pid
+        pid = decoders._child.pid
         for number, row in enumerate(rows):
             there = decoders.decode(row, data_set, "image", next_rows=rows[number + 1 :])
             np.testing.assert_array_equal(there, decode_media(row, data_set, "image"))
-        assert decoders._child.pid == child
+        assert decoders._child.pid == pid
 
 
 def test_a_program_that_a_decoder_waits_for_ends_with_its_sample(hasty, data_set, deadly):
@@ -259,8 +265,7 @@ time.sleep(0.5)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    child = int(done.stdout)
-    assert gone(child)
+    assert gone(int(done.stdout))
 
 
 def test_a_caller_that_ends_takes_no_answer_of_another(decoders, make_data_set, good):
