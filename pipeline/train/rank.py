@@ -208,6 +208,7 @@ class Rank:
             non_finite=self.saver.non_finite,
         )
         self.watchdog.excuse = lambda: self.gate.lacks() if self.loop.waits_for_data else None
+        self.watchdog.waits_for = lambda: self.feed.waits_for if self.loop.waits_for_data else None
 
     def _record(self, values: dict) -> None:
         self._wait.done()
