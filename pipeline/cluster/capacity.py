@@ -68,13 +68,16 @@ def uses_actors(options: DecodeOptions) -> bool:
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
 
 
-def lacking_decode_cpu(options: DecodeOptions) -> str | None:
-    """The CPU that decoding in tasks waits for, in words; None if a machine has one, and where actors decode.
+def lacking_decode_cpu() -> str | None:
+    """The CPU that this process's decoders wait for, in words; None if a machine has one, and while an actor decodes.
 
-    Those keep their CPUs, and none is free while they wait for work.
+    Actors that have started keep their CPUs, and none is free while they wait for work.
     """
+    # Ray Data takes a second to load; who waits for decoders has loaded it.
+    from pipeline.cluster.ray_input import living_actors
+
     needed = part_that_fits(spare_cpus(), 1) or 1.0
-    if uses_actors(options) or max(ray_private.free_cpus(), default=0.0) >= needed:
+    if living_actors() or max(ray_private.free_cpus(), default=0.0) >= needed:
         return None
     return f"a free CPU to decode with; others use the {cluster_cpus():g} of the cluster"
 

@@ -6,6 +6,7 @@ Ray's own inputs are lists: every block is planned, and kept, before the first o
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -52,6 +53,10 @@ class Source(Protocol):
         """Sets ``ended``."""
 
 
+# The inputs of this process's streams.
+_INPUTS: weakref.WeakSet[_Input] = weakref.WeakSet()
+
+
 class _Input(InputDataBuffer):
     """The physical operator: asks its source for one block after another."""
 
@@ -61,6 +66,7 @@ class _Input(InputDataBuffer):
         self._source = source
         self._taken = 0
         self._next: pa.Table | None = None
+        _INPUTS.add(self)
 
     def has_next(self) -> bool:
         if self._next is None and not self.has_execution_finished():
@@ -144,6 +150,12 @@ def source_of(executor: Any) -> Source:
     """The source of an execution. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
     (source,) = (operator._source for operator in executor._topology if isinstance(operator, _Input))
     return source
+
+
+def living_actors() -> int:
+    """Number of actors that decode for this process at the moment; 0 where tasks do."""
+    decodes = [operator for one in list(_INPUTS) for operator in one.output_dependencies]
+    return sum(decode.get_actor_info().running for decode in decodes)
 
 
 def has_running_tasks(executor: Any) -> bool:

@@ -15,7 +15,7 @@ from ray.train import collective
 from pipeline.cluster.capacity import lacking_decode_cpu
 from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
-from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.step_actors import open_requests
 from pipeline.cluster.task_streams import open_queues
@@ -60,7 +60,7 @@ def train_worker(config: dict[str, Any]) -> dict:
             rank=rank,
             elastic=cluster.elastic,
             checked_step=config["checked_step"],
-            shared=cluster.decode if config["joins"] else None,
+            shared=config["joins"],
         )
         with noting_failures(gate):
             return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)
@@ -83,8 +83,8 @@ class WorkerGate(StepGate):
 
     start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. known_bad: rejects of
     the run's earlier parts, which rank 0 alone reads from the journals. checked_step: of the
-    checkpoint whose files the driver has compared with their digests. shared: options of the streams on a cluster that
-    the run has joined. epoch: of the group of workers. step: the last that was begun.
+    checkpoint whose files the driver has compared with their digests. shared: whether the run has joined a cluster that
+    others may use too. epoch: of the group of workers. step: the last that was begun.
     """
 
     after_compile = True
@@ -97,7 +97,7 @@ class WorkerGate(StepGate):
         rank: int,
         elastic: bool,
         checked_step: int | None,
-        shared: DecodeOptions | None = None,
+        shared: bool = False,
     ):
         super().__init__()
         self._shared = shared
@@ -130,7 +130,7 @@ class WorkerGate(StepGate):
         self._coordinator.end.remote(self.epoch, self._reason(error))
 
     def lacks(self) -> str | None:
-        return lacking_decode_cpu(self._shared) if self._shared else None
+        return lacking_decode_cpu() if self._shared else None
 
     def saved(self, step: int, *, compiles: bool) -> None:
         self._coordinator.saved.remote(self.epoch, self._rank, step, compiles)
