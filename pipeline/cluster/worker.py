@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -111,6 +112,7 @@ class WorkerGate(StepGate):
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
             begun = coordinator.begin.remote(world_size, start_step, spec.reject_counts(start_step))
+            self.clock_off_s = _clock_off_s(coordinator)
             chosen = ray.get(begun), start_step, ray.put(known_bad(run_path(spec.run_dir)))
         self.epoch, self.start_step, rejects = collective.broadcast_from_rank_zero(chosen)
         self.known_bad = ray.get(rejects)
@@ -162,6 +164,14 @@ class WorkerGate(StepGate):
             then = "going on until it goes" if self._elastic else "stopping"
             print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
         return NextAction.SAVE if self._elastic else NextAction.STOP
+
+
+def _clock_off_s(coordinator: Any) -> float:
+    """Seconds by which this machine's clock is ahead of the coordinator's; 0 as far as an answer can tell."""
+    asked = time.time()
+    there = ray.get(coordinator.now.remote())
+    here = time.time()
+    return 0.0 if asked <= there <= here else (asked + here) / 2 - there
 
 
 def _choose_checkpoint(checkpoints: Checkpoints, checked_step: int | None) -> int:

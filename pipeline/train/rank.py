@@ -131,7 +131,13 @@ class Rank:
 
     def _attempt(self) -> RankAttempt:
         facts = world() | {"advice": dict(self.spec.logging.feed_advice)}
-        return RankAttempt(run_path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
+        return RankAttempt(
+            run_path(self.spec.run_dir),
+            rank=self.rank,
+            start_step=self.schedule.start,
+            facts=facts,
+            clock_off_s=self.gate.clock_off_s,
+        )
 
     def _open_compiler(self) -> None:
         placement = self.spec.placement
