@@ -155,11 +155,14 @@ class DecodeCpus:
         return self.demand.cpus if self.demand else 0
 
 
-def bytes_ahead(cluster: Cluster, world_size: int) -> int:
-    """Bytes of blocks that one rank may have ahead: its part of the object store of its machine, or of all machines."""
+def bytes_ahead(cluster: Cluster, world_size: int, *, ranks_here: int = 1) -> int:
+    """Bytes of blocks that one rank may have ahead: its part of the object store of its machine, or of all machines.
+
+    ranks_here: ranks on this machine, between which its store is divided.
+    """
     here = ray.get_runtime_context().get_node_id()
     stores = {n["NodeID"]: n["Resources"].get("object_store_memory", 0.0) for n in ray.nodes() if n["Alive"]}
-    return int(cluster.decode.ahead * min(stores.get(here, 0.0), sum(stores.values()) / world_size))
+    return int(cluster.decode.ahead * min(stores.get(here, 0.0) / ranks_here, sum(stores.values()) / world_size))
 
 
 def check_machine(cluster: Cluster) -> None:

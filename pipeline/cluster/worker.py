@@ -52,8 +52,16 @@ def train_worker(config: dict[str, Any]) -> dict:
         copy_rows(spec.data.data_sets.values())
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
-            world_size = ray.train.get_context().get_world_size()
-            return open_queues(spec, cluster, schedule, bad=gate.known_bad, rank=rank, world_size=world_size)
+            context = ray.train.get_context()
+            return open_queues(
+                spec,
+                cluster,
+                schedule,
+                bad=gate.known_bad,
+                rank=rank,
+                world_size=context.get_world_size(),
+                ranks_here=context.get_local_world_size(),
+            )
 
         gate = WorkerGate(
             config["coordinator"],

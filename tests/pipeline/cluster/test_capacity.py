@@ -235,3 +235,5 @@ def test_ranks_share_the_object_stores(monkeypatch):
     assert bytes_ahead(cluster, 1) == 500
     assert bytes_ahead(cluster, 4) == 500
     assert bytes_ahead(cluster, 12) == 250
+    # Ray packs workers that fit on one machine.
+    assert bytes_ahead(cluster, 4, ranks_here=4) == 125
