@@ -95,9 +95,12 @@ class _Given:
 class Decoders(Protocol):
     """The decoders of a rank.
 
-    max_unfinished: the number of blocks that they may have at the moment. lack: a few words on the CPUs for them.
-    wanted: CPUs to ask an autoscaler for.
+    num_decoders: the number that there are to be at the moment. max_unfinished: the number of blocks that they may have
+    then. lack: a few words on the CPUs for them. wanted: CPUs to ask an autoscaler for.
     """
+
+    @property
+    def num_decoders(self) -> int: ...
 
     def max_unfinished(self) -> int: ...
 
@@ -185,6 +188,10 @@ class BlockOrder:
             return None
         low = [t for t in self.tasks.values() if t.taken < t.stop and t.taken - t.used < t.rows_per_block]
         return min(low, key=lambda t: (t.taken - t.used) / max(t.share, 1e-9), default=None)
+
+    def actors_wanted(self) -> int:
+        """Number of actors that are to decode, where actors do."""
+        return self._decoders.num_decoders
 
     def cpus_wanted(self) -> int:
         """CPUs to ask an autoscaler for."""

@@ -130,9 +130,10 @@ class DecodeCpus:
         return min(here, self.demand.cpus) if self.demand else here
 
     def max_unfinished(self) -> int:
-        """Number of blocks that decoders may have. Ray grows a pool of actors while two wait for each of them."""
+        """Number of blocks that decoders may have."""
         self.look()
         if self._actors:
+            # A block waits while each of them decodes one.
             return 2 * self.num_decoders
         # Among ranks that share CPUs, one that queued more would keep the others waiting.
         return self.num_decoders + (self._world_size == 1)

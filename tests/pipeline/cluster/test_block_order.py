@@ -22,6 +22,10 @@ class Decoders:
     def __init__(self, number: int):
         self.number, self.notes = number, []
 
+    @property
+    def num_decoders(self) -> int:
+        return self.number
+
     def max_unfinished(self) -> int:
         return self.number
 

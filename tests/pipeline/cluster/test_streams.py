@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ import ray
 from benchmarks.one_stream import rows_of
 from pipeline import recipe as recipes
 from pipeline.cluster import capacity, ray_private
+from pipeline.cluster.ray_input import living_actors
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import start_ray
 from pipeline.data.known_rejects import NONE_KNOWN
@@ -128,6 +130,26 @@ def test_a_pool_of_actors_waits_for_cpus_that_others_use_and_gives_the_same_rows
     rows += stream
     maker = wanted.maker()
     assert [r.ids for r in rows] == [maker.row(k, rank=0, world_size=1).ids for k in range(2, 13)]
+
+
+def test_blocks_of_an_actor_that_is_lost_come_although_others_have_all_cpus(ray_session, wanted, monkeypatch, tmp_path):
+    """As of a machine that goes: what is left has no CPU for the actor, until an idle one makes room."""
+    number = [2]
+    monkeypatch.setattr(capacity.DecodeCpus, "num_decoders", property(lambda _: number[0]))
+    stream = rows_of(wanted, Cluster(decode=DecodeOptions(mode="actors")))
+    rows = [next(stream)]
+    _await(lambda: living_actors() == 2)
+    free = capacity.cluster_cpus() / 2
+    others = ray.remote(work).options(num_cpus=free).remote(tmp_path / "released")
+    actors = ray._private.state.actors().values()
+    lost, *_ = [a["Pid"] for a in actors if "Decoder" in a["ActorClassName"] and a["State"] == "ALIVE"]
+    os.kill(lost, signal.SIGKILL)
+    _await(lambda: living_actors() == 1)
+    number[0] = 1
+    rows += stream
+    (tmp_path / "released").touch()
+    ray.get(others)
+    assert [r.batch for r in rows] == list(range(2, 13))
 
 
 def test_rows_are_in_order_and_equal_to_bare_ones(ray_session, wanted):
