@@ -126,12 +126,12 @@ class DecodeCpus:
 
         No more than is asked for, so that machines which are not needed become idle and go.
         """
+        self.look()
         here = self._decoders_here()
         return min(here, self.demand.cpus) if self.demand else here
 
     def max_unfinished(self) -> int:
         """Number of blocks that decoders may have."""
-        self.look()
         if self._actors:
             # A block waits while each of them decodes one.
             return 2 * self.num_decoders

@@ -131,6 +131,8 @@ def test_decoders_follow_the_machines_of_the_moment(four_cpus, monkeypatch):
     assert (alone.max_unfinished(), shared.max_unfinished(), actors.max_unfinished()) == (13, 5, 10)
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 3.0)
     assert (alone.max_unfinished(), shared.max_unfinished()) == (4, 1)
+    # A pool of actors asks for its size alone, also while no block may start.
+    assert actors.num_decoders == 1
 
 
 @pytest.mark.parametrize(
