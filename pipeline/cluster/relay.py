@@ -53,6 +53,7 @@ class Relay:
         self._thread.start()
 
     def __exit__(self, *exc: object) -> None:
+        self._stop.has_state = lambda: False
         self._ended.set()
         self._thread.join()
         self._wait.close()
@@ -61,7 +62,8 @@ class Relay:
         """Whether the workers have a step to save: the last news may be older than their first one."""
         try:
             return ray.get(self._coordinator.trains.remote(), timeout=_STOP_ANSWER_S)
-        except ray.exceptions.RayError:
+        # A stop is obeyed whatever Ray does.
+        except Exception:
             return False
 
     def _watch(self) -> None:
