@@ -148,6 +148,10 @@ class Decoders:
     def __init__(self, number: int):
         self.number, self.cpu_s = number, 0.0
 
+    @property
+    def num_decoders(self) -> int:
+        return self.number
+
     def max_unfinished(self) -> int:
         return 2 * self.number
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -30,11 +30,15 @@ class Stop:
     While nothing would be lost, a signal ends the process immediately. After ``defer`` the first one only sets the
     request, so that the job can save its state; the second one ends the process, and so does the end of ``limit_s``
     seconds: a compile or a device that hangs holds a step for longer than anyone waits.
+
+    has_state: asked at a signal before ``defer``: whether there is something to save by now, which other processes may
+    know first. It answers within seconds, and raises nothing.
     """
 
     def __init__(self, message: str):
         """message: printed when a signal ends the process now."""
         self.limit_s = LIMIT_S
+        self.has_state: Callable[[], bool] = lambda: False
         self._timer: threading.Timer | None = None
         self._asked = threading.Event()
         self._deferred = False
@@ -54,7 +58,7 @@ class Stop:
     def at_once(self, message: str) -> None:
         """From now on nothing is lost when the process ends. Ends it if a stop has been requested."""
         with self._lock:
-            self._deferred, self._message = False, message
+            self._deferred, self._message, self.has_state = False, message, lambda: False
         if self.is_set():
             self.end()
 
@@ -105,6 +109,8 @@ class Stop:
             self._take(signal.SIGTERM)
 
     def _take(self, number: int) -> None:
+        if not self._deferred and self.has_state():
+            self.defer()
         with self._lock:
             deferred, again = self._deferred, self._asked.is_set()
             if deferred and not again:

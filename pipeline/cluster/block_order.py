@@ -16,6 +16,8 @@ from pipeline.errors import DataError
 
 # Seconds of one block after which the line on it says whether CPUs are free.
 _LONG_S = 10.0
+# Seconds for which a block may be decoded, if it holds more than one batch. Training sees nothing of it before its end.
+_BLOCK_S = 10.0
 
 
 class PlannedStep(Protocol):
@@ -49,7 +51,8 @@ class TaskBlocks:
 
     start, stop: its batches to make. share: its part of the run's steps. row_bytes: of one rank's part of a batch.
     taken: the first batch that no decoder was given yet. used: the first that training has not taken. ahead: blocks
-    that were taken and hold batches that training has not taken.
+    that were taken and hold batches that training has not taken. rows_in_time: batches that are decoded in time, by
+    the last block that arrived.
     """
 
     name: str
@@ -60,15 +63,21 @@ class TaskBlocks:
     row_bytes: int
     taken: int = 0
     used: int = 0
+    rows_in_time: int = 1
     ahead: deque[Block] = dataclasses.field(default_factory=deque)
 
     def __post_init__(self):
         self.taken = self.used = self.start
 
     def next_block(self, rank: int) -> Block:
-        """The block to decode next. The first ones hold 1, 2, 4, ... batches, so that the first batch comes soon."""
-        size = min(self.taken - self.start + 1, self.rows_per_block, self.stop - self.taken)
+        """The block to decode next: at first one batch, then up to as many as before, so that the first come soon."""
+        size = min(self.taken - self.start + 1, self.rows_per_block, self.rows_in_time, self.stop - self.taken)
         return Block(self.name, self.taken, self.taken + size, rank)
+
+    def note_time(self, block: Block, took_s: float) -> None:
+        """Notes that a block has arrived, ``took_s`` after a decoder was given it."""
+        batch_s = max(took_s / (block.stop - block.start), 1e-3)
+        self.rows_in_time = max(1, int(_BLOCK_S / batch_s))
 
     def bytes_of(self, block: Block) -> int:
         return (block.stop - block.start) * self.row_bytes
@@ -86,9 +95,12 @@ class _Given:
 class Decoders(Protocol):
     """The decoders of a rank.
 
-    max_unfinished: the number of blocks that they may have at the moment. lack: a few words on the CPUs for them.
-    wanted: CPUs to ask an autoscaler for.
+    num_decoders: the number that there are to be at the moment. max_unfinished: the number of blocks that they may have
+    then. lack: a few words on the CPUs for them. wanted: CPUs to ask an autoscaler for.
     """
+
+    @property
+    def num_decoders(self) -> int: ...
 
     def max_unfinished(self) -> int: ...
 
@@ -177,6 +189,10 @@ class BlockOrder:
         low = [t for t in self.tasks.values() if t.taken < t.stop and t.taken - t.used < t.rows_per_block]
         return min(low, key=lambda t: (t.taken - t.used) / max(t.share, 1e-9), default=None)
 
+    def actors_wanted(self) -> int:
+        """Number of actors that are to decode, where actors do."""
+        return self._decoders.num_decoders
+
     def cpus_wanted(self) -> int:
         """CPUs to ask an autoscaler for."""
         return self._decoders.wanted()
@@ -197,10 +213,11 @@ class BlockOrder:
         """Notes the arrival of the block that begins with batch ``start``. Raises DataError if none is due."""
         with self._changed:
             found = self._decoding.pop((task, start, rank), None)
+            if found:
+                self.tasks[task].note_time(found.block, time.monotonic() - found.since)
+                return found.block
             due = ", ".join(f"{given.block.task} {given.block.start}" for given in self._decoding.values()) or "none"
-        if found is None:
-            raise DataError(f"stream: expected one of the blocks {due} of rank {self._rank}, found {task, start, rank}")
-        return found.block
+        raise DataError(f"stream: expected one of the blocks {due} of rank {self._rank}, found {task, start, rank}")
 
     def want(self, task: str) -> None:
         """Notes that training waits for the task's next row."""

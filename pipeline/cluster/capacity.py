@@ -68,13 +68,16 @@ def uses_actors(options: DecodeOptions) -> bool:
     return options.mode == "actors" or (options.mode == "auto" and cluster_cpus() >= _ACTOR_CPUS)
 
 
-def lacking_decode_cpu(options: DecodeOptions) -> str | None:
-    """The CPU that decoding in tasks waits for, in words; None if a machine has one, and where actors decode.
+def lacking_decode_cpu() -> str | None:
+    """The CPU that this process's decoders wait for, in words; None if a machine has one, and while an actor decodes.
 
-    Those keep their CPUs, and none is free while they wait for work.
+    Actors that have started keep their CPUs, and none is free while they wait for work.
     """
+    # Ray Data takes a second to load; who waits for decoders has loaded it.
+    from pipeline.cluster.ray_input import living_actors
+
     needed = part_that_fits(spare_cpus(), 1) or 1.0
-    if uses_actors(options) or max(ray_private.free_cpus(), default=0.0) >= needed:
+    if living_actors() or max(ray_private.free_cpus(), default=0.0) >= needed:
         return None
     return f"a free CPU to decode with; others use the {cluster_cpus():g} of the cluster"
 
@@ -123,13 +126,14 @@ class DecodeCpus:
 
         No more than is asked for, so that machines which are not needed become idle and go.
         """
+        self.look()
         here = self._decoders_here()
         return min(here, self.demand.cpus) if self.demand else here
 
     def max_unfinished(self) -> int:
-        """Number of blocks that decoders may have. Ray grows a pool of actors while two wait for each of them."""
-        self.look()
+        """Number of blocks that decoders may have."""
         if self._actors:
+            # A block waits while each of them decodes one.
             return 2 * self.num_decoders
         # Among ranks that share CPUs, one that queued more would keep the others waiting.
         return self.num_decoders + (self._world_size == 1)
@@ -152,11 +156,14 @@ class DecodeCpus:
         return self.demand.cpus if self.demand else 0
 
 
-def bytes_ahead(cluster: Cluster, world_size: int) -> int:
-    """Bytes of blocks that one rank may have ahead: its part of the object store of its machine, or of all machines."""
+def bytes_ahead(cluster: Cluster, world_size: int, *, ranks_here: int = 1) -> int:
+    """Bytes of blocks that one rank may have ahead: its part of the object store of its machine, or of all machines.
+
+    ranks_here: ranks on this machine, between which its store is divided.
+    """
     here = ray.get_runtime_context().get_node_id()
     stores = {n["NodeID"]: n["Resources"].get("object_store_memory", 0.0) for n in ray.nodes() if n["Alive"]}
-    return int(cluster.decode.ahead * min(stores.get(here, 0.0), sum(stores.values()) / world_size))
+    return int(cluster.decode.ahead * min(stores.get(here, 0.0) / ranks_here, sum(stores.values()) / world_size))
 
 
 def check_machine(cluster: Cluster) -> None:

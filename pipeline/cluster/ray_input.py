@@ -6,12 +6,14 @@ Ray's own inputs are lists: every block is planned, and kept, before the first o
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
+from ray.data._internal.actor_autoscaler import AutoscalingActorPool
 from ray.data._internal.cluster_autoscaler import DefaultClusterAutoscalerV2, create_cluster_autoscaler
 from ray.data._internal.execution import streaming_executor
 from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
@@ -42,6 +44,9 @@ class Source(Protocol):
     def exhausted(self) -> bool:
         """Whether ``take`` has given everything."""
 
+    def actors_wanted(self) -> int:
+        """Number of actors that are to decode at the moment, where actors do."""
+
     def cpus_wanted(self) -> int:
         """CPUs that the cluster's autoscaler is to provide for decoding; 0 asks for none."""
 
@@ -50,6 +55,10 @@ class Source(Protocol):
 
     def end(self) -> None:
         """Sets ``ended``."""
+
+
+# The inputs of this process's streams.
+_INPUTS: weakref.WeakSet[_Input] = weakref.WeakSet()
 
 
 class _Input(InputDataBuffer):
@@ -61,6 +70,7 @@ class _Input(InputDataBuffer):
         self._source = source
         self._taken = 0
         self._next: pa.Table | None = None
+        _INPUTS.add(self)
 
     def has_next(self) -> bool:
         if self._next is None and not self.has_execution_finished():
@@ -108,20 +118,34 @@ class _Demand(DefaultClusterAutoscalerV2):
     EVERY_S = 5.0
     AUTOSCALING_REQUEST_EXPIRE_TIME_S = 60
 
-    def __init__(self, source: Source, resource_manager: Any, **named: Any):
+    def __init__(self, source: Source, pools: list[AutoscalingActorPool], resource_manager: Any, **named: Any):
         super().__init__(resource_manager, **named)
         self._source = source
+        self._pools = pools
 
     def try_trigger_scaling(self) -> None:
+        self._size_pools()
         if self._get_time() - self._last_request_time >= self.EVERY_S:
             self._send_resource_request([{"CPU": 1}] * self._source.cpus_wanted())
+
+    def _size_pools(self) -> None:
+        """Has Ray end idle actors beyond those that the source wants, and start missing ones.
+
+        Actors of a machine that was lost restart on another one, and with them the blocks that they had: as soon as
+        idle ones have made room there.
+        """
+        size = self._source.actors_wanted()
+        for pool in self._pools:
+            if (pool.min_size(), pool.max_size()) != (size, size):
+                pool._config = dataclasses.replace(pool._config, min_size=size, max_size=size, initial_size=size)
 
 
 def _create_cluster_autoscaler(topology: Any, resource_manager: Any, context: DataContext, *, execution_id: str) -> Any:
     inputs = [operator for operator in topology if isinstance(operator, _Input)]
     if not inputs:
         return create_cluster_autoscaler(topology, resource_manager, context, execution_id=execution_id)
-    return _Demand(inputs[0]._source, resource_manager, execution_id=execution_id)
+    pools = [pool for operator in topology for pool in operator.get_autoscaling_actor_pools()]
+    return _Demand(inputs[0]._source, pools, resource_manager, execution_id=execution_id)
 
 
 streaming_executor.create_cluster_autoscaler = _create_cluster_autoscaler
@@ -144,6 +168,12 @@ def source_of(executor: Any) -> Source:
     """The source of an execution. executor: of ``DataContext.custom_execution_callback_classes``' callbacks."""
     (source,) = (operator._source for operator in executor._topology if isinstance(operator, _Input))
     return source
+
+
+def living_actors() -> int:
+    """Number of actors that decode for this process at the moment; 0 where tasks do."""
+    decodes = [operator for one in list(_INPUTS) for operator in one.output_dependencies]
+    return sum(decode.get_actor_info().running for decode in decodes)
 
 
 def has_running_tasks(executor: Any) -> bool:

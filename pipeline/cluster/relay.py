@@ -22,6 +22,8 @@ from pipeline.waiting import say, waiting_for
 
 # Seconds for an answer of the step coordinator, on a machine that may be busy.
 _ANSWER_S = 10.0
+# Seconds for its answer at a signal, whose sender waits.
+_STOP_ANSWER_S = 2.0
 # Seconds for a line to arrive.
 _FLUSH_S = 2.0
 
@@ -47,12 +49,22 @@ class Relay:
     def __enter__(self) -> None:
         self._wait = contextlib.ExitStack()
         self._announce_wait(False)
+        self._stop.has_state = self._trains
         self._thread.start()
 
     def __exit__(self, *exc: object) -> None:
+        self._stop.has_state = lambda: False
         self._ended.set()
         self._thread.join()
         self._wait.close()
+
+    def _trains(self) -> bool:
+        """Whether the workers have a step to save: the last news may be older than their first one."""
+        try:
+            return ray.get(self._coordinator.trains.remote(), timeout=_STOP_ANSWER_S)
+        # A stop is obeyed whatever Ray does.
+        except Exception:
+            return False
 
     def _watch(self) -> None:
         while not self._ended.wait(0.2):

@@ -50,7 +50,7 @@ def decoded(
 ) -> Iterator[Fetched]:
     """The blocks of a source, each as soon as it is decoded and here. Ends the source when it is closed.
 
-    actors: minimum size of a pool of actors; None decodes in pooled tasks. num_cpus: of one decoder.
+    actors: size of a pool of actors at first; None decodes in pooled tasks. num_cpus: of one decoder.
     """
     for spec in specs.values():
         # Kept in the instance, and so computed here alone.
@@ -70,11 +70,13 @@ def _by_actors(dataset: Dataset, given: tuple, actors: int, num_cpus: float) -> 
     return dataset.map_batches(
         Decoder,
         fn_constructor_args=given,
-        # No more than the source keeps busy; never less, since a decoder is slow to start.
-        compute=ActorPoolStrategy(min_size=actors),
+        # At first; later as many as the source wants.
+        compute=ActorPoolStrategy(size=actors),
         num_cpus=num_cpus,
-        max_restarts=3,
-        max_task_retries=2,
+        # Without a bound: until Ray notices that a machine is gone, each second holds several tries at its actors.
+        # Media cannot end an actor, only its child; what else may do so at every try, the watchdog ends.
+        max_restarts=-1,
+        max_task_retries=-1,
         **_WHOLE_BLOCKS,
     )
 

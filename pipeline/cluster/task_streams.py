@@ -51,24 +51,34 @@ def open_queues(
     bad: dict[str, KnownRejects],
     rank: int = 0,
     world_size: int = 1,
+    ranks_here: int = 1,
 ) -> dict[str, TaskQueue]:
     """Task → the queue of a rank's rows from the schedule's start on; tasks that are done are left out.
 
-    bad: task → rejects of an earlier part of the run, the same for every rank.
+    bad: task → rejects of an earlier part of the run, the same for every rank. ranks_here: on this machine.
     """
     specs = {
         name: stream_spec(spec, cluster, task=name, schedule=schedule, bad=bad) for name in tasks_left(spec, schedule)
     }
     if not specs:
         return {}
-    return queues_of(specs, cluster, schedule, rank=rank, world_size=world_size).by_task
+    return queues_of(specs, cluster, schedule, rank=rank, world_size=world_size, ranks_here=ranks_here).by_task
 
 
 def queues_of(
-    specs: dict[str, StreamSpec], cluster: Cluster, steps: Steps, *, rank: int = 0, world_size: int = 1
+    specs: dict[str, StreamSpec],
+    cluster: Cluster,
+    steps: Steps,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    ranks_here: int = 1,
 ) -> TaskQueues:
-    """The queues of these streams, filled in the order in which the steps need their rows."""
-    cpus, budget = DecodeCpus(cluster, world_size), bytes_ahead(cluster, world_size)
+    """The queues of these streams, filled in the order in which the steps need their rows.
+
+    ranks_here: ranks on this machine.
+    """
+    cpus, budget = DecodeCpus(cluster, world_size), bytes_ahead(cluster, world_size, ranks_here=ranks_here)
     # Two blocks of each task fit: one that is used, and the next.
     max_block = budget // (2 * len(specs))
     tasks = [_task_blocks(one, cluster, world_size=world_size, max_bytes=max_block) for one in specs.values()]

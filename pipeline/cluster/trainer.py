@@ -117,7 +117,7 @@ class _LocalGate(StepGate):
         return leaves
 
     def lacks(self) -> str | None:
-        return lacking_decode_cpu(self._cluster.decode) if self._cluster.joins else None
+        return lacking_decode_cpu() if self._cluster.joins else None
 
     def saved(self, step: int, *, compiles: bool) -> None:
         if compiles and self._stop.is_set():

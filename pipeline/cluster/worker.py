@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from ray.train import collective
 from pipeline.cluster.capacity import lacking_decode_cpu
 from pipeline.cluster.failures import FailedAt, in_words
 from pipeline.cluster.relay import lines_to
-from pipeline.cluster.spec import Cluster, DecodeOptions
+from pipeline.cluster.spec import Cluster
 from pipeline.cluster.start import quiet_ray_data
 from pipeline.cluster.step_actors import open_requests
 from pipeline.cluster.task_streams import open_queues
@@ -51,8 +52,16 @@ def train_worker(config: dict[str, Any]) -> dict:
         copy_rows(spec.data.data_sets.values())
 
         def make_queues(schedule: Schedule) -> dict[str, TaskQueue]:
-            world_size = ray.train.get_context().get_world_size()
-            return open_queues(spec, cluster, schedule, bad=gate.known_bad, rank=rank, world_size=world_size)
+            context = ray.train.get_context()
+            return open_queues(
+                spec,
+                cluster,
+                schedule,
+                bad=gate.known_bad,
+                rank=rank,
+                world_size=context.get_world_size(),
+                ranks_here=context.get_local_world_size(),
+            )
 
         gate = WorkerGate(
             config["coordinator"],
@@ -60,7 +69,7 @@ def train_worker(config: dict[str, Any]) -> dict:
             rank=rank,
             elastic=cluster.elastic,
             checked_step=config["checked_step"],
-            shared=cluster.decode if config["joins"] else None,
+            shared=config["joins"],
         )
         with noting_failures(gate):
             return train(spec, make_queues, rank=rank, gate=gate, start_step=gate.start_step)
@@ -83,8 +92,8 @@ class WorkerGate(StepGate):
 
     start_step: of the checkpoint that rank 0 has chosen; all ranks and their streams start there. known_bad: rejects of
     the run's earlier parts, which rank 0 alone reads from the journals. checked_step: of the
-    checkpoint whose files the driver has compared with their digests. shared: options of the streams on a cluster that
-    the run has joined. epoch: of the group of workers. step: the last that was begun.
+    checkpoint whose files the driver has compared with their digests. shared: whether the run has joined a cluster that
+    others may use too. epoch: of the group of workers. step: the last that was begun.
     """
 
     after_compile = True
@@ -97,7 +106,7 @@ class WorkerGate(StepGate):
         rank: int,
         elastic: bool,
         checked_step: int | None,
-        shared: DecodeOptions | None = None,
+        shared: bool = False,
     ):
         super().__init__()
         self._shared = shared
@@ -111,6 +120,7 @@ class WorkerGate(StepGate):
             checkpoints.remove_leftovers()
             start_step = _choose_checkpoint(checkpoints, checked_step)
             begun = coordinator.begin.remote(world_size, start_step, spec.reject_counts(start_step))
+            self.clock_off_s = _clock_off_s(coordinator)
             chosen = ray.get(begun), start_step, ray.put(known_bad(run_path(spec.run_dir)))
         self.epoch, self.start_step, rejects = collective.broadcast_from_rank_zero(chosen)
         self.known_bad = ray.get(rejects)
@@ -130,7 +140,7 @@ class WorkerGate(StepGate):
         self._coordinator.end.remote(self.epoch, self._reason(error))
 
     def lacks(self) -> str | None:
-        return lacking_decode_cpu(self._shared) if self._shared else None
+        return lacking_decode_cpu() if self._shared else None
 
     def saved(self, step: int, *, compiles: bool) -> None:
         self._coordinator.saved.remote(self.epoch, self._rank, step, compiles)
@@ -162,6 +172,14 @@ class WorkerGate(StepGate):
             then = "going on until it goes" if self._elastic else "stopping"
             print(f"a machine of this run is about to be taken away: saving the state and {then}", flush=True)
         return NextAction.SAVE if self._elastic else NextAction.STOP
+
+
+def _clock_off_s(coordinator: Any) -> float:
+    """Seconds by which this machine's clock is ahead of the coordinator's; 0 as far as an answer can tell."""
+    asked = time.time()
+    there = ray.get(coordinator.now.remote())
+    here = time.time()
+    return 0.0 if asked <= there <= here else (asked + here) / 2 - there
 
 
 def _choose_checkpoint(checkpoints: Checkpoints, checked_step: int | None) -> int:

@@ -217,7 +217,7 @@ class BatchMaker:
                     return Sample(sample_id, self.samples.arrays(clip, view, patches=patches), rejects)
                 except Reject as e:
                     reject = self._new_reject(e, row, position=visit.position, attempt=attempt)
-            rejects.append(reject)
+            rejects.append(reject | {"substitute": True} if attempt else reject)
             row = self.plan.order.substitute(visit.position, attempt, row=visit.row)
         last = rejects[-1]
         raise DataError(

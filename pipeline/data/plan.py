@@ -17,7 +17,8 @@ class Row:
 
     arrays: this rank's samples along the leading axis, named "<modality>/<kind>", e.g. "vision/tokens".
     rejects: bad samples met on the way, as dicts of id, data_set, source, reason, detail; with position and attempt if
-    the reason is transient, with journalled if it was known when the run resumed.
+    the reason is transient, with journalled if it was known when the run resumed, with substitute if it was met in the
+    place of another reject.
     """
 
     task: str

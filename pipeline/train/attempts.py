@@ -32,11 +32,14 @@ _MAX_REASON = 200
 
 
 class AttemptFile:
-    """One file of the log. began: time.time() of the start of what writes it; its clock never jumps after that."""
+    """One file of the log. began: time.time() of the start of what writes it; its clock never jumps after that.
 
-    def __init__(self, path: Path, *, began: float | None = None) -> None:
+    clock_off_s: seconds by which this machine's clock is ahead of that of the command's machine, which all lines go by.
+    """
+
+    def __init__(self, path: Path, *, began: float | None = None, clock_off_s: float = 0.0) -> None:
         self._path = path
-        self._wall, self._counter = time.time(), time.perf_counter()
+        self._wall, self._counter = time.time() - clock_off_s, time.perf_counter()
         self.began = self._wall if began is None else began
         self._log: ObjectLog | None = None
 
@@ -73,11 +76,12 @@ def _is_cut_off(path: Path) -> bool:
 class RankAttempt:
     """One rank's part of an attempt, from the moment that this object is made.
 
-    facts: plain values on the world, the machine and its libraries, kept with the attempt.
+    facts: plain values on the world, the machine and its libraries, kept with the attempt. clock_off_s: of
+    ``AttemptFile``.
     """
 
-    def __init__(self, run_dir: Path, *, rank: int, start_step: int, facts: dict) -> None:
-        self._file = AttemptFile(run_path(run_dir) / FOLDER / f"rank-{rank}.jsonl")
+    def __init__(self, run_dir: Path, *, rank: int, start_step: int, facts: dict, clock_off_s: float = 0.0) -> None:
+        self._file = AttemptFile(run_path(run_dir) / FOLDER / f"rank-{rank}.jsonl", clock_off_s=clock_off_s)
         self._every = (_OTHERS_EVERY_S, _OTHERS_EVERY_SHARE) if rank else (_EVERY_S, _EVERY_SHARE)
         self._written_at = -math.inf
         self._file.write("open", at=self._file.began, start_step=start_step, **facts)

@@ -50,13 +50,14 @@ class Quarantine:
     def record(self, row: Row, *, step: int, data_set: str) -> Draws:
         """Returns the row's draws once its rejects are on disk. Raises DataError if the journal cannot be written."""
         found = {hash((row.task, reject_key(r))): r for r in row.rejects if not r.get("journalled")}
-        new = {key: r | {"task": row.task, "step": step} for key, r in found.items() if key not in self._written}
+        where = {"task": row.task, "step": step}
+        new = {key: _stored(reject) | where for key, reject in found.items() if key not in self._written}
         if new:
             self._append(list(new.values()))
             self._written |= dict.fromkeys(new)
             for key in list(itertools.islice(self._written, max(0, len(self._written) - _MAX_WRITTEN))):
                 del self._written[key]
-        return Draws.of(data_set, good=len(row.ids), rejects=row.rejects)
+        return Draws.of(data_set, samples=len(row.ids), rejects=row.rejects)
 
     def _append(self, records: list[dict]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -70,6 +71,11 @@ class Quarantine:
                 f"the journal of rejects, {self._path}, cannot be written: {one_line(e)}; free some space or mend the "
                 "storage, and run the same command again"
             ) from e
+
+
+def _stored(reject: dict) -> dict:
+    """The part of a reject that holds for later visits too."""
+    return {name: reject[name] for name in (*_REJECT, *_VISIT) if name in reject}
 
 
 def journal_files(run_dir: Path) -> list[Path]:

@@ -131,7 +131,13 @@ class Rank:
 
     def _attempt(self) -> RankAttempt:
         facts = world() | {"advice": dict(self.spec.logging.feed_advice)}
-        return RankAttempt(run_path(self.spec.run_dir), rank=self.rank, start_step=self.schedule.start, facts=facts)
+        return RankAttempt(
+            run_path(self.spec.run_dir),
+            rank=self.rank,
+            start_step=self.schedule.start,
+            facts=facts,
+            clock_off_s=self.gate.clock_off_s,
+        )
 
     def _open_compiler(self) -> None:
         placement = self.spec.placement
@@ -208,6 +214,7 @@ class Rank:
             non_finite=self.saver.non_finite,
         )
         self.watchdog.excuse = lambda: self.gate.lacks() if self.loop.waits_for_data else None
+        self.watchdog.waits_for = lambda: self.feed.waits_for if self.loop.waits_for_data else None
 
     def _record(self, values: dict) -> None:
         self._wait.done()

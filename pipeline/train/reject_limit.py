@@ -35,10 +35,14 @@ class Draws(NamedTuple):
     examples: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, data_set: str, *, good: int, rejects: list[dict]) -> Draws:
-        """Counts every draw: those of a batch's samples, and one for each reject that a substitute was drawn for."""
-        examples = tuple(f"{r['source'] or r['id']} ({r['reason']})" for r in rejects[:_NUM_EXAMPLES])
-        return cls(data_set, good + len(rejects), len(rejects), examples)
+    def of(cls, data_set: str, *, samples: int, rejects: list[dict]) -> Draws:
+        """Counts the rows that the order drew, one for each sample, and those of them that were bad.
+
+        Substitutes are not counted: they may be neighbours of a bad row, and bad rows often lie together.
+        """
+        own = [reject for reject in rejects if not reject.get("substitute")]
+        examples = tuple(f"{r['source'] or r['id']} ({r['reason']})" for r in own[:_NUM_EXAMPLES])
+        return cls(data_set, samples, len(own), examples)
 
     @classmethod
     def of_ranks(cls, step: Sequence[Draws]) -> Draws:

@@ -244,6 +244,14 @@ class StepCoordinator:
             return None
         return max((step for step, compiles in self._saved.values() if compiles), default=None)
 
+    async def now(self) -> float:
+        """Seconds since the epoch by the clock of this machine, the command's."""
+        return time.time()
+
+    async def trains(self) -> bool:
+        """Whether a step of the present group was granted."""
+        return self._any_granted
+
     async def why(self) -> str | None:
         """The reason that a rank gave for ending the run; None without one."""
         return self.reason

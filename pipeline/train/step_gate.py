@@ -27,10 +27,12 @@ class StepGate:
     """The gate of a run of one process. should_stop: asked before each step.
 
     after_compile: whether a step is granted only once it is compiled. All processes run a step that was granted, so a
-    stop would have to wait for its compile.
+    stop would have to wait for its compile. clock_off_s: seconds by which this machine's clock is ahead of that of the
+    command's machine.
     """
 
     after_compile = False
+    clock_off_s = 0.0
 
     def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop

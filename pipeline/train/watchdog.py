@@ -17,8 +17,8 @@ from pipeline.waiting import say
 # Seconds after which ``faulthandler``, which needs no GIL, takes over from a watchdog that a thread blocks by never
 # releasing it.
 _BACKSTOP_S = 30.0
-# Seconds without a heartbeat after which an excuse is asked for, again and again.
-_EXCUSE_EVERY_S = 60.0
+# Seconds without a heartbeat after which the process is asked what it waits for, again and again.
+_ASK_EVERY_S = 60.0
 # Factor on the usual limit during a compile or a save, or while the process computes.
 _PATIENCE = 4
 # Minimum share of one CPU's time of a process that computes; one that hangs waits.
@@ -30,12 +30,20 @@ def computes(silent_s: float, cpu_s: float) -> bool:
     return cpu_s > _COMPUTES * silent_s
 
 
+def _answer(question: Callable[[], str | None]) -> str | None:
+    """The answer, None where there is none: a cluster that does not answer is no excuse."""
+    with contextlib.suppress(Exception):
+        return question()
+    return None
+
+
 class Watchdog:
     """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
     A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
-    is_patient: whether something else may take that long now. excuse: what the process waits for that is not up to it,
-    in words; such a wait has no limit, and a line a minute. A file that another process left at ``path`` is kept,
+    is_patient: whether something else may take that long now. waits_for: what the process waits for, in words, for a
+    line a minute; of ranks other than 0 once, since hundreds of them may wait for the same. excuse: such a thing that
+    is not up to this run; waiting for it has no limit. A file that another process left at ``path`` is kept,
     and a number added to the name.
     """
 
@@ -46,6 +54,8 @@ class Watchdog:
         number = 2
         self.is_patient: Callable[[], bool] = lambda: False
         self.excuse: Callable[[], str | None] = lambda: None
+        self.waits_for: Callable[[], str | None] = lambda: None
+        self._waited_for: str | None = None
         while self._path.exists() and self._path.stat().st_size:
             self._path, number = path.with_stem(f"{path.stem}-{number}"), number + 1
         self._file = None
@@ -56,14 +66,14 @@ class Watchdog:
 
     def heartbeat(self, finished: str) -> None:
         """Notes progress. finished: in a few words."""
-        self._finished = finished
+        self._finished, self._waited_for = finished, None
         self._last = self._began = self._asked_at = time.monotonic()
         self._cpu_s = time.process_time()
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
         while not self._closed.wait(interval):
-            self._ask_for_an_excuse()
+            self._ask()
             silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
             if silent_s > limit_s:
                 slow = computes(silent_s, time.process_time() - self._cpu_s)
@@ -74,19 +84,18 @@ class Watchdog:
                 self._end(limit_s)
             self._arm()
 
-    def _ask_for_an_excuse(self) -> None:
-        """Begins to count anew if the process waits for something else."""
+    def _ask(self) -> None:
+        """Says what the process waits for. Begins to count anew if that is an excuse."""
         now = time.monotonic()
-        if now - self._asked_at < min(_EXCUSE_EVERY_S, self._timeout_s / 4):
+        if now - self._asked_at < min(_ASK_EVERY_S, self._timeout_s / 4):
             return
-        self._asked_at, excuse = now, None
-        # A cluster that does not answer is no excuse.
-        with contextlib.suppress(Exception):
-            excuse = self.excuse()
-        if excuse:
+        first, self._asked_at = self._asked_at == self._began, now
+        if excuse := _answer(self.excuse):
             self._last = now
-            if self._rank == 0:
-                say(f"waiting for {excuse} ({now - self._began:.0f} s since {self._finished})")
+        self._waited_for = excuse or _answer(self.waits_for)
+        if self._waited_for and (self._rank == 0 or (first and not excuse)):
+            who = f"rank {self._rank}: " if self._rank else ""
+            say(f"{who}waiting for {self._waited_for} ({now - self._began:.0f} s since {self._finished})")
 
     def _say_slow(self) -> None:
         if self._warned:
@@ -109,9 +118,11 @@ class Watchdog:
         faulthandler.dump_traceback_later(_PATIENCE * self._timeout_s + _BACKSTOP_S, exit=True, file=self._file)
 
     def _end(self, limit_s: float) -> None:
+        waited_for = f"; it waits for {self._waited_for}" if self._waited_for else ""
         line = (
-            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}. The stacks of "
-            f"all threads: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the limit"
+            f"rank {self._rank}: nothing was finished for {limit_s:g} s, the last was {self._finished}{waited_for}. "
+            f"The stacks of all threads: {self._path}. The newest checkpoint is safe; cluster.stall_timeout_s is the "
+            "limit"
         )
         say(f"failed: {line}")
         with contextlib.suppress(OSError), open(self._path, "w", encoding="utf-8") as file:

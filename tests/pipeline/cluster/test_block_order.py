@@ -22,6 +22,10 @@ class Decoders:
     def __init__(self, number: int):
         self.number, self.notes = number, []
 
+    @property
+    def num_decoders(self) -> int:
+        return self.number
+
     def max_unfinished(self) -> int:
         return self.number
 
@@ -65,11 +69,11 @@ def order_of(
 
 
 def taken(order: BlockOrder) -> list[str]:
-    """All blocks that may start now, as "task start-stop"."""
+    """All blocks that may start now, as "task start-stop"; each arrives at once."""
     found = []
     while (table := order.take(0)) is not None:
         block = Block.described(table)
-        assert block.rank == 3
+        assert order.arrived(block.task, block.start, 3) == block
         found.append(f"{block.task} {block.start}-{block.stop}")
     return found
 
@@ -164,7 +168,7 @@ def test_decoders_get_no_more_blocks_than_they_may_have():
 
 def test_a_block_that_is_not_due_ends_the_run():
     order = order_of("ab")
-    taken(order)
+    assert order.take(0) and order.take(0)
     assert order.arrived("b", 0, 3) == Block("b", 0, 1, 3)
     for strange in (("b", 0, 3), ("a", 1, 3), ("a", 0, 2), ("c", 0, 3)):
         with pytest.raises(DataError, match="expected one of the blocks a 0 of rank 3, found"):
@@ -199,8 +203,31 @@ def test_who_holds_up_is_named(monkeypatch):
 def test_a_run_of_any_length_begins_at_once():
     tasks = [TaskBlocks("a", 5, 10**12, 1.0, rows_per_block=8, row_bytes=1)]
     order = BlockOrder(tasks, OneTask("a", 5, 10**12), rank=0, max_bytes=20, decoders=Decoders(100))
-    assert [Block.described(order.take(0)).stop for _ in range(4)] == [6, 8, 12, 20]
-    assert order.take(0) is None
+    stops = []
+    for start in (5, 6, 8, 12):
+        stops.append(Block.described(order.take(0)).stop)
+        order.arrived("a", start, 0)
+    assert stops == [6, 8, 12, 20] and order.take(0) is None
+
+
+def test_a_block_of_slow_batches_holds_few(monkeypatch):
+    """Training waits for whole blocks: 16 batches of a minute each would look like a hang."""
+    now = [100.0]
+    monkeypatch.setattr(block_order, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    tasks = [TaskBlocks("a", 0, 10**6, 1.0, rows_per_block=16, row_bytes=1)]
+    order, sizes = BlockOrder(tasks, OneTask("a", 0, 10**6), rank=0, max_bytes=10**6, decoders=Decoders(100)), []
+    # Seconds of a batch: slow; one that starts its decoder; fast; storage that fails for a while.
+    for batch_s in (60, 60, 60, 3, 3, 0.1, 0.1, 40, 0.1, 0.1):
+        block = Block.described(order.take(0))
+        now[0] += batch_s * (block.stop - block.start)
+        order.arrived("a", block.start, 0)
+        sizes.append(block.stop - block.start)
+    assert sizes == [1, 1, 1, 1, 3, 3, 11, 16, 1, 16]
+    # Nothing is known of a task before its first block has arrived.
+    other = BlockOrder(
+        [TaskBlocks("a", 0, 99, 1.0, 16, 1)], OneTask("a", 0, 99), rank=0, max_bytes=99, decoders=Decoders(9)
+    )
+    assert [Block.described(other.take(0)).stop for _ in range(4)] == [1, 2, 3, 4]
 
 
 def test_decoders_learn_when_training_waits_for_more_of_them():

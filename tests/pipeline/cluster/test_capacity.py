@@ -131,6 +131,8 @@ def test_decoders_follow_the_machines_of_the_moment(four_cpus, monkeypatch):
     assert (alone.max_unfinished(), shared.max_unfinished(), actors.max_unfinished()) == (13, 5, 10)
     monkeypatch.setattr(capacity, "cluster_cpus", lambda: 3.0)
     assert (alone.max_unfinished(), shared.max_unfinished()) == (4, 1)
+    # A pool of actors asks for its size alone, also while no block may start.
+    assert actors.num_decoders == 1
 
 
 @pytest.mark.parametrize(
@@ -172,18 +174,20 @@ def test_a_decoder_asks_for_no_more_than_a_machine_can_give(four_cpus, monkeypat
 
 
 def test_a_cluster_whose_cpus_are_taken_is_what_decoding_waits_for(four_cpus, monkeypatch):
-    free = [0.0, 0.9]
+    free, living = [0.0, 0.9], [0]
     monkeypatch.setattr(capacity.ray_private, "free_cpus", lambda: free)
+    monkeypatch.setattr("pipeline.cluster.ray_input.living_actors", lambda: living[0])
     lack = capacity.lacking_decode_cpu
-    assert lack(DecodeOptions()) == "a free CPU to decode with; others use the 4 of the cluster"
+    assert lack() == "a free CPU to decode with; others use the 4 of the cluster"
     free[0] = 1.0
-    assert lack(DecodeOptions()) is None
-    free[0] = 0.0
-    # Actors hold their CPUs while they wait.
-    assert lack(DecodeOptions(mode="actors")) is None
+    assert lack() is None
+    # An actor that has started holds its CPU while it waits.
+    free[0], living[0] = 0.0, 1
+    assert lack() is None
     # No machine has a whole CPU beside the workers: streams that are opened now ask for less.
+    living[0] = 0
     monkeypatch.setattr(capacity, "spare_cpus", lambda: [0.75, 0.5])
-    assert lack(DecodeOptions()) is None
+    assert lack() is None
 
 
 def test_reserved_cpus_are_not_spare(monkeypatch):
@@ -233,3 +237,5 @@ def test_ranks_share_the_object_stores(monkeypatch):
     assert bytes_ahead(cluster, 1) == 500
     assert bytes_ahead(cluster, 4) == 500
     assert bytes_ahead(cluster, 12) == 250
+    # Ray packs workers that fit on one machine.
+    assert bytes_ahead(cluster, 4, ranks_here=4) == 125

@@ -1,10 +1,12 @@
 """Messages between the driver and its workers, with a step coordinator that is not an actor."""
 
 import asyncio
+import signal
 import types
 
 import pytest
 
+from pipeline import stopping
 from pipeline.cluster import relay as relay_module
 from pipeline.cluster.relay import Relay, lines_to
 from pipeline.cluster.spec import Cluster
@@ -23,7 +25,8 @@ def actor(coordinator: StepCoordinator):
     def method(name):
         return types.SimpleNamespace(remote=lambda *a: asyncio.run(getattr(coordinator, name)(*a)))
 
-    return types.SimpleNamespace(**{name: method(name) for name in ("news", "stop", "print", "lost", "saved")})
+    names = ("news", "stop", "print", "lost", "saved", "trains")
+    return types.SimpleNamespace(**{name: method(name) for name in names})
 
 
 @pytest.fixture
@@ -83,6 +86,29 @@ def test_a_stop_is_passed_on_and_ends_a_run_without_workers(relay, capsys):
     assert err == "stopped while no worker trained; the newest whole checkpoint is 40\n"
 
 
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_signal_between_the_first_step_and_the_next_news_lets_the_workers_save(relay, monkeypatch, granted):
+    relay, coordinator, stop = relay
+    monkeypatch.setattr(stopping, "end_process", relay_module.end_process)
+    asyncio.run(coordinator.begin(1))
+    relay._pass_on()
+    if not granted:
+        with pytest.raises(Ended, match="75"):
+            stop._take(signal.SIGTERM)
+        return
+    assert asyncio.run(coordinator.step(1, 0, 0, Draws("pets", 4, 0)))[0]
+    stop._take(signal.SIGTERM)
+    stop.close()
+    relay._pass_on()
+    assert asyncio.run(coordinator.step(1, 0, 1, Draws("pets", 4, 0))) == REFUSED
+    # Once training has ended nobody is asked.
+    coordinator.trains = None
+    stop._asked.clear()
+    stop.at_once("done")
+    with pytest.raises(Ended, match="75"):
+        stop._take(signal.SIGTERM)
+
+
 def test_a_stop_during_the_first_compile_of_a_group_waits_for_nothing(relay, capsys):
     relay, coordinator, stop = relay
     asyncio.run(coordinator.begin(2, 40))
@@ -137,3 +163,4 @@ def test_a_coordinator_that_is_gone_is_no_failure_of_the_relay(relay, monkeypatc
 
     monkeypatch.setattr(relay_module.ray, "get", gone)
     relay._pass_on()
+    assert not relay._stop.has_state()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import ray
 
 from benchmarks.one_stream import rows_of
 from pipeline import recipe as recipes
-from pipeline.cluster import capacity
+from pipeline.cluster import capacity, ray_private
+from pipeline.cluster.ray_input import living_actors
 from pipeline.cluster.spec import Cluster, DecodeOptions
 from pipeline.cluster.start import start_ray
 from pipeline.data.known_rejects import NONE_KNOWN
@@ -81,24 +84,25 @@ def test_a_local_ray_is_reached_from_this_machine_alone(ray_session):
     assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1", "::1"}
 
 
+def work(path):
+    while not path.exists():
+        time.sleep(0.05)
+
+
 def test_cpus_of_workers_are_not_spare_and_those_in_use_not_free(ray_session, tmp_path):
     """Ray's tables, as ``capacity`` reads them."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    def work(path):
-        while not path.exists():
-            time.sleep(0.05)
-
-    total, options = capacity.cluster_cpus(), DecodeOptions(mode="tasks")
-    assert capacity.spare_cpus() == [total] and capacity.lacking_decode_cpu(options) is None
+    total = capacity.cluster_cpus()
+    assert capacity.spare_cpus() == [total] and capacity.lacking_decode_cpu() is None
     workers = placement_group([{"CPU": 0.5}])
     ray.get(workers.ready())
     assert capacity.spare_cpus() == [total - 0.5]
     others = ray.remote(work).options(num_cpus=total - 0.5).remote(tmp_path / "released")
-    _await(lambda: capacity.lacking_decode_cpu(options) is not None)
+    _await(lambda: capacity.lacking_decode_cpu() is not None)
     (tmp_path / "released").touch()
     ray.get(others)
-    _await(lambda: capacity.lacking_decode_cpu(options) is None)
+    _await(lambda: capacity.lacking_decode_cpu() is None)
     remove_placement_group(workers)
     _await(lambda: capacity.spare_cpus() == [total])
 
@@ -110,10 +114,42 @@ def _await(ready) -> None:
         time.sleep(0.1)
 
 
-def test_a_pool_of_actors_gives_the_same_rows(ray_session, wanted):
-    rows = list(rows_of(wanted, Cluster(decode=DecodeOptions(mode="actors"))))
+def test_a_pool_of_actors_waits_for_cpus_that_others_use_and_gives_the_same_rows(ray_session, wanted, tmp_path):
+    others = ray.remote(work).options(num_cpus=capacity.cluster_cpus()).remote(tmp_path / "released")
+    _await(lambda: capacity.lacking_decode_cpu() is not None)
+    stream = rows_of(wanted, Cluster(decode=DecodeOptions(mode="actors")))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, stream)
+        assert not wait([first], timeout=1.0).done and capacity.lacking_decode_cpu() is not None
+        (tmp_path / "released").touch()
+        rows = [first.result()]
+    ray.get(others)
+    # The actors have started, and keep the CPUs.
+    _await(lambda: not max(ray_private.free_cpus()))
+    assert capacity.lacking_decode_cpu() is None
+    rows += stream
     maker = wanted.maker()
     assert [r.ids for r in rows] == [maker.row(k, rank=0, world_size=1).ids for k in range(2, 13)]
+
+
+def test_blocks_of_an_actor_that_is_lost_come_although_others_have_all_cpus(ray_session, wanted, monkeypatch, tmp_path):
+    """As of a machine that goes: what is left has no CPU for the actor, until an idle one makes room."""
+    number = [2]
+    monkeypatch.setattr(capacity.DecodeCpus, "num_decoders", property(lambda _: number[0]))
+    stream = rows_of(wanted, Cluster(decode=DecodeOptions(mode="actors")))
+    rows = [next(stream)]
+    _await(lambda: living_actors() == 2)
+    free = capacity.cluster_cpus() / 2
+    others = ray.remote(work).options(num_cpus=free).remote(tmp_path / "released")
+    actors = ray._private.state.actors().values()
+    lost, *_ = [a["Pid"] for a in actors if "Decoder" in a["ActorClassName"] and a["State"] == "ALIVE"]
+    os.kill(lost, signal.SIGKILL)
+    _await(lambda: living_actors() == 1)
+    number[0] = 1
+    rows += stream
+    (tmp_path / "released").touch()
+    ray.get(others)
+    assert [r.batch for r in rows] == list(range(2, 13))
 
 
 def test_rows_are_in_order_and_equal_to_bare_ones(ray_session, wanted):

@@ -3,12 +3,14 @@
 import asyncio
 import concurrent.futures
 import threading
+import time
 import types
 
 import pytest
 
 from pipeline.cluster import worker
 from pipeline.cluster.worker import WorkerGate
+from pipeline.train import attempts
 from pipeline.train.reject_limit import Draws, RejectCounts
 from pipeline.train.step_coordinator import StepCoordinator
 from pipeline.train.step_gate import NextAction
@@ -104,6 +106,20 @@ def test_all_ranks_count_alike_and_end_before_the_same_step(gates):
         # The step that was not run is drawn again, and counts then.
         assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
     assert actor.why.remote().future().result(10).startswith("data set pets: 34 of 300 samples were bad, more than")
+
+
+@pytest.mark.parametrize("off_s", [3600.0, -3600.0])
+def test_the_log_of_attempts_goes_by_the_commands_clock(gates, monkeypatch, tmp_path, off_s):
+    _, actor = gates
+    began = time.time()
+    # The clock of a worker's machine; the coordinator has its own.
+    clock = types.SimpleNamespace(time=lambda: time.time() + off_s, perf_counter=time.perf_counter)
+    assert worker._clock_off_s(actor) == 0
+    monkeypatch.setattr(worker, "time", clock)
+    monkeypatch.setattr(attempts, "time", clock)
+    attempts.RankAttempt(tmp_path, rank=0, start_step=0, facts={}, clock_off_s=worker._clock_off_s(actor))
+    (line,) = attempts.read_file(tmp_path / "attempts" / "rank-0.jsonl")
+    assert began - 10 < line["at"] < time.time() + 10
 
 
 def test_a_checkpoint_holds_the_counts_before_its_step_whatever_was_granted_since(gates):

@@ -231,11 +231,12 @@ def test_a_journal_on_a_full_disk_is_a_fault_of_the_storage(tmp_path):
 # --- what was drawn ---
 
 
-def test_every_draw_counts_whenever_its_reject_was_found(tmp_path):
-    """A substitute is a substitute: of a batch of four, one sample was met bad twice, one was known before."""
-    bad = [reject("a"), reject("a"), reject("b", source="", journalled=True)]
+def test_every_sample_counts_once_whenever_its_reject_was_found(tmp_path):
+    """Of a batch of four, one row was met bad twice, one was known before; a substitute was bad too."""
+    bad = [reject("a"), reject("a"), reject("c", substitute=True), reject("b", source="", journalled=True)]
     draws = journal(tmp_path).record(row(*bad, drawn=4), step=1, data_set="pets")
-    assert draws[:3] == ("pets", 7, 3)
+    assert draws[:3] == ("pets", 4, 3)
+    assert [record["id"] for record in records(tmp_path)] == ["a", "c"] and "substitute" not in lines(tmp_path)[1]
     assert draws.examples == (*["/media/a.png (not_decodable)"] * 2, "b (not_decodable)")
     assert journal(tmp_path).record(row(drawn=4), step=2, data_set="pets") == ("pets", 4, 0, ())
 

@@ -334,7 +334,7 @@ def shares(samples: np.ndarray, world_size: int) -> list[list[Draws]]:
 
     def draws(bad, numbers):
         rejects = [{"id": str(n), "source": "", "reason": "no_text"} for n in numbers[bad]]
-        return Draws.of("pets", good=int((~bad).sum()), rejects=rejects)
+        return Draws.of("pets", samples=len(bad), rejects=rejects)
 
     return [[draws(*one) for one in zip(*ranks, strict=True)] for ranks in zip(parts, names, strict=True)]
 

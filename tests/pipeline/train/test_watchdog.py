@@ -139,6 +139,25 @@ def test_a_wait_for_something_else_has_no_limit_and_is_announced(tmp_path, monke
     assert "nothing was finished for 0.4 s, the last was the start" in said
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_what_a_process_waits_for_is_said_again_and_again_and_in_the_end(tmp_path, monkeypatch, capfd, rank):
+    """Of ranks other than 0 once: hundreds of them may wait for the same."""
+    from pipeline.train import watchdog
+
+    ended, asked = threading.Event(), []
+    monkeypatch.setattr(watchdog, "end_process", lambda code: ended.set())
+    monkeypatch.setattr(watchdog, "_ASK_EVERY_S", 0.0)
+    dog = watchdog.Watchdog(tmp_path / "rank.txt", timeout_s=0.4, rank=rank)
+    dog.waits_for = lambda: asked.append(1) or f"a batch of films ({len(asked)})"
+    assert ended.wait(30)
+    dog.close()
+    said = capfd.readouterr().err
+    who = "rank 3: " if rank else ""
+    assert f"\n{who}waiting for a batch of films (1) (" in "\n" + said
+    assert said.count("waiting for") == (1 if rank else len(asked))
+    assert "the last was the start; it waits for a batch of films (" in said
+
+
 def test_a_run_that_goes_on_leaves_nothing_behind(tmp_path):
     from pipeline.train.watchdog import Watchdog
 
