@@ -146,6 +146,24 @@ def test_what_the_job_has_started_ends_with_it(tmp_path):
     _await(lambda: not any(_runs(pid) for pid in pids.read_text().split()))
 
 
+def test_what_is_started_while_the_job_ends_ends_too(tmp_path):
+    """By a child that was found and is not killed yet."""
+    go, pid = tmp_path / "go", tmp_path / "pid"
+    child = f"while [ ! -e {go} ]; do sleep 0.01; done; sh -c 'echo $$ > {pid}; exec sleep 1000'"
+    phase = (
+        f"import subprocess; from pipeline import stopping; subprocess.Popen(['sh', '-c', {child!r}])\n"
+        "    look = stopping._descendants\n"
+        "    def slow(root):\n"
+        f"        found = look(root); Path('{go}').touch()\n"
+        f"        while not (Path('{pid}').exists() and Path('{pid}').read_text()): time.sleep(0.01)\n"
+        "        return found\n"
+        "    stopping._descendants = slow"
+    )
+    code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase=phase)
+    assert code == 75 and len(lines) == 1
+    _await(lambda: not _runs(pid.read_text().strip()))
+
+
 def _runs(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
