@@ -14,13 +14,36 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-# In every process of Ray's: the second graph takes ten minutes, in a thread that nothing interrupts.
+# In every process: the second graph takes ten minutes, in a thread that nothing interrupts; a file says that a stop
+# saves from now on.
 SLOW = """
-import importlib.abc, importlib.util, sys, time
+import importlib.abc, importlib.util, pathlib, sys, time
+
+def slow_compiler(module):
+    build = module.StepCompiler._build
+
+    def slow(compiler, structure):
+        if compiler.compile_s:
+            time.sleep(600)
+        build(compiler, structure)
+
+    module.StepCompiler._build = slow
+
+def said_deferral(module):
+    defer = module.Stop.defer
+
+    def said(stop, *message):
+        defer(stop, *message)
+        pathlib.Path(__file__).with_name("deferred").touch()
+
+    module.Stop.defer = said
 
 class Hook(importlib.abc.MetaPathFinder):
+    def __init__(self, name, patch):
+        self.name, self.patch = name, patch
+
     def find_spec(self, name, path, target=None):
-        if name != "pipeline.train.compiler":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -28,19 +51,12 @@ class Hook(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            build = module.StepCompiler._build
-
-            def slow(compiler, structure):
-                if compiler.compile_s:
-                    time.sleep(600)
-                build(compiler, structure)
-
-            module.StepCompiler._build = slow
+            self.patch(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
-sys.meta_path.insert(0, Hook())
+sys.meta_path[:0] = [Hook("pipeline.train.compiler", slow_compiler), Hook("pipeline.stopping", said_deferral)]
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -60,11 +76,11 @@ def test_a_stop_during_a_long_compile_saves_and_ends(make_toy_recipe, tmp_path, 
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | hooks)
     metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().endswith("\n")):
+    # The driver looks a few times a second whether a first step has made something to save.
+    deferred = tmp_path / "hooks/deferred"
+    while not (deferred.exists() and metrics.exists() and metrics.read_text().endswith("\n")):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
-    # The driver looks a few times a second whether a first step has made something to save.
-    time.sleep(3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=200) == 75, log.read_text()
     done = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

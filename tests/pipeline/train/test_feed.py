@@ -103,6 +103,8 @@ def test_a_feed_that_is_closed_waits_for_no_graph(make_feed):
     feed = make_feed(gate, await_graph=await_graph)
     assert asked.wait(200)
     feed.close()
+    # Which waits for a few seconds.
+    feed._thread.join(200)
     assert not feed._thread.is_alive()
 
 
