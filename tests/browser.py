@@ -71,6 +71,8 @@ class Browser:
                 pass_fds=(to_child, from_child),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                # Sockets have short names.
+                env=os.environ | {"TMPDIR": "/tmp"},
             )
             os.close(to_child)
             os.close(from_child)
