@@ -119,6 +119,40 @@ def test_a_holder_whose_lock_was_taken_learns_of_it(run_dir, monkeypatch):
     assert (run_dir / ".lock").exists()
 
 
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_holder_that_was_frozen_after_its_look_does_not_take_the_lock_back(run_dir, monkeypatch):
+    monkeypatch.setattr(run_lock, "_RENEW_S", 0.05)
+    lost, store, looks = threading.Event(), run_dir.store, []
+    lock = run_lock.ObjectLock(run_dir / ".lock", lost=lost.set)
+    look = store.versioned
+
+    def taken_after_it(key):
+        found = look(key)
+        looks.append(found)
+        if len(looks) == 3:
+            elsewhere(run_dir)
+        return found
+
+    monkeypatch.setattr(store, "versioned", taken_after_it)
+    assert lost.wait(PATIENCE_S)
+    assert [b'"other"' in found for found, _ in looks] == [False] * 3 + [True]
+    # Until then it renewed.
+    assert len({found for found, _ in looks}) == 4
+    lock.close()
+
+
+@pytest.mark.parametrize("scheme", ["gs"])
+def test_a_server_that_refuses_each_condition_has_renewals_too(run_dir, monkeypatch):
+    monkeypatch.setattr(run_lock, "_RENEW_S", 0.05)
+    lock = run_lock.ObjectLock(run_dir / ".lock")
+    monkeypatch.setattr(run_dir.store, "replace", lambda *given: None)
+    # One may have been under way.
+    for _ in range(2):
+        before = (run_dir / ".lock").read_bytes()
+        wait_for(lambda before=before: (run_dir / ".lock").read_bytes() != before)
+    lock.close()
+
+
 # Freezes between two renewals, once there is the file that is named last.
 DRIVER = """
 import os, signal, subprocess, sys, time
