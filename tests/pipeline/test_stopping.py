@@ -45,15 +45,16 @@ def _heed_signals() -> None:
 
 
 def stopped(tmp_path, *signals, phase="pass", work=SLEEP, terminal=True) -> tuple[int, list[str], float]:
-    """(exit code, lines, seconds from the first signal on) of a job that is sent signals, each once it spoke."""
+    """(exit code, lines, seconds from the first signal on) of a job in ``tmp_path`` that is sent signals, each once it
+    spoke."""
     path, (read, write) = tmp_path / "there", os.pipe()
     if not terminal:
         os.close(read)
     code = JOB.format(phase=phase, work=work)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=write, stderr=write, env=environment, preexec_fn=_heed_signals
-    )
+    command = [sys.executable, "-c", code, str(path)]
+    options = {"stdout": write, "stderr": write, "env": environment, "cwd": tmp_path}
+    process = subprocess.Popen(command, preexec_fn=_heed_signals, **options)
     os.close(write)
     try:
         _await(path.exists)
@@ -136,10 +137,10 @@ def test_a_signal_of_a_forked_child_is_the_child_s(tmp_path):
 def test_what_the_job_has_started_ends_with_it(tmp_path):
     """A child, and a child's child that is in a session of its own."""
     pids = tmp_path / "pids"
-    inner = f"echo $$ >> {pids}; sleep 1000; true"
+    inner = "echo $$ >> pids; sleep 1000; true"
     phase = (
-        f"import subprocess; subprocess.Popen(['sh', '-c', 'echo $$ >> {pids}; setsid sh -c \"{inner}\"; true'])\n"
-        f"    while not Path('{pids}').exists() or len(Path('{pids}').read_text().split()) < 2: time.sleep(0.01)"
+        f"import subprocess; subprocess.Popen(['sh', '-c', 'echo $$ >> pids; setsid sh -c \"{inner}\"; true'])\n"
+        "    while not Path('pids').exists() or len(Path('pids').read_text().split()) < 2: time.sleep(0.01)"
     )
     code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase=phase)
     assert code == 75 and len(lines) == 1
@@ -148,20 +149,19 @@ def test_what_the_job_has_started_ends_with_it(tmp_path):
 
 def test_what_is_started_while_the_job_ends_ends_too(tmp_path):
     """By a child that was found and is not killed yet."""
-    go, pid = tmp_path / "go", tmp_path / "pid"
-    child = f"while [ ! -e {go} ]; do sleep 0.01; done; sh -c 'echo $$ > {pid}; exec sleep 1000'"
+    child = "while [ ! -e go ]; do sleep 0.01; done; sh -c 'echo $$ > pid; exec sleep 1000'"
     phase = (
         f"import subprocess; from pipeline import stopping; subprocess.Popen(['sh', '-c', {child!r}])\n"
         "    look = stopping._descendants\n"
         "    def slow(root):\n"
-        f"        found = look(root); Path('{go}').touch()\n"
-        f"        while not (Path('{pid}').exists() and Path('{pid}').read_text()): time.sleep(0.01)\n"
+        "        found = look(root); Path('go').touch()\n"
+        "        while not (Path('pid').exists() and Path('pid').read_text()): time.sleep(0.01)\n"
         "        return found\n"
         "    stopping._descendants = slow"
     )
     code, lines, _ = stopped(tmp_path, signal.SIGTERM, phase=phase)
     assert code == 75 and len(lines) == 1
-    _await(lambda: not _runs(pid.read_text().strip()))
+    _await(lambda: not _runs((tmp_path / "pid").read_text().strip()))
 
 
 def _runs(pid: str) -> bool:
