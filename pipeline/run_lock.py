@@ -156,10 +156,15 @@ class ObjectLock:
     def _renew(self) -> None:
         while not self._closed.wait(_RENEW_S):
             try:
-                if self._holder() != self._me["owner"]:
+                found, version = self._path.store.versioned(self._path.key)
+                if _parsed(found).get("owner") != self._me["owner"]:
                     return self._lost()
-                # Unconditional: a server may give another version than it took.
-                self._path.store.put(self._path.key, self._content())
+                # A process that was frozen since it looked must not take back what another has taken meanwhile. Where
+                # the last renewal was refused, the server gives another version than it takes: without a condition.
+                if _parsed(found).get("renewals") == self._renewals:
+                    self._path.store.replace(self._path.key, self._content(), version)
+                else:
+                    self._path.store.put(self._path.key, self._content())
             except OSError:
                 # Out of reach for all, and the holder is seen when it is back.
                 continue

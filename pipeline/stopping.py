@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -20,6 +21,10 @@ LIMIT_S = 55.0
 # Exit code of the last job of this process.
 _code: int | None = None
 _SHOW_CURSOR = "\x1b[?25h"
+# Linux's option that makes a process the parent of its orphaned descendants.
+_PR_SET_CHILD_SUBREAPER = 36
+# Maximum number of looks for descendants that were started while others were killed.
+_LOOKS = 100
 # File descriptors to which signals are written.
 _OPEN: set[int] = set()
 
@@ -44,7 +49,7 @@ class Stop:
         self._deferred = False
         self._message = message
         self._reader: int | None = None
-        self._lock = threading.Lock()
+        self._lock, self._ending = threading.Lock(), threading.Lock()
 
     def is_set(self) -> bool:
         """Whether a stop has been requested."""
@@ -68,8 +73,10 @@ class Stop:
         No clean-up runs: nothing that the process is doing, be it the import of a library, may delay the end or add a
         traceback. Files are whole or absent; child processes end too.
         """
-        _print(self._message)
-        end_process(code)
+        # A signal may come while the job ends itself: one line.
+        with self._ending:
+            _print(self._message)
+            end_process(code)
 
     def _end_late(self) -> None:
         _print(f"stopped {self.limit_s:g} s after it was asked for, without saving; run the same command again")
@@ -185,9 +192,18 @@ def _end_when_held() -> None:
 
 def end_process(code: int) -> NoReturn:
     """Ends this process and all its descendants now: Ray's processes would outlive their driver by minutes."""
-    for pid in _descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    if sys.platform == "linux":
+        # A child of one that is killed stays within reach.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    killed: set[int] = set()
+    for _ in range(_LOOKS):
+        found = set(_descendants(os.getpid())) - killed
+        if not found:
+            break
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
     os._exit(code)
 
 

@@ -14,10 +14,21 @@ os.environ.setdefault("NUMBA_OPT", "0")
 # Of this process and of those that tests start.
 os.environ.setdefault("XLA_FLAGS", quick_compile())
 
+import hypothesis
 import pytest
 
 from tests.browser import Browser
 from tests.toy_recipe import toy_recipe_of
+
+# The same examples in each run, however long one takes; --hypothesis-profile=default looks for others.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.ports import free_port
+
 # Seconds until a server that does not start fails the test.
-_START_S = 30
+_START_S = 200
 # (status, headers, content)
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
@@ -108,9 +110,7 @@ class Relay(http.server.BaseHTTPRequestHandler):
 
 def free_address() -> str:
     """An address of this machine at which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port('127.0.0.1')}"
 
 
 def wait_for_server(address: str, program: subprocess.Popen) -> None:

@@ -9,9 +9,7 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,16 +20,14 @@ from pathlib import Path
 import psutil
 import ray
 
+from tests.ports import free_port
+
 # The address that machines which are processes take by themselves.
 IP = ray.util.get_node_ip_address()
 # Ports of a machine for whose numbers it would wait, and end itself if a busy machine starts its agents late.
 _AGENTS = ("metrics-export-port", "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
 # Ports of a head: its agents', and those that Ray would take at fixed numbers.
 _PORTS = (*_AGENTS, "port", "dashboard-port", "ray-client-server-port")
-# Port numbers below those that Linux gives to connections: one of those may take a port before Ray does.
-_PORT_NUMBERS = range(20000, 32768)
-# Port numbers that this process has given away.
-_GIVEN: set[int] = set()
 # Seconds for a head or a machine to start, and for a head to end by itself.
 _START_S, _END_S = 150.0, 4.0
 
@@ -91,7 +87,7 @@ class Machine:
         command = ["ray", "start", "--block", f"--address={head.address}", f"--node-ip-address={IP}"]
         command += [f"--temp-dir={folder}", "--include-log-monitor=false", "--disable-usage-stats"]
         command += ["--min-worker-port=0", "--max-worker-port=0", *arguments]
-        command += [f"--{name}={port}" for name, port in _free_ports(_AGENTS).items()]
+        command += [f"--{name}={free_port()}" for name in _AGENTS]
         self._log = folder / "log"
         self._process = _started(command, self._log, head.environment)
 
@@ -126,7 +122,7 @@ def ray_head(*arguments: str, node_types: dict | None = None, **environment: str
     """Starts a head and ends it. arguments: of ``ray start``. node_types: of ``cluster.yaml``, the head's left out."""
     # Sockets have short names.
     folder = Path(tempfile.mkdtemp(prefix="imp", dir="/tmp"))
-    ports = _free_ports(_PORTS)
+    ports = {name: free_port() for name in _PORTS}
     head = Head(folder, ports, _environment(folder) | environment)
     process = None
     if node_types:
@@ -187,18 +183,6 @@ def _autoscaling_config(folder: Path, address: str, node_types: dict) -> Path:
     path = folder / "autoscaling.json"
     path.write_text(json.dumps(config))
     return path
-
-
-def _free_ports(names: tuple[str, ...]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    while len(found) < len(names):
-        # Processes of tests that run beside each other draw others, whatever their seeds.
-        port = random.SystemRandom().choice(_PORT_NUMBERS)
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            if port not in _GIVEN:
-                _GIVEN.add(port)
-                found[names[len(found)]] = port
-    return found
 
 
 def _started(command: list[str], log: Path, environment: dict[str, str]) -> psutil.Popen:

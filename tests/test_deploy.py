@@ -259,12 +259,12 @@ def test_a_slurm_job_starts_ray_everywhere_and_saves_before_it_ends(tmp_path, si
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while len(calls.read_text().splitlines()) < 3:
             assert job.poll() is None and time.monotonic() < deadline, calls.read_text()
             time.sleep(0.05)
         job.send_signal(getattr(signal, f"SIG{signal_name}"))
-        assert job.wait(timeout=60) == 75
+        assert job.wait(timeout=200) == 75
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)

@@ -158,13 +158,13 @@ def test_a_run_that_was_stopped_and_killed_goes_on_to_the_same_end(recipe_file, 
     process = start(job, run_dir)
     await_step(process, run_dir, 2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     _assert_only_its_own_ray(output)
     stopped = metrics(run_dir)[-1]["step"]
     assert f"stopped after step {stopped}, state saved" in output and stopped < 40
     assert (run_dir / "checkpoints" / str(stopped)).is_dir()
-    _await_end_of(run_dir, deadline=time.monotonic() + 120)
+    _await_end_of(run_dir, deadline=time.monotonic() + 300)
 
     process = start(job, run_dir)
     await_step(process, run_dir, stopped + 2)
@@ -257,7 +257,7 @@ def test_two_workers_stop_lose_one_and_end_as_one_process_does(recipe_file, whol
     process = start(job, two)
     await_step(process, two, 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 75, output
     _assert_only_its_own_ray(output)
     stopped = metrics(two)[-1]["step"]

@@ -38,7 +38,7 @@ def installed(tmp_path_factory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, sources / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*pip, "--target", target, sources], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*pip, "--target", target, sources], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return target
 
@@ -50,7 +50,7 @@ def imp(installed, tmp_path):
     def run(*arguments: str) -> tuple[int, str, str]:
         command = [sys.executable, str(installed / "bin" / "imp"), *arguments]
         environment = os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "100"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
         assert not list(tmp_path.iterdir())
         return done.returncode, done.stdout, done.stderr
 

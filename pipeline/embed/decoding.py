@@ -155,18 +155,20 @@ def in_order(
 ) -> Iterator[R]:
     """``make`` of every row, in order, by several threads that work ahead within bounds of rows and bytes.
 
-    size_of: bytes of a result; the largest so far bounds the rows ahead.
+    size_of: bytes of a result; the largest so far bounds the rows ahead. Before the first each thread has one, and one
+    more waits.
     """
     threads = threads or len(os.sched_getaffinity(0))
     waiting: collections.deque[Future] = collections.deque()
-    largest = 1
+    largest, ahead = 1, 0
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
             for row in rows:
                 waiting.append(pool.submit(make, row))
-                while len(waiting) >= max(threads + 1, min(_ROWS_AHEAD, _BYTES_AHEAD // largest)):
+                while len(waiting) >= max(threads + 1, ahead):
                     result = waiting.popleft().result()
                     largest = max(largest, size_of(result))
+                    ahead = min(_ROWS_AHEAD, _BYTES_AHEAD // largest)
                     yield result
             while waiting:
                 yield waiting.popleft().result()

@@ -72,17 +72,22 @@ class Watchdog:
 
     def _watch(self) -> None:
         interval = min(1.0, self._timeout_s / 4)
+        # Also for a hang before the first look, which holds the GIL or is seen late.
+        self._arm()
         while not self._closed.wait(interval):
-            self._ask()
-            silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
-            if silent_s > limit_s:
-                slow = computes(silent_s, time.process_time() - self._cpu_s)
-                if slow:
-                    self._say_slow()
-                limit_s *= _PATIENCE if slow or self.is_patient() else 1
-            if silent_s > limit_s:
-                self._end(limit_s)
-            self._arm()
+            self._look()
+
+    def _look(self) -> None:
+        self._ask()
+        silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
+        if silent_s > limit_s:
+            slow = computes(silent_s, time.process_time() - self._cpu_s)
+            if slow:
+                self._say_slow()
+            limit_s *= _PATIENCE if slow or self.is_patient() else 1
+        if silent_s > limit_s:
+            self._end(limit_s)
+        self._arm()
 
     def _ask(self) -> None:
         """Says what the process waits for. Begins to count anew if that is an excuse."""

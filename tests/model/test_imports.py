@@ -33,6 +33,6 @@ print(np.isfinite(step(state, batch, np.float32(1e-3))["loss"]))
 def test_a_step_without_jaxtyping_and_the_pipeline():
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=200, check=False
     )
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr

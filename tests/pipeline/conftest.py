@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from pipeline import recipe as recipes
+from pipeline import waiting
 from pipeline.data.spec import AudioSpec, DataSetSpec, ImageSpec, TaskSpec, Variant, VideoSpec
 from pipeline.data.tokenizer import Tokenizer, train_tokenizer
 from pipeline.recipe.specs import loss_fields
@@ -31,6 +32,12 @@ MANIFEST_TYPES = {
 }
 # Few samples, 2 x 2 patches: decoding and the transform cost nothing.
 SMALL_AUDIO = AudioSpec(frame_length=256, hop_length=128, num_frames=32, num_mels=32)
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_waits(monkeypatch):
+    """A loaded machine says what it waits for, between the lines that a test looks at."""
+    monkeypatch.setattr(waiting, "EVERY_S", 3600.0)
 
 
 def tone(*, hz: float, seconds: float, rate_hz: int) -> np.ndarray:

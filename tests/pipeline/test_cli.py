@@ -68,7 +68,7 @@ except SystemExit:
 print("loaded:", *sorted(set({unused!r}) & set(sys.modules)))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, timeout=200
     )
     assert done.stdout.splitlines()[-1] == "loaded:"
     assert "did you mean 'train.num_steps'" in done.stderr if "--set" in arguments else not done.stderr

@@ -26,7 +26,7 @@ def run(tmp_path, request):
     def start(*, stdout, stderr=subprocess.PIPE, **environment):
         command = [sys.executable, "-c", JOB, str(tmp_path / "work")]
         environment["PYTHONUNBUFFERED"] = request.param
-        done = subprocess.run(command, stdout=stdout, stderr=stderr, env=os.environ | environment, timeout=60)
+        done = subprocess.run(command, stdout=stdout, stderr=stderr, env=os.environ | environment, timeout=200)
         assert (tmp_path / "work").read_text() == "done"
         return done
 
@@ -75,6 +75,6 @@ def job(arguments, stop):
     {ends}
 sys.exit(run_job(job, None))
 """
-    done = subprocess.run([sys.executable, "-c", job], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", job], capture_output=True, timeout=200)
     assert done.returncode == code and b"a thread of this process has not ended within 0.2 s" in done.stderr
     assert (b"RuntimeError: bug" in done.stderr) == (code == 1)

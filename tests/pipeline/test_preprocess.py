@@ -45,7 +45,7 @@ LOADED = "print(sorted({'ray', 'ray.data', 'ray.train', 'jax', 'flax', 'orbax', 
 def loaded(imports: str) -> str:
     code = f"import sys; {imports}; {LOADED}"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env={"PYTHONPATH": str(ROOT)}
     )
     return done.stdout.strip() or done.stderr
 

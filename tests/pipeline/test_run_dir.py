@@ -108,14 +108,14 @@ def test_a_run_whose_folder_is_moved_or_exchanged_ends(locked, after):
     run, lost = locked
     run.rename(run.with_name("moved"))
     after(run)
-    assert lost.wait(20)
+    assert lost.wait(200)
 
 
 def test_a_run_whose_folder_was_deleted_and_made_again_by_a_checkpoint_ends(locked):
     run, lost = locked
     shutil.rmtree(run)
     (run / "checkpoints").mkdir(parents=True)
-    assert lost.wait(20)
+    assert lost.wait(200)
 
 
 def test_a_folder_that_is_there_or_does_not_answer_for_a_while_is_not_lost(locked, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.train.checkpoint import Checkpoints
+from tests.object_server import free_address
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -112,9 +112,7 @@ def test_processes_without_a_shared_disk_save_one_checkpoint(server, strict, run
     hide = ["unshare", "--mount", "--map-root-user"]
     if subprocess.run([*hide, "mount", "-t", "tmpfs", "none", str(cache)], capture_output=True).returncode:
         hide = None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     processes = []
@@ -123,7 +121,7 @@ def test_processes_without_a_shared_disk_save_one_checkpoint(server, strict, run
         if hide:
             command = [*hide, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(cache), *command]
         processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(250) for process in processes] == [0, 0]
 
     checkpoints = Checkpoints(run_dir)
     assert checkpoints.steps == [4, 8] and checkpoints.choose() == (8, [])

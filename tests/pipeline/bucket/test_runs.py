@@ -111,12 +111,12 @@ def test_a_killed_run_on_google_is_finished_and_read_by_the_commands(server, run
     server.stop()
     time.sleep(2)
     server.start()
-    assert process.wait(120) == 0
+    assert process.wait(200) == 0
     assert_same_run(run_dir, whole)
     assert (run_dir / "report.html").is_file() and not (run_dir / ".lock").exists()
     assert cli.main(["export", "--run", str(run_dir), "--out", str(tmp_path / "exported")]) == 0
     replay = ("--replay", run_dir, "--steps", "9:12")
-    said, _ = start(ROOT / "jobs" / "check.py", *replay, stdout=subprocess.PIPE, text=True).communicate(timeout=120)
+    said, _ = start(ROOT / "jobs" / "check.py", *replay, stdout=subprocess.PIPE, text=True).communicate(timeout=250)
     assert "equal bit for bit: steps 9 to 12" in said
 
 

@@ -62,7 +62,7 @@ def test_a_run_without_a_head_stops_with_its_state_saved(monkeypatch, steps, sav
     monkeypatch.setattr(head_watch, "_SAVE_S", save_s)
     monkeypatch.setattr(ray_private, "head_answers", lambda: False)
     with HeadWatch(run, run, joined=False, last=lambda: 7):
-        assert run.ended.wait(30)
+        assert run.ended.wait(200)
     assert run.asked.is_set() and run.codes == [75] and run.said[-1] == expected
 
 
@@ -72,7 +72,7 @@ def test_storage_that_does_not_answer_is_no_reason_to_stay(monkeypatch):
     monkeypatch.setattr(head_watch, "_EVERY_S", 0.01)
     monkeypatch.setattr(ray_private, "head_answers", lambda: False)
     with HeadWatch(run, run, joined=False, last=lambda: None):
-        assert run.ended.wait(30)
+        assert run.ended.wait(200)
     assert "the newest whole checkpoint is none" in run.said[-1]
 
 
@@ -89,7 +89,7 @@ def test_the_head_of_a_joined_cluster_may_come_back(monkeypatch):
     monkeypatch.setattr(head_watch, "_EVERY_S", 0.001)
     monkeypatch.setattr(ray_private, "head_answers", answers)
     with HeadWatch(run, run, joined=True, last=lambda: None):
-        assert seen.wait(30)
+        assert seen.wait(200)
     assert not run.asked.is_set() and run.codes == []
 
 

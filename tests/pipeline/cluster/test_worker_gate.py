@@ -55,7 +55,7 @@ def gates(monkeypatch, tmp_path):
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     told = []
-    monkeypatch.setattr(worker.ray, "get", lambda ref: ref.future().result(10))
+    monkeypatch.setattr(worker.ray, "get", lambda ref: ref.future().result(60))
     monkeypatch.setattr(worker.ray, "put", _done)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: types.SimpleNamespace(get_world_size=lambda: 2))
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: None)
@@ -72,7 +72,7 @@ def gates(monkeypatch, tmp_path):
         gate.open(spec.reject_counts(START))
     yield made, actor
     # Answers that are asked for ahead.
-    actor.stop.remote().future().result(10)
+    actor.stop.remote().future().result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -105,7 +105,7 @@ def test_all_ranks_count_alike_and_end_before_the_same_step(gates):
     for gate in (first, second):
         # The step that was not run is drawn again, and counts then.
         assert gate.rejects_before(8).as_dict() == {"pets": {"drawn": 200, "rejected": 4}}
-    assert actor.why.remote().future().result(10).startswith("data set pets: 34 of 300 samples were bad, more than")
+    assert actor.why.remote().future().result(60).startswith("data set pets: 34 of 300 samples were bad, more than")
 
 
 @pytest.mark.parametrize("off_s", [3600.0, -3600.0])

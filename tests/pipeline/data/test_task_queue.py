@@ -62,7 +62,7 @@ def test_each_task_has_its_rows_in_order_whatever_the_order_of_the_blocks():
     assert [line for line in order.told if line.startswith("use")] == ["use a"] * 6 + ["use b"] * 4
     with pytest.raises(DataError, match="ended before the run did"):
         queues.next("a")
-    assert queues.join(10)
+    assert queues.join(60)
 
 
 def test_an_error_is_raised_where_its_rows_would_be_and_stops_no_other_task():
@@ -93,7 +93,7 @@ def test_a_slow_block_of_one_task_holds_up_no_other():
     def tables():
         yield block("a", 4)
         yield block("b", 6)
-        assert slow.wait(10)
+        assert slow.wait(60)
         yield block("b", 4)
 
     order = Order("a", "b")
@@ -104,7 +104,7 @@ def test_a_slow_block_of_one_task_holds_up_no_other():
     while "want b" not in order.told:
         pass
     slow.set()
-    waits.join(10)
+    waits.join(60)
     assert not waits.is_alive()
 
 
@@ -127,8 +127,8 @@ def test_queues_that_are_closed_end_the_stream_and_whoever_waits():
     woken = threading.Thread(target=wait)
     woken.start()
     queue.close()
-    assert queue.join(10)
-    woken.join(10)
+    assert queue.join(60)
+    woken.join(60)
     assert not woken.is_alive()
 
 
@@ -144,9 +144,9 @@ def test_a_stream_left_half_read_is_closed_in_the_thread_that_reads_it():
             closed.append(threading.current_thread().name)
 
     queues = TaskQueues(tables(), Order("a"))
-    assert read.wait(10)
+    assert read.wait(60)
     queues.close()
-    assert queues.join(10) and closed == ["streams"]
+    assert queues.join(60) and closed == ["streams"]
 
 
 def test_one_that_cannot_be_woken_is_given_up_in_bounded_time():

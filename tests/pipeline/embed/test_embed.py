@@ -128,7 +128,8 @@ def test_decoding_runs_ahead_in_order_and_no_further_than_its_bounds():
 
     found = in_order(iter(range(100)), make, lambda _: 512 << 20, threads=2)
     assert next(found) == 0
-    # Each result takes all the bytes that may be ahead: only the threads' own are in the making.
+    # Each result takes all the bytes that may be ahead: only the threads' own are in the making, and stay so.
+    time.sleep(0.1)
     assert len(started) <= 4
     assert [*found] == list(range(1, 100)) and sorted(started) == list(range(100))
 

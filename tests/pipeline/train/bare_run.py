@@ -1,11 +1,13 @@
 """Runs a recipe without Ray: the queues are filled in this process. For tests that kill it, and for benchmarks.
 
-python bare_run.py RECIPE RUN_DIR
+python bare_run.py RECIPE RUN_DIR [--hold STEP]
 """
 
 import argparse
 import json
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import recipe as recipes
@@ -35,8 +37,21 @@ class _Steps(StepGate):
         return super().next_action(step, wait=wait)
 
 
-def run(recipe, run_dir: Path, should_stop=lambda: False, *, steps: int | None = None) -> dict:
-    """The summary. steps: that this process takes at most."""
+class _Held(StepGate):
+    """Lets a process go no further than an update of the run: it waits there to be killed."""
+
+    def __init__(self, should_stop: Callable[[], bool], update: int | None) -> None:
+        super().__init__(should_stop)
+        self._update = update
+
+    def next_action(self, step: int, *, wait: bool = True) -> NextAction | None:
+        if step == self._update:
+            threading.Event().wait()
+        return super().next_action(step, wait=wait)
+
+
+def run(recipe, run_dir: Path, should_stop=lambda: False, *, steps: int | None = None, hold: int | None = None) -> dict:
+    """The summary. steps: that this process takes at most. hold: the update after which it waits for ever."""
     check_run_dir(recipe, run_dir)
     set_damaged_aside(run_dir)
     spec = plan(recipe, run_dir)
@@ -48,7 +63,7 @@ def run(recipe, run_dir: Path, should_stop=lambda: False, *, steps: int | None =
         return direct_queues(spec.data, batches, seed=spec.mixture.seed, known_bad=known_bad(run_dir))
 
     spec.open_checkpoints().remove_leftovers()
-    return train(spec, make_queues, gate=StepGate(should_stop) if steps is None else _Steps(steps))
+    return train(spec, make_queues, gate=_Held(should_stop, hold) if steps is None else _Steps(steps))
 
 
 def job(arguments: argparse.Namespace, stop: Stop) -> int:
@@ -62,7 +77,7 @@ def job(arguments: argparse.Namespace, stop: Stop) -> int:
             stop.defer()
         return stop.is_set()
 
-    summary = run(recipes.load(arguments.recipe), arguments.run_dir, should_stop)
+    summary = run(recipes.load(arguments.recipe), arguments.run_dir, should_stop, hold=arguments.hold)
     stop.at_once("stopped after the last step")
     (arguments.run_dir / "bare_summary.json").write_text(json.dumps(summary))
     return EXIT_DONE if summary["steps"] == summary["num_steps"] else EXIT_RUN_AGAIN
@@ -72,4 +87,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe", type=Path)
     parser.add_argument("run_dir", type=run_path)
+    parser.add_argument("--hold", type=int)
     sys.exit(run_job(job, parser.parse_args()))

@@ -410,7 +410,7 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
         [sys.executable, "-c", FULL, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     error, newest = done.stdout.splitlines()

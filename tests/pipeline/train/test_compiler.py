@@ -21,12 +21,12 @@ def test_graphs_are_compiled_in_order_unless_a_step_waits_for_one():
     def compile_one(what):
         order.append(what)
         begun.set()
-        go_on.wait(10)
+        go_on.wait(200)
         return what.global_batch_size
 
     built = []
     compiler = StepCompiler(compile_one, [A, B, C], on_compiled=lambda: built.append(1))
-    begun.wait(10)
+    assert begun.wait(200)
     assert compiler.ready(A) is None and compiler.busy
     waiting = threading.Thread(target=compiler.get, args=(C,))
     waiting.start()
@@ -66,7 +66,7 @@ def test_a_compile_that_fails_reaches_the_step_that_waits():
 
 def test_a_wait_for_a_graph_can_be_left():
     go_on = threading.Event()
-    compiler = StepCompiler(lambda what: go_on.wait(10), [A])
+    compiler = StepCompiler(lambda what: go_on.wait(200), [A])
     assert compiler.get(A, leave=lambda: True) is None
     go_on.set()
     assert compiler.get(A) is True
@@ -78,7 +78,7 @@ def test_a_graph_is_awaited_first_of_all_on_the_list_or_not():
 
     def compile_one(what):
         order.append(what)
-        go_on.wait(10)
+        go_on.wait(200)
 
     compiler = StepCompiler(compile_one, [A, B, C])
     while not order:

@@ -82,10 +82,10 @@ def test_a_gate_that_grants_compiled_steps_is_told_once_the_step_is_compiled(mak
     def await_graph(structure, leave):
         assert structure is STRUCTURE
         asked.set()
-        compiled.wait(30)
+        compiled.wait(200)
 
     feed = make_feed(gate, await_graph=await_graph)
-    assert asked.wait(30)
+    assert asked.wait(200)
     assert gate.told == [] and feed.next(wait=False) is None
     compiled.set()
     batch = feed.next()
@@ -101,8 +101,10 @@ def test_a_feed_that_is_closed_waits_for_no_graph(make_feed):
             pass
 
     feed = make_feed(gate, await_graph=await_graph)
-    assert asked.wait(30)
+    assert asked.wait(200)
     feed.close()
+    # Which waits for a few seconds.
+    feed._thread.join(200)
     assert not feed._thread.is_alive()
 
 

@@ -39,10 +39,10 @@ def read_jsonl(path: Path) -> list[dict]:
     return out
 
 
-def start(recipe_path: Path, run_dir: Path, cache: Path) -> subprocess.Popen:
+def start(recipe_path: Path, run_dir: Path, cache: Path, *options: object) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)}
     return subprocess.Popen(
-        [sys.executable, str(BARE_RUN), str(recipe_path), str(run_dir)],
+        [sys.executable, str(BARE_RUN), str(recipe_path), str(run_dir), *map(str, options)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -84,7 +84,8 @@ def test_killed_runs_equal_the_one_left_alone(whole, tmp_path):
     run_dir = tmp_path / "killed"
     # Before the first checkpoint, and twice between checkpoints: from scratch, then from the newest whole one.
     for step in (3, 7, 11):
-        kill_at(start(recipe_path, run_dir, tmp_path), run_dir, step)
+        # It cannot end before it is killed.
+        kill_at(start(recipe_path, run_dir, tmp_path, "--hold", step + 2), run_dir, step)
     finish(start(recipe_path, run_dir, tmp_path))
     expected, killed = (read_jsonl(d / "metrics.jsonl") for d in (left_alone, run_dir))
     assert [r["step"] for r in killed] == list(range(1, 15))

@@ -93,8 +93,12 @@ def make_pictures(folder, number: int) -> list[dict]:
     return rows
 
 
-def test_files_that_are_decoded_together_are_those_of_decoding_here(decoders, tmp_path, make_data_set, asked):
+def test_files_that_are_decoded_together_are_those_of_decoding_here(
+    decoders, tmp_path, make_data_set, asked, monkeypatch
+):
     """Cheap ones, eight at a time; one that is not there and one without a file among them, and two left out."""
+    # However long one took.
+    monkeypatch.setattr(process, "_TOGETHER_S", 1e6)
     data_set, rows = make_data_set(), make_pictures(tmp_path, 24)
     os.unlink(rows[5]["image"])
     rows[7]["image"] = None
@@ -110,7 +114,10 @@ def test_files_that_are_decoded_together_are_those_of_decoding_here(decoders, tm
     assert asked == [8, 8, 7]
 
 
-def test_one_that_ends_the_child_costs_those_decoded_with_it_nothing(decoders, data_set, tmp_path, deadly, asked):
+def test_one_that_ends_the_child_costs_those_decoded_with_it_nothing(
+    decoders, data_set, tmp_path, deadly, asked, monkeypatch
+):
+    monkeypatch.setattr(process, "_TOGETHER_S", 1e6)
     rows = make_pictures(tmp_path, 12)
     rows[4], rows[9] = deadly("SEGV"), deadly("EXIT")
     decoders._mean_s[data_set.modality("image").decode] = 0.001
@@ -177,7 +184,7 @@ def test_a_decoder_that_closes_the_pipe_is_not_waited_for(decoders, data_set, de
 @pytest.mark.parametrize("word", ["READ", "FORK"])
 def test_a_decoder_that_reads_its_input_or_forks_takes_no_request_of_another(data_set, tmp_path, deadly, word):
     rows = make_pictures(tmp_path, 5)
-    with contextlib.closing(DecodeProcess(DecodeLimits(timeout_s=10.0))) as decoders:
+    with contextlib.closing(DecodeProcess(DecodeLimits(timeout_s=60.0))) as decoders:
         decoders._mean_s[data_set.modality("image").decode] = 0.001
         with pytest.raises(Reject, match="not_decodable"):
             decoders.decode(deadly(word), data_set, "image", next_rows=rows)
@@ -237,7 +244,7 @@ def test_a_decoder_that_kills_every_sample_stops_the_run(data_set, deadly, monke
 
 def gone(pid: int) -> bool:
     """Whether a process ends, or has ended and nobody has asked for its exit code."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         try:
             if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] in "ZX":
@@ -264,7 +271,7 @@ threading.Thread(target=decoders.decode, args=({{"image": {str(tmp_path / "lock.
 time.sleep(0.5)
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert gone(int(done.stdout))
 
 

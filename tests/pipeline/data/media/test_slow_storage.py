@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 
 import pytest
 
@@ -39,9 +38,7 @@ def trickle():
 
 def test_a_file_that_trickles_stops_the_run_with_its_row(trickle, make_data_set):
     row = {"id": "slow", "image": trickle}
-    with contextlib.closing(DecodeProcess(DecodeLimits(timeout_s=30.0, storage_s=0.5))) as decoders:
-        began = time.monotonic()
-        with pytest.raises(DataError, match=r"row 'slow': storage: its file did not come within 0.5 s"):
-            decoders.decode(row, make_data_set(), "image")
-    # Twice a look after a second at most, and two starts.
-    assert time.monotonic() - began < 20
+    message = r"row 'slow': storage: its file did not come within 0.5 s"
+    limits = DecodeLimits(timeout_s=30.0, storage_s=0.5)
+    with contextlib.closing(DecodeProcess(limits)) as decoders, pytest.raises(DataError, match=message):
+        decoders.decode(row, make_data_set(), "image")
