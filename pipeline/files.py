@@ -47,6 +47,15 @@ def user_cache() -> Path:
     return folder
 
 
+def ensure_home() -> None:
+    """Gives libraries a home folder where this user has none, as in a container without a name for its user.
+
+    Ray and others end with an error of their own without one.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = str(user_cache())
+
+
 def _may_be_made(folder: Path) -> bool:
     """Whether this user may write to a folder, or make it."""
     above = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)

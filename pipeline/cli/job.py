@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pipeline import stopping
 from pipeline.cli.output import lasting_output
 from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
+from pipeline.files import ensure_home
 from pipeline.store.objects import StoreError
 
 Job = Callable[[argparse.Namespace, stopping.Stop], int]
@@ -35,6 +36,7 @@ def run_job(job: Job, arguments: argparse.Namespace) -> int:
 
 def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     try:
+        ensure_home()
         return job(arguments, stop)
     except RequestError as e:
         _say(f"error: {e}")

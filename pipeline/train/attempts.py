@@ -156,6 +156,24 @@ def read_command_and_rank_0(run_dir: Path) -> list[dict]:
     return sorted(lines, key=lambda line: line["at"])
 
 
+def saved_step(run_dir: Path, *, every: int) -> int:
+    """A step of which the log proves that a checkpoint held it; 0 without proof. every: steps between two saves."""
+    saved, last = 0, 0
+    for line in read_command_and_rank_0(run_dir):
+        if line["event"] == "open":
+            saved = max(saved, _count(line.get("start_step")))
+        elif line["event"] in ("step", "trained"):
+            last = max(last, _count(line.get("step")))
+        elif str(line.get("outcome")).startswith(("done", "stopped")):
+            saved = max(saved, last)
+    # A save begins once the one before is whole.
+    return max(saved, (last - 1) // every * every - every)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def last_lines_of_ranks(run_dir: Path) -> dict[int, list[dict]]:
     """Rank → the last line of each of its attempts. Parses no other: there may be hundreds of ranks and attempts."""
     paths = (run_path(run_dir) / FOLDER).glob("rank-*.jsonl")

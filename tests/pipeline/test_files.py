@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RequestError
-from pipeline.files import TEMPORARY_SUFFIX, cache_dir, make_folder, user_cache, whole_file, write_bytes, write_json
+from pipeline.files import (
+    TEMPORARY_SUFFIX,
+    cache_dir,
+    ensure_home,
+    make_folder,
+    user_cache,
+    whole_file,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
@@ -76,6 +85,8 @@ def container(tmp_path, monkeypatch):
 def test_the_cache_is_at_home_where_that_can_be_written(tmp_path, monkeypatch, container):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == user_cache() == tmp_path / ".cache/imp"
+    ensure_home()
+    assert os.environ["HOME"] == str(tmp_path)
     monkeypatch.setenv("IMP_CACHE", "~/elsewhere")
     assert cache_dir() == tmp_path / "elsewhere"
     assert os.listdir(tmp_path) == []
@@ -88,6 +99,8 @@ def test_a_user_without_a_home_has_a_cache_of_their_own(tmp_path, monkeypatch, c
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", nobody)
     assert cache_dir() == container and container.stat().st_mode & 0o777 == 0o700
+    ensure_home()
+    assert Path.home() == container
     # A home that is no folder; permissions do not bind who runs as root.
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file/home"))

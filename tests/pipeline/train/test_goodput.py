@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pipeline.train import attempts
-from pipeline.train.attempts import AttemptFile, RankAttempt, command_attempt, read_file
+from pipeline.train.attempts import AttemptFile, RankAttempt, command_attempt, read_file, saved_step
 from pipeline.train.goodput import PARTS, goodput
 
 
@@ -223,3 +223,23 @@ def test_a_disk_that_takes_no_more_does_not_end_the_run_here(tmp_path):
     (tmp_path / "attempts").write_text("a file in its place")
     with command_attempt(tmp_path, began=0.0) as attempt:
         attempt.seen()
+
+
+@pytest.mark.parametrize(
+    ("rank", "command", "expected"),
+    [
+        ([opened(1.0, 0)], [], 0),
+        # Killed while step 10 or 14 ran: the save after step 8 or 12 may be cut off, the one before is whole.
+        ([opened(1.0, 0), note(2.0, 8)], [], 0),
+        ([opened(1.0, 0), note(2.0, 9)], [], 4),
+        ([opened(1.0, 0), note(2.0, 13)], [], 8),
+        ([opened(1.0, 6), note(2.0, 7)], [], 6),
+        ([opened(1.0, 0), note(2.0, 3, event="trained")], [{"event": "end", "at": 3.0, "outcome": "stopped"}], 3),
+        ([opened(1.0, 0), note(2.0, 3, event="trained")], [{"event": "end", "at": 3.0, "outcome": "failed: x"}], 0),
+        ([opened(1.0, None), note(2.0, "9")], [], 0),
+    ],
+)
+def test_a_log_proves_that_a_step_was_saved(tmp_path, rank, command, expected):
+    write_log(tmp_path, "rank-0.jsonl", rank)
+    write_log(tmp_path, "command.jsonl", command)
+    assert saved_step(tmp_path, every=4) == expected
