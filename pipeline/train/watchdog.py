@@ -33,7 +33,8 @@ def computes(silent_s: float, cpu_s: float) -> bool:
 class Watchdog:
     """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
-    A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
+    A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so. One
+    that was frozen has not hung.
     is_patient: whether something else may take that long now. excuse: what the process waits for that is not up to it,
     in words; such a wait has no limit, and a line a minute. A file that another process left at ``path`` is kept,
     and a number added to the name.
@@ -61,8 +62,11 @@ class Watchdog:
         self._cpu_s = time.process_time()
 
     def _watch(self) -> None:
-        interval = min(1.0, self._timeout_s / 4)
+        interval, looked_at = min(1.0, self._timeout_s / 4), time.monotonic()
         while not self._closed.wait(interval):
+            now = time.monotonic()
+            self._forgive(now - looked_at - interval, now)
+            looked_at = now
             self._ask_for_an_excuse()
             silent_s, limit_s = time.monotonic() - self._last, self._timeout_s
             if silent_s > limit_s:
@@ -73,6 +77,11 @@ class Watchdog:
             if silent_s > limit_s:
                 self._end(limit_s)
             self._arm()
+
+    def _forgive(self, late_s: float, now: float) -> None:
+        """Leaves out a time in which this thread did not run: the whole process was frozen, as by Ctrl-Z."""
+        if late_s > self._timeout_s / 4:
+            self._last = min(now, self._last + late_s)
 
     def _ask_for_an_excuse(self) -> None:
         """Begins to count anew if the process waits for something else."""

@@ -1,6 +1,7 @@
 """A process that hangs ends in bounded time and says where; one that goes on is left alone."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,6 +47,24 @@ def test_a_hang_ends_with_the_stack_of_every_thread(tmp_path):
     assert "rank 3: nothing was finished for 1 s, the last was step 4" in done.stderr.splitlines()[0]
     for where in ("stuck_in_the_loop", "busy_in_a_thread"):
         assert where in text and where in done.stderr
+
+
+def test_a_process_that_was_frozen_has_not_hung(tmp_path):
+    """Ctrl-Z and fg, a paused container: it beats again within the limit once it runs."""
+    how = "print('frozen', flush=True); sys.stdin.read(1); dog.heartbeat('a wait'); dog.close()"
+    code = HANG.format(how=how).replace("range(5)", "range(1)").replace("timeout_s=1.0", "timeout_s=1.5")
+    command = [sys.executable, "-c", code, str(tmp_path / "stalls/rank-3.txt")]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PYTHONPATH": str(ROOT)}
+    )
+    with process:
+        assert process.stdout.readline() == b"frozen\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.8)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.3)
+        assert process.communicate(b".", timeout=60) == (b"", b"")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("gone", ["closed", "never there"])
