@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import pytest
 
@@ -243,3 +244,30 @@ def test_a_log_proves_that_a_step_was_saved(tmp_path, rank, command, expected):
     write_log(tmp_path, "rank-0.jsonl", rank)
     write_log(tmp_path, "command.jsonl", command)
     assert saved_step(tmp_path, every=4) == expected
+
+
+def test_a_clock_that_was_set_back_mixes_up_no_attempts(tmp_path, monkeypatch):
+    """Attempts follow one another as they were written, with their own lengths; the time between them is not known."""
+    clock = {"time": 1e9, "perf_counter": 50.0}
+    monkeypatch.setattr(attempts, "time", types.SimpleNamespace(**{k: lambda k=k: clock[k] for k in clock}))
+
+    def passes(seconds):
+        for name in clock:
+            clock[name] += seconds
+
+    def attempt(start, last, outcome):
+        with command_attempt(tmp_path, began=clock["time"]) as command:
+            passes(10)
+            rank = RankAttempt(tmp_path, rank=0, start_step=start, facts={})
+            passes(20)
+            rank.step(last, {"steps_s": 20.0})
+            command.outcome = outcome
+
+    attempt(0, 8, "failed: x")
+    clock["time"] -= 3600
+    attempt(4, 12, "stopped")
+    life = goodput(tmp_path)
+    assert (round(life.wall_s, 3), round(life.down_s, 3), life.lost_steps) == (60, 0, 4)
+    assert [(a.start_step, a.last_step, a.outcome) for a in life.attempts] == [(0, 8, "failed: x"), (4, 12, "stopped")]
+    # The loop began as its only note of 20 s of steps was written.
+    assert {k: round(v, 3) for k, v in life.parts_s.items() if v > 0.001} == {"start": 20, "steps": 30, "lost": 10}
