@@ -89,14 +89,19 @@ sys.exit(run_job(job, None))
 
 
 @pytest.mark.parametrize(("ends", "code"), [("return 0", 0), ("return 75", 75), ("raise RuntimeError('bug')", 1)])
-def test_a_thread_that_never_ends_does_not_keep_a_job_that_has(ends, code):
+@pytest.mark.parametrize(
+    "start",
+    ["threading.Thread(target=time.sleep, args=(600,)).start()", "ThreadPoolExecutor().submit(time.sleep, 600)"],
+)
+def test_a_thread_that_never_ends_does_not_keep_a_job_that_has(start, ends, code):
     job = f"""
 import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pipeline import stopping
 from pipeline.cli.job import run_job
 stopping.LIMIT_S = 0.2
 def job(arguments, stop):
-    threading.Thread(target=time.sleep, args=(600,)).start()
+    {start}
     {ends}
 sys.exit(run_job(job, None))
 """
