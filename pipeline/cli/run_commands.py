@@ -127,7 +127,10 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
 
         check_package()
     check_outlives(arguments.out, "--out")
-    make_folder(arguments.out.absolute().parent, "--out in")
+    if arguments.out.is_dir():
+        make_folder(arguments.out, "--out")
+    else:
+        make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.exporting import export_model
     from pipeline.evaluate.trained_model import TrainedModel
 
