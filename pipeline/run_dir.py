@@ -16,7 +16,7 @@ from pipeline.run_lock import FolderLock, ObjectLock
 from pipeline.store.ownership import LOCK
 from pipeline.store.path import ObjectPath
 from pipeline.train.attempts import saved_step
-from pipeline.train.checkpoint_folder import CheckpointFolder
+from pipeline.train.checkpoint_folder import CheckpointFolder, check_path
 from pipeline.train.spec import RunSpec
 
 CONFIG = "config.yaml"
@@ -47,9 +47,11 @@ def lock_run_dir(run_dir: Path) -> Lock:
 def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
     """Lines on how the mixture changes from that of the run directory. Writes nothing.
 
-    Raises RequestError when the run directory belongs to another recipe, or when its checkpoints are gone.
+    Raises RequestError when the run directory belongs to another recipe, when its checkpoints are gone, or when its
+    path can hold none.
     """
     path = run_dir / CONFIG
+    check_path(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise RequestError(f"--run-dir {run_dir}: expected a folder, found a file; use another")
     if path.exists():

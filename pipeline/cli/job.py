@@ -22,6 +22,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REMEDIES = dict.fromkeys(_FULL, "free some space or mend the storage") | dict.fromkeys(
     (*OUT_OF_REACH, errno.EIO), "mend the storage or its permissions"
 )
+_REMEDIES |= {
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "mend the link",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+}
 
 
 def run_job(job: Job, arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import OUT_OF_REACH, DataError, RequestError, one_line
 from pipeline.store.objects import StoreError
-from pipeline.store.path import run_path
+from pipeline.store.path import ObjectPath, run_path
 from pipeline.train.digests import changed_file, cut_file, read_sealed
 
 # Increased when the stored layout changes.
@@ -23,6 +23,22 @@ RUN = "run.json"
 # The fault of a folder whose save was interrupted.
 _NOT_WHOLE = f"{RUN} is missing"
 _changed_file = functools.partial(changed_file, besides=RUN)
+
+
+# Characters that Orbax takes for a pattern in the path of a checkpoint: it would find none of the files that it has
+# written, or those of a neighbour, and say nothing.
+_PATTERNS = frozenset("*?[]\\")
+
+
+def check_path(folder: Path) -> None:
+    """Raises RequestError if checkpoints below a local folder could not be read again because of its name."""
+    if isinstance(folder, ObjectPath):
+        return
+    path = str(folder.absolute())
+    if found := sorted(_PATTERNS.intersection(path)):
+        raise RequestError(
+            f"{path}: expected a path without {' '.join(found)}, where checkpoints cannot be kept; rename it"
+        )
 
 
 class CheckpointFolder:

@@ -159,6 +159,7 @@ def test_help_of_pretrain_says_what_a_resume_may_change_and_where_the_keys_are(h
     [
         ((errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT), "free some space or mend the storage"),
         ((errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO), "mend the storage or its permissions"),
+        ((errno.ENAMETOOLONG,), "name a shorter path"),
     ],
 )
 def test_a_fault_of_the_storage_is_one_line_and_any_other_of_the_system_a_traceback(capsys, numbers, remedy):

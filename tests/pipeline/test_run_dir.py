@@ -46,6 +46,11 @@ def test_a_run_directory_may_be_absent_or_empty(tmp_path, make_pet_recipe):
     check_run_dir(make_pet_recipe(), tmp_path / "run")
 
 
+def test_a_path_that_can_hold_no_checkpoint_is_refused_first(tmp_path, make_pet_recipe):
+    with pytest.raises(RequestError, match=r"lr\[1\]/run: expected a path without \[ \], where checkpoints cannot"):
+        check_run_dir(make_pet_recipe(), tmp_path / "lr[1]/run")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, make_pet_recipe):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RequestError, match="expected a run directory or an empty one, found other files"):

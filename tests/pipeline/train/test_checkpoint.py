@@ -280,6 +280,18 @@ def test_without_an_answer_of_a_disk_no_older_checkpoint_is_chosen(run_dir, monk
     assert checkpoints.choose() == (6, [])
 
 
+@pytest.mark.parametrize("name", ["ü # %41 x:y|z {a}", "lr[12]", "a*", "a?", "a\\b"])
+def test_a_path_whose_checkpoints_could_not_be_read_again_is_refused(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / name)
+    if name.startswith("ü"):
+        save(checkpoints, 3)
+        assert value_of(Checkpoints(tmp_path / name)) == 3.0
+        return
+    with pytest.raises(RequestError, match=r"expected a path without .*, where checkpoints cannot be kept; rename it"):
+        save(checkpoints, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_save_that_was_cut_short_is_no_damage(run_dir):
     checkpoints = Checkpoints(run_dir)
     (checkpoints.folder / "6" / "run.json").unlink()
