@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from pipeline.credentials import redacted
 
 # Maximum number of names that a line lists before it says how many more there are.
 _MAX_NAMES = 4
+
+# Errors of storage that shows no file to this user, whatever is in it: permissions, a mount that is gone.
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT)
 
 EXIT_DONE = 0
 EXIT_FAILED = 1

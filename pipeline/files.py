@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -14,15 +15,51 @@ from typing import Any
 
 from pipeline.errors import RequestError, one_line
 from pipeline.store.objects import StoreError
-from pipeline.store.path import ObjectPath
+from pipeline.store.path import ObjectPath, user_path
 
 # Suffix of the files that a killed writer leaves behind.
 TEMPORARY_SUFFIX = ".partial"
 
 
 def cache_dir() -> Path:
-    """The folder of files that can be rebuilt: $IMP_CACHE, or ~/.cache/imp."""
-    return Path(os.environ.get("IMP_CACHE") or "~/.cache/imp").expanduser()
+    """The folder of files that can be rebuilt: $IMP_CACHE, or ``user_cache``."""
+    given = os.environ.get("IMP_CACHE")
+    return user_path(given) if given else user_cache()
+
+
+def user_cache() -> Path:
+    """~/.cache/imp, or where a container gives its user no home that can be written, a folder of temporary files.
+
+    Raises RequestError if that folder belongs to another user, who could put anything into it.
+    """
+    home = user_path("~/.cache/imp")
+    if home.is_absolute() and _may_be_made(home):
+        return home
+    folder = Path(tempfile.gettempdir()) / f"imp-cache-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RequestError(
+            f"{home} cannot be written, and {folder} is not of this user alone; let IMP_CACHE name a folder for files "
+            "that can be rebuilt"
+        )
+    return folder
+
+
+def ensure_home() -> None:
+    """Gives libraries a home folder where this user has none, as in a container without a name for its user.
+
+    Ray and others end with an error of their own without one.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = str(user_cache())
+
+
+def _may_be_made(folder: Path) -> bool:
+    """Whether this user may write to a folder, or make it."""
+    above = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 @contextlib.contextmanager

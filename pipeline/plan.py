@@ -17,6 +17,7 @@ from pipeline.data.shard_index import read_index
 from pipeline.data.spec import DataSetSpec, TaskSpec
 from pipeline.errors import RequestError
 from pipeline.facts import facts_of
+from pipeline.files import user_cache
 from pipeline.recipe import Recipe, specs
 from pipeline.run_tokenizer import choose_tokenizer
 from pipeline.store.path import run_path
@@ -89,7 +90,7 @@ def _placement_spec(recipe: Recipe) -> PlacementSpec:
         expert_parallel=cluster.expert_parallel,
         fsdp=cluster.fsdp,
         deterministic=recipe.train.deterministic,
-        compile_cache=cluster.compile_cache or str(Path("~/.cache/imp/compiled").expanduser()),
+        compile_cache=cluster.compile_cache or str(user_cache() / "compiled"),
         stall_timeout_s=cluster.stall_timeout_s,
     )
 

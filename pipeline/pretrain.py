@@ -173,7 +173,7 @@ def _finish(recipe: Recipe, run_dir: Path, summary: dict, clock: _Clock, attempt
         _show(run_dir, model)
     write_json(run_dir / "eval.json", results)
     summary["time"] |= {name: round(value, 3) for name, value in clock.times.items()}
-    summary["time"]["total_s"] = round(time.time() - clock.started, 3)
+    summary["time"]["total_s"] = round(clock.elapsed_s, 3)
     attempt.seen()
     if life := goodput(run_dir):
         summary["goodput"] = life.values()
@@ -228,7 +228,14 @@ class _Clock:
     """Measures the seconds of named phases since the command began."""
 
     def __init__(self, started: float | None) -> None:
-        self.started, self.times = started or time.time(), {}
+        now, self.times = time.time(), {}
+        self.started = started or now
+        self._began = time.perf_counter() - (now - self.started)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the command began, also if the system's clock was set since."""
+        return time.perf_counter() - self._began
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import RequestError
+from pipeline.store.path import user_path
 
 # Environment variable in which Ray gives the command of a job its runtime environment and metadata.
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -42,7 +43,7 @@ def check_outlives(path: Path | str, option: str) -> None:
     config = _config()
     if config is None or _URI.match(str(path)):
         return
-    given = Path(path).expanduser()
+    given = user_path(path)
     uploaded = bool((config.get("runtime_env") or {}).get("working_dir"))
     if given.is_absolute() and not (uploaded and given.resolve().is_relative_to(Path.cwd().resolve())):
         return

@@ -15,7 +15,8 @@ from pipeline.recipe import Recipe
 from pipeline.run_lock import FolderLock, ObjectLock
 from pipeline.store.ownership import LOCK
 from pipeline.store.path import ObjectPath
-from pipeline.train.checkpoint_folder import CheckpointFolder
+from pipeline.train.attempts import saved_step
+from pipeline.train.checkpoint_folder import CheckpointFolder, check_path
 from pipeline.train.spec import RunSpec
 
 CONFIG = "config.yaml"
@@ -46,16 +47,31 @@ def lock_run_dir(run_dir: Path) -> Lock:
 def check_run_dir(recipe: Recipe, run_dir: Path) -> list[str]:
     """Lines on how the mixture changes from that of the run directory. Writes nothing.
 
-    Raises RequestError when the run directory belongs to another recipe.
+    Raises RequestError when the run directory belongs to another recipe, when its checkpoints are gone, or when its
+    path can hold none.
     """
     path = run_dir / CONFIG
+    check_path(run_dir)
     if run_dir.exists() and not run_dir.is_dir():
         raise RequestError(f"--run-dir {run_dir}: expected a folder, found a file; use another")
     if path.exists():
-        return recipes.check_resume(_stored_recipe(path), recipe.to_dict())
+        changes = recipes.check_resume(_stored_recipe(path), recipe.to_dict())
+        _check_not_lost(run_dir, every=recipe.train.checkpoint_every)
+        return changes
     if run_dir.exists() and not all(_may_precede_config(p.name) for p in run_dir.iterdir()):
         raise RequestError(f"--run-dir {run_dir}: expected a run directory or an empty one, found other files")
     return []
+
+
+def _check_not_lost(run_dir: Path, *, every: int) -> None:
+    """Raises RequestError if the run had checkpoints and has none: it would begin anew and drop its log."""
+    folder = CheckpointFolder(run_dir)
+    if folder.latest_step is None and (step := saved_step(run_dir, every=every)):
+        why = "".join(f" ({line})" for line in folder.faults()[-1:])
+        raise RequestError(
+            f"--run-dir {run_dir}: its step {step} was saved, and {folder.folder} holds no whole checkpoint{why}; put "
+            "them back (was a copy interrupted? is a disk not mounted?), or use another --run-dir to begin anew"
+        )
 
 
 def _stored_recipe(path: Path) -> dict:

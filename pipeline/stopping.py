@@ -173,18 +173,21 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def bound_end(code: int) -> None:
-    """Ends the process with a code ``LIMIT_S`` after its main thread has ended, if another thread holds it until then.
+    """Ends the process with a code ``LIMIT_S`` after its work has ended, if another thread holds it until then.
 
     A library's thread that waits for ever would; the last code that was given counts.
     """
     global _code
     first, _code = _code is None, code
     if first:
-        threading.Thread(target=_end_when_held, name="end", daemon=True).start()
+        ending = threading.Event()
+        # Called before Python waits for threads, those of executors too, for which it waits first.
+        threading._register_atexit(ending.set)
+        threading.Thread(target=_end_when_held, args=(ending,), name="end", daemon=True).start()
 
 
-def _end_when_held() -> None:
-    threading.main_thread().join()
+def _end_when_held(ending: threading.Event) -> None:
+    ending.wait()
     time.sleep(LIMIT_S)
     _print(f"a thread of this process has not ended within {LIMIT_S:g} s of all its work: ended")
     end_process(_code or 0)

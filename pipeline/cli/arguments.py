@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import RequestError
 from pipeline.files import reach
-from pipeline.store.path import run_path
+from pipeline.store.path import run_path, user_path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # Recipes that come with the project: inside an installed package, at the top of a clone.
@@ -29,7 +29,7 @@ def recipe_names() -> list[str]:
 
 def recipe_file(text: str) -> Path:
     """The file that ``--config`` means: a path, or one of ``recipe_names``."""
-    path = Path(text)
+    path = user_path(text)
     if path.exists() or path.name != text or path.suffix:
         return path
     names = recipe_names()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli.arguments import add_recipe_arguments, make_parser, positive, step_range
 from pipeline.commands import command
@@ -12,7 +11,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, RequestError
 from pipeline.files import make_folder
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
-from pipeline.store.path import run_path
+from pipeline.store.path import run_path, user_path
 from pipeline.waiting import waiting_for
 
 
@@ -27,7 +26,7 @@ def import_parser() -> argparse.ArgumentParser:
     parser.add_argument("layout", metavar="LAYOUT", help="how the data lie, see below")
     parser.add_argument("source", metavar="SOURCE", help="folder or file; s3://, gs:// and other URIs too")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the manifest to write, e.g. data/train.parquet"
+        "--out", type=user_path, required=True, metavar="FILE", help="the manifest to write, e.g. data/train.parquet"
     )
     parser.add_argument(
         "--held-out-share",
@@ -99,7 +98,7 @@ exit codes: 0 usable, or equal; 1 failed, or a step differs; 2 a run would stop,
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a page with samples as the model will see them"
+        "--html", type=user_path, metavar="FILE", help="also write a page with samples as the model will see them"
     )
     parser.set_defaults(job=_check)
     return parser
@@ -166,7 +165,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
     )
     add_recipe_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the shards, one subfolder a data set"
+        "--out", type=user_path, required=True, metavar="FOLDER", help="folder of the shards, one subfolder a data set"
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="only this data set; may be repeated"

@@ -14,6 +14,7 @@ from pipeline.commands import command
 from pipeline.errors import EXIT_DONE, RequestError
 from pipeline.files import make_folder
 from pipeline.stopping import Stop
+from pipeline.store.path import user_path
 from pipeline.waiting import waiting_for
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
         "--config", type=recipe_file, metavar="FILE", help="a recipe whose list and held-out sets apply"
     )
     add_step_argument(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where results go (default: in the run)")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="where results go (default: in the run)")
     parser.add_argument("--workers", type=positive, metavar="N", help="share the rows out to N workers of Ray")
     _add_entry_arguments(parser.add_argument_group("one measurement in place of the list"))
     parser.set_defaults(job=_evaluate)
@@ -177,7 +178,7 @@ def measurement_settings(model: EvaluatedModel, entry: dict) -> EvaluationSettin
     for name in ("classes", "prompts"):
         words = entry.get(name, [])
         # One word is a file if it exists.
-        if len(words) == 1 and Path(words[0]).expanduser().is_file():
+        if len(words) == 1 and user_path(words[0]).is_file():
             entry[name] = words[0]
     if not {"modality", "kind"} <= entry.keys():
         entry = _from_rows(model, entry) | entry

@@ -10,13 +10,23 @@ from collections.abc import Callable
 
 from pipeline import stopping
 from pipeline.cli.output import lasting_output
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, DataError, RequestError, one_line
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEST, OUT_OF_REACH, DataError, RequestError, one_line
+from pipeline.files import ensure_home
 from pipeline.store.objects import StoreError
 
 Job = Callable[[argparse.Namespace, stopping.Stop], int]
 
 # Errors of a disk that takes no more: full, over a quota, a limit of file size, read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What is to be done about an error of the storage.
+_REMEDIES = dict.fromkeys(_FULL, "free some space or mend the storage") | dict.fromkeys(
+    (*OUT_OF_REACH, errno.EIO), "mend the storage or its permissions"
+)
+_REMEDIES |= {
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "mend the link",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+}
 
 
 def run_job(job: Job, arguments: argparse.Namespace) -> int:
@@ -35,6 +45,7 @@ def run_job(job: Job, arguments: argparse.Namespace) -> int:
 
 def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> int:
     try:
+        ensure_home()
         return job(arguments, stop)
     except RequestError as e:
         _say(f"error: {e}")
@@ -47,9 +58,10 @@ def _run_job(job: Job, arguments: argparse.Namespace, stop: stopping.Stop) -> in
         _say(f"{'error' if refused else 'failed'}: {e}" + ("" if refused else "; run the same command again"))
         return EXIT_REQUEST if refused else EXIT_FAILED
     except OSError as e:
-        if e.errno not in _FULL:
+        # An error without a file is of something else: a socket, a process.
+        if e.errno not in _REMEDIES or (e.errno in OUT_OF_REACH and not e.filename):
             raise
-        _say(f"failed: {one_line(e)}; free some space or mend the storage, and run the same command again")
+        _say(f"failed: {one_line(e)}; {_REMEDIES[e.errno]}, and run the same command again")
         return EXIT_FAILED
     finally:
         # Jobs that need no Ray do not load it.

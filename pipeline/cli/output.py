@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -63,9 +64,26 @@ class Output:
         return next((file.fault for file in self._files if file.fault), None)
 
 
+def _open_closed() -> None:
+    """Opens the null device in place of standard streams that the caller has closed.
+
+    A checkpoint that is opened next would get their number otherwise, and all that a library prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. Processes that are started have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 @contextlib.contextmanager
 def lasting_output() -> Iterator[Output]:
     """Lets prints inside the block succeed whatever becomes of the terminal, pipe or file that they go to."""
+    _open_closed()
     before, output = (sys.stdout, sys.stderr), Output()
     for name in ("stdout", "stderr"):
         output.replace(name)

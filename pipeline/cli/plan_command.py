@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from pipeline.cli.arguments import add_recipe_arguments, make_parser
 from pipeline.commands import command
 from pipeline.errors import RequestError
 from pipeline.stopping import Stop
+from pipeline.store.path import user_path
 from pipeline.waiting import waiting_for
 
 # Of the TPU compiler, which otherwise asks the machine for a TPU's metadata and logs that there is none.
@@ -49,7 +49,9 @@ exit codes: 0 it fits, 1 it does not fit, 2 the request was wrong""",
     parser.add_argument("--measure", action="store_true", help="run the planned steps here and compare; with --here")
     parser.add_argument("--all", action="store_true", help="plan every input, not only the largest of each modality")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--prices", type=Path, metavar="FILE", help="YAML of dollars an hour a device, e.g. h200: 7.91")
+    parser.add_argument(
+        "--prices", type=user_path, metavar="FILE", help="YAML of dollars an hour a device, e.g. h200: 7.91"
+    )
     numbers = parser.add_argument_group("what a plan cannot know")
     numbers.add_argument("--utilization", type=float, default=0.4, metavar="SHARE", help="of the peak (default: 0.4)")
     numbers.add_argument("--failure-hours", type=float, default=24.0, metavar="N", help="between two (default: 24)")

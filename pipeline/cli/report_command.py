@@ -10,6 +10,7 @@ from pipeline.commands import command
 from pipeline.errors import EXIT_DONE, RequestError
 from pipeline.files import make_folder
 from pipeline.stopping import Stop
+from pipeline.store.path import user_path
 
 # Files by one of which a run directory is known.
 _SIGNS = ("config.yaml", "metrics.jsonl")
@@ -30,7 +31,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong""",
     parser.add_argument("runs", nargs="+", type=run_folder, metavar="RUN", help="the directory of a run")
     parser.add_argument("--compare", action="store_true", help="write one page about all of the runs")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page of --compare (default: comparison.html, here)"
+        "--out", type=user_path, metavar="FILE", help="the page of --compare (default: comparison.html, here)"
     )
     parser.set_defaults(job=_report)
     return parser

@@ -15,7 +15,7 @@ from pipeline.errors import EXIT_DONE, EXIT_RUN_AGAIN, RequestError, some_of
 from pipeline.files import make_folder, reach
 from pipeline.ray_job import check_outlives
 from pipeline.stopping import Stop
-from pipeline.store.path import run_path
+from pipeline.store.path import run_path, user_path
 from pipeline.waiting import waiting_for
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
     )
     add_run_argument(parser)
     add_step_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or an empty folder")
+    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="a new or an empty folder")
     parser.add_argument(
         "--license",
         action="append",
@@ -127,7 +127,10 @@ def _export(arguments: argparse.Namespace, stop: Stop) -> int:
 
         check_package()
     check_outlives(arguments.out, "--out")
-    make_folder(arguments.out.absolute().parent, "--out in")
+    if arguments.out.is_dir():
+        make_folder(arguments.out, "--out")
+    else:
+        make_folder(arguments.out.absolute().parent, "--out in")
     from pipeline.evaluate.exporting import export_model
     from pipeline.evaluate.trained_model import TrainedModel
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli.arguments import make_parser, positive
 from pipeline.commands import command
 from pipeline.errors import EXIT_DONE, RequestError
 from pipeline.stopping import Stop
+from pipeline.store.path import user_path
 from pipeline.waiting import waiting_for
 
 
@@ -28,7 +28,7 @@ Several machines share the work by --shard 0/8, --shard 1/8, ... over the same f
 
 exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again""",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="a run's directory or an export")
+    parser.add_argument("--run", type=user_path, required=True, metavar="FOLDER", help="a run's directory or an export")
     parser.add_argument(
         "--input",
         action="append",
@@ -36,7 +36,7 @@ exit codes: 0 done, 1 failed, 2 the request was wrong, 75 stopped: run it again"
         metavar="PATH",
         help="a manifest or a folder of files, or its URI; may be repeated (default: the run's held-out sets)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the embeddings")
+    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="folder of the embeddings")
     parser.add_argument(
         "--data-set",
         action="append",
@@ -106,11 +106,18 @@ exit codes: 0 done, 1 failed, 2 the request was wrong""",
     parser.add_argument("--file", metavar="PATH", help="an image, a video or a sound to look for")
     parser.add_argument("--modality", metavar="NAME", help="the modality of --file (default: by its ending)")
     parser.add_argument(
-        "--in", dest="folder", type=Path, required=True, metavar="FOLDER", help=f"what {command('embed')} has written"
+        "--in",
+        dest="folder",
+        type=user_path,
+        required=True,
+        metavar="FOLDER",
+        help=f"what {command('embed')} has written",
     )
     parser.add_argument("--count", type=positive, default=8, metavar="N", help="items of each modality (default: 8)")
     parser.add_argument("--space", metavar="NAME", help="the common space to compare by (default: the trained pair's)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="the page to write (default: FOLDER/search.html)")
+    parser.add_argument(
+        "--html", type=user_path, metavar="FILE", help="the page to write (default: FOLDER/search.html)"
+    )
     parser.set_defaults(job=_search)
     return parser
 

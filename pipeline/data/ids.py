@@ -78,8 +78,8 @@ def repeats(manifest: Manifest) -> Repeats:
 
     Raises RequestError if the hashes of more ids than fit into memory find no room in the cache.
     """
-    cache_dir().mkdir(parents=True, exist_ok=True)
     try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="ids-") as folder:
             return _repeats(manifest, Repeated(Path(folder)))
     except OSError as e:

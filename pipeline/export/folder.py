@@ -105,7 +105,8 @@ def check_new(folder: Path | str) -> Path:
     """The absolute path of a folder to write. Raises RequestError unless it is new or empty."""
     folder = Path(folder).absolute()
     if folder.is_dir():
-        found = next(folder.iterdir(), None)
+        # Not counting what a killed export has left.
+        found = next((path for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX), None)
         if found is None:
             return folder
         raise RequestError(f"{folder}: expected a new or an empty folder, found {found.name} in it")
@@ -116,15 +117,26 @@ def check_new(folder: Path | str) -> Path:
 
 @contextlib.contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill: it takes its place when the block ends, and is removed where that raises."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}")
+    """A folder to fill, which is removed where the block raises; when it ends, ``folder`` has its files.
+
+    A new folder appears whole. One that exists may be a mount or a link, which nothing can replace: it is filled from
+    inside, ``CONFIG`` last, without which nobody reads it.
+    """
+    name = f".{folder.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}"
+    exists = folder.is_dir()
+    temporary = folder / name if exists else folder.with_name(name)
     try:
         temporary.mkdir(parents=True)
     except OSError as e:
         raise RequestError(f"{folder}: expected a place for a folder, found {_why(e)}") from e
     try:
         yield temporary
-        os.rename(temporary, folder)  # over nothing or an empty folder: another writer's files are never replaced
+        if exists:
+            check_new(folder)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
+                os.rename(path, folder / path.name)
+        else:
+            os.rename(temporary, folder)  # over nothing or an empty folder: another writer's files are never replaced
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

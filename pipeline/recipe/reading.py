@@ -19,6 +19,7 @@ from pipeline.recipe.settings import Recipe
 from pipeline.recipe.task_settings import EvaluationSettings
 from pipeline.recipe.yaml_text import read_yaml
 from pipeline.store.objects import StoreError
+from pipeline.store.path import user_path
 
 
 def load(path: Path, overrides: list[str] = (), *, run_dir: Path | None = None) -> Recipe:
@@ -142,7 +143,7 @@ def with_lists(settings: dict, where: str, keys: tuple[str, ...] = ("classes", "
 
 
 def _lines(file: str, where: str) -> list[str]:
-    path = Path(file).expanduser()
+    path = user_path(file)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as e:

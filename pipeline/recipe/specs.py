@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from model import groups, terms
@@ -18,6 +17,7 @@ from pipeline.data.variants import make_variant
 from pipeline.errors import RequestError
 from pipeline.recipe.added import added_specs, embedders, has_frames, patch_embedders
 from pipeline.recipe.settings import Recipe
+from pipeline.store.path import user_path
 from pipeline.train.mixture.spec import SamplerSpec
 from pipeline.train.telemetry import writers
 from pipeline.train.telemetry.spec import LoggingSpec
@@ -237,7 +237,7 @@ def locate(uri: str) -> str:
         from pipeline.data import demo
 
         return str(demo.cache_dir() / uri.removeprefix("demo:"))
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    return uri if "://" in uri else str(user_path(uri).absolute())
 
 
 def uses_demo(recipe: Recipe) -> bool:

@@ -146,6 +146,14 @@ class ObjectPath(PosixPath):
         self.store.delete(self.store.names(f"{self.key}/"))
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it: ~ is a home folder. It stays as it is where nobody knows that folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def run_path(text: str | Path, *, option: str = "--run-dir") -> Path:
     """The path of a run directory: in a bucket for s3:// and gs://, else on this machine's file systems.
 
@@ -155,7 +163,7 @@ def run_path(text: str | Path, *, option: str = "--run-dir") -> Path:
         return text
     scheme, is_uri, rest = text.partition("://")
     if not is_uri:
-        return Path(text)
+        return user_path(text)
     if scheme not in SCHEMES:
         raise RequestError(
             f"{option} {text}: expected a folder, s3://BUCKET/PATH or gs://BUCKET/PATH, found the scheme {scheme}"

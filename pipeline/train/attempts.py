@@ -25,6 +25,8 @@ FOLDER = "attempts"
 # for their sums alone.
 _EVERY_S, _EVERY_SHARE = 0.1, 0.01
 _OTHERS_EVERY_S, _OTHERS_EVERY_SHARE = 10.0, 0.05
+# Seconds between two times that a line can tell apart.
+_RESOLUTION_S = 1e-6
 # The beginning of a line that begins an attempt.
 _OPEN = b'{"event": "open"'
 # Maximum number of characters of the reason for an end.
@@ -34,13 +36,21 @@ _MAX_REASON = 200
 class AttemptFile:
     """One file of the log. began: time.time() of the start of what writes it; its clock never jumps after that.
 
-    clock_off_s: seconds by which this machine's clock is ahead of that of the command's machine, which all lines go by.
+    Nor does it begin before the last line of the command or of rank 0: clocks are set back, and machines' differ.
+    ahead_s: seconds that are added to this machine's clock. clock_off_s: seconds by which it is ahead of that of the
+    command's machine, which all lines go by.
     """
 
     def __init__(self, path: Path, *, began: float | None = None, clock_off_s: float = 0.0) -> None:
         self._path = path
         self._wall, self._counter = time.time() - clock_off_s, time.perf_counter()
         self.began = self._wall if began is None else began
+        last, ahead_s = _last_time(path.parent)
+        self.ahead_s = 0.0
+        if self._wall <= last:
+            self.ahead_s = max(ahead_s, last + _RESOLUTION_S - self._wall)
+            self._wall += self.ahead_s
+            self.began = max(last + _RESOLUTION_S, self.began + self.ahead_s)
         self._log: ObjectLog | None = None
 
     def now(self) -> float:
@@ -63,6 +73,18 @@ class AttemptFile:
         self._log.append(line)
         if wait:
             self._log.sync()
+
+
+def _last_time(folder: Path) -> tuple[float, float]:
+    """(time of the last line of the command and of rank 0, ``ahead_s`` of the last command); 0 without any."""
+    command, rank = map(read_file, _command_and_rank_0(folder))
+    ahead = [line.get("ahead_s") for line in command if line["event"] == "begin"]
+    last = max((line["at"] for line in [*command[-1:], *rank[-1:]]), default=0.0)
+    return last, ahead[-1] if ahead and _is_time(ahead[-1]) else 0.0
+
+
+def _command_and_rank_0(folder: Path) -> tuple[Path, Path]:
+    return folder / "command.jsonl", folder / "rank-0.jsonl"
 
 
 def _is_cut_off(path: Path) -> bool:
@@ -114,7 +136,8 @@ class CommandAttempt:
 def command_attempt(run_dir: Path, *, began: float, facts: dict | None = None) -> Iterator[CommandAttempt]:
     """Notes when a command began, and how and when the block ended. began: time.time(). facts: kept with it."""
     file = AttemptFile(run_dir / FOLDER / "command.jsonl", began=began)
-    file.write("begin", at=began, **({"facts": facts} if facts else {}))
+    facts_and_clock = ({"facts": facts} if facts else {}) | ({"ahead_s": file.ahead_s} if file.ahead_s else {})
+    file.write("begin", at=file.began, **facts_and_clock)
     attempt = CommandAttempt(file)
     try:
         yield attempt
@@ -155,9 +178,26 @@ def command_facts(run_dir: Path) -> list[dict]:
 
 def read_command_and_rank_0(run_dir: Path) -> list[dict]:
     """The lines of the command and of rank 0, in the order of their times."""
-    folder = run_path(run_dir) / FOLDER
-    lines = read_file(folder / "command.jsonl") + read_file(folder / "rank-0.jsonl")
+    lines = [line for path in _command_and_rank_0(run_path(run_dir) / FOLDER) for line in read_file(path)]
     return sorted(lines, key=lambda line: line["at"])
+
+
+def saved_step(run_dir: Path, *, every: int) -> int:
+    """A step of which the log proves that a checkpoint held it; 0 without proof. every: steps between two saves."""
+    saved, last = 0, 0
+    for line in read_command_and_rank_0(run_dir):
+        if line["event"] == "open":
+            saved = max(saved, _count(line.get("start_step")))
+        elif line["event"] in ("step", "trained"):
+            last = max(last, _count(line.get("step")))
+        elif str(line.get("outcome")).startswith(("done", "stopped")):
+            saved = max(saved, last)
+    # A save begins once the one before is whole.
+    return max(saved, (last - 1) // every * every - every)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def last_lines_of_ranks(run_dir: Path) -> dict[int, list[dict]]:

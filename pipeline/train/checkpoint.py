@@ -16,7 +16,7 @@ from pipeline.errors import DataError, RequestError, one_line
 from pipeline.files import write_bytes
 from pipeline.store.path import ObjectPath, remove_tree
 from pipeline.train.agreement import first_of_all_processes
-from pipeline.train.checkpoint_folder import FORMAT, RUN, CheckpointFolder
+from pipeline.train.checkpoint_folder import FORMAT, RUN, CheckpointFolder, check_path
 from pipeline.train.checkpoint_staging import Staging
 from pipeline.train.digests import file_digests, sealed
 
@@ -54,7 +54,9 @@ class Checkpoints(CheckpointFolder):
             self._staging.remove_leftovers()
 
     def check_space(self, state: dict) -> None:
-        """Raises DataError if the disk cannot hold another copy of ``state`` (arrays or their shapes)."""
+        """Raises DataError if the disk cannot hold another copy of ``state`` (arrays or their shapes), and RequestError
+        for a path that Orbax cannot write to."""
+        check_path(self._arrays)
         needed = _bytes(state) + _SPARE_BYTES
         try:
             self._arrays.mkdir(parents=True, exist_ok=True)

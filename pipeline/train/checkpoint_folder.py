@@ -12,15 +12,33 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import DataError, RequestError, one_line
+from pipeline.errors import OUT_OF_REACH, DataError, RequestError, one_line
 from pipeline.store.objects import StoreError
-from pipeline.store.path import run_path
+from pipeline.store.path import ObjectPath, run_path
 from pipeline.train.digests import changed_file, cut_file, read_sealed
 
 # Increased when the stored layout changes.
 FORMAT = 3
 RUN = "run.json"
+# The fault of a folder whose save was interrupted.
+_NOT_WHOLE = f"{RUN} is missing"
 _changed_file = functools.partial(changed_file, besides=RUN)
+
+
+# Characters that Orbax takes for a pattern in the path of a checkpoint: it would find none of the files that it has
+# written, or those of a neighbour, and say nothing.
+_PATTERNS = frozenset("*?[]\\")
+
+
+def check_path(folder: Path) -> None:
+    """Raises RequestError if checkpoints below a local folder could not be read again because of its name."""
+    if isinstance(folder, ObjectPath):
+        return
+    path = str(folder.absolute())
+    if found := sorted(_PATTERNS.intersection(path)):
+        raise RequestError(
+            f"{path}: expected a path without {' '.join(found)}, where checkpoints cannot be kept; rename it"
+        )
 
 
 class CheckpointFolder:
@@ -35,7 +53,7 @@ class CheckpointFolder:
             return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except StoreError as e:
+        except OSError as e:
             raise self._out_of_reach(e) from e
 
     @property
@@ -91,10 +109,9 @@ class CheckpointFolder:
         try:
             data = self._read(step)
         except FileNotFoundError:
-            return f"{RUN} is missing"
-        except StoreError as e:
-            raise self._out_of_reach(e) from e
+            return _NOT_WHOLE
         except (OSError, ValueError) as e:
+            self._check_reach(e)
             return f"{RUN} cannot be read: {one_line(e)}"
         if data.get("format") != FORMAT:
             return None  # ``data`` refuses it
@@ -102,14 +119,21 @@ class CheckpointFolder:
             return f"{RUN} is that of step {data['step']}"
         try:
             return look(self.folder / str(step), data["files"])
-        except StoreError as e:
-            raise self._out_of_reach(e) from e
         except OSError as e:
+            self._check_reach(e)
             return f"a file cannot be read: {one_line(e)}"
 
-    def _out_of_reach(self, error: StoreError) -> DataError:
-        """Without an answer a checkpoint is neither whole nor damaged: a run must not go on from an older one."""
-        return DataError(f"the checkpoints of {self.folder} cannot be read: {one_line(error)}; run the command again")
+    def _check_reach(self, error: Exception) -> None:
+        """Raises DataError without an answer of the storage: a checkpoint then is neither whole nor damaged, and a run
+        must not go on from an older one."""
+        if isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in OUT_OF_REACH):
+            raise self._out_of_reach(error) from error
+
+    def _out_of_reach(self, error: OSError) -> DataError:
+        mend = "" if isinstance(error, StoreError) else "mend the storage or its permissions, and "
+        return DataError(
+            f"the checkpoints of {self.folder} cannot be read: {one_line(error)}; {mend}run the command again"
+        )
 
     def choose(self, *, set_aside: bool = False) -> tuple[int | None, list[str]]:
         """(the newest checkpoint with intact files, a line for each newer one that is damaged).
@@ -119,9 +143,10 @@ class CheckpointFolder:
         """
         damaged, sound = {}, None
         for step in reversed(self._folders()):
-            if not (self.folder / str(step) / RUN).exists():
+            damage = self._fault(step, look=_changed_file)
+            if damage == _NOT_WHOLE:
                 continue  # a save that was interrupted
-            if (damage := self._fault(step, look=_changed_file)) is None:
+            if damage is None:
                 sound = step
                 break
             damaged[step] = damage
@@ -162,9 +187,8 @@ class CheckpointFolder:
             raise RequestError(
                 f"checkpoint {step} of {self.folder} is missing; all machines of a run must see its directory"
             ) from e
-        except StoreError as e:
-            raise self._out_of_reach(e) from e
         except (OSError, ValueError) as e:
+            self._check_reach(e)
             raise RequestError(
                 f"checkpoint {step} of {self.folder} is damaged: {RUN} cannot be read: {one_line(e)}"
             ) from e

@@ -40,11 +40,12 @@ def _answer(question: Callable[[], str | None]) -> str | None:
 class Watchdog:
     """Ends the process when ``heartbeat`` was not called for ``timeout_s``; the stacks go to ``path`` and to stderr.
 
-    A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so.
+    A process that computes all the time is slow, not hung: it gets _PATIENCE times as long, and a line says so. One
+    that was frozen has not hung.
     is_patient: whether something else may take that long now. waits_for: what the process waits for, in words, for a
     line a minute; of ranks other than 0 once, since hundreds of them may wait for the same. excuse: such a thing that
-    is not up to this run; waiting for it has no limit. A file that another process left at ``path`` is kept,
-    and a number added to the name.
+    is not up to this run; waiting for it has no limit. A file that another process left at ``path`` is kept, and a
+    number added to the name.
     """
 
     def __init__(self, path: Path, *, timeout_s: float, rank: int = 0) -> None:
@@ -71,11 +72,20 @@ class Watchdog:
         self._cpu_s = time.process_time()
 
     def _watch(self) -> None:
-        interval = min(1.0, self._timeout_s / 4)
+        interval, looked_at = min(1.0, self._timeout_s / 4), time.monotonic()
         # Also for a hang before the first look, which holds the GIL or is seen late.
         self._arm()
         while not self._closed.wait(interval):
+            now = time.monotonic()
+            self._forgive(now - looked_at - interval, now)
             self._look()
+            # A look that itself takes long, since the cluster does not answer, is no frozen process.
+            looked_at = time.monotonic()
+
+    def _forgive(self, late_s: float, now: float) -> None:
+        """Leaves out a time in which this thread did not run: the whole process was frozen, as by Ctrl-Z."""
+        if late_s > self._timeout_s / 4:
+            self._last = min(now, self._last + late_s)
 
     def _look(self) -> None:
         self._ask()

@@ -154,17 +154,27 @@ def test_help_of_pretrain_says_what_a_resume_may_change_and_where_the_keys_are(h
     assert "train.num_steps" in text and "--print-config    every key of a recipe" in text
 
 
-def test_a_full_disk_is_one_line_and_any_other_fault_of_the_system_a_traceback(capsys):
-    def fails(number):
+@pytest.mark.parametrize(
+    ("numbers", "remedy"),
+    [
+        ((errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT), "free some space or mend the storage"),
+        ((errno.EACCES, errno.EPERM, errno.ESTALE, errno.EIO), "mend the storage or its permissions"),
+        ((errno.ENAMETOOLONG,), "name a shorter path"),
+    ],
+)
+def test_a_fault_of_the_storage_is_one_line_and_any_other_of_the_system_a_traceback(capsys, numbers, remedy):
+    def fails(number, *file):
         def job(arguments, stop):
-            raise OSError(number, os.strerror(number), "runs/demo/summary.json")
+            raise OSError(number, os.strerror(number), *file)
 
         return cli.run_job(job, None)
 
-    for number in (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT):
-        assert fails(number) == 1
+    for number in numbers:
+        assert fails(number, "runs/demo/summary.json") == 1
         (line,) = capsys.readouterr().err.splitlines()
         said = f"[Errno {number}] {os.strerror(number)}: 'runs/demo/summary.json'"
-        assert line == f"failed: {said}; free some space or mend the storage, and run the same command again"
+        assert line == f"failed: {said}; {remedy}, and run the same command again"
+    with pytest.raises(FileNotFoundError):
+        fails(errno.ENOENT, "runs/demo/summary.json")
     with pytest.raises(PermissionError):
-        fails(errno.EACCES)
+        fails(errno.EPERM)

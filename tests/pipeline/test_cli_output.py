@@ -63,15 +63,45 @@ def test_a_locale_without_a_character_has_its_number(run):
     assert (done.returncode, done.stdout) == (0, (b"\\u2013" * 40_000 + b"\n") * 3)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_lends_its_number_to_no_file(tmp_path, closed):
+    """What a library prints by number would land in that file."""
+    job = f"""
+import os, sys
+from pipeline.cli.job import run_job
+def job(arguments, stop):
+    with open({str(tmp_path / "work")!r}, "w") as file:
+        file.write("done")
+        for number in (1, 2):
+            os.write(number, b"from a library")
+        print("–", file=sys.stderr)
+        print("–", sys.stdin.read())
+    return 0
+sys.exit(run_job(job, None))
+"""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, job],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        timeout=60,
+    )
+    assert (done.returncode, (tmp_path / "work").read_text()) == (0, "done")
+
+
 @pytest.mark.parametrize(("ends", "code"), [("return 0", 0), ("return 75", 75), ("raise RuntimeError('bug')", 1)])
-def test_a_thread_that_never_ends_does_not_keep_a_job_that_has(ends, code):
+@pytest.mark.parametrize(
+    "start",
+    ["threading.Thread(target=time.sleep, args=(600,)).start()", "ThreadPoolExecutor().submit(time.sleep, 600)"],
+)
+def test_a_thread_that_never_ends_does_not_keep_a_job_that_has(start, ends, code):
     job = f"""
 import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pipeline import stopping
 from pipeline.cli.job import run_job
 stopping.LIMIT_S = 0.2
 def job(arguments, stop):
-    threading.Thread(target=time.sleep, args=(600,)).start()
+    {start}
     {ends}
 sys.exit(run_job(job, None))
 """

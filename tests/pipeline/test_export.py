@@ -1,6 +1,7 @@
 """Exported models: equal to the bit, whole or absent, and one clear line for whatever is wrong with the files."""
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -191,6 +192,26 @@ def test_missing_files(folder):
     assert refused(folder) == f"model.safetensors: {found}"
     (folder / "config.json").unlink()
     assert refused(folder) == "config.json: expected an exported model's config.json, found No such file or directory"
+
+
+def test_a_folder_that_nothing_can_replace_is_filled_from_inside(imp, params, tmp_path, monkeypatch):
+    """A link; a mount, which cannot be renamed over, whose parent may be another disk or read-only."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/.out.1-2.partial").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    moved = []
+
+    def rename(source, target, real=os.rename):
+        if Path(target) == tmp_path / "out":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source), None, str(target))
+        moved.append(Path(target).name)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    save_model(tmp_path / "out", imp, params, step=1, classes=CLASSES)
+    assert moved[-2:] == ["model.safetensors", "config.json"] and load_model(tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "out"]
+    assert sorted(os.listdir(tmp_path / "disk")) == [".out.1-2.partial", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("size", [0, 300, -1])

@@ -14,6 +14,7 @@ from pipeline import run_lock
 from pipeline.errors import RequestError
 from pipeline.plan import plan
 from pipeline.run_dir import check_run_dir, claim, lock_run_dir
+from pipeline.train.attempts import RankAttempt
 
 
 def claimed(recipe, run_dir):
@@ -45,6 +46,11 @@ def test_a_run_directory_may_be_absent_or_empty(tmp_path, make_pet_recipe):
     check_run_dir(make_pet_recipe(), tmp_path / "run")
 
 
+def test_a_path_that_can_hold_no_checkpoint_is_refused_first(tmp_path, make_pet_recipe):
+    with pytest.raises(RequestError, match=r"lr\[1\]/run: expected a path without \[ \], where checkpoints cannot"):
+        check_run_dir(make_pet_recipe(), tmp_path / "lr[1]/run")
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, make_pet_recipe):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RequestError, match="expected a run directory or an empty one, found other files"):
@@ -56,6 +62,25 @@ def test_a_run_of_another_recipe_is_refused(tmp_path, make_pet_recipe):
     check_run_dir(make_pet_recipe(train={"num_steps": 20}), tmp_path / "run")
     with pytest.raises(RequestError, match="made with seed = 0, the recipe now says 1"):
         check_run_dir(make_pet_recipe(seed=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("rest", ["nothing", "a link to nowhere", "an interrupted copy"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path, make_pet_recipe, rest):
+    """A disk that is not mounted, a copy without all files: the next command would cut the log back to nothing."""
+    run_dir, recipe = tmp_path / "run", make_pet_recipe()
+    claimed(recipe, run_dir)
+    attempt = RankAttempt(run_dir, rank=0, start_step=0, facts={})
+    attempt.step(recipe.train.checkpoint_every, {})
+    check_run_dir(recipe, run_dir)
+    RankAttempt(run_dir, rank=0, start_step=3, facts={})
+    if rest == "a link to nowhere":
+        (run_dir / "checkpoints").symlink_to(tmp_path / "unmounted")
+    elif rest == "an interrupted copy":
+        (run_dir / "checkpoints/3/state").mkdir(parents=True)
+    why = r"checkpoints holds no whole checkpoint"
+    why += r" \(checkpoint 3 is skipped: run.json is missing\)" if rest == "an interrupted copy" else ""
+    with pytest.raises(RequestError, match=f"its step 3 was saved, and .*{why}; put"):
+        check_run_dir(recipe, run_dir)
 
 
 def test_another_layout_of_parameters_is_the_same_run(tmp_path, make_pet_recipe):

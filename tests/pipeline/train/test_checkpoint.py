@@ -1,5 +1,6 @@
 """Only whole checkpoints are chosen, what is saved is what the arrays held then, and the disk is looked at before."""
 
+import errno
 import os
 import re
 import shutil
@@ -258,6 +259,37 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew_by_itself(run
     for _ in range(2):
         with pytest.raises(DataError, match=r"every checkpoint in .* is damaged, the newest, 6, because state/.*anew"):
             checkpoints.choose(set_aside=True)
+
+
+@pytest.mark.parametrize("denied", ["iterdir", "read_bytes", "lstat"])
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.ESTALE])
+def test_without_an_answer_of_a_disk_no_older_checkpoint_is_chosen(run_dir, monkeypatch, denied, fault):
+    """Permissions, a mount that is gone: of the folder, of run.json, of the arrays."""
+    checkpoints, real = Checkpoints(run_dir), getattr(Path, denied)
+
+    def refuse(path):
+        if denied == "iterdir" or path.is_relative_to(checkpoints.folder / "6"):
+            raise OSError(fault, os.strerror(fault), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, denied, refuse)
+    for look in (lambda: checkpoints.latest_step, lambda: checkpoints.choose(set_aside=True), checkpoints.faults):
+        with pytest.raises(DataError, match=r"cannot be read: .*; mend the storage or its permissions, and run the"):
+            look()
+    monkeypatch.undo()
+    assert checkpoints.choose() == (6, [])
+
+
+@pytest.mark.parametrize("name", ["ü # %41 x:y|z {a}", "lr[12]", "a*", "a?", "a\\b"])
+def test_a_path_whose_checkpoints_could_not_be_read_again_is_refused(tmp_path, name):
+    checkpoints = Checkpoints(tmp_path / name)
+    if name.startswith("ü"):
+        save(checkpoints, 3)
+        assert value_of(Checkpoints(tmp_path / name)) == 3.0
+        return
+    with pytest.raises(RequestError, match=r"expected a path without .*, where checkpoints cannot be kept; rename it"):
+        save(checkpoints, 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_that_was_cut_short_is_no_damage(run_dir):

@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import types
 
 import pytest
 
 from pipeline.train import attempts
-from pipeline.train.attempts import AttemptFile, RankAttempt, command_attempt, read_file
+from pipeline.train.attempts import AttemptFile, RankAttempt, command_attempt, read_file, saved_step
 from pipeline.train.goodput import PARTS, goodput
 
 
@@ -223,3 +224,50 @@ def test_a_disk_that_takes_no_more_does_not_end_the_run_here(tmp_path):
     (tmp_path / "attempts").write_text("a file in its place")
     with command_attempt(tmp_path, began=0.0) as attempt:
         attempt.seen()
+
+
+@pytest.mark.parametrize(
+    ("rank", "command", "expected"),
+    [
+        ([opened(1.0, 0)], [], 0),
+        # Killed while step 10 or 14 ran: the save after step 8 or 12 may be cut off, the one before is whole.
+        ([opened(1.0, 0), note(2.0, 8)], [], 0),
+        ([opened(1.0, 0), note(2.0, 9)], [], 4),
+        ([opened(1.0, 0), note(2.0, 13)], [], 8),
+        ([opened(1.0, 6), note(2.0, 7)], [], 6),
+        ([opened(1.0, 0), note(2.0, 3, event="trained")], [{"event": "end", "at": 3.0, "outcome": "stopped"}], 3),
+        ([opened(1.0, 0), note(2.0, 3, event="trained")], [{"event": "end", "at": 3.0, "outcome": "failed: x"}], 0),
+        ([opened(1.0, None), note(2.0, "9")], [], 0),
+    ],
+)
+def test_a_log_proves_that_a_step_was_saved(tmp_path, rank, command, expected):
+    write_log(tmp_path, "rank-0.jsonl", rank)
+    write_log(tmp_path, "command.jsonl", command)
+    assert saved_step(tmp_path, every=4) == expected
+
+
+def test_a_clock_that_was_set_back_mixes_up_no_attempts(tmp_path, monkeypatch):
+    """Attempts follow one another as they were written, with their own lengths; the time between them is not known."""
+    clock = {"time": 1e9, "perf_counter": 50.0}
+    monkeypatch.setattr(attempts, "time", types.SimpleNamespace(**{k: lambda k=k: clock[k] for k in clock}))
+
+    def passes(seconds):
+        for name in clock:
+            clock[name] += seconds
+
+    def attempt(start, last, outcome):
+        with command_attempt(tmp_path, began=clock["time"]) as command:
+            passes(10)
+            rank = RankAttempt(tmp_path, rank=0, start_step=start, facts={})
+            passes(20)
+            rank.step(last, {"steps_s": 20.0})
+            command.outcome = outcome
+
+    attempt(0, 8, "failed: x")
+    clock["time"] -= 3600
+    attempt(4, 12, "stopped")
+    life = goodput(tmp_path)
+    assert (round(life.wall_s, 3), round(life.down_s, 3), life.lost_steps) == (60, 0, 4)
+    assert [(a.start_step, a.last_step, a.outcome) for a in life.attempts] == [(0, 8, "failed: x"), (4, 12, "stopped")]
+    # The loop began as its only note of 20 s of steps was written.
+    assert {k: round(v, 3) for k, v in life.parts_s.items() if v > 0.001} == {"start": 20, "steps": 30, "lost": 10}

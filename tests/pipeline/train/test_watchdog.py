@@ -150,6 +150,37 @@ def test_a_process_that_computes_is_slow_and_gets_longer(dog, clock, codes, capf
     assert codes == [1]
 
 
+def watch(dog: Watchdog, clock: Clock, seconds: list[float]) -> None:
+    """The watch during waits that last so long."""
+    left = iter(seconds)
+
+    def wait(interval):
+        lasts = next(left, None)
+        clock.now += lasts or 0
+        return lasts is None
+
+    closed, dog._closed = dog._closed, types.SimpleNamespace(wait=wait)
+    dog._watch()
+    dog._closed = closed
+
+
+def test_a_process_that_was_frozen_has_not_hung(dog, clock, codes):
+    """Ctrl-Z and fg, a paused container: one second of the wait during which it was frozen counts."""
+    watch(dog, clock, [1, 1000, *[1] * 98])
+    assert codes == []
+    watch(dog, clock, [1])
+    assert codes == [1]
+
+
+def test_a_cluster_that_takes_long_to_answer_is_no_frozen_process(dog, clock, codes):
+    def excuse():
+        clock.now += 30
+
+    dog.excuse = excuse
+    watch(dog, clock, [1] * 60)
+    assert codes
+
+
 def test_a_wait_for_something_else_has_no_limit_and_is_announced(dog, clock, codes, capfd):
     """Three times the limit pass while others hold the CPUs; once they are free, a process that hangs ends."""
     excuses = []
