@@ -64,7 +64,10 @@ def summary(lines: list[dict], episodes: list[dict]) -> dict:
         "restart_s": percentiles([r["restart_s"] for r in ended]),
         "went_on_s": percentiles([r["went_on_s"] for r in rounds if "went_on_s" in r and r["kind"] != "node"]),
         "lost node, s": percentiles([r["went_on_s"] for r in rounds if "went_on_s" in r and r["kind"] == "node"]),
-        "steps lost to SIGTERM, at most": max((r["lost"] for r in ended if r["kind"] == "sigterm"), default=None),
+        # A run that only starts has lost what the fault before it cost.
+        "steps lost to SIGTERM, at most": max(
+            (r["lost"] for r in ended if r["kind"] == "sigterm" and r["when"] != "starting"), default=None
+        ),
         "tracebacks": dict(collections.Counter(r["kind"] for r in rounds if r.get("traceback"))),
         "kinds": dict(kinds.most_common()),
     }
