@@ -26,7 +26,7 @@ from pipeline.errors import DataError
 # Pieces of shared memory in which arrays come back, used in turn: a clip holds up to three arrays.
 NUM_SLOTS = 4
 # Maximum number of requests that are asked together; their pieces of memory come after the others.
-MAX_TOGETHER = 8
+MAX_TOGETHER = 16
 # Seconds that the child may take to start.
 _START_TIMEOUT_S = 120.0
 # Seconds past the deadline, or past the end of its answers, after which the parent kills the child. The child normally

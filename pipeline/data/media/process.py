@@ -30,7 +30,7 @@ _TRIES = 2
 # Consecutive samples that may kill their process. Beyond it, the decoder or the machine is at fault, not the media.
 _MAX_DEATHS_IN_A_ROW = 32
 # CPU seconds of decoding that are asked for together: enough to make little of waking two processes for them.
-_TOGETHER_S = 0.02
+_TOGETHER_S = 0.05
 
 
 @functools.lru_cache(maxsize=4)

@@ -96,7 +96,7 @@ def make_pictures(folder, number: int) -> list[dict]:
 def test_files_that_are_decoded_together_are_those_of_decoding_here(
     decoders, tmp_path, make_data_set, asked, monkeypatch
 ):
-    """Cheap ones, eight at a time; one that is not there and one without a file among them, and two left out."""
+    """Cheap ones, sixteen at a time; one that is not there and one without a file among them, and two left out."""
     # However long one took.
     monkeypatch.setattr(process, "_TOGETHER_S", 1e6)
     data_set, rows = make_data_set(), make_pictures(tmp_path, 24)
@@ -111,7 +111,7 @@ def test_files_that_are_decoded_together_are_those_of_decoding_here(
         there = decoders.decode(rows[number], data_set, "image", next_rows=rows[number + 1 :])
         np.testing.assert_array_equal(there, decode_media(rows[number], data_set, "image"))
     # The row without a file takes no place; the last one has nothing to come after it.
-    assert asked == [8, 8, 7]
+    assert asked == [16, 7]
 
 
 def test_one_that_ends_the_child_costs_those_decoded_with_it_nothing(
@@ -129,8 +129,8 @@ def test_one_that_ends_the_child_costs_those_decoded_with_it_nothing(
             continue
         there = decoders.decode(row, data_set, "image", next_rows=rows[number + 1 :])
         np.testing.assert_array_equal(there, decode_media(row, data_set, "image"))
-    # Eight at once, which one of them ends; then one by one, and the deadly one twice.
-    assert asked[:9] == [8, 1, 1, 1, 1, 1, 1, 1, 1]
+    # All at once, which one of them ends; then one by one, and the deadly ones twice.
+    assert asked == [12, *[1] * 14]
 
 
 def test_rejects_are_those_of_decoding_here(decoders, tmp_path, make_data_set):
