@@ -45,13 +45,18 @@ def test_what_is_published_counts_each_fault_once(tmp_path):
     page.write_text(f"# Faults\n\n{campaign._HEAD}\n|---|---|---|---|---|---|---|---|\n\nAfter.\n")
     key = {"seed": 1, "episode": 0, "form": "bare", "commit": "abc"}
     log.write("round", **key, round=0, kind="driver", restart_s=4.0, lost=3)
-    log.write("round", **key, round=1, kind="sigterm", restart_s=6.0, lost=1)
+    log.write("round", **key, round=1, kind="sigterm", when="steps", restart_s=6.0, lost=1)
+    log.write("round", **key, round=2, kind="sigterm", when="starting", restart_s=5.0, lost=3)
     log.write("round", **(key | {"episode": 1}), round=0, kind="driver", restart_s=90.0, lost=3)
     log.write("episode", **key, unequal=["losses"], troubles=[])
     campaign.publish(log, page)
     once = page.read_text()
     # The second run has not ended: its fault is not counted.
-    assert "| abc | bare | 2 in 1 runs | 1 | 0 | 5.0, 6.0 s | – |\n\nAfter." in once
+    assert "| abc | bare | 3 in 1 runs | 1 | 0 | 5.0, 6.0 s | – |\n\nAfter." in once
+    # A run that was only starting has lost what the fault before it had cost.
+    lines = log.lines()
+    summary = campaign.summary(lines, [line for line in lines if line["event"] == "episode"])
+    assert summary["steps lost to SIGTERM, at most"] == 1
     campaign.publish(log, page)
     assert page.read_text() == once
 
