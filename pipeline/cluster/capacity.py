@@ -276,7 +276,7 @@ def autoscales() -> bool:
 
 def _has_autoscaler() -> bool | None:
     """None if that cannot be told."""
-    if ray_private.autoscaler_limits():
+    if ray_private.autoscaler_limits() or ray_private.has_second_autoscaler():
         return True
     try:
         kinds = json.loads(ray_private.autoscaler_status())["autoscaler_report"]["active_nodes"]

@@ -86,6 +86,13 @@ def autoscaler_limits() -> dict[str, float] | None:
     return ray._private.state.state.get_max_resources_from_cluster_config()
 
 
+def has_second_autoscaler() -> bool:
+    """Whether the head runs an autoscaler of the second version, which need not tell its limits."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return is_autoscaler_v2(fetch_from_server=True)
+
+
 def autoscaler_status() -> bytes | None:
     """JSON of the autoscaler of the first version; None if it has written nothing yet."""
     return internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
