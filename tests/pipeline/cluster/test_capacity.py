@@ -1,6 +1,7 @@
 """Missing resources are reported in one line before anything waits for them; workers leave a CPU to decode."""
 
 import dataclasses
+import json
 import types
 
 import pytest
@@ -221,6 +222,26 @@ def test_decoders_stay_within_the_recipe_s_bounds(four_cpus, monkeypatch):
     rank.look()
     # It decodes with what it has asked for, and may ask for no more than half of eight.
     assert (rank.cpus, rank.wanted(), rank.num_decoders) == (4.0, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("limits", "second", "kinds", "grows", "certainly"),
+    [
+        ({"CPU": 9.0}, False, None, True, True),
+        # One of the second version tells no limits where no operator does, and writes no status.
+        (None, True, None, True, True),
+        (None, False, {"decode": 1}, True, True),
+        # Of machines that were started by hand each is of its own kind.
+        (None, False, {"node_c25f": 1}, False, False),
+        (None, False, None, True, False),
+    ],
+)
+def test_what_tells_that_there_is_an_autoscaler(monkeypatch, limits, second, kinds, grows, certainly):
+    status = kinds and json.dumps({"autoscaler_report": {"active_nodes": kinds}})
+    monkeypatch.setattr(capacity.ray_private, "autoscaler_limits", lambda: limits)
+    monkeypatch.setattr(capacity.ray_private, "has_second_autoscaler", lambda: second)
+    monkeypatch.setattr(capacity.ray_private, "autoscaler_status", lambda: status)
+    assert (capacity.may_grow(), capacity.autoscales()) == (grows, certainly)
 
 
 def test_ranks_share_the_object_stores(monkeypatch):
