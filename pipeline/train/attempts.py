@@ -7,6 +7,7 @@ so a process that is killed leaves all but its last moments. ``goodput`` adds th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from pipeline.credentials import redacted
 from pipeline.errors import one_line
-from pipeline.store.log import ObjectLog
+from pipeline.store.log import ObjectLog, lines_from_end
 from pipeline.store.path import ObjectPath, run_path
 
 FOLDER = "attempts"
@@ -36,16 +37,16 @@ _MAX_REASON = 200
 class AttemptFile:
     """One file of the log. began: time.time() of the start of what writes it; its clock never jumps after that.
 
-    Nor does it begin before the last line of the command or of rank 0: clocks are set back, and machines' differ.
-    ahead_s: seconds that are added to this machine's clock. clock_off_s: seconds by which it is ahead of that of the
-    command's machine, which all lines go by.
+    Nor do those of the command and of rank 0 begin before the last line of either, since their lines are put in order:
+    clocks are set back, and machines' differ. ahead_s: seconds that are added to this machine's clock. clock_off_s:
+    seconds by which it is ahead of that of the command's machine, which all lines go by.
     """
 
     def __init__(self, path: Path, *, began: float | None = None, clock_off_s: float = 0.0) -> None:
         self._path = path
         self._wall, self._counter = time.time() - clock_off_s, time.perf_counter()
         self.began = self._wall if began is None else began
-        last, ahead_s = _last_time(path.parent)
+        last, ahead_s = _last_time(path.parent) if path in _command_and_rank_0(path.parent) else (0.0, 0.0)
         self.ahead_s = 0.0
         if self._wall <= last:
             self.ahead_s = max(ahead_s, last + _RESOLUTION_S - self._wall)
@@ -77,10 +78,18 @@ class AttemptFile:
 
 def _last_time(folder: Path) -> tuple[float, float]:
     """(time of the last line of the command and of rank 0, ``ahead_s`` of the last command); 0 without any."""
-    command, rank = map(read_file, _command_and_rank_0(folder))
-    ahead = [line.get("ahead_s") for line in command if line["event"] == "begin"]
-    last = max((line["at"] for line in [*command[-1:], *rank[-1:]]), default=0.0)
-    return last, ahead[-1] if ahead and _is_time(ahead[-1]) else 0.0
+    command, rank = _command_and_rank_0(folder)
+    last = max((line["at"] for path in (command, rank) for line in itertools.islice(_from_end(path), 1)), default=0.0)
+    ahead = next((line.get("ahead_s") for line in _from_end(command) if line["event"] == "begin"), None)
+    return last, ahead if _is_time(ahead) else 0.0
+
+
+def _from_end(path: Path) -> Iterator[dict]:
+    """The lines of ``read_file``, the last one first: a run of many attempts has hundreds of thousands."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for _, text in lines_from_end(file):
+            if line := _line(text):
+                yield line
 
 
 def _command_and_rank_0(folder: Path) -> tuple[Path, Path]:

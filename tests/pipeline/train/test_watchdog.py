@@ -151,7 +151,7 @@ def test_a_process_that_computes_is_slow_and_gets_longer(dog, clock, codes, capf
 
 
 def watch(dog: Watchdog, clock: Clock, seconds: list[float]) -> None:
-    """The watch during waits that last so long."""
+    """Runs the watch through waits of these lengths."""
     left = iter(seconds)
 
     def wait(interval):
