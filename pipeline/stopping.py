@@ -200,13 +200,14 @@ def end_process(code: int) -> NoReturn:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     killed: set[int] = set()
     for _ in range(_LOOKS):
-        found = set(_descendants(os.getpid())) - killed
+        # Parents first, in the order in which they are found: a shell would say that its child was killed.
+        found = [pid for pid in _descendants(os.getpid()) if pid not in killed]
         if not found:
             break
         for pid in found:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        killed |= found
+        killed.update(found)
     os._exit(code)
 
 
